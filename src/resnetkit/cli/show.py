@@ -43,12 +43,9 @@ def evaluation_table(found: Evaluation) -> str:
 
 
 def write_evaluation(found: Evaluation, out: Path) -> None:
-    """``metrics.json`` and ``confusion_matrix.png`` in a new or empty folder."""
-    from ..errors import OutputError
+    """``metrics.json`` and ``confusion_matrix.png`` in the folder ``out``."""
     from ..report.plots import confusion_matrix
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} is in use; name another folder with --out")
     write_json(out / "metrics.json", found.metrics)
     title = f"{found.split}: {found.metrics['accuracy']:.2%} right"
     matrix = found.metrics["confusion_matrix"]
