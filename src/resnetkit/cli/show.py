@@ -77,10 +77,9 @@ def write_predictions(answers: Iterable[Prediction], format: str) -> int:
 
 def model_table(pattern: str | None) -> str:
     """Name, parameters and multiply-adds of the architectures that match a shell pattern."""
-    import torch
-
     from ..errors import RecipeError
-    from ..models import get_model, list_models, summarize
+    from ..models import list_models, summarize
+    from ..models.registry import get_skeleton
 
     names = list_models(include=pattern)
     if not names:
@@ -88,7 +87,6 @@ def model_table(pattern: str | None) -> str:
     lines = [f"{'model':20}  {'parameters':>12}  {'multiply-adds':>13}  at"]
     for name in names:
         size = 32 if name.startswith("cifar_") else 224
-        with torch.device("meta"):
-            found = summarize(get_model(name), size)
+        found = summarize(get_skeleton(name), size)
         lines.append(f"{name:20}  {found.parameters:12,}  {found.macs / 1e9:11.3f} G  {size} px")
     return "\n".join(lines)
