@@ -29,8 +29,8 @@ def run_demo(out: Path) -> None:
     print(f"\n{evaluation_table(tested)}")
 
     predictor = load(run.model)
-    step = max(1, len(tested.part) // PICTURES)
-    chosen = range(0, len(tested.part), step)[:PICTURES]
+    last = len(tested.part) - 1
+    chosen = [round(i * last / (PICTURES - 1)) for i in range(PICTURES)]  # of every digit
     answers = predictor([tested.part.path(i) for i in chosen])
     print("\nsome predictions:")
     for answer in answers[:: PICTURES // 4]:

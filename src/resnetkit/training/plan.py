@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -27,8 +26,8 @@ from ..runtime import Runtime
 from .optim import make_optimizer
 from .recipe import Recipe
 
-STEPS_AT_LEAST = 600
-EPOCHS_AT_LEAST = 16
+PICTURES_SHOWN = 40_000
+EPOCHS = (16, 300)  # at least, at most
 LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
 
 
@@ -56,11 +55,12 @@ def choose_size(recipe: Recipe, part: Part, device: str) -> Recipe:
 
 
 def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
-    """Fill in the number of epochs: small sets need more of them to see enough updates."""
+    """Fill in the number of epochs: as many as show 40,000 pictures, between 16 and 300."""
     if recipe.epochs is not None:
         return recipe
-    steps = max(1, pictures // recipe.batch_size)
-    return recipe.with_settings({"epochs": max(EPOCHS_AT_LEAST, math.ceil(STEPS_AT_LEAST / steps))})
+    least, most = EPOCHS
+    epochs = min(most, max(least, round(PICTURES_SHOWN / pictures)))
+    return recipe.with_settings({"epochs": epochs})
 
 
 def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any]]:

@@ -48,7 +48,7 @@ class Recipe(BaseModel):
         (0.5, 0.85), description="side in training at the start and at the end, over image_size"
     )
     crop_scale: tuple[Share, Share] = Field(
-        (0.35, 1.0), description="share of the area that a random crop takes"
+        (0.5, 1.0), description="share of the area that a random crop takes"
     )
     flip: bool = Field(True, description="mirror every other picture")
     val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -58,7 +58,9 @@ class Recipe(BaseModel):
         "fail", description="what an unreadable picture does to the run"
     )
     # The optimisation
-    epochs: Positive | None = Field(None, description="by default 16, and at least 600 steps")
+    epochs: Positive | None = Field(
+        None, description="by default as many as show 40,000 pictures, between 16 and 300"
+    )
     batch_size: Positive = Field(32, description="pictures a step")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = Field(0.003, description="the greatest learning rate")
