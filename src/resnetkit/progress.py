@@ -1,0 +1,82 @@
+"""What long work shows while it works: a live bar on a terminal, plain lines elsewhere.
+
+Everything goes to standard error, so that standard output holds results alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Advance = Callable[[str], None]
+"""Called after each unit of work with the text to show behind the bar (may be empty)."""
+
+
+def say(text: str = "") -> None:
+    """One line (or several) on standard error; ``[`` and ``]`` have no special meaning."""
+    console.print(text, markup=False)
+
+
+@contextmanager
+def bar(what: str, total: int, every: float = 10.0) -> Iterator[Advance]:
+    """Shows ``what`` as ``total`` units of work; yields the function to call after each unit.
+
+    On a terminal this is a live bar with the time left, which goes away when the work is done;
+    elsewhere a line appears at most ``every`` seconds.
+    """
+    if not console.is_terminal:
+        yield _lines(what, total, every)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as live:
+        task = live.add_task(what, total=total, text="")
+
+        def advance(text: str = "") -> None:
+            live.update(task, advance=1, text=text)
+
+        yield advance
+
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Passes ``items`` on and shows a bar."""
+    with bar(what, total) as advance:
+        for item in items:
+            yield item
+            advance("")
+
+
+def _lines(what: str, total: int, every: float) -> Advance:
+    done, last = 0, time.monotonic()
+
+    def advance(text: str = "") -> None:
+        nonlocal done, last
+        done += 1
+        if time.monotonic() - last >= every and done < total:
+            last = time.monotonic()
+            print(f"{what} {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+
+    return advance
