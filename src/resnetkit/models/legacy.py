@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from .weights import WeightsEnum
@@ -31,12 +30,15 @@ def modern(
         keywords.update(_named(name, args, keywords))
     if "weights" in keywords:
         value = keywords["weights"]
-        if value is None or (value != "legacy" and isinstance(value, str | os.PathLike | Enum)):
+        if value is None or (
+            value != "legacy" and isinstance(value, str | os.PathLike | WeightsEnum)
+        ):
             return keywords
         if not isinstance(value, bool | int) and value != "legacy":
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise TypeError(
-                f"{name}: weights are a member of an enum, its name, a file or an address; got a "
-                f"{type(value).__name__}"
+                f'{name}: weights are a member of resnetkit\'s enum, its name ("DEFAULT"), a file or '
+                f"an address; got a {kind}"
             )
         keywords["weights"] = _first(name, published, value)
     elif "pretrained" in keywords:
