@@ -109,7 +109,7 @@ def test_other_colours_are_converted(mode):
 
 @pytest.mark.parametrize("given", [torch.zeros(5, 8, 8), torch.zeros(8, 8), Image.new("F", (8, 8))])
 def test_what_is_no_picture_is_refused(given):
-    with pytest.raises(ValueError, match="channels|mode F"):
+    with pytest.raises(ValueError, match=r"channels|mode F"):
         ImageClassification(crop_size=8)(given)
 
 

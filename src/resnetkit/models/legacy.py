@@ -37,8 +37,8 @@ def modern(
         if not isinstance(value, bool | int) and value != "legacy":
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise TypeError(
-                f'{name}: weights are a member of resnetkit\'s enum, its name ("DEFAULT"), a file or '
-                f"an address; got a {kind}"
+                f"{name}: weights are a member of resnetkit's enum, its name, a file or address; "
+                f"got a {kind}"
             )
         keywords["weights"] = _first(name, published, value)
     elif "pretrained" in keywords:
