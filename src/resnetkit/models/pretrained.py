@@ -124,10 +124,9 @@ def _from_hub(address: str) -> Path:
 def options_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """The options of a network that ``tensors`` fit without change of head and input."""
     options = {}
-    if "fc.weight" in tensors:
-        options["num_classes"] = tensors["fc.weight"].shape[0]
-    if "conv1.weight" in tensors:
-        options["in_channels"] = tensors["conv1.weight"].shape[1]
+    for option, name, axis in (("num_classes", "fc.weight", 0), ("in_channels", "conv1.weight", 1)):
+        if name in tensors and tensors[name].ndim > axis:
+            options[option] = tensors[name].shape[axis]
     return options
 
 
@@ -154,7 +153,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
 
 def _adapt_head(own: Mapping[str, Tensor], given: dict[str, Tensor], source: str) -> None:
     names = [n for n in ("fc.weight", "fc.bias") if n in own or n in given]
-    wanted, got = (len(x["fc.weight"]) if "fc.weight" in x else 0 for x in (own, given))
+    wanted, got = (options_of(tensors).get("num_classes", 0) for tensors in (own, given))
     if wanted == got:
         return
     for name in names:
@@ -170,12 +169,10 @@ def _adapt_head(own: Mapping[str, Tensor], given: dict[str, Tensor], source: str
 
 
 def _adapt_input(own: Mapping[str, Tensor], given: dict[str, Tensor], source: str) -> None:
-    if "conv1.weight" not in own or "conv1.weight" not in given:
+    wanted, got = (options_of(tensors).get("in_channels") for tensors in (own, given))
+    if wanted is None or got is None or wanted == got:
         return
-    weight, wanted = given["conv1.weight"], own["conv1.weight"].shape[1]
-    got = weight.shape[1]
-    if wanted == got:
-        return
+    weight = given["conv1.weight"]
     if wanted == 1:  # what a grey picture, repeated over the channels, would give
         weight, how = weight.sum(1, keepdim=True), "summed"
     else:  # scaled, so that the sums stay as large as the layers behind expect them
