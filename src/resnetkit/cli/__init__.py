@@ -1,0 +1,25 @@
+"""Parse, dispatch, exit codes; computes nothing."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+def main() -> None:
+    """The command ``resnet``: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130/143 signals."""
+    from ..errors import ResnetkitError
+    from .commands import app
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app()
+    except ResnetkitError as error:
+        print(f"resnet: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("resnet: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has left
+        sys.stderr.close()
+        sys.exit(1)

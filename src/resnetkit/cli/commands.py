@@ -1,0 +1,164 @@
+"""The commands and their flags. Each imports what it needs inside, so that --help is quick."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="resnet",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="From a folder of photos to a trusted classifier, with the ResNet family.",
+)
+
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+WORKERS = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
+]
+MODEL_FILE = Annotated[Path, typer.Argument(help="A model.safetensors that training wrote.")]
+
+
+class Format(str, Enum):  # noqa: UP042
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the digits and the run.")] = Path("demo"),
+) -> None:
+    """Train, evaluate and predict on handwritten digits: a minute, nothing to download."""
+    from .demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a class.")],
+    recipe: Annotated[str, typer.Option(help="A built-in recipe, or a YAML file.")] = "fast",
+    model: Annotated[Optional[str], typer.Option(help="See `resnet models`.")] = None,  # noqa: UP045
+    epochs: Annotated[Optional[int], typer.Option(metavar="N")] = None,  # noqa: UP045
+    batch_size: Annotated[Optional[int], typer.Option(metavar="N")] = None,  # noqa: UP045
+    lr: Annotated[Optional[float], typer.Option(help="Greatest learning rate.")] = None,  # noqa: UP045
+    image_size: Annotated[Optional[int], typer.Option(metavar="PX")] = None,  # noqa: UP045
+    val_split: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share for validation, where no part is given.", metavar="SHARE"),
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(metavar="N")] = None,  # noqa: UP045
+    device: DEVICE = "auto",
+    workers: WORKERS = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the run.")] = None,  # noqa: UP045
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="Any other field of the recipe.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Train a network on a folder of photos."""
+    flags = {
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "image_size": image_size,
+        "val_split": val_split,
+        "seed": seed,
+    }
+    from ..training.loop import train as run_training
+    from ..training.recipe import parse_settings
+
+    given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
+    given |= parse_settings(settings or [])
+    run = run_training(data, recipe, out=out, device=device, workers=workers, **given)
+    metrics = run.evaluation.metrics
+    right = metrics["pictures"] - metrics["errors"]
+    file, folder = shlex.quote(str(run.model)), shlex.quote(str(data))
+    print(
+        f"\nvalidation accuracy {metrics['accuracy']:.2%} "
+        f"({right} of {metrics['pictures']} pictures), "
+        f"after {run.train_seconds:.0f} s of training from random weights\n"
+        f"everything is in {run.folder}\n\nnext:\n"
+        f"  resnet evaluate {file} {folder} --split val\n"
+        f"  resnet predict {file} PICTURE..."
+    )
+
+
+@app.command()
+def evaluate(
+    model: MODEL_FILE,
+    data: Annotated[Path, typer.Argument(help="Folder or manifest; classes match by name.")],
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="train, val, test or all; by default test, else val, else all."),
+    ] = None,
+    device: DEVICE = "auto",
+    workers: WORKERS = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for metrics.json and confusion_matrix.png."),
+    ] = None,
+) -> None:
+    """Measure a model file on photos with known classes."""
+    from ..evaluation.evaluate import evaluate as run_evaluation
+    from ..progress import bar, say
+    from .show import evaluation_table, write_evaluation
+
+    with bar("evaluating", 0) as _:
+        pass
+    found = run_evaluation(model, data, split, device=device, workers=workers)
+    for note in found.notes:
+        say(f"Note: {note}")
+    print(evaluation_table(found))
+    if out is not None:
+        write_evaluation(found, out)
+
+
+@app.command()
+def predict(
+    model: MODEL_FILE,
+    pictures: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, @list.txt, @-, or - (one picture).")
+    ],
+    top_k: Annotated[int, typer.Option(help="Classes to name.", min=1, metavar="N")] = 5,
+    format: Annotated[
+        Optional[Format],  # noqa: UP045
+        typer.Option(help="By default a table on a terminal, JSON Lines in a pipe."),
+    ] = None,
+    device: DEVICE = "auto",
+    workers: WORKERS = None,
+) -> None:
+    """Name what is on photos: the classes and their probabilities."""
+    from ..inference.predictor import Predictor
+    from .show import write_predictions
+    from .sources import expand
+
+    chosen = format or (Format.table if sys.stdout.isatty() else Format.jsonl)
+    predictor = Predictor(model, device)
+    answers = predictor.stream(expand(pictures), top_k=top_k, workers=workers)
+    failed = write_predictions(answers, chosen.value)
+    if failed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def models(
+    pattern: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="A shell pattern, such as 'resnext*'."),
+    ] = None,
+) -> None:
+    """List the architectures with their parameters and multiply-adds."""
+    from .show import model_table
+
+    print(model_table(pattern))

@@ -1,0 +1,73 @@
+"""The main job on the embedded data set, by the same road that any folder takes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from ..progress import say
+
+PICTURES = 24
+
+
+def run_demo(out: Path) -> None:
+    """Write the digits, train, evaluate on the test part, predict, and say what was reached."""
+    from ..data.digits import write_digits
+    from ..evaluation.evaluate import evaluate
+    from ..inference.predictor import load
+    from ..training.loop import train
+    from .show import evaluation_table
+
+    digits = out / "digits"
+    if digits.exists():
+        say(f"The digits are in {digits} already.")
+    else:
+        say(f"Writing scikit-learn's handwritten digits as PNG pictures into {digits}")
+        write_digits(digits)
+    run = train(digits, "demo", out=_free(out / "run"))
+    tested = evaluate(run.model, digits, "test")
+    print(f"\n{evaluation_table(tested)}")
+
+    predictor = load(run.model)
+    step = max(1, len(tested.part) // PICTURES)
+    chosen = range(0, len(tested.part), step)[:PICTURES]
+    answers = predictor([tested.part.path(i) for i in chosen])
+    print("\nsome predictions:")
+    for answer in answers[:: PICTURES // 4]:
+        print(f"  {answer.source}: {answer.class_name} ({answer.probability:.1%})")
+    sheet = run.folder / "predictions.png"
+    _draw(answers, [tested.classes[tested.part.labels[i]] for i in chosen], sheet)
+
+    file, picture = shlex.quote(str(run.model)), shlex.quote(answers[0].source)
+    print(
+        f"\ntest accuracy {tested.metrics['accuracy']:.2%} on {tested.metrics['pictures']} digits "
+        f"that were not trained on, after {run.train_seconds:.0f} s of training\n"
+        f"pictures      {digits}\n"
+        f"model         {run.model}\n"
+        f"figures       {run.folder}: curves.png, confusion_matrix.png, predictions.png\n\nnext:\n"
+        f"  resnet predict {file} {picture}\n"
+        f"  resnet train FOLDER_OF_YOUR_PHOTOS"
+    )
+
+
+def _free(path: Path) -> Path:
+    number = 2
+    chosen = path
+    while chosen.exists():
+        chosen, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return chosen
+
+
+def _draw(answers: list, truths: list[str], path: Path) -> None:  # type: ignore[type-arg]
+    import numpy as np
+    from PIL import Image
+
+    from ..report.plots import pictures
+
+    images = []
+    for answer in answers:
+        with Image.open(answer.source) as image:
+            images.append(np.asarray(image.convert("RGB")))
+    captions = [f"{a.class_name}  {a.probability:.0%}" for a in answers]
+    wrong = [a.class_name != truth for a, truth in zip(answers, truths, strict=True)]
+    pictures(images, captions, path, "Digits of the test part, and what the network says", wrong)

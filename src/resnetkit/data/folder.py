@@ -1,0 +1,297 @@
+"""A directory or a CSV manifest -> samples, classes, splits. Opens no picture.
+
+Three layouts are known::
+
+    data/train/<class>/...  and any of val|valid|validation/<class>/..., test/<class>/...
+    data/<class>/...                                       (one flat folder, split on the way)
+    data.csv with the columns path,label[,split]           (paths relative to the file)
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..randomness import derive
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}
+)
+"""What is taken for a picture: raster formats that are decoded in this process."""
+
+SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+LAYOUTS = (
+    "train/<class>/picture.jpg with val/<class>/... beside it, "
+    "<class>/picture.jpg, or a CSV file with the columns path,label[,split]"
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the pictures: ``paths[i]``, relative to ``root``, has class ``labels[i]``."""
+
+    root: Path
+    paths: Sequence[str]
+    labels: np.ndarray  # (n,) int32, indices into the data set's classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        return self.root / self.paths[index]
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Part:
+        """The pictures at ``indices``, in that order."""
+        return replace(self, paths=[self.paths[i] for i in indices], labels=self.labels[indices])
+
+    def counts(self, classes: int) -> list[int]:
+        """Pictures in each class."""
+        return [int(n) for n in np.bincount(self.labels, minlength=classes)]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Classes, and the pictures of each split. A flat folder has one split, called ``all``.
+
+    ``left_out`` counts the files that were not taken, by reason; ``notes`` are for the reader.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    parts: dict[str, Part]
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().stem
+
+
+def read(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> DataSet:
+    """List what is in a folder or manifest.
+
+    Args:
+        data: the folder, or the CSV file.
+        classes: those of a trained network, to list pictures for it; by default the classes are
+            those of the training split (of the folder, where it is flat), sorted.
+
+    Raises:
+        DataError: nothing there, no picture, an empty class, fewer than two classes, or a class
+            that the training split (or ``classes``) does not have.
+    """
+    root = Path(data)
+    if not root.exists():
+        raise DataError(f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}")
+    left_out: Counter[str] = Counter()
+    if root.is_file():
+        base, found = root.parent, _read_manifest(root, left_out)
+    else:
+        base, found = root, _read_folders(root, left_out)
+    if not any(paths for part in found.values() for paths in part.values()):
+        skipped = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise DataError(
+            f"No pictures in {root}{f' (left out: {skipped})' if skipped else ''}. "
+            f"Known layouts: {LAYOUTS}. Known formats: {' '.join(sorted(EXTENSIONS))}"
+        )
+    return _assemble(root, base, found, classes, left_out)
+
+
+def _assemble(
+    root: Path,
+    base: Path,
+    found: dict[str, dict[str, list[str]]],
+    classes: Sequence[str] | None,
+    left_out: Counter[str],
+) -> DataSet:
+    leading = next(split for split in ("train", "all", "val", "test") if split in found)
+    own = sorted(found[leading])
+    if classes is None:
+        empty = [name for name in own if not found[leading][name]]
+        if empty:
+            raise DataError(
+                f"Class folders without a picture in {root}: {', '.join(empty)}. "
+                "Fill them or remove them."
+            )
+        if len(own) < 2:
+            raise DataError(
+                f"{root} has only one class, {own[0]!r}; a classifier needs two or more. "
+                f"Known layouts: {LAYOUTS}"
+            )
+    names = tuple(own if classes is None else classes)
+    index = {name: i for i, name in enumerate(names)}
+    parts, notes = {}, []
+    for split, by_class in found.items():
+        unknown = sorted(set(by_class) - set(index))
+        if unknown:
+            _raise_unknown(root, split, unknown, names)
+        absent = [name for name in names if not by_class.get(name)]
+        if absent:
+            notes.append(f"{split} has no pictures of: {', '.join(absent)}")
+        present = sorted(by_class, key=index.__getitem__)
+        paths = [path for name in present for path in by_class[name]]
+        labels = np.repeat([index[c] for c in present], [len(by_class[c]) for c in present])
+        parts[split] = Part(base, paths, labels.astype(np.int32))
+    return DataSet(root, names, parts, left_out, tuple(notes))
+
+
+def _raise_unknown(root: Path, split: str, unknown: list[str], names: tuple[str, ...]) -> None:
+    def suggestion(name: str) -> str:
+        close = difflib.get_close_matches(name, names, n=1)
+        return f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name)
+
+    raise DataError(
+        f"{root}: {split} has classes that the training pictures have not: "
+        f"{', '.join(map(suggestion, unknown))}. Known: {', '.join(names[:20])}"
+        f"{', ...' if len(names) > 20 else ''}. Rename or remove those folders."
+    )
+
+
+def _read_folders(root: Path, left_out: Counter[str]) -> dict[str, dict[str, list[str]]]:
+    """{split: {class: [paths relative to root, sorted]}}."""
+    folders = sorted(entry.name for entry in os.scandir(root) if _is_class_folder(entry))
+    splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
+    if "train" not in splits.values():
+        # A flat folder; or, where all there is are val and test, these without a training part.
+        if splits and len(splits) == len(folders):
+            pass
+        else:
+            return {"all": _read_classes(root, root, left_out)}
+    twice = [name for name, count in Counter(splits.values()).items() if count > 1]
+    if twice:
+        same = [name for name, split in splits.items() if split in twice]
+        raise DataError(f"{root} has {' and '.join(same)}, which mean the same; keep one of them")
+    for other in folders:
+        if other not in splits:
+            left_out[f"folder(s) beside the splits: {other}"] += 1
+    return {split: _read_classes(root, root / name, left_out) for name, split in splits.items()}
+
+
+def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, list[str]]:
+    classes: dict[str, list[str]] = {}
+    prefix = "" if folder == root else f"{folder.name}/"
+    for entry in os.scandir(folder):
+        if _is_class_folder(entry):
+            classes[entry.name] = sorted(_walk(entry.path, f"{prefix}{entry.name}", left_out))
+        elif entry.is_file() and _is_picture(entry.name):
+            left_out["picture(s) outside a class folder"] += 1
+    return classes
+
+
+def _walk(folder: str, prefix: str, left_out: Counter[str]) -> Iterator[str]:
+    """Paths of the pictures under ``folder``, each with ``prefix`` for the folder itself."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(".") or name in ("Thumbs.db", "__MACOSX"):
+                left_out["hidden or system file(s)"] += 1
+            elif entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}/{name}", left_out)
+            elif _is_picture(name):
+                yield f"{prefix}/{name}"
+            else:
+                left_out["file(s) of another kind"] += 1
+
+
+def _is_class_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+
+
+def _read_manifest(file: Path, left_out: Counter[str]) -> dict[str, dict[str, list[str]]]:
+    found: dict[str, dict[str, list[str]]] = {}
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines)
+        columns = rows.fieldnames or []
+        if not {"path", "label"} <= set(columns):
+            raise DataError(
+                f"{file} has the columns {', '.join(columns) or '(none)'}; "
+                "expected path,label and optionally split"
+            )
+        for number, row in enumerate(rows, start=2):
+            path, label, split = row["path"], row["label"], (row.get("split") or "all").lower()
+            if not path or not label:
+                raise DataError(f"{file}, line {number}: path or label is empty")
+            if split != "all" and split not in SPLITS:
+                raise DataError(f"{file}, line {number}: split is train, val or test; got {split}")
+            if not _is_picture(os.path.basename(path)):
+                left_out["file(s) of another kind"] += 1
+                continue
+            by_class = found.setdefault(SPLITS.get(split, "all"), {})
+            by_class.setdefault(label, []).append(path)
+    if "all" in found and len(found) > 1:
+        raise DataError(f"{file}: some rows have a split and some have none; give all or none")
+    return found
+
+
+def split(
+    whole: Part, classes: Sequence[str], digests: Sequence[str], fraction: float, seed: int
+) -> dict[str, Part]:
+    """Split a part into ``train`` and ``val``: stratified, f(seed, contents).
+
+    Exact duplicates stay together, so that no picture is in both parts.
+
+    Args:
+        digests: a hash of the contents of each picture of ``whole``.
+        fraction: of each class that goes to ``val``, in (0, 1); at least one picture does, and
+            at least one stays.
+
+    Raises:
+        DataError: a class has fewer than two different pictures.
+    """
+    groups: dict[str, list[int]] = {}  # duplicates, under the class of the first of them
+    for i, digest in enumerate(digests):
+        groups.setdefault(digest, []).append(i)
+    by_class: dict[int, list[list[int]]] = {}
+    for members in groups.values():
+        by_class.setdefault(int(whole.labels[members[0]]), []).append(members)
+
+    validation: list[int] = []
+    for label, name in enumerate(classes):
+        here = by_class.get(label, [])
+        if len(here) < 2:
+            raise DataError(
+                f"Class {name!r} has {len(here)} different picture(s); two are needed to have one "
+                "for training and one for validation. Add pictures or remove the class."
+            )
+        random.Random(derive(seed, "split", name)).shuffle(here)
+        wanted = min(max(1, round(fraction * sum(map(len, here)))), sum(map(len, here)) - 1)
+        taken: list[int] = []
+        for members in here[:-1]:
+            if len(taken) + len(members) <= wanted or not taken:
+                taken += members
+            if len(taken) >= wanted:
+                break
+        validation += taken
+    chosen = np.zeros(len(whole), dtype=bool)
+    chosen[validation] = True
+    return {
+        "train": whole.select(np.flatnonzero(~chosen)),
+        "val": whole.select(np.flatnonzero(chosen)),
+    }
+
+
+def _nearest(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"{path.parent} does not exist either."
+    names = [entry.name for entry in os.scandir(path.parent)]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {path.parent / close[0]}?" if close else ""

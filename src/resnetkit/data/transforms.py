@@ -1,0 +1,157 @@
+"""One picture -> one tensor: the evaluation preset, and the training augmentation.
+
+Both end in ``(3, size, size)`` uint8; `normalize` makes the network's input of a whole batch of
+them on the device, so that a quarter of the bytes travels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import ModelFileError
+from .decode import decode, resize
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the input of a network. A model file carries it.
+
+    Args:
+        resize_size: the shorter side after resizing, in pixels; also the working size to which
+            pictures are decoded.
+        crop_size: side of the square cut from the centre, in pixels.
+        mean, std: of R, G and B on a scale from 0 to 1; they are subtracted and divided by.
+        decoder: how files become pixels; ``"scaled"`` is `resnetkit.data.decode.decode`.
+    """
+
+    resize_size: int
+    crop_size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    decoder: str = "scaled"
+
+    def pixels(self, source: Path | bytes) -> np.ndarray:
+        """The working pixels of a picture, ``(H, W, 3)`` uint8: one set for every purpose."""
+        return decode(source, self.resize_size)
+
+    def crop(self, pixels: np.ndarray) -> Tensor:
+        """Working pixels -> what the network sees, ``(3, crop_size, crop_size)`` uint8."""
+        return center_crop(pixels, self.resize_size, self.crop_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ModelFileError: values that this version does not know.
+        """
+        try:
+            known: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+            }
+            made = cls(**known)
+            sizes = 0 < made.crop_size <= 4096 and 0 < made.resize_size <= 8192
+        except TypeError as error:
+            raise ModelFileError(f"unknown preprocessing in the model file: {error}") from error
+        if made.decoder != "scaled" or not sizes or len(made.mean) != 3 or len(made.std) != 3:
+            raise ModelFileError(f"preprocessing that this version does not know: {values}")
+        return made
+
+
+def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``(N, 3, H, W)`` uint8 -> float32 of about zero mean and unit variance, same device."""
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=images.device).view(3, 1, 1)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
+    """Resize the shorter side to ``resize_size`` and cut the square in the middle.
+
+    Args:
+        pixels: ``(H, W, 3)`` uint8.
+
+    Returns:
+        ``(3, crop_size, crop_size)`` uint8; black where the resized picture is smaller.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) > 20 * min(height, width):  # resize only what will be seen
+        window = 2 * math.ceil(min(height, width) * max(1.0, crop_size / resize_size))
+        top, left = max(0, (height - window) // 2), max(0, (width - window) // 2)
+        pixels = pixels[top : top + window, left : left + window]
+        height, width = pixels.shape[:2]
+    longer = int(resize_size * max(height, width) / min(height, width))
+    target = (resize_size, longer) if width <= height else (longer, resize_size)
+    if target != (width, height):
+        pixels = resize(pixels, target)
+    width, height = target
+    if min(target) < crop_size:
+        short_x, short_y = max(0, crop_size - width), max(0, crop_size - height)
+        sides = ((short_y // 2, (short_y + 1) // 2), (short_x // 2, (short_x + 1) // 2), (0, 0))
+        pixels = np.pad(pixels, sides)
+        height, width = pixels.shape[:2]
+    top, left = round((height - crop_size) / 2.0), round((width - crop_size) / 2.0)
+    window_pixels = pixels[top : top + crop_size, left : left + crop_size]
+    return torch.from_numpy(window_pixels).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random resized crop and horizontal flip: Szegedy et al., arXiv:1409.4842, section 6.
+
+    Args:
+        crop_scale: least and greatest share of the picture's area that a crop takes, in (0, 1].
+        crop_ratio: least and greatest width / height of a crop.
+        flip: mirror every other picture.
+    """
+
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __call__(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
+        """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides."""
+        height, width = pixels.shape[:2]
+        top, left, h, w = self._box(height, width, chance)
+        window = torch.from_numpy(pixels[top : top + h, left : left + w]).permute(2, 0, 1)[None]
+        picture = F.interpolate(window, (size, size), mode="bilinear", antialias=True)[0]
+        return picture.flip(-1) if self.flip and chance.random() < 0.5 else picture
+
+    def _box(self, height: int, width: int, chance: Random) -> tuple[int, int, int, int]:
+        """Top, left, height, width. Ten tries, then the largest crop in the middle that fits."""
+        log_ratio = tuple(map(math.log, self.crop_ratio))
+        for _ in range(10):
+            area = height * width * chance.uniform(*self.crop_scale)
+            ratio = math.exp(chance.uniform(*log_ratio))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return chance.randint(0, height - h), chance.randint(0, width - w), h, w
+        w = min(width, max(1, round(height * self.crop_ratio[1])))
+        h = min(height, max(1, round(width / self.crop_ratio[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+def stack(pictures: Sequence[Tensor]) -> Tensor:
+    """``n`` times ``(3, S, S)`` uint8 -> ``(n, 3, S, S)`` in channels_last order."""
+    size = pictures[0].shape[-1]
+    batch = torch.empty((len(pictures), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for row, picture in zip(batch, pictures, strict=True):
+        row.copy_(picture)
+    return batch

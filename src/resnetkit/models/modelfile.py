@@ -1,0 +1,187 @@
+"""Idea 1: a model is one file.
+
+``model.safetensors`` holds the tensors, and in its header one JSON entry, ``resnetkit``, with the
+architecture and its options, the classes, the preprocessing, the measured metrics, the recipe and
+the digests of the data. The same model gives the same bytes. Nothing in it can execute.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..data.transforms import Preprocessing
+from ..errors import ModelFileError
+from ..storage import atomic
+from .registry import get_model
+
+FORMAT_VERSION = 1
+MAX_HEADER = 64 * 2**20  # bytes; a header that claims more is refused unread
+KEY = "resnetkit"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a model file knows beside its tensors.
+
+    Args:
+        architecture: a name in the registry.
+        options: what its builder was called with; JSON values.
+        classes: names of the logits, in order.
+        preprocessing: how a picture becomes the input.
+        metrics: what was measured with these weights.
+        recipe: what they were trained with.
+        data: name of the data set, and ``{part: {"count", "digests"}}`` of the parts it saw.
+    """
+
+    architecture: str
+    options: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    metrics: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        content = {
+            "format_version": FORMAT_VERSION,
+            "architecture": self.architecture,
+            "options": self.options,
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_dict(),
+            "metrics": self.metrics,
+            "recipe": self.recipe,
+            "data": self.data,
+        }
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
+    """Write a model file, atomically.
+
+    Args:
+        tensors: the network's ``state_dict``; memory layout and device do not matter.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(plain, temporary, metadata={KEY: header.to_json()})
+
+
+def read_header(path: str | Path) -> Header:
+    """What a model file says of itself; its tensors are not read.
+
+    Raises:
+        ModelFileError: no such file, no model file, a damaged one, or one of a newer version.
+    """
+    path = Path(path)
+    content = _read_json(path)
+    version = content.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise ModelFileError(f"{path}: its header has no format_version; it is damaged")
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {version}; this resnetkit reads up to {FORMAT_VERSION}. "
+            "Upgrade it: pip install --upgrade resnetkit"
+        )
+    try:
+        return Header(
+            architecture=_typed(content, "architecture", str),
+            options=_typed(content, "options", dict),
+            classes=tuple(map(str, _typed(content, "classes", list))),
+            preprocessing=Preprocessing.from_dict(_typed(content, "preprocessing", dict)),
+            metrics=_typed(content, "metrics", dict),
+            recipe=_typed(content, "recipe", dict),
+            data=_typed(content, "data", dict),
+        )
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+
+
+def read(path: str | Path) -> tuple[nn.Module, Header]:
+    """The network in eval mode, on the CPU, in fp32, and its header.
+
+    Raises:
+        ModelFileError: as `read_header`, and where tensors are missing or have other shapes than
+            the architecture.
+    """
+    path = Path(path)
+    header = read_header(path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} is damaged or cut short ({error})") from error
+    try:
+        with torch.device("meta"):  # shapes without numbers: nothing is allocated for a false claim
+            model = get_model(header.architecture, **header.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{path}: its architecture cannot be built ({error})") from error
+    _check_tensors(path, model, tensors, header)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), header
+
+
+def _check_tensors(
+    path: Path, model: nn.Module, tensors: dict[str, Tensor], header: Header
+) -> None:
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in expected]
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if name in expected and (shape, tensor.dtype) != (
+            tuple(expected[name].shape),
+            expected[name].dtype,
+        ):
+            problems.append(f"{name} is {tensor.dtype} {shape}, not {tuple(expected[name].shape)}")
+    logits = header.options.get("num_classes")
+    if logits != len(header.classes):
+        problems.append(f"{len(header.classes)} class names for {logits} logits")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelFileError(
+            f"{path} does not fit its architecture {header.architecture}: "
+            f"{'; '.join(problems[:3])}{more}"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelFileError(f"{path} {what}; expected a model file (model.safetensors)")
+    size = path.stat().st_size
+    not_one = f"{path} is no resnetkit model file"
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if start[:2] in (b"PK", b"\x80\x02"):
+            raise ModelFileError(f"{not_one}: it is a PyTorch file (.pth)")
+        if length > MAX_HEADER:
+            raise ModelFileError(f"{not_one}: its header would have {length:,} bytes")
+        if length == 0 or 8 + length > size:
+            raise ModelFileError(f"{not_one}, or it is cut short ({size:,} bytes)")
+        header = file.read(length)
+    try:
+        metadata = json.loads(header).get("__metadata__", {})
+        content = json.loads(metadata[KEY])
+    except KeyError:
+        raise ModelFileError(f"{not_one}: a safetensors file without the entry {KEY!r}") from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{not_one}, or its header is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{not_one}: its header is damaged")
+    return content
+
+
+def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
+    value = content.get(key)
+    if not isinstance(value, kind):
+        raise ModelFileError(f"its header is damaged ({key} is {type(value).__name__})")
+    return value

@@ -1,0 +1,1 @@
+"""Evidence -> something to look at."""

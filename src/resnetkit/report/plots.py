@@ -1,0 +1,99 @@
+"""Figures as PNG files: curves, confusion matrix, pictures with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..storage import atomic
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9721a", "#666666"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Loss and accuracy by epoch, for training and validation, from the rows of ``history.csv``."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(title)
+    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, colour in (("train", ORANGE), ("val", BLUE)):
+            values = [row[f"{part}_{what}"] for row in history]
+            label = "training (augmented)" if part == "train" else "validation"
+            axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(what)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    best = max(history, key=lambda row: row["val_accuracy"])
+    axes.annotate(
+        f"{best['val_accuracy']:.2%}",
+        (best["epoch"], best["val_accuracy"]),
+        textcoords="offset points",
+        xytext=(0, 6),
+        ha="center",
+        color=BLUE,
+    )
+    axes.legend(loc="lower right", frameon=False)
+    _save(figure, path)
+
+
+def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
+    """Truth by row, prediction by column. Colours are shares of the row; numbers are counts."""
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(40.0, max(5.0, 0.45 * len(classes) + 2))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    axes.set_title(title)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 50:
+        for (i, j), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[i, j] > 0.5 else "black"
+                axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
+    _save(figure, path)
+
+
+def pictures(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    path: Path,
+    title: str,
+    marked: Sequence[bool] = (),
+    columns: int = 8,
+) -> None:
+    """A sheet of pictures.
+
+    Args:
+        images: each ``(H, W, 3)`` uint8.
+        captions: one below each.
+        marked: which captions to draw in orange; a wrong answer, say.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.35 * columns, 1.7 * rows + 0.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for i, axes in enumerate(grid):
+        axes.axis("off")
+        if i < len(images):
+            axes.imshow(images[i])
+            colour = ORANGE if i < len(marked) and marked[i] else "black"
+            axes.set_title(captions[i], y=-0.22, fontsize=8, color=colour)
+    _save(figure, path)

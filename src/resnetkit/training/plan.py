@@ -1,0 +1,236 @@
+"""What a run is going to do: the recipe with nothing left open, and the words to show it in."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..data import decode
+from ..data.cache import Pictures, Scan, check_readable, scan
+from ..data.folder import DataSet, Part, split
+from ..data.transforms import normalize
+from ..errors import DataError
+from ..evaluation.evaluate import BATCH_SIZE
+from ..progress import bar
+from ..randomness import order
+from ..runtime import Runtime
+from .optim import make_optimizer
+from .recipe import Recipe
+
+STEPS_AT_LEAST = 600
+EPOCHS_AT_LEAST = 16
+LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
+
+
+def choose_size(recipe: Recipe, part: Part, device: str) -> Recipe:
+    """Fill in the picture size: the median shorter side of 200 pictures, down to a multiple of 32,
+    and no more than the device trains on in reasonable time."""
+    image_size = recipe.image_size
+    if image_size is None:
+        sample = order(0, 0, len(part))[:200]
+        with bar("looking at picture sizes", len(sample)) as advance:
+            sides = []
+            for i in sample:
+                sides.append(min(decode.size(part.path(int(i)))))
+                advance("")
+        fitting = int(np.median(sides)) // 32 * 32
+        image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[device])
+    options = dict(recipe.model_options)
+    if image_size <= 32 and not recipe.model.startswith("cifar_"):
+        options.setdefault("stem", "small")
+    resize_size = recipe.resize_size or image_size
+    return recipe.with_settings(
+        {"image_size": image_size, "resize_size": resize_size, "model_options": options}
+    )
+
+
+def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
+    """Fill in the number of epochs: small sets need more of them to see enough updates."""
+    if recipe.epochs is not None:
+        return recipe
+    steps = max(1, pictures // recipe.batch_size)
+    return recipe.with_settings({"epochs": max(EPOCHS_AT_LEAST, math.ceil(STEPS_AT_LEAST / steps))})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run, read and split: pictures to train on, pictures to validate on."""
+
+    data: DataSet
+    train: Pictures
+    val: Pictures
+    digests: dict[str, list[str]]  # of train and val, in the order of their pictures
+    made_split: bool
+    skipped: tuple[str, ...]
+
+
+def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
+    """Read every picture of the training and validation parts once, and split where needed.
+
+    Raises:
+        DataError: pictures that cannot be read (all of them named), or too few of a class.
+    """
+    names: list[str] = [name for name in ("train", "all", "val") if name in data.parts]
+    if not {"train", "all"} & set(names):
+        raise DataError(f"{data.root} has only {', '.join(data.parts)}: nothing to train on")
+    preprocessing = recipe.preprocessing()
+    scans: dict[str, Scan] = {}
+    total = sum(len(data.parts[name]) for name in names)
+    with bar("reading pictures", total) as advance:
+        for name in names:
+            scans[name] = scan(data.parts[name], preprocessing, workers, advance)
+    if recipe.on_error == "fail":
+        check_readable(scans)
+    skipped = tuple(text for found in scans.values() for text in found.unreadable.values())
+
+    parts: dict[str, Part] = {}
+    digests: dict[str, list[str]] = {}
+    pictures: dict[str, Pictures] = {}
+    for name, found in scans.items():
+        readable = [i for i in range(len(found.digests)) if i not in found.unreadable]
+        parts[name] = data.parts[name].select(readable)
+        digests[name] = [found.digests[i] for i in readable]
+        pictures[name] = found.pictures.select(parts[name])
+    made_split = "val" not in parts
+    if not made_split:
+        return Prepared(data, pictures["train"], pictures["val"], digests, False, skipped)
+
+    whole: str = "all" if "all" in parts else "train"
+    divided = split(parts[whole], data.classes, digests[whole], recipe.val_split, recipe.seed)
+    by_path = dict(zip(parts[whole].paths, digests[whole], strict=True))
+    digests = {name: [by_path[path] for path in part.paths] for name, part in divided.items()}
+    rest = {name: part for name, part in data.parts.items() if name != whole}
+    data = DataSet(data.root, data.classes, {**divided, **rest}, data.left_out, data.notes)
+    train, val = (pictures[whole].select(divided[name]) for name in ("train", "val"))
+    return Prepared(data, train, val, digests, True, skipped)
+
+
+def measure(
+    model: nn.Module, recipe: Recipe, runtime: Runtime, batches: int, validated: int
+) -> float:
+    """Seconds that a run will take, from ten training steps and one of evaluation on a copy of the
+    network. The real network and every source of chance stay as they are."""
+    assert recipe.epochs is not None
+    sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
+    middle = sorted(sizes)[len(sizes) // 2]
+    copy = deepcopy(model)
+    optimizer = make_optimizer(copy, recipe)
+    step = _training_step(copy, optimizer, recipe, runtime, middle)
+    per_step = _seconds(step, 10, runtime)
+    per_evaluation = _seconds(_evaluation_step(copy, recipe, runtime), 2, runtime)
+    steps = batches * sum((size / middle) ** 2 for size in sizes)
+    return steps * per_step + recipe.epochs * validated / BATCH_SIZE * per_evaluation
+
+
+def _training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    runtime: Runtime,
+    size: int,
+) -> Callable[[], None]:
+    images, labels = _made_batch(recipe.batch_size, size, runtime)
+
+    def step() -> None:
+        with runtime.autocast():
+            loss = F.cross_entropy(model(normalize(images, recipe.preprocessing())), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _evaluation_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Callable[[], None]:
+    assert recipe.image_size is not None
+    images, _ = _made_batch(BATCH_SIZE, recipe.image_size, runtime)
+
+    def step() -> None:
+        with torch.inference_mode():
+            model.eval()(normalize(images, recipe.preprocessing()))
+
+    return step
+
+
+def _made_batch(count: int, size: int, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.zeros(count, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.zeros(count, dtype=torch.int64)
+    return images.to(runtime.device), labels.to(runtime.device)
+
+
+def _seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
+    """Median seconds of a step, after one to warm up."""
+    step()
+    taken = []
+    for _ in range(times):
+        runtime.synchronize()
+        start = time.perf_counter()
+        step()
+        runtime.synchronize()
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[times // 2]
+
+
+def describe(
+    prepared: Prepared,
+    recipe: Recipe,
+    runtime: Runtime,
+    model: nn.Module,
+    workers: int,
+    seconds: float,
+) -> str:
+    """The plan as it is shown before the first step."""
+    data, train, val = prepared.data, prepared.train.part, prepared.val.part
+    assert recipe.epochs is not None
+    lines = [f"{data.root}: {len(train)} + {len(val)} pictures, {len(data.classes)} classes", ""]
+    lines += _class_table(data.classes, train, val)
+    lines.append("")
+    if prepared.made_split:
+        lines.append(
+            f"No validation part was given: {recipe.val_split:.0%} of each class was set apart for "
+            "it (listed in split.csv; exact duplicates stay together)."
+        )
+    lines += [f"Left out: {count} {reason}." for reason, count in data.left_out.items()]
+    lines += [f"Note: {note}." for note in data.notes]
+    lines += [f"Skipped, cannot be read: {text}" for text in prepared.skipped]
+
+    parameters = sum(p.numel() for p in model.parameters())
+    sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
+    growing = f"{sizes[0]} growing to {sizes[-1]}" if sizes[0] != sizes[-1] else f"{sizes[0]}"
+    decay = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+    steps = max(1, len(train) // recipe.batch_size)
+    minutes = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    rows = {
+        "network": f"{recipe.model}, {parameters:,} parameters, random weights",
+        "pictures": f"trained at {growing} px, evaluated at {recipe.image_size} px (shorter side "
+        f"{recipe.resize_size} px, centre cut)",
+        "augmentation": f"crops of {recipe.crop_scale[0]:.0%} to {recipe.crop_scale[1]:.0%} of the "
+        f"area, {'mirrored at random' if recipe.flip else 'not mirrored'}",
+        "training": f"{recipe.epochs} epochs of {steps} steps of {recipe.batch_size} pictures",
+        "optimiser": f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}){decay}, "
+        f"label smoothing {recipe.label_smoothing:g}",
+        "machine": f"{runtime.device}, {runtime.precision}, {torch.get_num_threads()} compute "
+        f"threads, {workers} threads that read pictures",
+        "expected": f"{minutes} (from ten measured steps)",
+    }
+    lines += [f"{name:14}{text}" for name, text in rows.items()]
+    return "\n".join(lines)
+
+
+def _class_table(classes: tuple[str, ...], train: Part, val: Part, most: int = 30) -> list[str]:
+    counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
+    shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
+    width = max(len("class"), *(len(name) for name, _, _ in shown))
+    lines = [f"  {'class':{width}}  train    val"]
+    lines += [f"  {name:{width}}  {n:5}  {m:5}" for name, n, m in shown]
+    if len(counts) > most:
+        lines.append(f"  ... the {most} smallest of {len(counts)} classes")
+    return lines

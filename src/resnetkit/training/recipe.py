@@ -1,0 +1,194 @@
+"""A recipe is data: one validated document says everything about a run.
+
+Recipes are YAML files; the built-in ones lie in ``recipes/``. `load` reads one, `with_settings`
+changes fields of it, `plan` fills in what is left to be found from the data and the machine.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..data.transforms import Augmentation, Preprocessing
+from ..errors import RecipeError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Recipe(BaseModel):
+    """Everything about a run but the data, the place of its results and the machine.
+
+    Fields that default to None are found by `plan`; a saved recipe holds what was found.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    name: str = "fast"
+    # The network
+    model: str = Field("resnet18", description="a name that `resnet models` lists")
+    model_options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the ResNet class, such as stem: small"
+    )
+    zero_init_residual: bool = Field(True, description="start with every block an identity")
+    # The pictures
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
+        None, description="side of the square the network is evaluated on, in pixels"
+    )
+    resize_size: Annotated[int, Field(ge=16, le=2048)] | None = Field(
+        None, description="shorter side before the centre is cut; by default image_size"
+    )
+    train_sizes: tuple[Share, Share] = Field(
+        (0.5, 0.85), description="side in training at the start and at the end, over image_size"
+    )
+    crop_scale: tuple[Share, Share] = Field(
+        (0.35, 1.0), description="share of the area that a random crop takes"
+    )
+    flip: bool = Field(True, description="mirror every other picture")
+    val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="share of a flat folder that becomes the validation part"
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="what an unreadable picture does to the run"
+    )
+    # The optimisation
+    epochs: Positive | None = Field(None, description="by default 16, and at least 600 steps")
+    batch_size: Positive = Field(32, description="pictures a step")
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = Field(0.003, description="the greatest learning rate")
+    momentum: Share = Field(0.9, description="of SGD, with Nesterov's correction")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    decay_norms: bool = Field(False, description="decay norms and biases too")
+    schedule: Literal["onecycle", "constant"] = Field(
+        "onecycle", description="linear up to lr, cosine down to nearly nothing; or lr throughout"
+    )
+    warmup: Share = Field(0.25, description="share of the steps in which the rate grows")
+    label_smoothing: Share = 0.1
+    # The machine
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="bf16 where the hardware multiplies it"
+    )
+    channels_last: bool = Field(True, description="store maps as (N, H, W, C): faster")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def with_settings(self, settings: dict[str, Any]) -> Recipe:
+        """This recipe with other values for some fields.
+
+        Raises:
+            RecipeError: an unknown key (the nearest is named) or a value that does not fit.
+        """
+        return _validate({**self.model_dump(), **settings})
+
+    def preprocessing(self) -> Preprocessing:
+        """The evaluation preset of a resolved recipe."""
+        assert self.image_size is not None
+        assert self.resize_size is not None
+        return Preprocessing(self.resize_size, self.image_size)
+
+    def augmentation(self) -> Augmentation:
+        """The training augmentation."""
+        return Augmentation(crop_scale=self.crop_scale, flip=self.flip)
+
+    def train_size(self, epoch: int) -> int:
+        """Side of the training pictures in ``epoch`` (0-based): it grows linearly, in steps of
+        16 px (8 below 64 px), which keeps the maps of all stages whole."""
+        assert self.image_size is not None
+        assert self.epochs is not None
+        first, last = self.train_sizes
+        share = first + (last - first) * (epoch / max(1, self.epochs - 1))
+        step = 16 if self.image_size > 64 else 8
+        return max(step, round(share * self.image_size / step) * step)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def builtin() -> list[str]:
+    """Names of the built-in recipes, sorted.
+
+    >>> "classic" in builtin()
+    True
+    """
+    folder = resources.files(__package__) / "recipes"
+    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load(recipe: str | Path) -> Recipe:
+    """Read a built-in recipe by its name, or a YAML file.
+
+    Raises:
+        RecipeError: there is none of that name, or it does not validate.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"Recipe file {path} does not exist (looked from {Path.cwd()})")
+        text = path.read_text(encoding="utf-8")
+    elif str(recipe) in builtin():
+        resource = resources.files(__package__) / "recipes" / f"{recipe}.yaml"
+        text = resource.read_text(encoding="utf-8")
+    else:
+        raise RecipeError(
+            f"Unknown recipe {str(recipe)!r}{_did_you_mean(str(recipe), builtin())}. "
+            f"Built in: {', '.join(builtin())}; or give a .yaml file"
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{recipe} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{recipe} holds a {type(values).__name__}; expected `key: value` lines")
+    return _validate(values)
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``["flip=false", "lr=0.01"]`` -> ``{"flip": False, "lr": 0.01}``; values are YAML.
+
+    Raises:
+        RecipeError: a pair without ``=``.
+    """
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise RecipeError(f"--set takes key=value; got {pair!r}")
+        settings[key.strip()] = _number(yaml.safe_load(value))
+    return settings
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as text; a person means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _validate(values: dict[str, Any]) -> Recipe:
+    known = list(Recipe.model_fields)
+    for key in values:
+        if key not in known:
+            raise RecipeError(
+                f"Unknown recipe key {key!r}{_did_you_mean(str(key), known)}. "
+                f"Known: {', '.join(known)}"
+            )
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}"
+            for item in error.errors()
+        )
+        raise RecipeError(f"Recipe: {problems}") from None
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
