@@ -78,6 +78,7 @@ def get_model_builder(name: str) -> Builder:
 def get_model(name: str, **config: Any) -> nn.Module:
     """Build the model ``name`` with the options ``config``.
 
+    >>> import torch
     >>> get_model("resnet18", num_classes=3)(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 3])
     """
