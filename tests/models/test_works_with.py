@@ -1,6 +1,7 @@
 """What people do with the field's ResNets works on these."""
 
 import io
+import shutil
 
 import pytest
 import torch
@@ -61,7 +62,8 @@ def test_it_exports_with_dynamic_batch_and_size(name, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in SMALL if n != "darknet53"])
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["resnet18", "cifar_resnet20"])
 def test_it_compiles_in_one_graph(name, x):
     net = get_model(name).eval()
     compiled = torch.compile(net, fullgraph=True)
