@@ -15,6 +15,7 @@ from resnetkit.models import (
     get_model_weights,
     get_weight,
     list_models,
+    list_weights,
     register_model,
     resnet18,
 )
@@ -62,6 +63,18 @@ def test_old_and_new_calls_mean_and_warn_the_same(module, args, given, warnings,
     assert module.asked == asked
     assert [w.category for w in recwarn.list] == [UserWarning] * warnings
     recwarn.clear()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_old_interface_means_the_first_weights(monkeypatch):
+    for module in (models, torchvision.models):
+        asked = []
+        monkeypatch.setattr(
+            module.WeightsEnum, "get_state_dict", lambda m, a=asked, **_: a.append(m)
+        )
+        with pytest.raises((TypeError, AttributeError)):  # there are no tensors to go on with
+            module.resnet50(pretrained=True)
+        assert repr(asked) == "[ResNet50_Weights.IMAGENET1K_V1]"
 
 
 def test_a_warning_points_at_the_call(recwarn):
@@ -138,6 +151,13 @@ def test_a_published_model_finds_its_weights(name):
     assert [repr(m) for m in enum] == [repr(m) for m in theirs]
     for member in enum.__members__:
         assert repr(get_weight(f"{enum.__name__}.{member}")) == repr(theirs[member])
+
+
+def test_the_weights_of_many_models_are_listed():
+    found = list_weights("*resne*")
+    assert sorted(found) == PUBLISHED
+    assert sum(map(len, found.values())) == 17
+    assert list_weights("cifar*") == {}
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_options_that_shapes_tell_are_found(name, options):
     get_model(name, **found.options).load_state_dict(found.tensors)
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "module.encoder_q."])
+def test_a_network_among_others_is_found(prefix):
+    state = {f"{prefix}{n}": t for n, t in shapes("resnet50").items() if n[:3] != "fc."}
+    head = {"head.fc.weight": torch.zeros(7, 2048), "head.fc.bias": torch.zeros(7)}
+    found = recognise({**state, **head, "neck.weight": torch.zeros(2, 2)})
+    assert (found.architecture, found.options) == ("resnet50", {"num_classes": 7})
+    assert said(found, f"left out 1 tensors outside of '{prefix}', first neck.weight")
+    twice = {f"teacher.{n}": t for n, t in shapes("resnet18").items()}
+    assert said(recognise({**state, **twice}), "the file also has") != []
+
+
 def said(found, words):
     return [note for note in found.notes if words in note]
 

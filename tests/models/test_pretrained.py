@@ -90,10 +90,12 @@ class _Hub(types.ModuleType):
     def __init__(self, folder):
         super().__init__("huggingface_hub")
         self.folder, self.asked = folder, []
-        kinds = {"EntryNotFoundError": (OSError,), "HfHubHTTPError": (OSError,)}
-        made = {name: type(name, bases, {}) for name, bases in kinds.items()}
-        made["LocalEntryNotFoundError"] = type("Missing", (made["EntryNotFoundError"],), {})
-        self.errors = types.SimpleNamespace(**made)
+        absent = type("EntryNotFoundError", (Exception,), {})
+        offline = type("LocalEntryNotFoundError", (absent, OSError), {})
+        invalid = type("HFValidationError", (ValueError,), {})
+        self.errors = types.SimpleNamespace(
+            EntryNotFoundError=absent, LocalEntryNotFoundError=offline, HFValidationError=invalid
+        )
 
     def hf_hub_download(self, name, file, *, revision, local_files_only):
         self.asked.append((name, file, revision, local_files_only))
@@ -126,6 +128,13 @@ def test_the_hub_is_asked_for_safetensors_and_then_for_a_pytorch_file(net, x, hu
     monkeypatch.setenv("RESNETKIT_OFFLINE", "1")
     with pytest.raises(DownloadError, match="hf://a/b could not be fetched: not here"):
         resnet18(weights="hf://a/b")
+
+
+def test_the_hub_is_the_one_we_think_it_is():
+    errors = pytest.importorskip("huggingface_hub.errors")
+    assert issubclass(errors.LocalEntryNotFoundError, errors.EntryNotFoundError)
+    assert issubclass(errors.HfHubHTTPError, OSError)
+    assert issubclass(errors.HFValidationError, ValueError)
 
 
 def test_the_hub_explains_what_it_needs(hub, monkeypatch):

@@ -15,6 +15,7 @@ from .registry import (
     get_model_weights,
     get_weight,
     list_models,
+    list_weights,
     register_model,
 )
 from .resnet import ResNet
@@ -43,6 +44,7 @@ __all__ = [
     "get_weight",
     "imagenet_classes",
     "list_models",
+    "list_weights",
     "load_into",
     "load_tensors",
     "recognise",

@@ -38,7 +38,8 @@ def with_weights(
     def build(*args: Any, **given: Any) -> nn.Module:
         options = modern(construct.__name__, published, args, given)
         source, progress = options.pop("weights", None), options.pop("progress", True)
-        if isinstance(source, str) and published is not None and _is_name(source):
+        named = isinstance(source, WeightsEnum) or (isinstance(source, str) and _is_name(source))
+        if named and published is not None:
             source = published.verify(source)
         if source is None:
             return construct(**options)
@@ -46,7 +47,10 @@ def with_weights(
             model = construct(**{"num_classes": len(source.meta["categories"]), **options})
             tensors = load_tensors(source, published, progress).tensors
         else:
-            tensors = load_tensors(source, published, progress).tensors
+            checkpoint = load_tensors(source, published, progress)
+            for note in checkpoint.notes:
+                _log.warning("%s: %s", source, note)
+            tensors = checkpoint.tensors
             model = construct(**{**options_of(tensors), **options})
         load_into(model, tensors, str(source))
         return model
@@ -81,7 +85,7 @@ def load_tensors(
         return read_tensors(fetch(text, progress=progress))
     if text.startswith("hf://"):
         return read_tensors(_from_hub(text))
-    if not isinstance(source, WeightsEnum) and not _is_name(text):
+    if isinstance(source, os.PathLike) or (text and not _is_name(text)):
         return read_tensors(Path(text).expanduser())
     if published is None:
         raise WeightsError(
@@ -111,13 +115,11 @@ def _from_hub(address: str) -> Path:
     try:
         try:
             return Path(hf_hub_download(name, "model.safetensors", **where))
-        except errors.LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:  # a kind of the next, but it means: no connection
             raise
-        except (
-            errors.EntryNotFoundError
-        ):  # older repositories have the same tensors as a PyTorch file
+        except errors.EntryNotFoundError:  # older repositories
             return Path(hf_hub_download(name, "pytorch_model.bin", **where))
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise DownloadError(f"{address} could not be fetched: {error}") from error
 
 

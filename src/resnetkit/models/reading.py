@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path, device=str(map_location or "cpu"))
+        return load_file(path, device=str(map_location))
     except SafetensorError as error:
         raise WeightsError(f"{path} is no readable safetensors file: {error}") from error
 
@@ -88,7 +88,7 @@ def unwrap(found: object, source: str) -> Checkpoint:
     if not isinstance(found, Mapping):
         raise WeightsError(f"{source} holds a {type(found).__name__}; expected tensors by name")
     tensors = {str(k): v.detach() for k, v in found.items() if isinstance(v, Tensor)}
-    tensors = _strip_prefixes(tensors)
+    tensors = _strip_prefixes(tensors, notes)
     if not tensors:
         raise WeightsError(f"{source} holds no tensors")
     return Checkpoint({_our_name(name): t for name, t in tensors.items()}, tuple(notes))
@@ -149,15 +149,34 @@ def _describe(found: Mapping[Any, Any]) -> str:
     return "{" + ", ".join(shown) + (", ...}" if len(found) > 6 else "}")
 
 
-def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without ``module.`` and what else all names begin with; and without AveragedModel's count."""
-    tensors = {name: t for name, t in tensors.items() if name != "n_averaged"}
-    while tensors and "conv1.weight" not in tensors:
-        first = {name.partition(".")[0] for name in tensors}
-        if len(first) != 1 or any("." not in name for name in tensors):
-            break
-        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    return tensors
+def _strip_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """The network's own names: without ``module.``, ``backbone.`` and the like before them."""
+    tensors = {name: t for name, t in tensors.items() if name != "n_averaged"}  # AveragedModel's
+    first = "layer1.0.conv1.weight"
+    found = sorted(
+        {n.removesuffix(first) for n in tensors if f".{n}".endswith(f".{first}")}, key=len
+    )
+    if not found:  # no ResNet; what all names have in common can go all the same
+        while "conv1.weight" not in tensors and _share_a_root(tensors):
+            tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+        return tensors
+    prefix = found[0]
+    if len(found) > 1:
+        others = ", ".join(map(repr, found[1:]))
+        notes.append(f"took the network under {prefix!r}; the file also has {others}")
+    inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    outside = [n for n in tensors if not n.startswith(prefix)]
+    for name in [n for n in outside if n.endswith(("head.fc.weight", "head.fc.bias"))]:
+        inside.setdefault(name[name.index("fc.") :], tensors[name])
+        outside.remove(name)
+    if outside:
+        notes.append(f"left out {len(outside)} tensors outside of {prefix!r}, first {outside[0]}")
+    return inside
+
+
+def _share_a_root(names: Iterable[str]) -> bool:
+    roots = {name.partition(".")[0] if "." in name else "" for name in names}
+    return len(roots) == 1 and "" not in roots
 
 
 def _our_name(name: str) -> str:

@@ -94,12 +94,23 @@ def get_model_weights(name: Builder | str) -> type[WeightsEnum]:
         ValueError: there is no such model, or nothing is published for it.
     """
     builder = get_model_builder(name) if isinstance(name, str) else name
-    parameter = inspect.signature(builder, eval_str=True).parameters.get("weights")
-    kinds = () if parameter is None else (parameter.annotation, *get_args(parameter.annotation))
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, WeightsEnum):
-            return kind
+    enum = _enum_of(builder)
+    if enum is not None:
+        return enum
     raise ValueError(f"No weights are published for {name if isinstance(name, str) else builder!r}")
+
+
+def list_weights(
+    include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None
+) -> dict[str, list[WeightsEnum]]:
+    """The published weights of the models that `list_models` lists, best known last.
+
+    >>> list_weights("resnext50*")
+    {'resnext50_32x4d': [ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
+                         ResNeXt50_32X4D_Weights.IMAGENET1K_V2]}
+    """
+    enums = {name: _enum_of(_BUILDERS[name]) for name in list_models(include, exclude)}
+    return {name: list(enum) for name, enum in enums.items() if enum is not None}
 
 
 def get_weight(name: str) -> WeightsEnum:
@@ -121,6 +132,15 @@ def get_weight(name: str) -> WeightsEnum:
     found = enums[enum_name].verify(member)
     assert found is not None
     return found
+
+
+def _enum_of(builder: Builder) -> type[WeightsEnum] | None:
+    parameter = inspect.signature(builder, eval_str=True).parameters.get("weights")
+    kinds = () if parameter is None else (parameter.annotation, *get_args(parameter.annotation))
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, WeightsEnum):
+            return kind
+    return None
 
 
 def _all_enums(base: type[WeightsEnum]) -> Iterator[type[WeightsEnum]]:
