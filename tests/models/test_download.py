@@ -10,7 +10,7 @@ import pytest
 from resnetkit.errors import DownloadError, WeightsError
 from resnetkit.models import download
 from resnetkit.models.download import fetch
-from resnetkit.models.transfer import ATTEMPTS
+from resnetkit.models.transfer import ATTEMPTS, check_scheme
 
 
 def left_over(cache):
@@ -169,6 +169,13 @@ def test_offline_says_where_the_file_belongs(site, cache, monkeypatch):
 def test_other_addresses_are_refused(cache, url):
     with pytest.raises(DownloadError, match="expected an https:// address"):
         fetch(url)
+
+
+def test_a_mirror_inside_a_house_may_be_plain(monkeypatch):
+    monkeypatch.setenv("RESNETKIT_MIRROR", "http://mirror.internal:8080/pytorch")
+    check_scheme("http://mirror.internal:8080/pytorch/models/a.pth")
+    with pytest.raises(DownloadError):
+        check_scheme("http://mirror.internal/pytorch/models/a.pth")
 
 
 def test_an_address_without_a_name_is_refused(cache):

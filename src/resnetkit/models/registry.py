@@ -103,7 +103,7 @@ def get_model_weights(name: Builder | str) -> type[WeightsEnum]:
 def list_weights(
     include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None
 ) -> dict[str, list[WeightsEnum]]:
-    """The published weights of the models that `list_models` lists, best known last.
+    """The published weights of the models that `list_models` lists, oldest first.
 
     >>> list_weights("resnext50*")
     {'resnext50_32x4d': [ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
