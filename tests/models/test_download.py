@@ -63,6 +63,11 @@ def test_it_goes_on_where_it_broke(site, cache):
     assert asked == [None, f"bytes={half}-", f"bytes={half}-", f"bytes={rest}-"]
 
 
+def test_only_attempts_without_a_new_byte_count(site, cache):
+    site.faults = ["cut"] * (ATTEMPTS + 3)
+    assert fetch(site.published, progress=False).read_bytes() == site.content
+
+
 def test_a_later_process_goes_on_where_this_one_gave_up(site, cache):
     site.faults = ["cut", *["503"] * ATTEMPTS]
     with pytest.raises(DownloadError, match=r"503.*5 times in a row; what has arrived is kept"):

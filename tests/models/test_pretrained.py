@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -171,6 +172,20 @@ def test_reading_never_executes(tmp_path, name, legacy):
     assert canary.exists()  # it would have
 
 
+def test_an_object_inside_a_number_of_numpy_is_not_read(tmp_path):
+    canary = tmp_path / "canary"
+    inside = pickle.dumps(_Canary(canary), protocol=2)
+
+    class Number:
+        def __reduce__(self):
+            return np._core.multiarray.scalar, (np.dtype("O"), inside)
+
+    torch.save({"a": torch.zeros(3, 3), "best": Number()}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match="could run code"):
+        load_tensors(tmp_path / "net.pth")
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x80\x02}q\x00."])
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_damaged_files_are_told(tmp_path, name, content):
@@ -194,6 +209,7 @@ def _wrapped(state):
         "compiled and parallel": {f"_orig_mod.{n}": t for n, t in prefixed.items()},
         "nested": {"state_dict": prefixed, "best_prec1": 92.6, "epoch": 3},
         "reference script": {"model": state, "optimizer": {"state": {}}, "args": arguments},
+        "best as a number of numpy": {"model": state, "best": np.float64(0.9), "n": np.int64(3)},
         "averaged": {"n_averaged": torch.tensor(3), **prefixed},
         "twice nested": {"model": {"state_dict": state}},
         "averaged beside": {"model": {n: t * 0 for n, t in state.items()}, "ema": state},

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,8 +55,7 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, map_location: Any) -> object:
     try:
-        # A Namespace holds nothing but values; many training scripts save their arguments in one.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_plain_values()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -66,6 +66,15 @@ def _read_pickle(path: Path, map_location: Any) -> object:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{path} is damaged or no PyTorch file: {error}") from error
+
+
+def _plain_values() -> list[Any]:
+    """What training scripts save beside tensors and what holds nothing but values: arguments in a
+    Namespace, and the best accuracy as a NumPy number (under its old and its new module name)."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
+    older = (scalar, "numpy.core.multiarray.scalar")
+    return [argparse.Namespace, scalar, older, np.dtype, *numbers]
 
 
 def unwrap(found: object, source: str) -> Checkpoint:
