@@ -63,6 +63,22 @@ def test_options_that_shapes_tell_are_found(name, options):
     get_model(name, **found.options).load_state_dict(found.tensors)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {"num_classes": 10, "stem": "small"}),
+        ("cifar_resnet20", {"num_classes": 10, "shortcut": "B"}),
+    ],
+)
+def test_the_usual_names_of_code_for_cifar_are_known(name, options):
+    ours = shapes(name, **options)
+    renamed = {n.replace("downsample", "shortcut").replace("fc.", "linear."): n for n in ours}
+    assert "layer2.0.shortcut.0.weight" in renamed
+    assert "linear.bias" in renamed
+    found = recognise({theirs: ours[n] for theirs, n in renamed.items()})
+    assert (found.architecture, found.options) == (name, options)
+
+
 @pytest.mark.parametrize("prefix", ["backbone.", "module.encoder_q."])
 def test_a_network_among_others_is_found(prefix):
     state = {f"{prefix}{n}": t for n, t in shapes("resnet50").items() if n[:3] != "fc."}
@@ -114,6 +130,7 @@ def test_tensors_that_no_layer_uses_are_named_and_dropped():
         ("layer3.1.conv1.weight", (256, 9, 3, 3), r"9, 3, 3\), expected \(256, 256, 3, 3\)"),
         ("layer3.1.conv1.weight", None, r"\[2, 2, 1, 2\] layers.*Beside resnet18: "),
         ("layer1.0.conv1.weight", None, r"is no ResNet: its first tensors are conv1.weight"),
+        ("layer1.0.conv2.bias", (64,), r"1 are unknown here, first layer1.0.conv2.bias"),
         ("fc.weight", (1000,), r"fc.weight is \(1000,\), expected \(1000, 512\)"),
     ],
 )
