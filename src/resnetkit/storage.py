@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import OutputError
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -59,6 +61,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def refuse_used(folder: Path | None) -> None:
+    """Make sure that nothing is overwritten: ``folder`` must be new or empty (None is neither).
+
+    Raises:
+        OutputError: it holds something, or is a file.
+    """
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file; --out names a folder")
+    files = len(list(folder.iterdir()))
+    if files:
+        raise OutputError(
+            f"{folder} is in use: it holds {files} file(s). Name another folder with --out, "
+            "or remove this one"
+        )
 
 
 def sha256(path: Path) -> str:

@@ -13,8 +13,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from resnetkit.errors import DownloadError, UnknownWeightsError, WeightsError
-from resnetkit.models import ResNet18_Weights, cifar_resnet20, get_weight, load_tensors, resnet18
+from resnetkit.data.transforms import Preprocessing
+from resnetkit.errors import DownloadError, ModelFileError, UnknownWeightsError, WeightsError
+from resnetkit.models import (
+    ResNet18_Weights,
+    cifar_resnet20,
+    get_weight,
+    load_tensors,
+    modelfile,
+    resnet18,
+)
 from resnetkit.models.download import fetch
 
 
@@ -324,3 +332,13 @@ def test_a_wrong_option_costs_no_download(monkeypatch):
     monkeypatch.setattr(ResNet18_Weights, "get_state_dict", lambda *a, **k: pytest.fail("asked"))
     with pytest.raises(TypeError, match="num_classes"):
         resnet18(weights="DEFAULT", num_clases=3)
+
+
+@pytest.mark.parametrize("option", ["weights", "pretrained"])
+def test_a_model_file_cannot_ask_for_a_download(net, site, cache, tmp_path, option):
+    options = {"num_classes": 4, option: site.address + "/model.pth"}
+    header = modelfile.Header("resnet18", options, tuple("abcd"), Preprocessing(256, 224))
+    modelfile.write(tmp_path / "m.safetensors", net.state_dict(), header)
+    with pytest.raises(ModelFileError, match="cannot be built"):
+        modelfile.read(tmp_path / "m.safetensors")
+    assert site.requests == []

@@ -110,13 +110,23 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model file on photos with known classes."""
+    from contextlib import ExitStack
+
     from ..evaluation.evaluate import evaluate as run_evaluation
     from ..progress import bar, say
+    from ..storage import refuse_used
     from .show import evaluation_table, write_evaluation
 
-    with bar("evaluating", 0) as _:
-        pass
-    found = run_evaluation(model, data, split, device=device, workers=workers)
+    refuse_used(out)
+    with ExitStack() as shown:
+        found = run_evaluation(
+            model,
+            data,
+            split,
+            device=device,
+            workers=workers,
+            progress=lambda batches: shown.enter_context(bar("evaluating", batches)),
+        )
     for note in found.notes:
         say(f"Note: {note}")
     print(evaluation_table(found))

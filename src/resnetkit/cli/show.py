@@ -43,12 +43,9 @@ def evaluation_table(found: Evaluation) -> str:
 
 
 def write_evaluation(found: Evaluation, out: Path) -> None:
-    """``metrics.json`` and ``confusion_matrix.png`` in a new or empty folder."""
-    from ..errors import OutputError
+    """``metrics.json`` and ``confusion_matrix.png`` in the folder ``out``."""
     from ..report.plots import confusion_matrix
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} is in use; name another folder with --out")
     write_json(out / "metrics.json", found.metrics)
     title = f"{found.split}: {found.metrics['accuracy']:.2%} right"
     matrix = found.metrics["confusion_matrix"]
@@ -80,10 +77,9 @@ def write_predictions(answers: Iterable[Prediction], format: str) -> int:
 
 def model_table(pattern: str | None) -> str:
     """Name, parameters and multiply-adds of the architectures that match a shell pattern."""
-    import torch
-
     from ..errors import RecipeError
-    from ..models import get_model, list_models, summarize
+    from ..models import list_models, summarize
+    from ..models.registry import get_skeleton
 
     names = list_models(include=pattern)
     if not names:
@@ -91,7 +87,6 @@ def model_table(pattern: str | None) -> str:
     lines = [f"{'model':20}  {'parameters':>12}  {'multiply-adds':>13}  at"]
     for name in names:
         size = 32 if name.startswith("cifar_") else 224
-        with torch.device("meta"):
-            found = summarize(get_model(name), size)
+        found = summarize(get_skeleton(name), size)
         lines.append(f"{name:20}  {found.parameters:12,}  {found.macs / 1e9:11.3f} G  {size} px")
     return "\n".join(lines)

@@ -125,36 +125,38 @@ def _choose(
     listing: folder.DataSet, split: str | None, header: modelfile.Header
 ) -> tuple[Part, str, tuple[str, ...]]:
     """The part to evaluate, its name, and remarks."""
-    there = set(listing.parts)
-    seen = header.data.get("parts", {})
-    recorded = {name for name in ("train", "val") if seen.get(name, {}).get("digests")}
+    recorded = {
+        name: frozenset(part["digests"])
+        for name, part in header.data.get("parts", {}).items()
+        if name in ("train", "val") and part["digests"]
+    }
+    split = folder.SPLITS.get(split, split) if split else None
     flat = listing.parts.get("all")
-    if flat is not None and recorded:
-        there |= recorded
-    if split is None:
-        split = next(name for name in ("test", "val", "all", "train") if name in there)
-    split = folder.SPLITS.get(split, split)
-    if split in listing.parts:
-        return listing.parts[split], split, ()
-    whole = flat if flat is not None else listing.parts.get("train")
-    if split in recorded and whole is not None:
-        return _find_again(whole, split, set(seen[split]["digests"]))
+    if flat is not None and split in (None, "train", "val") and (split or "val") in recorded:
+        name = split or "val"
+        part, missing = _find_again(flat, recorded[name])
+        if len(part):
+            what = f"of the {len(recorded[name])} pictures that training took for {name!r}"
+            return part, name, (f"{missing} {what} are not here",) if missing else ()
+        if split:
+            raise DataError(f"None of the pictures that training took for {name!r} is here")
+    there = [name for name in ("test", "val", "all", "train") if name in listing.parts]
+    chosen = split or there[0]
+    if chosen in listing.parts:
+        return listing.parts[chosen], chosen, ()
+    if flat is not None:
+        there += sorted(recorded)
     raise DataError(
-        f"{listing.root} has no split {split!r}; it has {', '.join(sorted(there))}. "
+        f"{listing.root} has no split {chosen!r}; it has {', '.join(there)}. "
         "Choose one with --split"
     )
 
 
-def _find_again(whole: Part, split: str, digests: set[str]) -> tuple[Part, str, tuple[str, ...]]:
-    found = [file_digest(whole.path(i)) in digests for i in range(len(whole))]
-    indices = [i for i, here in enumerate(found) if here]
-    missing = len(digests) - len(digests & {file_digest(whole.path(i)) for i in indices})
-    if not indices:
-        raise DataError(f"None of the {len(digests)} pictures of the split {split!r} is here")
-    notes: tuple[str, ...] = ()
-    if missing:
-        notes = (f"{missing} of the {len(digests)} pictures of the split {split!r} are not here",)
-    return whole.select(indices), split, notes
+def _find_again(whole: Part, digests: frozenset[str]) -> tuple[Part, int]:
+    """The pictures of ``whole`` whose contents are among ``digests``; how many digests are not."""
+    here = [file_digest(whole.path(i)) for i in range(len(whole))]
+    found = whole.select([i for i, digest in enumerate(here) if digest in digests])
+    return found, len(digests - set(here))
 
 
 def confusions(evaluation: Evaluation) -> Sequence[tuple[str, str, int]]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import WeightsError
@@ -18,7 +17,7 @@ from .blocks import BasicBlock, Bottleneck
 from .builders import ARCHITECTURES, Architecture
 from .pretrained import options_of
 from .reading import Checkpoint, differences, drop_unused, unwrap
-from .registry import get_model, get_model_builder
+from .registry import get_model_builder, get_skeleton
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Recognised:
 
     Args:
         architecture: a name in the registry.
-        options: what `get_model` needs beside it; JSON values, ``num_classes`` always among them.
+        options: what its builder needs beside it; JSON values, ``num_classes`` always among them.
         tensors: under the names and in the types of that network.
         notes: what was assumed, renamed or dropped, a sentence each.
     """
@@ -158,8 +157,7 @@ def _name(
     if candidates:
         return min(candidates)[-1]
     nearest = min(ARCHITECTURES, key=lambda name: _distance(facts, ARCHITECTURES[name]))
-    with torch.device("meta"):
-        own = get_model(nearest, **_options(facts, ARCHITECTURES[nearest])).state_dict()
+    own = get_skeleton(nearest, **_options(facts, ARCHITECTURES[nearest])).state_dict()
     raise WeightsError(
         f"{source} is a ResNet of {facts.block.__name__}s with {facts.layers} layers, groups="
         f"{facts.groups} and width_per_group={facts.width_per_group}, which no architecture here "
@@ -201,8 +199,7 @@ def _fit(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors as the network ``name`` has them, and what was changed for that."""
     get_model_builder(name)  # an unknown name shall not look like a mistake in the file
-    with torch.device("meta"):
-        own = get_model(name, **options).state_dict()
+    own = get_skeleton(name, **options).state_dict()
     given, notes = dict(tensors), []
     unused = drop_unused(own, given)
     if unused:

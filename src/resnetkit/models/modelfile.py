@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from ..data.transforms import Preprocessing
 from ..errors import ModelFileError
 from ..storage import atomic
-from .registry import get_model
+from .registry import get_skeleton
 
 FORMAT_VERSION = 1
 MAX_HEADER = 64 * 2**20  # bytes; a header that claims more is refused unread
@@ -119,8 +118,7 @@ def read(path: str | Path) -> tuple[nn.Module, Header]:
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is damaged or cut short ({error})") from error
     try:
-        with torch.device("meta"):  # shapes without numbers: nothing is allocated for a false claim
-            model = get_model(header.architecture, **header.options)
+        model = get_skeleton(header.architecture, **header.options)  # allocates nothing
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path}: its architecture cannot be built ({error})") from error
     _check_tensors(path, model, tensors, header)

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, get_args
 
+import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .weights import WeightsEnum
 
@@ -83,6 +86,32 @@ def get_model(name: str, **config: Any) -> nn.Module:
     torch.Size([2, 3])
     """
     return get_model_builder(name)(**config)
+
+
+def get_skeleton(name: str, **config: Any) -> nn.Module:
+    """`get_model` with shapes and no numbers: it lies on PyTorch's ``meta`` device.
+
+    It takes no memory, whatever ``config`` claims, and no time for initial weights.
+
+    Raises:
+        TypeError: ``config`` asks for weights, which a file's header must not be able to.
+    """
+    if {"weights", "pretrained"} & config.keys():
+        raise TypeError(f"a skeleton of {name} has no weights; got {config!r}")
+    with torch.device("meta"), ShapesOnly():
+        return get_model(name, **config)
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Leaves out, on ``meta``, what changes no shape: drawing random numbers, and batch norm. For
+    these two PyTorch would import half a compiler, which takes two seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_, F.batch_norm):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def get_model_weights(name: Builder | str) -> type[WeightsEnum]:

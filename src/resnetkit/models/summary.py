@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .registry import ShapesOnly
+
 
 @dataclass(frozen=True)
 class Row:
@@ -111,7 +113,7 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
     for name, module in model.named_modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(lambda m, _, out, name=name: hook(name, m, out))
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         model(torch.empty(1, _in_channels(model), *size, device="meta"))
     parameters = sum(p.numel() for p in model.parameters())
     return Summary(parameters, sum(row.macs for row in rows), tuple(rows))

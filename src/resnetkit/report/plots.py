@@ -18,7 +18,13 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#d9721a", "#666666"
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+        figure.savefig(
+            temporary,
+            format="png",
+            dpi=120,
+            metadata={"Software": None},  # the same bytes from every version
+            bbox_inches=None if figure.get_layout_engine() else "tight",
+        )
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -53,17 +59,20 @@ def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str
     """Truth by row, prediction by column. Colours are shares of the row; numbers are counts."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(40.0, max(5.0, 0.45 * len(classes) + 2))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    numbered = len(classes) <= 50  # beyond, the counts would be too small to read
+    side = min(30.0, max(5.0, (0.45 if numbered else 0.18) * len(classes) + 2))
+    figure = Figure(figsize=(side + 0.8, side))
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
     axes.set_title(title)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-    axes.set_yticks(range(len(classes)), classes)
-    if len(classes) <= 50:
+    size = 9 if numbered else 6
+    upright = 90 if max(map(len, classes)) > 2 else 0
+    axes.set_xticks(range(len(classes)), classes, rotation=upright, fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    if numbered:
         for (i, j), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[i, j] > 0.5 else "black"

@@ -21,9 +21,10 @@ from ..data.transforms import normalize
 from ..errors import TrainingError
 from ..evaluation.evaluate import Evaluation, evaluate_part, predict_logits
 from ..evaluation.metrics import accuracy_and_loss
-from ..models import get_model, modelfile
+from ..models import modelfile
 from ..progress import bar, say
 from ..runtime import Runtime
+from ..storage import refuse_used
 from . import plan
 from . import recipe as recipes
 from .optim import learning_rate, make_optimizer, set_learning_rate
@@ -70,6 +71,7 @@ def train(
     chosen = recipes.load(recipe).with_settings(settings)
     where = runtime.pick(device, chosen.precision)
     workers = runtime.default_workers() if workers is None else workers
+    refuse_used(None if out is None else Path(out))
     listing = folder.read(data)
     main_part = listing.parts.get("train") or listing.parts.get("all") or listing.parts["val"]
     chosen = plan.choose_size(chosen, main_part, where.device.type)
@@ -77,10 +79,8 @@ def train(
     chosen = plan.choose_epochs(chosen, len(prepared.train))
     assert chosen.epochs is not None
 
-    # The network: initial weights are f(seed).
-    torch.manual_seed(chosen.seed)
-    options = {**chosen.model_options, "num_classes": len(listing.classes)}
-    model = get_model(chosen.model, **options, zero_init_residual=chosen.zero_init_residual)
+    # The network: its initial weights are f(seed).
+    model, options = plan.make_network(chosen, len(listing.classes))
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
     model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, chosen)

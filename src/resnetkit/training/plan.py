@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from ..data import decode
 from ..data.cache import Pictures, Scan, check_readable, scan
 from ..data.folder import DataSet, Part, split
 from ..data.transforms import normalize
-from ..errors import DataError
+from ..errors import DataError, PictureError, RecipeError
 from ..evaluation.evaluate import BATCH_SIZE
+from ..models import get_model
 from ..progress import bar
 from ..randomness import order
 from ..runtime import Runtime
@@ -36,12 +38,13 @@ def choose_size(recipe: Recipe, part: Part, device: str) -> Recipe:
     image_size = recipe.image_size
     if image_size is None:
         sample = order(0, 0, len(part))[:200]
-        with bar("looking at picture sizes", len(sample)) as advance:
-            sides = []
-            for i in sample:
+        sides = []
+        for i in sample:
+            try:
                 sides.append(min(decode.size(part.path(int(i)))))
-                advance("")
-        fitting = int(np.median(sides)) // 32 * 32
+            except PictureError:  # the scan, which comes next, names every broken picture
+                continue
+        fitting = int(np.median(sides or [32])) // 32 * 32
         image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[device])
     options = dict(recipe.model_options)
     if image_size <= 32 and not recipe.model.startswith("cifar_"):
@@ -58,6 +61,21 @@ def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
         return recipe
     steps = max(1, pictures // recipe.batch_size)
     return recipe.with_settings({"epochs": max(EPOCHS_AT_LEAST, math.ceil(STEPS_AT_LEAST / steps))})
+
+
+def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with its initial weights, f(seed); and the options that build it again.
+
+    Raises:
+        RecipeError: ``model_options`` has an option that the architecture does not know.
+    """
+    options = {**recipe.model_options, "num_classes": classes}
+    torch.manual_seed(recipe.seed)
+    try:
+        model = get_model(recipe.model, **options, zero_init_residual=recipe.zero_init_residual)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"model_options of {recipe.model}: {error}") from error
+    return model, options
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..data.transforms import Augmentation, Preprocessing
 from ..errors import RecipeError
+from ..models import get_model_builder
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -75,6 +76,12 @@ class Recipe(BaseModel):
     )
     channels_last: bool = Field(True, description="store maps as (N, H, W, C): faster")
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("model")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        get_model_builder(name)
+        return name
 
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
         """This recipe with other values for some fields.

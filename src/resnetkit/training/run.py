@@ -43,12 +43,8 @@ class RunFolder:
         try:
             if out is not None:
                 path = Path(out)
+                storage.refuse_used(path)
                 path.mkdir(parents=True, exist_ok=True)
-                if any(path.iterdir()):
-                    raise OutputError(
-                        f"{path} is in use: it holds {len(list(path.iterdir()))} file(s). "
-                        "Name another folder with --out, or remove this one"
-                    )
                 return cls(path)
             number = 1
             while True:

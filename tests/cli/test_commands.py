@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def resnet(*arguments, cwd=None, input=None, **environment):
+    """Run the command as a person does; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", "resnetkit", *map(str, arguments)],
+        capture_output=True,
+        cwd=cwd,
+        input=input,
+        env={**os.environ, "COLUMNS": "100", **environment},
+        timeout=300,
+    )
+
+
+def lines(done):
+    return done.stdout.decode().splitlines()
+
+
+def test_commands_are_those_that_are_built():
+    done = resnet("--help")
+    text = done.stdout.decode()
+    for command in ("demo", "train", "evaluate", "predict", "models"):
+        assert command in text
+    for later in ("serve", "export"):
+        assert later not in text
+
+
+def test_train_evaluate_predict(flat_folder, tmp_path):
+    done = resnet(
+        "train", flat_folder, "--model", "cifar_resnet20", "--set", "model_options={width: 8}",
+        "--epochs", 3, "--batch-size", 8, "--image-size", 32, "--workers", 1, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    plan = done.stderr.decode()
+    for text in (
+        "42 + 6 pictures, 3 classes",
+        "No validation part was given",
+        "from ten measured steps",
+        "epoch 3/3",
+        "runs/squares-cifar_resnet20",
+    ):
+        assert text in plan
+    output = done.stdout.decode()
+    accuracy = output.split("validation accuracy ")[1].split()[0]
+
+    # The last lines are the commands to type next; type them.
+    evaluate, predict = (line.split() for line in lines(done)[-2:])
+    assert (evaluate[:2], predict[:2]) == (["resnet", "evaluate"], ["resnet", "predict"])
+    done = resnet(*evaluate[1:], "--out", "measured", cwd=tmp_path)
+    assert lines(done)[0].startswith(f"val: accuracy {accuracy} ")
+    metrics = json.loads((tmp_path / "measured" / "metrics.json").read_text())
+    assert metrics["pictures"] == 6
+    done = resnet(*predict[1:-1], flat_folder / "red", cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(lines(done)) == 16
+    assert json.loads(lines(done)[0])["class"] in ("blue", "green", "red")
+
+
+@pytest.fixture
+def model(trained):
+    return trained / "model.safetensors"
+
+
+@pytest.fixture
+def pictures(trained):
+    return trained.parent / "data"
+
+
+def test_predict_takes_files_folders_globs_lists_and_bytes(model, pictures, tmp_path):
+    red = sorted((pictures / "red").glob("*.png"))
+    (tmp_path / "list.txt").write_text("\n".join(map(str, red[:3])) + "\n")
+    listing = (tmp_path / "list.txt").read_bytes()
+    ways = {
+        "files": resnet("predict", model, *red[:3]),
+        "glob": resnet("predict", model, pictures / "red" / "00[0-2].png"),
+        "list": resnet("predict", model, f"@{tmp_path / 'list.txt'}"),
+        "stdin": resnet("predict", model, "@-", input=listing),
+    }
+    for way, done in ways.items():
+        assert done.returncode == 0, (way, done.stderr)
+        assert [json.loads(line)["source"] for line in lines(done)] == list(map(str, red[:3])), way
+        assert lines(done) == lines(ways["files"])
+    (line,) = lines(resnet("predict", model, "-", input=red[0].read_bytes()))
+    alone, together = json.loads(line), json.loads(lines(ways["files"])[0])
+    assert alone["class"] == together["class"]
+    assert alone["probability"] == pytest.approx(together["probability"], abs=1e-5)
+    assert len(lines(resnet("predict", model, pictures))) == 60
+
+
+def test_predict_formats(model, pictures):
+    files = sorted((pictures / "red").glob("*.png"))[:2]
+    done = resnet("predict", model, *files, "--format", "csv")
+    rows = list(csv.DictReader(lines(done)))
+    assert [row["source"] for row in rows] == list(map(str, files))
+    assert 0 < float(rows[0]["probability"]) <= 1
+    done = resnet("predict", model, *files, "--format", "table", "--top-k", 1)
+    assert lines(done)[0].startswith(f"{files[0]}  ")
+    assert lines(done)[0].endswith("%")
+
+
+def test_a_picture_that_cannot_be_read_is_a_row_and_exit_code_3(model, pictures, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    good = pictures / "red" / "000.png"
+    done = resnet("predict", model, tmp_path / "broken.jpg", good)
+    assert done.returncode == 3
+    broken, fine = map(json.loads, lines(done))
+    assert "broken.jpg: holds text" in broken["error"]
+    assert broken["class"] is None
+    assert fine["error"] is None
+
+
+def test_a_closed_pipe_ends_quietly(model, pictures):
+    command = f"{sys.executable} -m resnetkit predict {model} {pictures} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, timeout=60)
+    assert done.stdout.count(b"\n") == 1
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train", "gone"), 1, "gone does not exist"),
+        (("train", "empty"), 1, "No pictures in empty"),
+        (("train", "full", "--recipe", "clasic"), 2, "did you mean 'classic'"),
+        (("train", "full", "--set", "epoch=3"), 2, "did you mean 'epochs'"),
+        (("train", "full", "--model", "resnet19"), 2, "Did you mean resnet18"),
+        (("train", "full", "--device", "tpu"), 2, "device is auto, cpu, cuda"),
+        (("train", "full", "--out", "full"), 1, "full is in use"),
+        (("train", "full", "--epochs", "many"), 2, "epochs"),
+        (("evaluate", "text.safetensors", "full"), 1, "is no resnetkit model file"),
+        (("predict", "gone.safetensors", "x.png"), 1, "gone.safetensors does not exist"),
+        (("models", "vgg*"), 2, "No model matches 'vgg*'"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, save, arguments, code, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("this is not a model, but some text")
+    save(tmp_path / "full", 2)
+    done = resnet(*arguments, cwd=tmp_path)
+    error = done.stderr.decode()
+    assert done.returncode == code, error
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(flat_folder, tmp_path, sent, code):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "resnetkit", "train", str(flat_folder), "--model", "cifar_resnet20",
+         "--epochs", "1000", "--out", str(tmp_path / "run")],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "history.csv").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert b"Traceback" not in error
+
+
+def test_models_lists_parameters_and_multiply_adds():
+    done = resnet("models", "resnet*")
+    table = {line.split()[0]: line.split() for line in lines(done)[1:]}
+    assert table["resnet50"][1:3] == ["25,557,032", "4.089"]
+    assert set(table) == {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+
+
+def test_a_full_terminal_shows_a_live_bar(model, pictures):
+    if shutil.which("script") is None:
+        pytest.skip("needs the command `script` to make a terminal")
+    command = f"{sys.executable} -m resnetkit evaluate {model} {pictures} --split all"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        capture_output=True, env={**os.environ, "TERM": "xterm"}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b"evaluating" in done.stdout
+    assert b"accuracy" in done.stdout
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    done = resnet("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    last = done.stdout.decode().rsplit("test accuracy ", 1)[1]
+    assert float(last.split("%")[0]) >= 98.0
+    assert float(last.split("after ")[1].split()[0]) < 90
+    assert (tmp_path / "demo" / "run" / "predictions.png").exists()
+    done = resnet("demo", cwd=tmp_path)  # once more: nothing is overwritten
+    assert (tmp_path / "demo" / "run-2" / "model.safetensors").exists()
+    first, second = ((tmp_path / "demo" / name / "model.safetensors") for name in ("run", "run-2"))
+    assert first.read_bytes() == second.read_bytes()

@@ -1,0 +1,80 @@
+"""Pictures that the tests make themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+# The nets of the tests are tiny: one thread runs them fastest, and the cores serve other tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 40, 40)}
+
+
+def draw(colour: str, number: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    """A coloured square on grey noise, elsewhere for each number."""
+    chance = np.random.default_rng([sorted(COLOURS).index(colour), number])
+    noise = chance.integers(90, 170, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    left, top = (int(v) for v in chance.integers(0, 14, 2))
+    ImageDraw.Draw(image).rectangle((left, top, left + 18, top + 18), fill=COLOURS[colour])
+    return image
+
+
+def write(folder: Path, per_class: int, start: int = 0, extension: str = "png") -> Path:
+    for colour in COLOURS:
+        (folder / colour).mkdir(parents=True)
+        for number in range(start, start + per_class):
+            draw(colour, number).save(folder / colour / f"{number:03d}.{extension}")
+    return folder
+
+
+@pytest.fixture
+def flat_folder(tmp_path: Path) -> Path:
+    """Three classes of 16 pictures, no split."""
+    return write(tmp_path / "squares", 16)
+
+
+@pytest.fixture
+def split_folder(tmp_path: Path) -> Path:
+    """Three classes, 12 training and 6 validation pictures of each."""
+    write(tmp_path / "parts" / "train", 12)
+    write(tmp_path / "parts" / "validation", 6, start=100)
+    return tmp_path / "parts"
+
+
+SMALL = {
+    "model": "cifar_resnet20",
+    "model_options": {"width": 8},
+    "image_size": 32,
+    "epochs": 2,
+    "batch_size": 8,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture
+def small() -> dict[str, object]:
+    """Settings of a run that takes a second."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on coloured squares; read only. The data lie in ``../data``."""
+    from resnetkit import train
+
+    base = tmp_path_factory.mktemp("trained")
+    data = write(base / "data", 20)
+    run = train(data, out=base / "run", **{**SMALL, "epochs": 6})
+    return run.folder
+
+
+@pytest.fixture
+def save() -> Callable[..., Path]:
+    return write

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resnetkit.data import decode
+from resnetkit.errors import PictureError
+
+
+def smooth(width, height, mode="RGB"):
+    """A picture without sharp edges, so that different filters agree closely."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    rgb = np.stack([255 * x, 255 * y, 127 + 120 * np.sin(4 * x + 3 * y)], -1)
+    return Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def save(image, tmp_path, name, **options):
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.bmp", "x.tiff", "x.ppm", "x.webp", "x.gif"])
+def test_formats(tmp_path, name):
+    options = {"lossless": True} if name == "x.webp" else {}
+    path = save(smooth(30, 20), tmp_path, name, **options)
+    with Image.open(path) as image:
+        assert np.array_equal(decode.decode(path), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_modes_become_rgb(tmp_path, mode):
+    image = smooth(24, 16, mode if mode != "LA" else "L").convert(mode)
+    name = "x.jpg" if mode in ("CMYK", "YCbCr") else "x.png"
+    pixels = decode.decode(save(image, tmp_path, name))
+    assert pixels.shape == (16, 24, 3)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(pixels.astype(int) - expected).mean() < (6 if name == "x.jpg" else 0.5)
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    image = Image.new("RGBA", (4, 2), (200, 0, 0, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 51))  # a fifth black
+    pixels = decode.decode(save(image, tmp_path, "x.png"))
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[0, 1].tolist() == [204, 204, 204]
+    assert pixels[0, 2].tolist() == [200, 0, 0]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((1, 0), 1)
+    pixels = decode.decode(save(palette, tmp_path, "p.png", transparency=0))
+    assert pixels[0].tolist() == [[255, 255, 255], [10, 20, 30]]
+
+
+def test_sixteen_bits(tmp_path):
+    grey = np.array([[0, 32768, 65535]], dtype=np.uint16)
+    pixels = decode.decode(save(Image.fromarray(grey), tmp_path, "x.png"))
+    assert pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(smooth(30, 20), tmp_path, "x.png", exif=exif)
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+    assert np.array_equal(decode.decode(path), np.asarray(upright))
+    assert decode.size(path) == upright.size
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = save(frames[0], tmp_path, "x.gif", save_all=True, append_images=frames[1:])
+    assert decode.decode(path)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+@pytest.mark.parametrize("size", [(640, 480), (300, 700), (64, 90)])
+def test_working_size_agrees_with_pillow(tmp_path, name, size):
+    """Against Pillow's own full decode and resize: the same picture, up to small differences."""
+    path = save(smooth(*size), tmp_path, name)
+    pixels = decode.decode(path, 64)
+    with Image.open(path) as image:
+        expected = image.convert("RGB").resize((pixels.shape[1], pixels.shape[0]), Image.BILINEAR)
+    assert min(pixels.shape[:2]) == 64
+    assert np.abs(pixels.astype(int) - np.asarray(expected).astype(int)).mean() < 1.0
+
+
+def test_the_same_bits_from_a_file_from_bytes_and_twice(tmp_path):
+    path = save(smooth(200, 150), tmp_path, "x.jpg")
+    first = decode.decode(path, 48)
+    assert np.array_equal(first, decode.decode(path.read_bytes(), 48))
+    assert np.array_equal(first, decode.decode(path, 48))
+
+
+def test_from_memory(tmp_path):
+    image = smooth(50, 40)
+    assert np.array_equal(decode.from_memory(image), np.asarray(image))
+    assert np.array_equal(decode.from_memory(np.asarray(image)), np.asarray(image))
+    assert decode.from_memory(np.asarray(image.convert("L"))).shape == (40, 50, 3)
+    png = decode.decode(save(image, tmp_path, "x.png"), 32)
+    assert np.array_equal(decode.from_memory(image, 32), png)
+    with pytest.raises(PictureError, match=r"uint8; got \(40, 50, 3\) float64"):
+        decode.from_memory(np.zeros((40, 50, 3)))
+
+
+def contents(tmp_path, name="x.jpg"):
+    return save(smooth(64, 64), tmp_path, name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: b"", "the file is empty"),
+        (lambda folder: b"Dear diary", "holds text, not a picture .it begins with 'Dear diary'"),
+        (lambda folder: b"\x93\xff\xfe" * 40, "not a picture in a known format"),
+        (lambda folder: contents(folder)[:900], "cannot be decoded"),
+        (lambda folder: contents(folder, "x.png")[:200], "cannot be decoded"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, make, message):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(make(tmp_path))
+    with pytest.raises(PictureError, match=rf"broken\.jpg: .*{message}"):
+        decode.decode(path, 32)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(PictureError, match=r"gone\.png: No such file"):
+        decode.decode(tmp_path / "gone.png")
+    with pytest.raises(PictureError, match="Is a directory"):
+        decode.decode(tmp_path)
+
+
+def test_a_claim_of_too_many_pixels_is_refused_unread(tmp_path):
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    with pytest.raises(PictureError, match="at most 178,000,000 pixels are decoded"):
+        decode.decode(bomb.getvalue())
+
+
+def test_heic_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    path = tmp_path / "x.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    with pytest.raises(PictureError, match=r'pip install "resnetkit\[heif\]"'):
+        decode.decode(path)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from resnetkit.data import folder
+from resnetkit.errors import DataError
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def test_flat_folder(tmp_path):
+    data = folder.read(touch(tmp_path / "d", "b/2.png", "b/1.JPG", "a/deep/er/3.webp"))
+    assert data.classes == ("a", "b")
+    assert data.name == "d"
+    assert list(data.parts) == ["all"]
+    part = data.parts["all"]
+    assert list(part.paths) == ["a/deep/er/3.webp", "b/1.JPG", "b/2.png"]
+    assert part.labels.tolist() == [0, 1, 1]
+    assert part.path(1) == tmp_path / "d" / "b" / "1.JPG"
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
+def test_split_folders(tmp_path, name):
+    root = touch(tmp_path, "train/a/1.png", "train/b/1.png", f"{name}/b/2.png", "test/a/3.png")
+    data = folder.read(root)
+    assert set(data.parts) == {"train", "val", "test"}
+    assert list(data.parts["val"].paths) == [f"{name}/b/2.png"]
+    assert data.parts["val"].labels.tolist() == [1]  # by name, not by position
+    assert any("val has no pictures of: a" in note for note in data.notes)
+
+
+def test_what_is_no_picture_is_left_out_and_counted(tmp_path):
+    root = touch(
+        tmp_path, "a/1.png", "a/._1.png", "a/Thumbs.db", "a/notes.txt", "b/1.png", "top.png",
+        "__MACOSX/a/._1.png", ".hidden/x.png",
+    )  # fmt: skip
+    data = folder.read(root)
+    assert len(data.parts["all"]) == 2
+    assert data.left_out["hidden or system file(s)"] == 2
+    assert data.left_out["file(s) of another kind"] == 1
+    assert data.left_out["picture(s) outside a class folder"] == 1
+
+
+def test_manifest(tmp_path):
+    touch(tmp_path, "x/1.png", "x/2.png")
+    (tmp_path / "m.csv").write_text("path,label,split\nx/1.png,cat,train\nx/2.png,dog,train\n")
+    data = folder.read(tmp_path / "m.csv")
+    assert data.classes == ("cat", "dog")
+    assert data.parts["train"].path(1) == tmp_path / "x/2.png"
+    (tmp_path / "n.csv").write_text("path,label\nx/1.png,cat\nx/2.png,dog\n")
+    assert list(folder.read(tmp_path / "n.csv").parts) == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\nx.png,a\n", "has the columns file, label; expected path,label"),
+        ("path,label,split\nx.png,a,later\n", "line 2: split is train, val or test; got later"),
+        ("path,label\n,a\n", "line 2: path or label is empty"),
+        ("path,label,split\nx.png,a,train\ny.png,b,\n", "some rows have a split and some have"),
+    ],
+)
+def test_manifest_errors(tmp_path, text, message):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        folder.read(tmp_path / "m.csv")
+
+
+def test_nothing_there(tmp_path):
+    touch(tmp_path, "flowers/a/1.png")
+    with pytest.raises(DataError, match=r"flower does not exist.*Did you mean .*flowers"):
+        folder.read(tmp_path / "flower")
+
+
+def test_no_pictures(tmp_path):
+    with pytest.raises(DataError, match=r"No pictures in .*left out: 1 file.*Known layouts"):
+        folder.read(touch(tmp_path, "a/readme.txt"))
+
+
+def test_empty_class(tmp_path):
+    touch(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match=r"Class folders without a picture in .*: c"):
+        folder.read(tmp_path)
+
+
+def test_one_class(tmp_path):
+    with pytest.raises(DataError, match="only one class, 'a'"):
+        folder.read(touch(tmp_path, "a/1.png"))
+
+
+def test_unknown_class_names_the_nearest(tmp_path):
+    touch(tmp_path, "train/daisy/1.png", "train/rose/1.png", "val/roses/1.png")
+    with pytest.raises(DataError, match=r"val has classes .* 'roses' \(did you mean 'rose'\?\)"):
+        folder.read(tmp_path)
+
+
+def test_two_names_for_validation(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png")
+    with pytest.raises(DataError, match="val and valid, which mean the same"):
+        folder.read(tmp_path)
+
+
+def test_classes_of_a_trained_network_are_kept(tmp_path):
+    data = folder.read(touch(tmp_path, "b/1.png"), classes=["a", "b", "c"])
+    assert data.classes == ("a", "b", "c")
+    assert data.parts["all"].labels.tolist() == [1]
+
+
+def make_part(tmp_path, per_class):
+    paths = [f"{c}/{i}.png" for c, n in per_class.items() for i in range(n)]
+    root = touch(tmp_path, *paths)
+    return folder.read(root)
+
+
+def test_split_is_stratified_and_a_function_of_the_seed(tmp_path):
+    data = make_part(tmp_path, {"a": 40, "b": 20})
+    digests = [str(i) for i in range(60)]
+    divided = folder.split(data.parts["all"], data.classes, digests, 0.15, seed=1)
+    assert divided["val"].counts(2) == [6, 3]
+    assert set(divided["train"].paths) | set(divided["val"].paths) == set(data.parts["all"].paths)
+    again = folder.split(data.parts["all"], data.classes, digests, 0.15, seed=1)
+    assert list(again["val"].paths) == list(divided["val"].paths)
+    other = folder.split(data.parts["all"], data.classes, digests, 0.15, seed=2)
+    assert list(other["val"].paths) != list(divided["val"].paths)
+
+
+def test_split_keeps_duplicates_together(tmp_path):
+    data = make_part(tmp_path, {"a": 30, "b": 30})
+    digests = [str(i // 3) for i in range(60)]  # each picture three times
+    for seed in range(5):
+        divided = folder.split(data.parts["all"], data.classes, digests, 0.2, seed)
+        by_path = dict(zip(data.parts["all"].paths, digests, strict=True))
+        train, val = ({by_path[p] for p in divided[name].paths} for name in ("train", "val"))
+        assert not train & val
+        assert divided["val"].counts(2) == [6, 6]
+
+
+def test_split_needs_two_different_pictures(tmp_path):
+    data = make_part(tmp_path, {"a": 3, "b": 3})
+    with pytest.raises(DataError, match="Class 'b' has 1 different picture"):
+        folder.split(data.parts["all"], data.classes, ["1", "2", "3", "4", "4", "4"], 0.2, 0)
+
+
+def test_select_and_counts(tmp_path):
+    part = make_part(tmp_path, {"a": 2, "b": 3}).parts["all"]
+    some = part.select(np.array([4, 0]))
+    assert list(some.paths) == ["b/2.png", "a/0.png"]
+    assert some.counts(3) == [1, 1, 0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names with quotes and newlines are not for Windows")
+def test_odd_names(tmp_path):
+    names = ["a b/ü ñ.png", 'a b/quo"te.png', "a b/new\nline.png", "日本/花.png"]
+    data = folder.read(touch(tmp_path, *names))
+    assert sorted(data.parts["all"].paths) == sorted(names)

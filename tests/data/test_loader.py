@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from resnetkit.data import cache, folder
+from resnetkit.data.cache import Pictures
+from resnetkit.data.loader import Loader
+from resnetkit.data.transforms import Augmentation, Preprocessing
+from resnetkit.errors import DataError, PictureError
+
+PRESET = Preprocessing(32, 32)
+
+
+def silent(text):
+    pass
+
+
+def part_of(root):
+    return folder.read(root).parts["all"]
+
+
+def epoch(pictures, workers, seed=0, number=1, size=24):
+    loader = Loader(pictures, 10, workers)
+    return list(loader.training(Augmentation(), size, seed, number))
+
+
+def test_batches_are_the_same_whatever_the_workers_and_the_cache(flat_folder):
+    cold = Pictures(part_of(flat_folder), PRESET)
+    warm = cache.scan(part_of(flat_folder), PRESET, 2, silent).pictures
+    reference = epoch(cold, workers=0)
+    for pictures, workers in [(cold, 1), (cold, 5), (warm, 0), (warm, 3)]:
+        batches = epoch(pictures, workers)
+        assert len(batches) == len(reference) == 4
+        for batch, expected in zip(batches, reference, strict=True):
+            assert torch.equal(batch.images, expected.images)
+            assert torch.equal(batch.labels, expected.labels)
+            assert np.array_equal(batch.indices, expected.indices)
+
+
+def test_epochs_and_seeds_differ(flat_folder):
+    pictures = Pictures(part_of(flat_folder), PRESET)
+    first = epoch(pictures, 0)
+    for other in (epoch(pictures, 0, number=2), epoch(pictures, 0, seed=1)):
+        assert not np.array_equal(other[0].indices, first[0].indices)
+
+
+def test_no_picture_comes_twice_in_an_epoch_and_labels_fit(flat_folder):
+    part = part_of(flat_folder)
+    batches = epoch(Pictures(part, PRESET), 2)
+    seen = np.concatenate([batch.indices for batch in batches])
+    assert len(seen) == len(set(seen)) == 40
+    for batch in batches:
+        assert batch.labels.tolist() == part.labels[batch.indices].tolist()
+        assert batch.images.shape == (10, 3, 24, 24)
+        assert batch.images.dtype == torch.uint8
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch(flat_folder):
+    loader = Loader(Pictures(part_of(flat_folder), PRESET), 500, 0)
+    (batch,) = loader.training(Augmentation(), 16, 0, 0)
+    assert sorted(batch.indices) == list(range(48))
+
+
+def test_evaluation_sees_everyone_once_in_order(flat_folder):
+    part = part_of(flat_folder)
+    pictures = Pictures(part, PRESET)
+    batches = list(Loader(pictures, 10, 2).evaluation())
+    assert np.concatenate([b.indices for b in batches]).tolist() == list(range(48))
+    assert torch.equal(batches[1].images[3], PRESET.crop(PRESET.pixels(part.path(13))))
+
+
+def test_a_broken_picture_reaches_the_reader_as_its_error(flat_folder):
+    part = part_of(flat_folder)
+    part.path(7).write_bytes(b"broken")
+    for workers in (0, 2):
+        with pytest.raises(PictureError, match=part.path(7).name):
+            list(Loader(Pictures(part, PRESET), 10, workers).evaluation())
+
+
+def test_scan_finds_what_cannot_be_read_and_duplicates(flat_folder):
+    part = part_of(flat_folder)
+    part.path(3).write_bytes(b"\xff\xd8broken")
+    part.path(5).write_bytes(part.path(4).read_bytes())
+    ticks = []
+    found = cache.scan(part, PRESET, 2, ticks.append)
+    assert list(found.unreadable) == [3]
+    assert part.path(3).name in found.unreadable[3]
+    assert found.digests[5] == found.digests[4] != found.digests[6]
+    assert len(ticks) == len(part)
+    with pytest.raises(DataError, match=r"(?s)1 picture\(s\) cannot be read:.*on_error=skip"):
+        cache.check_readable({"all": found})
+
+
+def test_scan_keeps_pixels_within_the_budget(flat_folder, monkeypatch):
+    part = part_of(flat_folder)
+    one = PRESET.pixels(part.path(0)).nbytes
+    monkeypatch.setattr(cache, "available_memory", lambda: int(10.5 * one / cache.RAM_SHARE))
+    pictures = cache.scan(part, PRESET, 1, silent).pictures
+    assert len(pictures._kept) == 10
+    assert np.array_equal(pictures[0], pictures[0])
+    assert np.array_equal(pictures[20], PRESET.pixels(part.path(20)))
+
+
+def test_selecting_keeps_the_pixels(flat_folder):
+    part = part_of(flat_folder)
+    pictures = cache.scan(part, PRESET, 1, silent).pictures
+    some = pictures.select(part.select([9, 2]))
+    assert set(some._kept) == {0, 1}
+    assert np.array_equal(some[0], PRESET.pixels(part.path(9)))

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional, v2
+
+from resnetkit.data import transforms
+from resnetkit.data.transforms import Augmentation, Preprocessing, center_crop
+from resnetkit.errors import ModelFileError
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(80, 100), (100, 80), (64, 64), (65, 131), (30, 20)])
+@pytest.mark.parametrize(("resize", "crop"), [(64, 64), (64, 56), (48, 33)])
+def test_evaluation_equals_torchvision_on_tensors(shape, resize, crop):
+    pixels = noise(*shape)
+    reference = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
+    expected = reference(torch.from_numpy(pixels).permute(2, 0, 1))
+    assert torch.equal(center_crop(pixels, resize, crop), expected)
+
+
+def test_crop_larger_than_the_picture_pads_with_black_as_torchvision_does():
+    pixels = noise(40, 30)
+    reference = v2.Compose([v2.Resize(20, antialias=True), v2.CenterCrop(25)])
+    expected = reference(torch.from_numpy(pixels).permute(2, 0, 1))
+    assert torch.equal(center_crop(pixels, 20, 25), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 10_000), (10_000, 1), (3, 90)])
+def test_beyond_one_to_twenty_only_the_window_is_resized(shape):
+    assert center_crop(noise(*shape), 64, 64).shape == (3, 64, 64)
+
+
+def test_normalize_equals_torchvision():
+    images = torch.from_numpy(noise(32, 32)).permute(2, 0, 1)[None]
+    scaled = functional.convert_image_dtype(images, torch.float32)
+    expected = functional.normalize(scaled, transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
+    assert torch.equal(transforms.normalize(images, Preprocessing(32, 32)), expected)
+
+
+def test_random_crop_equals_torchvision_for_the_same_box():
+    augment = Augmentation(flip=False)
+    pixels = noise(90, 120)
+    top, left, height, width = augment._box(90, 120, random.Random(5))
+    expected = v2.functional.resized_crop(
+        torch.from_numpy(pixels).permute(2, 0, 1), top, left, height, width, [48, 48]
+    )
+    assert torch.equal(augment(pixels, 48, random.Random(5)), expected)
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (37, 120), (5, 400), (1, 1)])
+def test_boxes_lie_inside_and_have_the_asked_area_and_ratio(shape):
+    augment = Augmentation(crop_scale=(0.35, 1.0))
+    shares = []
+    for seed in range(300):
+        top, left, height, width = augment._box(*shape, random.Random(seed))
+        assert 0 <= top <= top + height <= shape[0]
+        assert 0 <= left <= left + width <= shape[1]
+        assert height > 0
+        assert width > 0
+        shares.append(height * width / math.prod(shape))
+        if shape == (100, 100):
+            assert 0.7 < width / height < 1.4
+            assert 0.33 < shares[-1] <= 1.0
+    if shape == (100, 100):
+        assert 0.55 < np.mean(shares) < 0.75
+
+
+def test_flip_mirrors_half_of_the_pictures():
+    pixels = noise(32, 32)
+    plain, mirrored = Augmentation(flip=False), Augmentation(flip=True)
+    same = [
+        torch.equal(plain(pixels, 32, random.Random(s)), mirrored(pixels, 32, random.Random(s)))
+        for s in range(200)
+    ]
+    assert 70 < sum(same) < 130
+    seed = same.index(False)
+    flipped = mirrored(pixels, 32, random.Random(seed))
+    assert torch.equal(flipped.flip(-1), plain(pixels, 32, random.Random(seed)))
+
+
+def test_preprocessing_round_trip():
+    made = Preprocessing(128, 112, mean=(0.1, 0.2, 0.3))
+    assert Preprocessing.from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize(
+    "change", [{"decoder": "other"}, {"crop_size": 0}, {"crop_size": 10**9}, {"more": 1}]
+)
+def test_preprocessing_of_a_file_is_checked(change):
+    with pytest.raises(ModelFileError, match="preprocessing"):
+        Preprocessing.from_dict({**Preprocessing(64, 64).to_dict(), **change})
+
+
+def test_stack_is_channels_last():
+    pictures = [torch.from_numpy(noise(8, 8, s)).permute(2, 0, 1) for s in range(3)]
+    batch = transforms.stack(pictures)
+    assert torch.equal(batch, torch.stack(pictures))
+    assert batch.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from resnetkit.evaluation import metrics
+
+
+def test_by_hand():
+    probabilities = torch.tensor(
+        [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]]
+    )
+    labels = torch.tensor([0, 1, 1, 1])
+    found = metrics.compute(probabilities.log(), labels, ["x", "y", "z"])
+    assert found["accuracy"] == 0.75
+    assert found["errors"] == 1
+    assert found["loss"] == pytest.approx(-sum(map(math.log, [0.7, 0.3, 0.8, 0.5])) / 4, rel=1e-6)
+    assert found["confusion_matrix"] == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    x, y, z = found["per_class"]
+    assert (x["precision"], x["recall"], x["pictures"]) == (0.5, 1.0, 1)
+    assert (y["precision"], y["recall"], y["pictures"]) == (1.0, pytest.approx(2 / 3), 3)
+    assert (z["precision"], z["recall"], z["pictures"]) == (0.0, 0.0, 0)
+    assert found["macro"]["recall"] == pytest.approx((1 + 2 / 3) / 2)  # of the classes that came
+
+
+def test_against_counting():
+    chance = np.random.default_rng(0)
+    logits = torch.from_numpy(chance.normal(size=(500, 7)).astype(np.float32))
+    labels = torch.from_numpy(chance.integers(0, 7, 500))
+    found = metrics.compute(logits, labels, list("abcdefg"))
+    predicted = logits.argmax(1)
+    for i, row in enumerate(found["per_class"]):
+        hits = int(((predicted == i) & (labels == i)).sum())
+        assert row["precision"] == pytest.approx(hits / int((predicted == i).sum()))
+        assert row["recall"] == pytest.approx(hits / int((labels == i).sum()))
+        assert found["confusion_matrix"][i][i] == hits
+    assert metrics.accuracy_and_loss(logits, labels)[0] == found["accuracy"]
+
+
+def test_probabilities_sum_to_one():
+    rows = metrics.probabilities(torch.tensor([[1000.0, 0.0], [-3.0, -3.0]]))
+    assert rows.tolist() == [[1.0, 0.0], [0.5, 0.5]]

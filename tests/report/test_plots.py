@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from resnetkit.report import plots
+
+
+def colours(path):
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return pixels, {tuple(p) for p in pixels.reshape(-1, 3)}
+
+
+def test_curves_draw_both_parts(tmp_path):
+    rows = [
+        {
+            "epoch": i,
+            "train_loss": 1 / i,
+            "val_loss": 2 / i,
+            "train_accuracy": 0.5,
+            "val_accuracy": 0.1 * i,
+        }
+        for i in range(1, 8)
+    ]
+    plots.curves(rows, tmp_path / "c.png", "title")
+    _, found = colours(tmp_path / "c.png")
+    for colour in (plots.BLUE, plots.ORANGE):
+        assert tuple(bytes.fromhex(colour[1:])) in found
+
+
+def test_one_epoch_is_enough(tmp_path):
+    row = {"epoch": 1, "train_loss": 1, "val_loss": 2, "train_accuracy": 0, "val_accuracy": 0}
+    plots.curves([row], tmp_path / "c.png", "title")
+    assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_confusion_matrix_of_few_and_many_classes(tmp_path):
+    for n in (2, 120):
+        matrix = np.eye(n, dtype=int) * 5
+        plots.confusion_matrix(matrix, [f"class {i}" for i in range(n)], tmp_path / "m.png", "t")
+        pixels, _ = colours(tmp_path / "m.png")
+        assert pixels.shape[0] > 500
+
+
+def test_pictures_are_drawn(tmp_path):
+    red = np.full((8, 8, 3), (250, 10, 20), dtype=np.uint8)
+    plots.pictures([red] * 3, ["a", "b", "c"], tmp_path / "p.png", "title", [False, True, False])
+    _, found = colours(tmp_path / "p.png")
+    assert (250, 10, 20) in found
+    plots.pictures([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
+    marked, unmarked = (colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
+    assert not np.array_equal(marked, unmarked)

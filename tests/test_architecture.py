@@ -1,0 +1,94 @@
+"""The flow: a room imports only from its own folder, or from folders above it in the list."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import resnetkit
+
+ROOT = Path(resnetkit.__file__).parent
+ROOMS = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
+# Root modules stand above every room, and import each other only in this order.
+ROOT_MODULES = ["errors", "storage", "randomness", "runtime", "progress"]
+ENTRANCES = {"__init__", "__main__"}  # they name the rooms, lazily
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """(dotted name below resnetkit, line) of each import, also of those inside functions."""
+    package = ("resnetkit", *path.relative_to(ROOT).parent.parts)
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            names = [".".join([*base, alias.name]) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [
+            (name.removeprefix("resnetkit."), node.lineno)
+            for name in names
+            if name.startswith("resnetkit.")
+        ]
+    return found
+
+
+def room_of(name: str) -> str:
+    first = name.split(".")[0]
+    return first if first in ROOMS else ""
+
+
+def test_rooms_import_only_from_above():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        relative = path.relative_to(ROOT)
+        if relative.parent == Path() and relative.stem in ENTRANCES:
+            continue
+        room = relative.parts[0] if len(relative.parts) > 1 else ""
+        for name, line in imports(path):
+            if ROOMS.index(room_of(name)) > ROOMS.index(room):
+                wrong.append(f"{relative}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_root_modules_import_each_other_in_order():
+    for position, module in enumerate(ROOT_MODULES):
+        for name, line in imports(ROOT / f"{module}.py"):
+            first = name.split(".")[0]
+            assert first in ROOT_MODULES[:position], f"{module}.py:{line} imports {first}"
+
+
+def test_every_folder_is_a_known_room():
+    there = {p.name for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert there <= set(ROOMS)
+    assert {p.stem for p in ROOT.glob("*.py")} == {*ROOT_MODULES, *ENTRANCES}
+
+
+def test_sizes_of_files_and_functions():
+    """Files under 300 lines, functions under 40; `train` under 150, as it is the main path."""
+    longer = {"train": 150, "__init__": 60}
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") >= 300:
+            wrong.append(f"{path.name} has {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                statements = node.body[1:] if ast.get_docstring(node) else node.body
+                if not statements:
+                    continue
+                size = (node.end_lineno or 0) - statements[0].lineno + 1
+                if size >= longer.get(node.name, 40):
+                    wrong.append(f"{path.name}:{node.lineno} {node.name} has {size} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_codecs_are_used_in_one_file():
+    users = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        if "Image.open(" in path.read_text(encoding="utf-8")
+    }
+    assert users <= {"data/decode.py", "cli/demo.py"}

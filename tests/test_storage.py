@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+import pytest
+
+from resnetkit import storage
+from resnetkit.errors import OutputError
+
+
+def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    storage.write_text(path, "old")
+    with pytest.raises(RuntimeError), storage.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_atomic_gives_the_usual_permissions(tmp_path):
+    storage.write_text(tmp_path / "a" / "new", "text")
+    (tmp_path / "plain").write_text("text")
+    mode = stat.S_IMODE((tmp_path / "a" / "new").stat().st_mode)
+    assert mode == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" * 100_000)
+    assert storage.sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_refuse_used(tmp_path):
+    storage.refuse_used(None)
+    storage.refuse_used(tmp_path)
+    storage.refuse_used(tmp_path / "new")
+    (tmp_path / "x").write_text("")
+    with pytest.raises(OutputError, match=r"in use: it holds 1 file"):
+        storage.refuse_used(tmp_path)
+    with pytest.raises(OutputError, match="is a file"):
+        storage.refuse_used(tmp_path / "x")

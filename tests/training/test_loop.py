@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.nn import functional as F
+
+from resnetkit import load, train
+from resnetkit.data import folder
+from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
+from resnetkit.models import get_model, modelfile
+from resnetkit.training import loop
+from resnetkit.training.recipe import load as load_recipe
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "model.safetensors", "last.safetensors", "recipe.yaml", "classes.json", "split.csv",
+        "history.csv", "timings.csv", "metrics.json", "environment.json", "train_batch.png",
+        "val_batch.png", "curves.png", "confusion_matrix.png",
+    }  # fmt: skip
+    assert json.loads((trained / "classes.json").read_text()) == ["blue", "green", "red"]
+    with (trained / "history.csv").open() as lines:
+        history = list(csv.DictReader(lines))
+    assert [row["epoch"] for row in history] == list("123456")
+    best = max(float(row["val_accuracy"]) for row in history)
+    assert json.loads((trained / "metrics.json").read_text())["accuracy"] == best
+    recipe = load_recipe(trained / "recipe.yaml")
+    assert recipe.image_size == 32
+    for name in ("train_batch.png", "val_batch.png", "curves.png", "confusion_matrix.png"):
+        with Image.open(trained / name) as image:
+            assert min(image.size) > 150
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_it_learns(trained):
+    assert json.loads((trained / "metrics.json").read_text())["accuracy"] >= 0.8
+
+
+def test_the_best_model_is_kept_and_the_last(trained):
+    with (trained / "history.csv").open() as lines:
+        history = list(csv.DictReader(lines))
+    best = max(history, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert modelfile.read_header(trained / "model.safetensors").metrics["epoch"] == int(
+        best["epoch"]
+    )
+    assert modelfile.read_header(trained / "last.safetensors").metrics["epoch"] == 6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_bits_with_any_number_of_workers(flat_folder, small, tmp_path, precision):
+    settings = {**small, "precision": precision}
+    runs = [
+        train(flat_folder, out=tmp_path / str(workers), workers=workers, **settings)
+        for workers in (0, 1, 4)
+    ]
+    first = runs[0].folder
+    for run in runs[1:]:
+        for name in ("model.safetensors", "last.safetensors", "history.csv", "split.csv"):
+            assert (run.folder / name).read_bytes() == (first / name).read_bytes(), name
+    other = train(flat_folder, out=tmp_path / "other", **{**settings, "seed": 1})
+    assert other.model.read_bytes() != runs[0].model.read_bytes()
+
+
+def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
+    """The loop against a few lines of plain PyTorch with the same pictures and numbers."""
+    settings = {
+        **small, "epochs": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1,
+        "schedule": "constant", "weight_decay": 0.0, "channels_last": False,
+        "zero_init_residual": False,
+        "label_smoothing": 0.0, "crop_scale": [1.0, 1.0], "flip": False, "train_sizes": [1.0, 1.0],
+    }  # fmt: skip
+    run = train(split_folder, out=tmp_path / "run", **settings)
+    recipe = run.recipe
+    part = folder.read(split_folder).parts["train"]
+
+    torch.manual_seed(recipe.seed)
+    model = get_model("cifar_resnet20", width=8, num_classes=3)
+    loader = loop.Loader(loop.Pictures(part, recipe.preprocessing()), 8, 0)
+    losses = []
+    for batch in loader.training(recipe.augmentation(), 32, recipe.seed, 0):
+        x = batch.images.float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        x = (x / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)).contiguous()
+        loss = F.cross_entropy(model(x), batch.labels)
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+        losses.append(loss.item())
+    assert len(losses) == 4
+    assert run.history[0]["train_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+    trained_model, _ = modelfile.read(run.folder / "last.safetensors")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained_model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_given_validation_part_is_used(split_folder, small, tmp_path):
+    run = train(split_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    assert run.evaluation.metrics["pictures"] == 18
+    assert not (run.folder / "split.csv").exists()
+
+
+def test_the_split_that_was_made_is_a_manifest(trained, small, tmp_path):
+    data = trained.parent / "data"
+    (data / "split.csv").write_bytes((trained / "split.csv").read_bytes())
+    again = folder.read(data / "split.csv")
+    assert {name: len(part) for name, part in again.parts.items()} == {"train": 51, "val": 9}
+    (data / "split.csv").unlink()
+
+
+def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, tmp_path):
+    for name in ("blue/001.png", "red/002.png"):
+        (flat_folder / name).write_bytes(b"no picture")
+    with pytest.raises(
+        DataError, match=r"(?s)2 picture.*blue/001\.png.*red/002\.png.*on_error=skip"
+    ):
+        train(flat_folder, out=tmp_path / "run", **small)
+    assert not (tmp_path / "run").exists()
+    run = train(flat_folder, out=tmp_path / "run", **{**small, "on_error": "skip", "epochs": 1})
+    assert len((run.folder / "split.csv").read_text().splitlines()) == 1 + 46
+
+
+def test_nothing_is_overwritten(flat_folder, small, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="full is in use"):
+        train(flat_folder, out=tmp_path / "full", **small)
+    monkeypatch.chdir(tmp_path)
+    names = [train(flat_folder, **{**small, "epochs": 1}).folder.name for _ in range(2)]
+    assert names == ["squares-cifar_resnet20", "squares-cifar_resnet20-2"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_pictures(flat_folder, small, tmp_path):
+    settings = {**small, "optimizer": "sgd", "lr": 1e30, "schedule": "constant"}
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+.*--lr.*\.png"):
+        train(flat_folder, out=tmp_path / "run", **settings)
+
+
+def test_unknown_settings_and_models(flat_folder):
+    with pytest.raises(RecipeError, match="did you mean 'epochs'"):
+        train(flat_folder, epochz=3)
+    with pytest.raises(RecipeError, match=r"Unknown model 'resnet19'.*resnet18"):
+        train(flat_folder, model="resnet19")
+
+
+def test_defaults_are_found_from_the_data(flat_folder, tmp_path):
+    run = train(flat_folder, out=tmp_path / "run", model="cifar_resnet20", epochs=1)
+    assert run.recipe.image_size == 32
+    saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    assert None not in saved.values()
+    assert load(run.model).preprocessing.crop_size == 32
+
+
+def test_classic_runs_shortened(flat_folder, tmp_path):
+    shorter = {"epochs": 1, "batch_size": 8, "image_size": 32, "resize_size": 36}
+    run = train(flat_folder, "classic", out=tmp_path / "run", model="cifar_resnet20", **shorter)
+    assert run.recipe.optimizer == "adam"
+    assert run.recipe.seed == 3

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import torch
+
+from resnetkit.data import folder
+from resnetkit.models import get_model
+from resnetkit.runtime import Runtime
+from resnetkit.training import plan
+from resnetkit.training.recipe import load
+
+
+def test_picture_size_follows_the_data(flat_folder):
+    part = folder.read(flat_folder).parts["all"]  # 40 x 36 px
+    chosen = plan.choose_size(load("fast"), part, "cpu")
+    assert (chosen.image_size, chosen.resize_size) == (32, 32)
+    assert chosen.model_options["stem"] == "small"
+    given = plan.choose_size(load("fast").with_settings({"image_size": 64}), part, "cpu")
+    assert (given.image_size, given.resize_size) == (64, 64)
+    assert "stem" not in given.model_options
+
+
+def test_small_sets_get_more_epochs():
+    assert plan.choose_epochs(load("fast"), 64).epochs == 300
+    few, many = (plan.choose_epochs(load("fast"), n).epochs for n in (1400, 1_000_000))
+    assert few == many == plan.EPOCHS_AT_LEAST
+    assert plan.choose_epochs(load("classic"), 10).epochs == 30
+
+
+def test_measuring_leaves_the_network_and_chance_alone():
+    recipe = load("fast").with_settings({"image_size": 32, "resize_size": 32, "epochs": 2})
+    model = get_model("cifar_resnet20", width=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    seconds = plan.measure(model, recipe, Runtime(torch.device("cpu"), "fp32"), 10, 64)
+    assert seconds > 0
+    assert torch.equal(torch.rand(3), expected)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert model.training

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from resnetkit.errors import RecipeError
+from resnetkit.training import recipe as recipes
+from resnetkit.training.recipe import Recipe, load, parse_settings
+
+
+@pytest.mark.parametrize("name", recipes.builtin())
+def test_built_in_recipes_load_and_survive_yaml(name, tmp_path):
+    recipe = load(name)
+    assert recipe.name == name
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert load(tmp_path / "r.yaml") == recipe
+
+
+def test_classic_is_the_script_of_every_tutorial():
+    recipe = load("classic")
+    assert (recipe.model, recipe.image_size, recipe.resize_size) == ("resnet34", 224, 256)
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay) == ("adam", 1e-4, 0)
+    assert (recipe.batch_size, recipe.epochs, recipe.seed) == (128, 30, 3)
+    assert recipe.augmentation().crop_scale == (0.08, 1.0)
+    assert recipe.augmentation().flip
+    assert (recipe.label_smoothing, recipe.schedule) == (0, "constant")
+    assert {recipe.train_size(epoch) for epoch in range(30)} == {224}
+
+
+def test_every_field_has_its_description_or_a_plain_name():
+    plain = {"name", "optimizer", "weight_decay", "label_smoothing", "seed", "precision"}
+    for name, field in Recipe.model_fields.items():
+        assert field.description or name in plain, name
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"Unknown recipe key 'epoch' \(did you mean 'epochs'\?\)"
+    ):
+        load("fast").with_settings({"epoch": 3})
+    (tmp_path / "r.yaml").write_text("lerning_rate: 3\n")
+    with pytest.raises(RecipeError, match="Unknown recipe key 'lerning_rate'"):
+        load(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: .*greater than 0, got 0"),
+        ({"optimizer": "lion"}, "optimizer: .*'adamw', 'adam' or 'sgd', got 'lion'"),
+        ({"val_split": 1.5}, "val_split"),
+        ({"image_size": "big"}, "image_size"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        load("fast").with_settings(settings)
+
+
+def test_unknown_recipe_and_files(tmp_path):
+    with pytest.raises(RecipeError, match=r"Unknown recipe 'clasic' \(did you mean 'classic'\?\)"):
+        load("clasic")
+    with pytest.raises(RecipeError, match="does not exist"):
+        load(tmp_path / "gone.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(RecipeError, match="no valid YAML"):
+        load(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(RecipeError, match="holds a list"):
+        load(tmp_path / "list.yaml")
+
+
+def test_settings_are_yaml():
+    parsed = parse_settings(["flip=false", "lr=1e-4", "crop_scale=[0.5, 1]", "model=resnet34"])
+    assert parsed == {"flip": False, "lr": 1e-4, "crop_scale": [0.5, 1], "model": "resnet34"}
+    with pytest.raises(RecipeError, match="--set takes key=value; got 'flip'"):
+        parse_settings(["flip"])
+
+
+def test_train_size_grows_from_first_to_last():
+    recipe = load("fast").with_settings(
+        {"image_size": 96, "epochs": 10, "train_sizes": [0.5, 0.85]}
+    )
+    sizes = [recipe.train_size(epoch) for epoch in range(10)]
+    assert sizes[0] == 48
+    assert sizes[-1] == 80
+    assert sizes == sorted(sizes)
+    assert all(size % 16 == 0 for size in sizes)
+
+
+def test_yaml_holds_plain_values():
+    assert yaml.safe_load(load("fast").to_yaml())["lr"] == load("fast").lr
