@@ -17,7 +17,7 @@ from .blocks import BasicBlock, Bottleneck
 from .builders import ARCHITECTURES, Architecture
 from .pretrained import options_of
 from .reading import Checkpoint, differences, drop_unused, unwrap
-from .registry import get_model_builder, get_skeleton
+from .registry import get_skeleton
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,10 @@ def _fit(
     tensors: dict[str, Tensor], name: str, options: dict[str, Any], source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors as the network ``name`` has them, and what was changed for that."""
-    get_model_builder(name)  # an unknown name shall not look like a mistake in the file
-    own = get_skeleton(name, **options).state_dict()
+    try:
+        own = get_skeleton(name, **options).state_dict()
+    except (TypeError, ValueError) as error:  # an unknown name, or an option that cannot be
+        raise WeightsError(f"{source} cannot be taken for {name}: {error}") from error
     given, notes = dict(tensors), []
     unused = drop_unused(own, given)
     if unused:
