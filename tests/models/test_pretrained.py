@@ -152,7 +152,7 @@ def test_the_hub_explains_what_it_needs(hub, monkeypatch):
     with pytest.raises(DownloadError, match="could not be fetched"):
         resnet18(weights="hf://a/b")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r'pip install "resnetkit\[hub\]"'):
+    with pytest.raises(WeightsError, match=r'pip install "resnetkit\[hub\]"'):
         resnet18(weights="hf://a/b")
 
 

@@ -78,7 +78,6 @@ def load_tensors(
     Raises:
         UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
         TypeError: a member of another network's enum.
-        ImportError: ``hf://`` without huggingface_hub.
     """
     text = "" if isinstance(source, WeightsEnum) else os.fspath(source)
     if text.startswith(("https://", "http://")):
@@ -107,7 +106,7 @@ def _from_hub(address: str) -> Path:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         hint = 'pip install "resnetkit[hub]"'
-        raise ImportError(f"{address} needs huggingface_hub: {hint}") from error
+        raise WeightsError(f"{address} needs huggingface_hub: {hint}") from error
     name, _, revision = address.removeprefix("hf://").partition("@")
     if name.count("/") != 1:
         raise WeightsError(f"{address!r}: expected hf://owner/name or hf://owner/name@revision")
