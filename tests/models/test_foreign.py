@@ -281,3 +281,15 @@ def test_the_same_source_gives_the_same_bytes(file, tmp_path):
     for name in ("one", "two"):
         convert(file, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_published_file_is_known_whatever_its_name(tmp_path, monkeypatch):
+    member = models.ResNet50_Weights.IMAGENET1K_V2
+    torch.save(models.resnet50().state_dict(), tmp_path / "mine.pth")
+    monkeypatch.setattr("resnetkit.models.conversion.sha256", lambda path: "11ad3fa6" + "0" * 56)
+    found = convert(tmp_path / "mine.pth", tmp_path / "m.safetensors")
+    header = read(tmp_path / "m.safetensors")[1]
+    assert header.classes == tuple(member.meta["categories"])
+    assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (232, 224)
+    assert said(found, "it is ResNet50_Weights.IMAGENET1K_V2")
+    assert not said(found, "prepared") + said(found, "--classes")

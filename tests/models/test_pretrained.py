@@ -73,7 +73,7 @@ def test_members_and_their_names_are_weights(x, site, cache, monkeypatch):
     names = ("DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", member)
     with pytest.raises(WeightsError, match="its name promises f37072fd"):
         resnet18(weights=member, progress=False)
-    monkeypatch.setattr("resnetkit.models.download._hash_in_name", lambda name: "")
+    monkeypatch.setattr("resnetkit.models.download.hash_in_name", lambda name: "")
     for source in names:
         assert same(resnet18(weights=source, progress=False), full, x)
     assert list(member.get_state_dict(progress=False)) == list(full.state_dict())

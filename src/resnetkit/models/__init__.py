@@ -4,7 +4,7 @@ from . import weights as _weights
 from .blocks import BasicBlock, Bottleneck, PadShortcut, conv1x1, conv3x3
 from .builders import *  # noqa: F403
 from .builders import ARCHITECTURES
-from .convert import convert
+from .conversion import convert
 from .darknet import DarkNet, darknet53
 from .foreign import Recognised, recognise
 from .preset import ImageClassification

@@ -58,7 +58,7 @@ def fetch(
     address = _address(url)
     folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / (file_name or _name(url))
-    prefix = _hash_in_name(path.name) if check_hash else ""
+    prefix = hash_in_name(path.name) if check_hash else ""
     with _one_at_a_time(path):
         if path.is_file() and _is_intact(path, prefix):
             return path
@@ -88,13 +88,14 @@ def _name(url: str) -> str:
     name = Path(unquote(urlsplit(url).path)).name
     if not name:
         raise DownloadError(f"{url} names no file; expected an address that ends with a file name")
-    if _hash_in_name(name):
+    if hash_in_name(name):
         return name
     # Only a name with a hash means one file; many addresses end with "model.pth".
     return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}"
 
 
-def _hash_in_name(name: str) -> str:
+def hash_in_name(name: str) -> str:
+    """The beginning of the SHA-256 that a published name ends with; "" if there is none."""
     found = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
     return found[1] if found else ""
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
+from ..storage import sha256
 from .builders import ARCHITECTURES
+from .download import hash_in_name
 from .foreign import Recognised, recognise
 from .reading import read_tensors
-from .weights import imagenet_classes
+from .registry import list_weights
+from .weights import WeightsEnum, imagenet_classes
 
 
 def convert(
@@ -28,9 +32,10 @@ def convert(
     Args:
         architecture, options: as in `recognise`.
         classes: names in the order of the logits; or a file with them (`read_classes`); or
-            ``"imagenet"``. By default the numbers from 0.
-        preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; by default resize to
-            256 and crop to 224 px, or 32 px for nets with the small stem.
+            ``"imagenet"``. By default those of published weights, or else the numbers from 0.
+        preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; by default those of
+            published weights, or else resize to 256 and crop to 224 px, or 32 px for nets with
+            the small stem.
 
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or has another number of
@@ -39,14 +44,17 @@ def convert(
     from ..data.transforms import Preprocessing
     from .modelfile import Header, write
 
-    checkpoint = read_tensors(Path(source))
+    checkpoint, published = read_tensors(Path(source)), _published(Path(source))
     found = recognise(checkpoint, architecture=architecture, options=options, source=str(source))
     notes, count = list(found.notes), found.options["num_classes"]
+    if published is not None:
+        notes.append(f"it is {published!r}: took its classes and its preprocessing")
+        classes = published.meta["categories"] if classes is None else classes
     names = _class_names(classes, count)
     if classes is None:
         notes.append(f"the {count} classes have numbers for names; name them with --classes")
-    sizes = _input_sizes(found)
-    if preprocessing is None:
+    sizes = _input_sizes(found, published)
+    if preprocessing is None and published is None:
         notes.append(
             "the file does not say how its pictures were prepared; taken: shorter side "
             f"{sizes['resize_size']}, crop {sizes['crop_size']} px, ImageNet's mean and deviation"
@@ -98,7 +106,19 @@ def _class_names(classes: Sequence[str] | str | Path | None, count: int) -> tupl
     return tuple(names)
 
 
-def _input_sizes(found: Recognised) -> dict[str, int]:
+def _published(path: Path) -> WeightsEnum | None:
+    """The published weights whose file this is, by its hash; its name does not matter."""
+    digest = sha256(path)
+    for member in itertools.chain.from_iterable(list_weights().values()):
+        if digest.startswith(hash_in_name(member.url)):
+            return member
+    return None
+
+
+def _input_sizes(found: Recognised, published: WeightsEnum | None) -> dict[str, int]:
+    if published is not None:
+        preset: Any = published.transforms()
+        return {"resize_size": preset.resize_size[0], "crop_size": preset.crop_size[0]}
     known = ARCHITECTURES.get(found.architecture)
     numbers = {**(known.numbers if known else {}), **found.options}
     small = numbers.get("stem") == "small"
