@@ -277,6 +277,14 @@ def test_names_and_preprocessing_can_be_given(file, tmp_path):
         convert(file, target, classes="imagenet")
 
 
+def test_a_file_without_head_is_converted_and_told(tmp_path):
+    state = models.resnet18(num_classes=0).state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    found = convert(tmp_path / "a.safetensors", tmp_path / "m.safetensors")
+    assert said(found, "no head")
+    assert read(tmp_path / "m.safetensors")[0](torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+
+
 def test_the_same_source_gives_the_same_bytes(file, tmp_path):
     for name in ("one", "two"):
         convert(file, tmp_path / name)

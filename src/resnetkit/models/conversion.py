@@ -51,7 +51,9 @@ def convert(
         notes.append(f"it is {published!r}: took its classes and its preprocessing")
         classes = published.meta["categories"] if classes is None else classes
     names = _class_names(classes, count)
-    if classes is None:
+    if count == 0:
+        notes.append("the file has no head: the model gives the pooled vector, not classes")
+    elif classes is None:
         notes.append(f"the {count} classes have numbers for names; name them with --classes")
     sizes = _input_sizes(found, published)
     if preprocessing is None and published is None:
