@@ -9,6 +9,8 @@
     |-- ModelFileError    a file that is no model file, is damaged, or is too new
     |-- OutputError       a place that results cannot be written to
     |-- WeightsError      published or foreign weights that cannot be had or do not fit
+    |   |-- UnknownWeightsError  a name that no published weights have
+    |   `-- DownloadError        a file that could not be fetched
     `-- TrainingError     a run that cannot go on
 """
 
@@ -43,8 +45,21 @@ class OutputError(ResnetkitError, OSError):
     """A place that results cannot be written to."""
 
 
-class WeightsError(ResnetkitError, ValueError):
-    """Published or foreign weights that cannot be had or do not fit."""
+class WeightsError(ResnetkitError, ValueError, RuntimeError):
+    """Published or foreign weights that cannot be had or do not fit.
+
+    It is a RuntimeError too, because PyTorch raises that where tensors or hashes do not fit.
+    """
+
+
+class UnknownWeightsError(WeightsError, KeyError):
+    """A name that no published weights have; a KeyError, as a look-up in an enum raises."""
+
+    __str__ = Exception.__str__  # a KeyError would print the message's repr
+
+
+class DownloadError(WeightsError, OSError):
+    """A file that could not be fetched, or may not be: RESNETKIT_OFFLINE is set."""
 
 
 class TrainingError(ResnetkitError, RuntimeError):

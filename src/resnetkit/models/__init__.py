@@ -1,23 +1,55 @@
 """Batches -> logits: the ResNet family, under the names the field uses."""
 
+from . import weights as _weights
 from .blocks import BasicBlock, Bottleneck, PadShortcut, conv1x1, conv3x3
 from .builders import *  # noqa: F403
-from .registry import get_model, get_model_builder, list_models, register_model
+from .builders import ARCHITECTURES
+from .conversion import convert
+from .darknet import DarkNet, darknet53
+from .foreign import Recognised, recognise
+from .preset import ImageClassification
+from .pretrained import load_into, load_tensors
+from .registry import (
+    get_model,
+    get_model_builder,
+    get_model_weights,
+    get_weight,
+    list_models,
+    list_weights,
+    register_model,
+)
 from .resnet import ResNet
 from .summary import Summary, summarize
+from .weights import *  # noqa: F403
+from .weights import Weights, WeightsEnum, imagenet_classes
 
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "DarkNet",
+    "ImageClassification",
     "PadShortcut",
+    "Recognised",
     "ResNet",
     "Summary",
+    "Weights",
+    "WeightsEnum",
     "conv1x1",
     "conv3x3",
+    "convert",
+    "darknet53",
     "get_model",
     "get_model_builder",
+    "get_model_weights",
+    "get_weight",
+    "imagenet_classes",
     "list_models",
+    "list_weights",
+    "load_into",
+    "load_tensors",
+    "recognise",
     "register_model",
     "summarize",
-    *list_models(),
+    *_weights.__all__,
+    *ARCHITECTURES,
 ]

@@ -78,9 +78,9 @@ class BasicBlock(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))  # (N, planes, H/stride, W/stride)
         out = self.bn2(self.conv2(out))
+        identity = x if self.downsample is None else self.downsample(x)
         if self.residual:
             out += identity  # before the ReLU, so that F can subtract as well as add (figure 2)
         return self.relu(out)  # type: ignore[no-any-return]
@@ -135,10 +135,10 @@ class Bottleneck(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))  # (N, width, H, W)
         out = self.relu(self.bn2(self.conv2(out)))  # (N, width, H/stride, W/stride)
         out = self.bn3(self.conv3(out))  # (N, 4 * planes, H/stride, W/stride)
+        identity = x if self.downsample is None else self.downsample(x)
         if self.residual:
             out += identity
         return self.relu(out)  # type: ignore[no-any-return]

@@ -1,16 +1,20 @@
-"""Builders by name."""
+"""Builders and weights by name."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from .weights import WeightsEnum
 
 Builder = Callable[..., nn.Module]
 
@@ -35,9 +39,14 @@ def register_model(name: str | None = None) -> Callable[[Builder], Builder]:
 
 
 def list_models(
-    include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None
+    include: Iterable[str] | str | None = None,
+    exclude: Iterable[str] | str | None = None,
+    *,
+    module: ModuleType | None = None,
 ) -> list[str]:
     """Names of the registered builders, sorted; ``include`` and ``exclude`` are shell patterns.
+
+    ``module`` keeps the builders that are defined in one package.
 
     >>> list_models("resnext*")
     ['resnext101_32x8d', 'resnext101_64x4d', 'resnext50_32x4d']
@@ -47,7 +56,13 @@ def list_models(
         patterns = [patterns] if isinstance(patterns, str) else patterns
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
-    names = [n for n in _BUILDERS if include is None or not include or matches(n, include)]
+    package = module and module.__name__
+    names = [
+        name
+        for name, builder in _BUILDERS.items()
+        if (not include or matches(name, include))
+        and (not package or builder.__module__.rpartition(".")[0] == package)
+    ]
     return sorted(n for n in names if not exclude or not matches(n, exclude))
 
 
@@ -60,9 +75,7 @@ def get_model_builder(name: str) -> Builder:
     try:
         return _BUILDERS[name.lower()]
     except KeyError:
-        nearest = difflib.get_close_matches(name.lower(), _BUILDERS, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "`resnet models` lists all."
-        raise ValueError(f"Unknown model {name!r}. {hint}") from None
+        raise ValueError(f"Unknown model {name!r}. {_hint(name.lower(), _BUILDERS)}") from None
 
 
 def get_model(name: str, **config: Any) -> nn.Module:
@@ -79,7 +92,12 @@ def get_skeleton(name: str, **config: Any) -> nn.Module:
     """`get_model` with shapes and no numbers: it lies on PyTorch's ``meta`` device.
 
     It takes no memory, whatever ``config`` claims, and no time for initial weights.
+
+    Raises:
+        TypeError: ``config`` asks for weights, which a file's header must not be able to.
     """
+    if {"weights", "pretrained"} & config.keys():
+        raise TypeError(f"a skeleton of {name} has no weights; got {config!r}")
     with torch.device("meta"), ShapesOnly():
         return get_model(name, **config)
 
@@ -94,3 +112,72 @@ class ShapesOnly(TorchFunctionMode):
         if func in (torch.Tensor.normal_, torch.Tensor.uniform_, F.batch_norm):
             return args[0]
         return func(*args, **(kwargs or {}))
+
+
+def get_model_weights(name: Builder | str) -> type[WeightsEnum]:
+    """The enum of the published weights of a model, given by its builder or its name.
+
+    It is what the builder's parameter ``weights`` is annotated with.
+
+    Raises:
+        ValueError: there is no such model, or nothing is published for it.
+    """
+    builder = get_model_builder(name) if isinstance(name, str) else name
+    enum = _enum_of(builder)
+    if enum is not None:
+        return enum
+    raise ValueError(f"No weights are published for {name if isinstance(name, str) else builder!r}")
+
+
+def list_weights(
+    include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None
+) -> dict[str, list[WeightsEnum]]:
+    """The published weights of the models that `list_models` lists, oldest first.
+
+    >>> list_weights("resnext50*")
+    {'resnext50_32x4d': [ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
+                         ResNeXt50_32X4D_Weights.IMAGENET1K_V2]}
+    """
+    enums = {name: _enum_of(_BUILDERS[name]) for name in list_models(include, exclude)}
+    return {name: list(enum) for name, enum in enums.items() if enum is not None}
+
+
+def get_weight(name: str) -> WeightsEnum:
+    """The member of an enum by its full name.
+
+    >>> get_weight("ResNet50_Weights.IMAGENET1K_V2")
+    ResNet50_Weights.IMAGENET1K_V2
+
+    Raises:
+        ValueError: there is no such enum; the message names the nearest.
+        UnknownWeightsError: a KeyError; the enum has no such member.
+    """
+    enum_name, _, member = name.partition(".")
+    if not member or "." in member:
+        raise ValueError(f"Expected a name like ResNet50_Weights.IMAGENET1K_V2; got {name!r}")
+    enums = {enum.__name__: enum for enum in _all_enums(WeightsEnum)}
+    if enum_name not in enums:
+        raise ValueError(f"Unknown weights {enum_name!r}. {_hint(enum_name, enums)}")
+    found = enums[enum_name].verify(member)
+    assert found is not None
+    return found
+
+
+def _enum_of(builder: Builder) -> type[WeightsEnum] | None:
+    parameter = inspect.signature(builder, eval_str=True).parameters.get("weights")
+    kinds = () if parameter is None else (parameter.annotation, *get_args(parameter.annotation))
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, WeightsEnum):
+            return kind
+    return None
+
+
+def _all_enums(base: type[WeightsEnum]) -> Iterator[type[WeightsEnum]]:
+    for enum in base.__subclasses__():
+        yield enum
+        yield from _all_enums(enum)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(nearest)}?" if nearest else "`resnet models` lists all."

@@ -15,11 +15,30 @@ from .registry import ShapesOnly
 @dataclass(frozen=True)
 class Row:
     """One module that computes: its name, type, output shape ``(N, ...)``, parameters and
-    multiply-adds for one picture."""
+    multiply-adds for one picture; ``stage`` is the part of the network that it belongs to."""
 
     name: str
     type: str
     output: tuple[int, ...]
+    parameters: int
+    macs: int
+    stage: str
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the paper counts it: a convolution or linear layer that is on no shortcut."""
+        computes = self.type.startswith(("Conv", "Linear"))
+        return computes and "downsample" not in self.name.split(".")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the network: shape of its output, layers as the paper counts them, parameters and
+    multiply-adds for one picture."""
+
+    name: str
+    output: tuple[int, ...]
+    layers: int
     parameters: int
     macs: int
 
@@ -33,6 +52,32 @@ class Summary:
     macs: int
     rows: tuple[Row, ...]
 
+    @property
+    def layers(self) -> int:
+        """Depth as the paper counts it: 101 for ResNet-101 (1 + 9 + 12 + 69 + 9 + 1)."""
+        return sum(row.is_layer for row in self.rows)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stem, the stages and the head, in the order in which they run."""
+        names = list(dict.fromkeys(row.stage for row in self.rows))
+        return tuple(_stage(name, [r for r in self.rows if r.stage == name]) for name in names)
+
+    def __str__(self) -> str:
+        total = Stage("total", (), self.layers, self.parameters, self.macs)
+        lines = [f"{'stage':8} {'output':>18} {'layers':>6} {'parameters':>11} {'GMACs':>7}"]
+        for stage in (*self.stages, total):
+            shape = " x ".join(map(str, stage.output[1:]))
+            numbers = f"{stage.layers:6} {stage.parameters:11,} {stage.macs / 1e9:7.3f}"
+            lines.append(f"{stage.name:8} {shape:>18} {numbers}")
+        return "\n".join(lines)
+
+
+def _stage(name: str, rows: list[Row]) -> Stage:
+    layers = sum(row.is_layer for row in rows)
+    parameters, macs = sum(row.parameters for row in rows), sum(row.macs for row in rows)
+    return Stage(name, rows[-1].output, layers, parameters, macs)
+
 
 def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summary:
     """Count what ``model`` computes for one picture of ``image_size`` pixels (or (H, W)).
@@ -44,15 +89,26 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
     >>> summary = summarize(resnet50(), image_size=224)
     >>> summary.parameters, round(summary.macs / 1e9, 3)
     (25557032, 4.089)
+    >>> print(summary)
+    stage                output layers  parameters   GMACs
+    stem           64 x 56 x 56      1       9,536   0.118
+    layer1        256 x 56 x 56      9     215,808   0.668
+    layer2        512 x 28 x 28     12   1,219,584   1.028
+    layer3       1024 x 14 x 14     18   7,098,368   1.464
+    layer4         2048 x 7 x 7      9  14,964,736   0.809
+    head                   1000      1   2,049,000   0.002
+    total                           50  25,557,032   4.089
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     model = deepcopy(model).to("meta").eval()
+    stages = getattr(model, "stages", [])
     rows: list[Row] = []
 
     def hook(name: str, module: nn.Module, output: Tensor) -> None:
         parameters = sum(p.numel() for p in module.parameters(recurse=False))
         kind = type(module).__name__
-        rows.append(Row(name, kind, tuple(output.shape), parameters, _macs(module, output)))
+        stage = _stage_of(name, stages, any(row.stage in stages for row in rows))
+        rows.append(Row(name, kind, tuple(output.shape), parameters, _macs(module, output), stage))
 
     for name, module in model.named_modules():
         if not any(True for _ in module.children()):
@@ -63,12 +119,21 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
     return Summary(parameters, sum(row.macs for row in rows), tuple(rows))
 
 
+def _stage_of(name: str, stages: list[str], behind_a_stage: bool) -> str:
+    first = name.partition(".")[0]
+    if first in stages or not stages:
+        return first
+    return "head" if behind_a_stage else "stem"
+
+
 def _in_channels(model: nn.Module) -> int:
     return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
 
 
 def _macs(module: nn.Module, output: Tensor) -> int:
-    if isinstance(module, nn.Conv2d):  # one dot product for each number that comes out
+    if isinstance(
+        module, nn.Conv1d | nn.Conv2d | nn.Conv3d
+    ):  # one dot product for each number that comes out
         return output.numel() * module.in_channels // module.groups * math.prod(module.kernel_size)
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features

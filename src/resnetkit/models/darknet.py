@@ -1,0 +1,110 @@
+"""DarkNet-53 (Redmon and Farhadi, "YOLOv3", arXiv:1804.02767, table 1).
+
+Residual learning with other choices than ResNet's: strided 3x3 convolutions change the shape, so
+that every shortcut is an identity; a block squeezes to half the channels; nothing comes after the
+addition. 52 convolutions and one linear layer: 53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import NormLayer
+from .pretrained import with_weights
+from .registry import register_model
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, norm and leaky ReLU: (N, inplanes, H, W) -> (N, planes, H/stride, W/stride)."""
+
+    def __init__(
+        self, inplanes: int, planes: int, kernel: int, stride: int, norm_layer: NormLayer
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inplanes, planes, kernel, stride, kernel // 2, bias=False)
+        self.bn = norm_layer(planes)
+        self.act = nn.LeakyReLU(0.1, inplace=True)
+
+
+class DarkBlock(nn.Module):
+    """1x1 to half the channels, 3x3 back, and a shortcut; keeps the shape (N, planes, H, W)."""
+
+    def __init__(self, planes: int, norm_layer: NormLayer) -> None:
+        super().__init__()
+        self.squeeze = ConvNormAct(planes, planes // 2, 1, 1, norm_layer)
+        self.expand = ConvNormAct(planes // 2, planes, 3, 1, norm_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.expand(self.squeeze(x))  # type: ignore[no-any-return]
+
+
+class DarkNet(nn.Module):
+    """A 3x3 stem, five stages that halve H and W and double the channels, and a head.
+
+    Args:
+        layers: blocks in each stage.
+        num_classes: logits of the head; 0 returns the pooled vector ``(N, 1024)`` instead.
+        norm_layer: makes the normalisation from a number of channels; BatchNorm2d by default.
+        in_channels: channels of the input.
+        include_top: False leaves pooling and head out and returns the last map ``(N, C, h, w)``.
+
+    Shape:
+        Input ``(N, in_channels, H, W)``; output ``(N, num_classes)``, logits. The paper's
+        pictures have 256 px.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        num_classes: int = 1000,
+        norm_layer: NormLayer | None = None,
+        *,
+        in_channels: int = 3,
+        include_top: bool = True,
+    ) -> None:
+        super().__init__()
+        norm_layer, planes = norm_layer or nn.BatchNorm2d, 32
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, padding=1, bias=False)
+        self.bn1 = norm_layer(planes)
+        self.act = nn.LeakyReLU(0.1, inplace=True)
+        self.stages = [f"layer{i}" for i in range(1, len(layers) + 1)]
+        for name, blocks in zip(self.stages, layers, strict=True):
+            down = ConvNormAct(planes, 2 * planes, 3, 2, norm_layer)
+            planes *= 2
+            self.add_module(
+                name, nn.Sequential(down, *(DarkBlock(planes, norm_layer) for _ in range(blocks)))
+            )
+        self.include_top = include_top
+        if include_top:
+            self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+            self.fc = nn.Linear(planes, num_classes) if num_classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out")
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The maps behind the stages, at strides 2, 4, 8, 16, 32."""
+        x = self.act(self.bn1(self.conv1(x)))  # (N, 32, H, W)
+        maps = []
+        for name in self.stages:
+            x = getattr(self, name)(x)  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ...
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)[-1]  # (N, 1024, H/32, W/32)
+        if not self.include_top:
+            return x
+        x = torch.flatten(self.avgpool(x), 1)  # (N, 1024)
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+def darknet53(**options: object) -> DarkNet:
+    """``DarkNet([1, 2, 8, 8, 4])``; see `DarkNet` for the options."""
+    return DarkNet([1, 2, 8, 8, 4], **options)  # type: ignore[arg-type]
+
+
+darknet53 = register_model()(with_weights(darknet53))  # type: ignore[assignment]

@@ -1,0 +1,165 @@
+"""Files from an ``https://`` address, into PyTorch's own cache: whole, checked, fetched once.
+
+A download that breaks is resumed where it stopped, by this process or by a later one, and retried
+with growing pauses. Processes that want the same file wait for one of them. The full SHA-256 is
+written beside the file (as ``sha256sum -c`` reads it) and checked again whenever it is used.
+
+Environment:
+    ``TORCH_HOME``: the cache is ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch`` by default).
+    ``RESNETKIT_MIRROR``: an address that has the published files in place of
+    ``https://download.pytorch.org``, under the same path.
+    ``RESNETKIT_OFFLINE=1``: never use the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import torch
+
+from ..errors import DownloadError, WeightsError
+from ..storage import locked, publish, sha256, write_text
+from .transfer import Part, check_scheme, fill
+
+PUBLISHED_HOST = "https://download.pytorch.org"
+
+_log = logging.getLogger(__name__)
+
+
+def fetch(
+    url: str,
+    folder: Path | None = None,
+    file_name: str | None = None,
+    *,
+    progress: bool = True,
+    check_hash: bool = True,
+) -> Path:
+    """The local path of the file at ``url``, downloaded if it is not there yet.
+
+    Args:
+        url: ``https://``; plain ``http://`` only from this machine or from the mirror.
+        folder: where to keep it; by default PyTorch's cache.
+        file_name: by default the last part of the address. Where that ends with 8 or more hex
+            digits (``resnet18-f37072fd.pth``), they are the beginning of the file's SHA-256.
+        progress: show a bar on standard error.
+        check_hash: hold the file to those digits.
+
+    Raises:
+        DownloadError: it cannot be fetched, or RESNETKIT_OFFLINE is set and it is not there.
+        WeightsError: what arrives has another hash than its name says, again and again.
+    """
+    address = _address(url)
+    folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / (file_name or _name(url))
+    prefix = hash_in_name(path.name) if check_hash else ""
+    with _one_at_a_time(path):
+        if path.is_file() and _is_intact(path, prefix):
+            return path
+        if is_offline():
+            raise DownloadError(
+                f"{path} is missing or damaged, and RESNETKIT_OFFLINE is set: fetch {url} "
+                "on another machine and put it there, or unset RESNETKIT_OFFLINE"
+            )
+        _download(address, path, prefix, progress)
+    return path
+
+
+def is_offline() -> bool:
+    """Whether RESNETKIT_OFFLINE forbids the network."""
+    return os.environ.get("RESNETKIT_OFFLINE", "0") not in ("", "0")
+
+
+def _address(url: str) -> str:
+    mirror = os.environ.get("RESNETKIT_MIRROR", "").rstrip("/")
+    if mirror and url.startswith(PUBLISHED_HOST + "/"):
+        url = mirror + url.removeprefix(PUBLISHED_HOST)
+    check_scheme(url)
+    return url
+
+
+def _name(url: str) -> str:
+    name = Path(unquote(urlsplit(url).path)).name
+    if not name:
+        raise DownloadError(f"{url} names no file; expected an address that ends with a file name")
+    if hash_in_name(name):
+        return name
+    # Only a name with a hash means one file; many addresses end with "model.pth".
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}"
+
+
+def hash_in_name(name: str) -> str:
+    """The beginning of the SHA-256 that a published name ends with; "" if there is none."""
+    found = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
+    return found[1] if found else ""
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(f"{folder} cannot be made ({error}); {_OTHER_CACHE}") from error
+    if os.access(folder, os.W_OK):
+        with locked(path.with_name(f".{path.name}.lock")):
+            yield
+    elif path.is_file():  # a shared cache that somebody else has filled
+        yield
+    else:
+        raise DownloadError(f"{folder} cannot be written to; {_OTHER_CACHE}")
+
+
+_OTHER_CACHE = "set TORCH_HOME to a folder that can"
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _is_intact(path: Path, prefix: str) -> bool:
+    """True for a file with the recorded hash; what is not recorded yet is checked and recorded."""
+    found, recorded = sha256(path), _recorded(path)
+    for expected in (recorded, prefix):
+        if not found.startswith(expected):
+            said = f"{found[:16]}..., expected {expected[:16]}..."
+            _log.warning("%s is damaged: its SHA-256 is %s", path, said)
+            return False
+    if not recorded and os.access(path.parent, os.W_OK):
+        _write_record(path, found)
+    return True
+
+
+def _recorded(path: Path) -> str:
+    record = _record_of(path)
+    found = re.match("[0-9a-f]{64}", record.read_text("utf-8")) if record.is_file() else None
+    return found[0] if found else ""
+
+
+def _write_record(path: Path, digest: str) -> None:
+    write_text(_record_of(path), f"{digest}  {path.name}\n")
+
+
+def _download(url: str, path: Path, prefix: str, progress: bool) -> None:
+    part = Part(path.with_name(f".{path.name}.part"), url)
+    for _ in range(2):  # a second time from the first byte, if it arrives damaged
+        fill(part, path.name, progress)
+        digest = sha256(part.path)
+        if digest.startswith(prefix):
+            publish(part.path, path)
+            _write_record(path, digest)
+            part.discard()
+            return
+        _log.warning("%s arrived with the SHA-256 %s..., not %s...", url, digest[:8], prefix)
+        part.discard()
+    raise WeightsError(
+        f"{url} has the SHA-256 {digest[:16]}..., but its name promises {prefix}...: the host (or "
+        "something on the way) serves another file. Nothing was kept; try another network or set "
+        "RESNETKIT_MIRROR"
+    )

@@ -1,0 +1,118 @@
+"""The preprocessing that published weights expect: one picture -> one tensor of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torchvision.transforms import InterpolationMode
+
+
+class ImageClassification(nn.Module):
+    """Resize the shorter side, cut out the centre, scale to 0..1, normalise.
+
+    Args:
+        crop_size: side of the square that is cut out, in pixels.
+        resize_size: length of the shorter side before that, in pixels.
+        mean, std: of each channel, in the range 0..1; those of ImageNet by default.
+        interpolation: torchvision's ``InterpolationMode``, or its value such as ``"bilinear"``.
+        antialias: smooth before shrinking a tensor; PIL pictures always are.
+
+    Shape:
+        A PIL picture, or a tensor ``(..., C, H, W)`` of uint8 in 0..255 or floats in 0..1; answers
+        float32 ``(..., 3, crop_size, crop_size)``. Where three channels are expected, grey pictures
+        are repeated and transparent ones are laid on white; ValueError for other numbers of
+        channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop_size: int,
+        resize_size: int = 256,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        interpolation: InterpolationMode | str = "bilinear",
+        antialias: bool | None = True,
+    ) -> None:
+        super().__init__()
+        self.crop_size = [crop_size]
+        self.resize_size = [resize_size]
+        self.mean = list(mean)
+        self.std = list(std)
+        self._interpolation = getattr(interpolation, "value", interpolation)
+        self.antialias = antialias
+
+    @property
+    def interpolation(self) -> InterpolationMode:
+        """The mode as torchvision's enum, which is imported only here: that takes a second."""
+        from torchvision.transforms import InterpolationMode
+
+        return InterpolationMode(self._interpolation)
+
+    def forward(self, img: Image | Tensor) -> Tensor:
+        from torchvision.transforms import functional as F
+
+        picture: Any = _to_rgb(img) if len(self.mean) == 3 else img
+        picture = F.resize(picture, self.resize_size, self.interpolation, antialias=self.antialias)
+        picture = F.center_crop(picture, self.crop_size)
+        if not isinstance(picture, Tensor):
+            picture = F.pil_to_tensor(picture)  # (C, H, W), uint8
+        picture = F.convert_image_dtype(picture, torch.float)
+        return F.normalize(picture, mean=self.mean, std=self.std)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        names = ("crop_size", "resize_size", "mean", "std", "interpolation")
+        lines = "".join(f"\n    {name}={getattr(self, name)}" for name in names)
+        return f"{type(self).__name__}({lines}\n)"
+
+    def describe(self) -> str:
+        """The steps in one sentence."""
+        return (
+            f"Takes a PIL picture or a tensor (..., C, H, W), resizes its shorter side to "
+            f"{self.resize_size[0]} pixels ({self._interpolation}), cuts out the central "
+            f"{self.crop_size[0]}x{self.crop_size[0]}, scales the values to 0..1, and normalises "
+            f"them with mean={self.mean} and std={self.std}."
+        )
+
+
+def _to_rgb(picture: Image | Tensor) -> Image | Tensor:
+    if isinstance(picture, Tensor):
+        return _tensor_to_rgb(picture)
+    return picture if getattr(picture, "mode", "RGB") == "RGB" else _pil_to_rgb(picture)
+
+
+def _pil_to_rgb(picture: Image) -> Image:
+    from PIL import Image
+
+    if picture.mode == "F":
+        raise ValueError("the picture has mode F, whose range is unknown; convert it to L or RGB")
+    if picture.mode.startswith("I"):  # 16 bits of grey, of which RGB keeps the upper 8
+        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _tensor_to_rgb(picture: Tensor) -> Tensor:
+    channels = picture.shape[-3] if picture.ndim >= 3 else 0
+    if channels == 3:
+        return picture
+    if channels == 1:
+        return picture.expand(*picture.shape[:-3], 3, *picture.shape[-2:])
+    if channels not in (2, 4):
+        raise ValueError(
+            "a picture has the shape (..., C, H, W) with 3 channels, 1 (grey), 2 or 4 (transparent)"
+            f"; got {tuple(picture.shape)}"
+        )
+    colour, alpha = picture[..., :-1, :, :], picture[..., -1:, :, :]
+    white = 1.0 if picture.is_floating_point() else float(torch.iinfo(picture.dtype).max)
+    mixed = white - (white - colour.double()) * (alpha / white)
+    mixed = mixed if picture.is_floating_point() else mixed.round()
+    return mixed.to(picture.dtype).expand(*picture.shape[:-3], 3, *picture.shape[-2:])

@@ -1,0 +1,189 @@
+"""Weights from wherever they are -> into a network, also one with another head or input."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import DownloadError, WeightsError
+from .download import fetch, is_offline
+from .legacy import modern
+from .reading import Checkpoint, differences, drop_unused, read_tensors
+from .registry import Builder
+from .weights import WeightsEnum
+
+Source = WeightsEnum | str | os.PathLike[str]
+"""A member; its name; a local ``.pth`` or ``.safetensors``; ``https://...``; ``hf://owner/name``"""
+
+_log = logging.getLogger(__name__)
+
+
+def with_weights(
+    construct: Callable[..., nn.Module], published: type[WeightsEnum] | None = None
+) -> Builder:
+    """A builder ``(*, weights=None, progress=True, **options)`` out of one that takes options.
+
+    The number of classes and of input channels are those of the weights, unless they are given.
+    """
+
+    @functools.wraps(construct)
+    def build(*args: Any, **given: Any) -> nn.Module:
+        options = modern(construct.__name__, published, args, given)
+        source, progress = options.pop("weights", None), options.pop("progress", True)
+        named = isinstance(source, WeightsEnum) or (isinstance(source, str) and _is_name(source))
+        if named and published is not None:
+            source = published.verify(source)
+        if source is None:
+            return construct(**options)
+        if isinstance(source, WeightsEnum):  # made first: a wrong option shall not cost a download
+            model = construct(**{"num_classes": len(source.meta["categories"]), **options})
+            tensors = load_tensors(source, published, progress).tensors
+        else:
+            checkpoint = load_tensors(source, published, progress)
+            for note in checkpoint.notes:
+                _log.warning("%s: %s", source, note)
+            tensors = checkpoint.tensors
+            model = construct(**{**options_of(tensors), **options})
+        load_into(model, tensors, str(source))
+        return model
+
+    kinds = os.PathLike[str] | str | None
+    accepted = kinds if published is None else published | kinds
+    parameters = [
+        inspect.Parameter("weights", _KEYWORD, default=None, annotation=accepted),
+        inspect.Parameter("progress", _KEYWORD, default=True, annotation=bool),
+        inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD, annotation=Any),
+    ]
+    made = inspect.signature(construct, eval_str=True).return_annotation
+    build.__signature__ = inspect.Signature(parameters, return_annotation=made)  # type: ignore[attr-defined]
+    return build
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def load_tensors(
+    source: Source, published: type[WeightsEnum] | None = None, progress: bool = True
+) -> Checkpoint:
+    """The tensors by name that ``source`` stands for; ``published`` gives the meaning of names.
+
+    Raises:
+        UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
+        TypeError: a member of another network's enum.
+    """
+    text = "" if isinstance(source, WeightsEnum) else os.fspath(source)
+    if text.startswith(("https://", "http://")):
+        return read_tensors(fetch(text, progress=progress))
+    if text.startswith("hf://"):
+        return read_tensors(_from_hub(text))
+    if isinstance(source, os.PathLike) or (text and not _is_name(text)):
+        return read_tensors(Path(text).expanduser())
+    if published is None:
+        raise WeightsError(
+            f"this model has no published weights; got {source!r}, expected a file, "
+            "https://... or hf://owner/name"
+        )
+    member = published.verify(source)
+    assert member is not None
+    return Checkpoint(member.get_state_dict(progress=progress, check_hash=True))
+
+
+def _is_name(text: str) -> bool:
+    """Names of weights are words; files have a suffix or lie in a folder, addresses a scheme."""
+    return re.fullmatch(r"(\w+_Weights\.)?\w+", text) is not None
+
+
+def _from_hub(address: str) -> Path:
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        hint = 'pip install "resnetkit[hub]"'
+        raise WeightsError(f"{address} needs huggingface_hub: {hint}") from error
+    name, _, revision = address.removeprefix("hf://").partition("@")
+    if name.count("/") != 1:
+        raise WeightsError(f"{address!r}: expected hf://owner/name or hf://owner/name@revision")
+    where: dict[str, Any] = {"revision": revision or None, "local_files_only": is_offline()}
+    try:
+        try:
+            return Path(hf_hub_download(name, "model.safetensors", **where))
+        except errors.LocalEntryNotFoundError:  # a kind of the next, but it means: no connection
+            raise
+        except errors.EntryNotFoundError:  # older repositories
+            return Path(hf_hub_download(name, "pytorch_model.bin", **where))
+    except (errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
+        raise DownloadError(f"{address} could not be fetched: {error}") from error
+
+
+def options_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The options of a network that ``tensors`` fit without change of head and input."""
+    options = {}
+    for option, name, axis in (("num_classes", "fc.weight", 0), ("in_channels", "conv1.weight", 1)):
+        if name in tensors and tensors[name].ndim > axis:
+            options[option] = tensors[name].shape[axis]
+    return options
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``tensors`` into ``model``, in the model's own type.
+
+    Where the model has another number of classes, its head stays as it was made; where it has
+    another number of input channels, the first convolution is adapted. Both are said in the log.
+
+    Raises:
+        WeightsError: names or shapes differ elsewhere; it shows the first that do.
+    """
+    own, given = model.state_dict(), dict(tensors)
+    unused = drop_unused(own, given)
+    if unused:
+        _log.warning("%s has tensors that no layer here uses: %s", source, ", ".join(unused))
+    _adapt_head(own, given, source)
+    _adapt_input(own, given, source)
+    differing = differences(own, given)
+    if differing:
+        raise WeightsError(f"{source} does not fit this network: {'; '.join(differing)}")
+    model.load_state_dict(given)
+
+
+def _adapt_head(own: Mapping[str, Tensor], given: dict[str, Tensor], source: str) -> None:
+    names = [n for n in ("fc.weight", "fc.bias") if n in own or n in given]
+    wanted, got = (options_of(tensors).get("num_classes", 0) for tensors in (own, given))
+    if wanted == got:
+        return
+    for name in names:
+        given.pop(name, None)
+    if wanted:
+        given.update({name: own[name] for name in names})
+        _log.warning(
+            "%s has %s classes, the network %d: the head is new and knows nothing yet",
+            source,
+            got or "no",
+            wanted,
+        )
+
+
+def _adapt_input(own: Mapping[str, Tensor], given: dict[str, Tensor], source: str) -> None:
+    wanted, got = (options_of(tensors).get("in_channels") for tensors in (own, given))
+    if wanted is None or got is None or wanted == got:
+        return
+    weight = given["conv1.weight"]
+    if wanted == 1:  # what a grey picture, repeated over the channels, would give
+        weight, how = weight.sum(1, keepdim=True), "summed"
+    else:  # scaled, so that the sums stay as large as the layers behind expect them
+        repeats = [channel % got for channel in range(wanted)]
+        weight, how = weight[:, repeats] * (got / wanted), "repeated"
+    given["conv1.weight"] = weight
+    _log.warning(
+        "%s has %d input channels, the network %d: the first convolution is %s over them",
+        source,
+        got,
+        wanted,
+        how,
+    )

@@ -1,0 +1,176 @@
+"""One file over as many connections as it takes: resumed where it broke, retried with pauses."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from ..errors import DownloadError
+from ..storage import write_text
+
+ATTEMPTS = 5  # in a row without a single new byte
+PAUSE = 1.0  # seconds before the second attempt; doubles with each
+TIMEOUT = 30.0  # seconds without an answer
+CHUNK = 1 << 20
+
+_log = logging.getLogger(__name__)
+
+
+def check_scheme(url: str) -> None:
+    parts, mirror = urlsplit(url), os.environ.get("RESNETKIT_MIRROR", "")
+    here = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    plain = here or (mirror != "" and parts.netloc == urlsplit(mirror).netloc)
+    if parts.scheme == "https" or (parts.scheme == "http" and plain):
+        return
+    raise DownloadError(
+        f"{url} is not fetched, since anybody on the way could change it: expected "
+        "an https:// address"
+    )
+
+
+class Part:
+    """What has arrived of a file so far, and what tells whether the rest would belong to it."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path, self.url = path, url
+        self.note = path.with_name(path.name + ".json")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def validator(self) -> str:
+        """The ETag or date of the version that the bytes are of; "" where none is known."""
+        if self.size == 0 or not self.note.is_file():
+            return ""
+        note = json.loads(self.note.read_text(encoding="utf-8"))
+        return str(note["validator"]) if note["url"] == self.url else ""
+
+    def begin(self, headers: Any) -> None:
+        etag = headers.get("ETag") or ""
+        validator = (
+            headers.get("Last-Modified") or "" if etag.startswith("W/") or not etag else etag
+        )
+        write_text(self.note, json.dumps({"url": self.url, "validator": validator}))
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def fill(part: Part, name: str, progress: bool) -> None:
+    """Bring ``part`` to its full size, over as many connections as it takes."""
+    failures, size = 0, part.size
+    while True:
+        try:
+            return _receive(part, name, progress)
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            if not _may_pass(error):
+                raise _failed(part, error) from error
+            failures = 1 if part.size > size else failures + 1
+            if failures >= ATTEMPTS:
+                raise _failed(part, error) from error
+            size, pause = part.size, PAUSE * 2 ** (failures - 1)
+            _log.info("%s: %s; trying again in %.0f s", part.url, error, pause)
+        time.sleep(pause)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (408, 416, 425, 429) or error.code >= 500
+    kinds = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+    return isinstance(error, kinds)
+
+
+def _failed(part: Part, error: Exception) -> Exception:
+    if isinstance(error, urllib.error.HTTPError) and not _may_pass(error):
+        part.discard()
+        said = f"the server answers {error.code} {error.reason}; check the address"
+    elif _may_pass(error):
+        said = (
+            f"{error}, {ATTEMPTS} times in a row; what has arrived is kept, and the next attempt "
+            "goes on from there"
+        )
+    else:  # such as a full disk, or an address that is not fetched
+        said = str(error)
+    return DownloadError(f"{part.url} could not be fetched: {said}")
+
+
+def _receive(part: Part, name: str, progress: bool) -> None:
+    request = urllib.request.Request(part.url, headers={"User-Agent": "resnetkit"})
+    validator = part.validator()
+    if validator:
+        request.add_header("Range", f"bytes={part.size}-")
+        request.add_header("If-Range", validator)  # the whole file, if it has changed
+    else:
+        part.discard()
+    try:
+        response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # what we have is no beginning of what is there
+            part.discard()
+        raise
+    with response:
+        resumed = response.status == 206 and _starts_at(response, part.size)
+        if not resumed:
+            part.begin(response.headers)
+        with part.path.open("ab" if resumed else "wb") as file:
+            _copy(response, file, name, progress)
+
+
+def _starts_at(response: Any, offset: int) -> bool:
+    if response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+        return True
+    raise http.client.HTTPException("the server answers with another part than was asked for")
+
+
+def _copy(response: Any, file: BinaryIO, name: str, progress: bool) -> None:
+    length = response.headers.get("Content-Length")
+    expected = None if length is None else file.tell() + int(length)
+    with _bar(name, file.tell(), expected, progress) as advance:
+        while block := response.read(CHUNK):
+            file.write(block)
+            advance(file.tell())
+    if expected is not None and file.tell() != expected:
+        raise http.client.HTTPException(f"it ended after {file.tell()} of {expected} bytes")
+
+
+@contextlib.contextmanager
+def _bar(
+    name: str, done: int, total: int | None, progress: bool
+) -> Iterator[Callable[[int], None]]:
+    """Yields what is called with the number of bytes so far."""
+    if not progress or total is None:
+        yield lambda _: None
+        return
+    from ..progress import bar  # draws with rich, which only shows when there is something to show
+
+    shown = 0
+    with bar(f"{name} (MiB)", -(-total // CHUNK)) as advance:
+
+        def show(size: int) -> None:
+            nonlocal shown
+            while shown < size // CHUNK:
+                shown += 1
+                advance("")
+
+        show(done)
+        yield show
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, url: str
+    ) -> Any:
+        check_scheme(url)
+        return super().redirect_request(req, fp, code, msg, headers, url)
