@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .errors import ResnetkitError
     from .evaluation.evaluate import evaluate
     from .inference.predictor import Prediction, Predictor, load
-    from .training.loop import Run, train
+    from .training.loop import train
+    from .training.run import Run
 
 __version__ = "0.1.0"
 
@@ -26,7 +27,7 @@ _WHERE = {
     "Prediction": ".inference.predictor",
     "Predictor": ".inference.predictor",
     "ResnetkitError": ".errors",
-    "Run": ".training.loop",
+    "Run": ".training.run",
     "evaluate": ".evaluation.evaluate",
     "load": ".inference.predictor",
     "train": ".training.loop",

@@ -11,7 +11,8 @@
     |-- WeightsError      published or foreign weights that cannot be had or do not fit
     |   |-- UnknownWeightsError  a name that no published weights have
     |   `-- DownloadError        a file that could not be fetched
-    `-- TrainingError     a run that cannot go on
+    |-- TrainingError     a run that cannot go on
+    `-- Interrupted       a run that was asked to stop, and has saved       (exit code 130, 143)
 """
 
 from __future__ import annotations
@@ -64,3 +65,11 @@ class DownloadError(WeightsError, OSError):
 
 class TrainingError(ResnetkitError, RuntimeError):
     """A run that cannot go on."""
+
+
+class Interrupted(ResnetkitError):
+    """A run that was asked to stop by a signal, and has saved its state."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -32,14 +31,15 @@ def say(text: str = "") -> None:
 
 
 @contextmanager
-def bar(what: str, total: int, every: float = 10.0) -> Iterator[Advance]:
-    """Shows ``what`` as ``total`` units of work; yields the function to call after each unit.
+def bar(what: str, total: int, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
+    """Shows ``what`` as ``total`` units of work, of which ``done`` are; yields the function to call
+    after each further unit.
 
     On a terminal this is a live bar with the time left, which goes away when the work is done;
     elsewhere a line appears at most ``every`` seconds.
     """
     if not console.is_terminal:
-        yield _lines(what, total, every)
+        yield _lines(what, total, done, every)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -50,7 +50,7 @@ def bar(what: str, total: int, every: float = 10.0) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as live:
-        task = live.add_task(what, total=total, text="")
+        task = live.add_task(what, total=total, completed=done, text="")
 
         def advance(text: str = "") -> None:
             live.update(task, advance=1, text=text)
@@ -58,19 +58,8 @@ def bar(what: str, total: int, every: float = 10.0) -> Iterator[Advance]:
         yield advance
 
 
-T = TypeVar("T")
-
-
-def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Passes ``items`` on and shows a bar."""
-    with bar(what, total) as advance:
-        for item in items:
-            yield item
-            advance("")
-
-
-def _lines(what: str, total: int, every: float) -> Advance:
-    done, last = 0, time.monotonic()
+def _lines(what: str, total: int, done: int, every: float) -> Advance:
+    last = time.monotonic()
 
     def advance(text: str = "") -> None:
         nonlocal done, last

@@ -73,12 +73,22 @@ def refuse_used(folder: Path | None) -> None:
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file; --out names a folder")
-    files = len(list(folder.iterdir()))
+    files = sum(not path.name.startswith(".") for path in folder.iterdir())
     if files:
         raise OutputError(
             f"{folder} is in use: it holds {files} file(s). Name another folder with --out, "
             "or remove this one"
         )
+
+
+def refuse_existing(file: Path) -> None:
+    """Make sure that ``file`` is not there yet.
+
+    Raises:
+        OutputError: it is.
+    """
+    if file.exists():
+        raise OutputError(f"{file} exists; name another file, or remove this one")
 
 
 def sha256(path: Path) -> str:

@@ -10,6 +10,10 @@ import sys
 import time
 
 import pytest
+import torch
+import torchvision
+
+from resnetkit.models import modelfile
 
 
 def resnet(*arguments, cwd=None, input=None, **environment):
@@ -31,7 +35,7 @@ def lines(done):
 def test_commands_are_those_that_are_built():
     done = resnet("--help")
     text = done.stdout.decode()
-    for command in ("demo", "train", "evaluate", "predict", "models"):
+    for command in ("demo", "train", "evaluate", "predict", "models", "summary", "convert"):
         assert command in text
     for later in ("serve", "export"):
         assert later not in text
@@ -177,6 +181,42 @@ def test_models_lists_parameters_and_multiply_adds():
     table = {line.split()[0]: line.split() for line in lines(done)[1:]}
     assert table["resnet50"][1:3] == ["25,557,032", "4.089"]
     assert set(table) == {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+
+
+def test_published_weights_are_listed_with_their_accuracies():
+    done = resnet("models", "resnext*", "--weights")
+    rows = [line.split() for line in lines(done)[1:]]
+    assert ["resnext50_32x4d", "IMAGENET1K_V2", "81.20", "95.34", "95.8", "(default)"] in rows
+    assert len(rows) == 5
+
+
+def test_summary_counts_layers_as_the_paper_does():
+    done = resnet("summary", "resnet101")
+    assert "1 + 9 + 12 + 69 + 9 + 1 = 101 layers" in lines(done)[0]
+    done = resnet("summary", "resnet50", "--set", "stride_on=1x1")
+    assert lines(done)[-1].split()[-1] == "3.858"
+    done = resnet("summary", "resnet50", "--set", "strid=1x1")
+    assert (done.returncode, b"did you mean stride_on" in done.stderr) == (2, True)
+
+
+def test_convert_makes_a_model_file_of_a_bare_state_dict(tmp_path, pictures):
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=3).eval()
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "best.pth")
+    indices = {"0": "blue", "1": "green", "2": "red"}
+    (tmp_path / "class_indices.json").write_text(json.dumps(indices))
+    arguments = ("convert", "best.pth", "m.safetensors", "--classes", "class_indices.json")
+    done = resnet(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "m.safetensors: resnet18 (num_classes=3" in done.stdout.decode()
+    done = resnet("evaluate", "m.safetensors", pictures, cwd=tmp_path)
+    assert lines(done)[0].startswith("all: accuracy")
+    ours, header = modelfile.read(tmp_path / "m.safetensors")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(ours(x), theirs(x))
+    assert header.classes == ("blue", "green", "red")
+    done = resnet(*arguments, cwd=tmp_path)
+    assert (done.returncode, b"m.safetensors exists" in done.stderr) == (1, True)
 
 
 def test_a_full_terminal_shows_a_live_bar(model, pictures):

@@ -103,7 +103,7 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
 
 def test_a_given_validation_part_is_used(split_folder, small, tmp_path):
     run = train(split_folder, out=tmp_path / "run", **{**small, "epochs": 1})
-    assert run.evaluation.metrics["pictures"] == 18
+    assert run.metrics["pictures"] == 18
     assert not (run.folder / "split.csv").exists()
 
 

@@ -10,11 +10,13 @@ from resnetkit.training.recipe import load
 
 
 def test_picture_size_follows_the_data(flat_folder):
-    part = folder.read(flat_folder).parts["all"]  # 40 x 36 px
-    chosen = plan.choose_size(load("fast"), part, "cpu")
+    data = folder.read(flat_folder)  # 40 x 36 px
+    runtime = Runtime(torch.device("cpu"), "fp32")
+    chosen = plan.choose_size(load("fast"), data, runtime)
     assert (chosen.image_size, chosen.resize_size) == (32, 32)
     assert chosen.model_options["stem"] == "small"
-    given = plan.choose_size(load("fast").with_settings({"image_size": 64}), part, "cpu")
+    given = plan.choose_size(load("fast").with_settings({"image_size": 64}), data, runtime)
+    assert chosen.precision == "fp32"
     assert (given.image_size, given.resize_size) == (64, 64)
     assert "stem" not in given.model_options
 

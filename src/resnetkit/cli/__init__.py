@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+
+# Before PyTorch is loaded. Its OpenMP threads wait for each other by spinning, by default so long
+# that one other busy process makes small nets ten to ninety times slower; a short spin costs
+# nothing where the cores are free (benchmarks/spinning.py).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def main() -> None:

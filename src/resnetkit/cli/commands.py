@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -60,6 +59,9 @@ def train(
     device: DEVICE = "auto",
     workers: WORKERS = None,
     out: Annotated[Optional[Path], typer.Option(help="Folder of the run.")] = None,  # noqa: UP045
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run; DATA may be its folder.")
+    ] = False,
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", help="Any other field of the recipe.", metavar="KEY=VALUE"),
@@ -77,21 +79,14 @@ def train(
     }
     from ..training.loop import train as run_training
     from ..training.recipe import parse_settings
+    from .show import closing_lines
 
     given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     given |= parse_settings(settings or [])
-    run = run_training(data, recipe, out=out, device=device, workers=workers, **given)
-    metrics = run.evaluation.metrics
-    right = metrics["pictures"] - metrics["errors"]
-    file, folder = shlex.quote(str(run.model)), shlex.quote(str(data))
-    print(
-        f"\nvalidation accuracy {metrics['accuracy']:.2%} "
-        f"({right} of {metrics['pictures']} pictures), "
-        f"after {run.train_seconds:.0f} s of training from random weights\n"
-        f"everything is in {run.folder}\n\nnext:\n"
-        f"  resnet evaluate {file} {folder} --split val\n"
-        f"  resnet predict {file} PICTURE..."
+    run = run_training(
+        data, recipe, out=out, device=device, workers=workers, resume=resume, **given
     )
+    print(closing_lines(run))
 
 
 @app.command()
@@ -167,8 +162,62 @@ def models(
         Optional[str],  # noqa: UP045
         typer.Argument(help="A shell pattern, such as 'resnext*'."),
     ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="List published weights and their accuracies.")
+    ] = False,
 ) -> None:
     """List the architectures with their parameters and multiply-adds."""
-    from .show import model_table
+    from .show import model_table, weights_table
 
-    print(model_table(pattern))
+    print(weights_table(pattern) if weights else model_table(pattern))
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help="A name that `resnet models` lists.")],
+    image_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="By default 224, or 32 for the CIFAR nets.", min=1, metavar="PX"),
+    ] = None,
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="An option of the network.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Show the stages of a network: shapes, layers, parameters, multiply-adds."""
+    from ..training.recipe import parse_settings
+    from .show import summary_table
+
+    print(summary_table(model, image_size, parse_settings(settings or [])))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth or .safetensors of anybody's ResNet.")],
+    target: Annotated[Path, typer.Argument(help="The model file to write.")],
+    classes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Class names: class_indices.json, a text file, or `imagenet`."),
+    ] = None,
+    arch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The architecture, where the file cannot tell."),
+    ] = None,
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="An option of the network.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Turn other people's checkpoint into one model file."""
+    from ..models.conversion import convert as run_conversion
+    from ..progress import say
+    from ..storage import refuse_existing
+    from ..training.recipe import parse_settings
+
+    refuse_existing(target)
+    options = parse_settings(settings or [])
+    found = run_conversion(source, target, architecture=arch, options=options, classes=classes)
+    for note in found.notes:
+        say(f"Note: {note}")
+    named = ", ".join(f"{key}={value}" for key, value in found.options.items())
+    print(f"{target}: {found.architecture} ({named})")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..storage import write_json
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
     from ..inference.predictor import Prediction
+    from ..training.run import Run
 
 
 def evaluation_table(found: Evaluation) -> str:
@@ -75,18 +77,83 @@ def write_predictions(answers: Iterable[Prediction], format: str) -> int:
     return failed
 
 
-def model_table(pattern: str | None) -> str:
-    """Name, parameters and multiply-adds of the architectures that match a shell pattern."""
+def closing_lines(run: Run) -> str:
+    """What was reached, where it lies, and what to type next."""
+    metrics = run.metrics
+    right = metrics["pictures"] - metrics["errors"]
+    file = shlex.quote(str(run.model))
+    data = shlex.quote(recorded_data_of(run))
+    return (
+        f"\nvalidation accuracy {metrics['accuracy']:.2%} "
+        f"({right} of {metrics['pictures']} pictures), "
+        f"after {run.train_seconds:.0f} s of training from random weights\n"
+        f"everything is in {run.folder}\n\nnext:\n"
+        f"  resnet evaluate {file} {data} --split val\n"
+        f"  resnet predict {file} PICTURE..."
+    )
+
+
+def recorded_data_of(run: Run) -> str:
+    """The run's data, as short as it can be written from here."""
+    from ..training.run import recorded_data
+
+    path = Path(recorded_data(run.folder))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _named(pattern: str | None) -> list[str]:
     from ..errors import RecipeError
-    from ..models import list_models, summarize
-    from ..models.registry import get_skeleton
+    from ..models import list_models
 
     names = list_models(include=pattern)
     if not names:
         raise RecipeError(f"No model matches {pattern!r}. All: {', '.join(list_models())}")
+    return names
+
+
+def _usual_size(name: str) -> int:
+    return 32 if name.startswith("cifar_") else 224
+
+
+def model_table(pattern: str | None) -> str:
+    """Name, parameters and multiply-adds of the architectures that match a shell pattern."""
+    from ..models import summarize
+    from ..models.registry import get_skeleton
+
     lines = [f"{'model':20}  {'parameters':>12}  {'multiply-adds':>13}  at"]
-    for name in names:
-        size = 32 if name.startswith("cifar_") else 224
-        found = summarize(get_skeleton(name), size)
-        lines.append(f"{name:20}  {found.parameters:12,}  {found.macs / 1e9:11.3f} G  {size} px")
+    for name in _named(pattern):
+        found = summarize(get_skeleton(name), _usual_size(name))
+        numbers = f"{found.parameters:12,}  {found.macs / 1e9:11.3f} G"
+        lines.append(f"{name:20}  {numbers}  {_usual_size(name)} px")
     return "\n".join(lines)
+
+
+def weights_table(pattern: str | None) -> str:
+    """The published weights of the architectures that match, with their ImageNet accuracies."""
+    from ..models import list_weights
+
+    lines = [f"{'model':18}  {'weights':18}  {'top-1':>6}  {'top-5':>6}  {'MB':>6}"]
+    for name in _named(pattern):
+        for member in list_weights(name).get(name, []):
+            measured = member.meta["_metrics"]["ImageNet-1K"]
+            default = " (default)" if member is type(member)["DEFAULT"] else ""
+            lines.append(
+                f"{name:18}  {member.name:18}  {measured['acc@1']:6.2f}  {measured['acc@5']:6.2f}  "
+                f"{member.meta['_file_size']:6.1f}{default}"
+            )
+    return "\n".join(lines)
+
+
+def summary_table(name: str, image_size: int | None, options: dict[str, Any]) -> str:
+    """The stages of a network, and its depth as the paper counts it."""
+    from ..errors import RecipeError
+    from ..models import summarize
+    from ..models.registry import get_skeleton
+
+    size = image_size or _usual_size(name)
+    try:
+        found = summarize(get_skeleton(name, **options), size)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(str(error)) from error
+    counts = " + ".join(str(stage.layers) for stage in found.stages)
+    return f"{name} at {size} px: {counts} = {found.layers} layers\n\n{found}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import DataError, PictureError
 from ..runtime import available_memory, map_ahead
@@ -45,6 +47,10 @@ class Pictures:
         """
         kept = self._kept.get(index)
         return self.preprocessing.pixels(self.part.path(index)) if kept is None else kept
+
+    def labels(self) -> Tensor:
+        """``(n,)`` int64."""
+        return torch.from_numpy(self.part.labels.astype(np.int64))
 
     def keep(self, index: int, pixels: np.ndarray) -> None:
         """Keep the working pixels of a picture in memory."""

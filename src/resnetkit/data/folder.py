@@ -80,7 +80,7 @@ class DataSet:
 
     @property
     def name(self) -> str:
-        return self.root.resolve().stem
+        return self.root.absolute().stem
 
 
 def read(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> DataSet:

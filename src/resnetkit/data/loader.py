@@ -47,9 +47,10 @@ class Loader:
         return max(1, len(self.pictures) // self.batch_size)
 
     def training(
-        self, augmentation: Augmentation, size: int, seed: int, epoch: int
+        self, augmentation: Augmentation, size: int, seed: int, epoch: int, first: int = 0
     ) -> Iterator[Batch]:
-        """The batches of an epoch: f(seed, epoch), at ``size`` pixels."""
+        """The batches of an epoch from the one numbered ``first``: f(seed, epoch), at ``size``
+        pixels."""
         order = randomness.order(seed, epoch, len(self.pictures))
 
         def make(picture: int) -> Tensor:
@@ -57,7 +58,8 @@ class Loader:
             return augmentation(self.pictures[picture], size, chance)
 
         count = self.training_batches()
-        return self._batches(np.split(order[: count * self.batch_size], self._cuts(count)), make)
+        chunks = np.split(order[: count * self.batch_size], self._cuts(count))
+        return self._batches(chunks[first:], make)
 
     def evaluation(self) -> Iterator[Batch]:
         """Every picture once, in order, by the evaluation preset."""

@@ -116,8 +116,7 @@ def evaluate_part(
     network = network.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = Pictures(part, header.preprocessing)
     logits = predict_logits(network, pictures, chosen, workers, advance)
-    labels = torch.from_numpy(part.labels.astype("int64"))
-    measured = {"split": split, **metrics.compute(logits, labels, header.classes)}
+    measured = {"split": split, **metrics.compute(logits, pictures.labels(), header.classes)}
     return Evaluation(part, split, header.classes, logits, measured)
 
 

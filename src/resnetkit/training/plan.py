@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data import decode
-from ..data.cache import Pictures, Scan, check_readable, scan
+from ..data.cache import Pictures, Scan, check_readable, digest, scan
 from ..data.folder import DataSet, Part, split
 from ..data.transforms import normalize
 from ..errors import DataError, PictureError, RecipeError
@@ -31,10 +31,17 @@ EPOCHS = (16, 300)  # at least, at most
 LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
 
 
-def choose_size(recipe: Recipe, part: Part, device: str) -> Recipe:
-    """Fill in the picture size: the median shorter side of 200 pictures, down to a multiple of 32,
-    and no more than the device trains on in reasonable time."""
+def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+    """Fill in the precision and the picture size: the median shorter side of 200 pictures, down to
+    a multiple of 32, and no more than the device trains on in reasonable time.
+
+    Raises:
+        DataError: there is no part to train on.
+    """
     image_size = recipe.image_size
+    part = data.parts.get("train") or data.parts.get("all")
+    if part is None:
+        raise DataError(f"{data.root} has only {', '.join(data.parts)}: nothing to train on")
     if image_size is None:
         sample = order(0, 0, len(part))[:200]
         sides = []
@@ -44,14 +51,13 @@ def choose_size(recipe: Recipe, part: Part, device: str) -> Recipe:
             except PictureError:  # the scan, which comes next, names every broken picture
                 continue
         fitting = int(np.median(sides or [32])) // 32 * 32
-        image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[device])
+        image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[runtime.device.type])
     options = dict(recipe.model_options)
     if image_size <= 32 and not recipe.model.startswith("cifar_"):
         options.setdefault("stem", "small")
     resize_size = recipe.resize_size or image_size
-    return recipe.with_settings(
-        {"image_size": image_size, "resize_size": resize_size, "model_options": options}
-    )
+    found = {"image_size": image_size, "resize_size": resize_size, "model_options": options}
+    return recipe.with_settings({**found, "precision": runtime.precision})
 
 
 def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
@@ -97,8 +103,6 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
         DataError: pictures that cannot be read (all of them named), or too few of a class.
     """
     names: list[str] = [name for name in ("train", "all", "val") if name in data.parts]
-    if not {"train", "all"} & set(names):
-        raise DataError(f"{data.root} has only {', '.join(data.parts)}: nothing to train on")
     preprocessing = recipe.preprocessing()
     scans: dict[str, Scan] = {}
     total = sum(len(data.parts[name]) for name in names)
@@ -129,6 +133,15 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     data = DataSet(data.root, data.classes, {**divided, **rest}, data.left_out, data.notes)
     train, val = (pictures[whole].select(divided[name]) for name in ("train", "val"))
     return Prepared(data, train, val, digests, True, skipped)
+
+
+def identity(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
+    """What makes a run this run: a resumed one must have the same."""
+    data: dict[str, Any] = {"classes": list(prepared.data.classes)}
+    for name, digests in prepared.digests.items():
+        data[f"{name} pictures"] = len(digests)
+        data[f"{name} contents"] = digest("".join(digests).encode())
+    return {"recipe": recipe.model_dump(mode="json"), "data": data}
 
 
 def measure(

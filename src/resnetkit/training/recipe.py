@@ -77,6 +77,9 @@ class Recipe(BaseModel):
         "auto", description="bf16 where the hardware multiplies it"
     )
     channels_last: bool = Field(True, description="store maps as (N, H, W, C): faster")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        30.0, description="between two saves of the state within an epoch"
+    )
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("model")

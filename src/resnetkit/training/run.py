@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +22,92 @@ from ..data.transforms import stack
 from ..errors import OutputError
 from ..evaluation.evaluate import Evaluation
 from ..models.modelfile import Header
+from ..progress import say
 from ..report import plots
 from ..runtime import environment
+from .checkpoint import Snapshot, read
 from .plan import Prepared
 from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training leaves: its folder, the best model's file, the resolved recipe, a row for each
+    epoch, the metrics of the best model on the validation part, and the seconds of all epochs."""
+
+    folder: Path
+    model: Path
+    recipe: Recipe
+    history: tuple[dict[str, Any], ...]
+    metrics: dict[str, Any]
+    train_seconds: float
 
 
 class RunFolder:
     """Where a run writes. What each file holds is listed in the README."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, named: bool = True) -> None:
+        self.path, self._named = path, named
         self.model = path / "model.safetensors"
         self.last = path / "last.safetensors"
 
     @classmethod
-    def claim(cls, out: str | os.PathLike[str] | None, name: str) -> RunFolder:
-        """Make the folder: ``out`` itself, or ``runs/name``, ``runs/name-2``, ... the first free.
+    def open(
+        cls, out: str | os.PathLike[str] | None, name: str, resume: bool
+    ) -> tuple[RunFolder, Snapshot | None]:
+        """The folder to write to, and the state to go on from, if there is one.
+
+        Args:
+            out: the folder; by default ``runs/name``, ``runs/name-2``, ...: the first free one, or
+                with ``resume`` the last that is there.
 
         Raises:
-            OutputError: ``out`` holds something, or cannot be made.
+            OutputError: the folder holds something that is not to be resumed.
+            TrainingError: there is a saved state, and it cannot be read.
+        """
+        taken = list(itertools.takewhile(Path.exists, _numbered(name))) if out is None else []
+        if not resume:
+            storage.refuse_used(None if out is None else Path(out))
+            return cls(Path("runs") / name if out is None else Path(out), out is not None), None
+        path = Path(out) if out is not None else taken[-1] if taken else Path("runs") / name
+        saved = read(path / "state") if is_run(path) else None
+        if saved is None:
+            if not is_run(path):
+                storage.refuse_used(path)
+            say(f"There is nothing to resume in {path} yet; beginning.")
+        return cls(path), saved
+
+    def claim(self) -> None:
+        """Make the folder; of ``runs/name``, ``runs/name-2``, ... the first that is free.
+
+        Raises:
+            OutputError: it cannot be made.
         """
         try:
-            if out is not None:
-                path = Path(out)
-                storage.refuse_used(path)
-                path.mkdir(parents=True, exist_ok=True)
-                return cls(path)
-            number = 1
-            while True:
-                path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            if self._named:
+                self.path.mkdir(parents=True, exist_ok=True)
+                return
+            for path in _numbered(self.path.name):
                 try:
                     path.mkdir(parents=True)  # fails where another run was first
-                    return cls(path)
                 except FileExistsError:
-                    number += 1
-        except OutputError:
-            raise
+                    continue
+                self.__init__(path)  # type: ignore[misc]
+                return
         except OSError as error:
             raise OutputError(f"cannot write to {error.filename}: {error.strerror}") from error
+
+    def is_finished(self) -> bool:
+        """Whether everything is written; ``metrics.json`` comes last."""
+        return (self.path / "metrics.json").exists()
+
+    def result(self, recipe: Recipe, history: Sequence[dict[str, Any]]) -> Run:
+        """What a finished run hands back."""
+        metrics = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        with (self.path / "timings.csv").open(encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        seconds = sum(float(row["train_seconds"]) + float(row["val_seconds"]) for row in rows)
+        return Run(self.path, self.model, recipe, tuple(history), metrics, seconds)
 
     def write_text(self, name: str, text: str) -> None:
         storage.write_text(self.path / name, text)
@@ -83,12 +133,32 @@ class RunFolder:
         self.write_rows("split.csv", rows)
 
 
-def write_beginning(run: RunFolder, prepared: Prepared, recipe: Recipe) -> None:
+def _numbered(name: str) -> Iterator[Path]:
+    """runs/name, runs/name-2, runs/name-3, ..."""
+    yield Path("runs") / name
+    for number in itertools.count(2):
+        yield Path("runs") / f"{name}-{number}"
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether this is the folder of a run."""
+    return (Path(path) / "recipe.yaml").is_file() and (Path(path) / "environment.json").is_file()
+
+
+def recorded_data(path: str | os.PathLike[str]) -> str:
+    """The data that the run in this folder was begun with."""
+    environment = json.loads((Path(path) / "environment.json").read_text(encoding="utf-8"))
+    return str(environment["data"])
+
+
+def write_beginning(
+    run: RunFolder, prepared: Prepared, recipe: Recipe, data: str | os.PathLike[str]
+) -> None:
     """What is known before the first step: recipe, classes, split, environment, and the inputs
     as the network will see them."""
     run.write_text("recipe.yaml", recipe.to_yaml())
+    run.write_json("environment.json", {"data": str(Path(data).absolute()), **environment()})
     run.write_json("classes.json", list(prepared.data.classes))
-    run.write_json("environment.json", environment())
     if prepared.made_split:
         run.write_split(prepared.data)
 
@@ -135,15 +205,15 @@ def epoch_line(row: dict[str, Any], timing: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {row['image_size']:>3} px  "
         f"loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
         f"val accuracy {row['val_accuracy']:7.2%}  "
-        f"{timing['images_per_second']:5.0f} img/s  {timing['seconds']:5.1f} s"
+        f"{timing['images_per_second']:5.0f} img/s  "
+        f"{timing['train_seconds'] + timing['val_seconds']:5.1f} s"
     )
 
 
 def write_end(
     run: RunFolder, recipe: Recipe, history: Sequence[dict[str, Any]], evaluation: Evaluation
 ) -> None:
-    """The evidence: metrics and figures of the best model, measured from its file."""
-    run.write_json("metrics.json", evaluation.metrics)
+    """The evidence: figures and metrics of the best model, measured from its file."""
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
     plots.curves(history, run.path / "curves.png", title)
     accuracy, pictures = evaluation.metrics["accuracy"], evaluation.metrics["pictures"]
@@ -153,3 +223,4 @@ def write_end(
         run.path / "confusion_matrix.png",
         f"{evaluation.split}: {accuracy:.2%} of {pictures} pictures right",
     )
+    run.write_json("metrics.json", evaluation.metrics)  # last: its presence says "finished"

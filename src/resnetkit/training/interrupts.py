@@ -1,0 +1,52 @@
+"""SIGTERM and Ctrl-C: finish the step, save, leave. A second one stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from ..errors import Interrupted
+from ..progress import say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """While this context is open, the first signal is only noted, in ``asked``.
+
+    Outside the main thread, where Python hands out no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def leave(self, how_to_resume: str) -> None:
+        """End the run, after a signal, where everything is saved.
+
+        Raises:
+            Interrupted: always.
+        """
+        assert self.asked is not None
+        message = f"Stopped; everything is saved. To go on: {how_to_resume}"
+        raise Interrupted(message, 128 + self.asked)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        self._restore()
+        say("Finishing this step and saving; once more to stop at once.")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,178 @@
+"""Where a run stands between two steps, and how it is put back there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TrainingError
+from ..progress import say
+from .checkpoint import Snapshot
+
+
+@dataclass
+class Tally:
+    """Mean loss and accuracy over the pictures of an epoch so far."""
+
+    seen: int = 0
+    right: int = 0
+    total_loss: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, loss: float, right: int, count: int, seconds: float) -> None:
+        self.seen += count
+        self.right += right
+        self.total_loss += loss * count
+        self.seconds += seconds
+
+    @property
+    def loss(self) -> float:
+        return self.total_loss / self.seen
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.seen
+
+    @property
+    def speed(self) -> float:
+        """Pictures a second."""
+        return self.seen / self.seconds
+
+    def text(self) -> str:
+        return f"loss {self.loss:.3f}  accuracy {self.accuracy:.1%}  {self.speed:.0f} img/s"
+
+
+@dataclass
+class State:
+    """Everything that a run changes. Chance is no part of it: that is a function of the place.
+
+    ``epoch`` and ``batch`` say what comes next; ``batch`` counts within the epoch.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, Any]  # of the run: its recipe, its data
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    tally: Tally = field(default_factory=Tally)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    best: tuple[float, float] = (-1.0, -math.inf)  # accuracy, and minus the loss
+
+    def end_step(self, loss: float, right: int, count: int, seconds: float) -> None:
+        self.tally.add(loss, right, count, seconds)
+        self.batch += 1
+        self.step += 1
+
+    def end_epoch(self, row: dict[str, Any], validation_seconds: float) -> bool:
+        """Note the epoch and turn to the next; tells whether it was the best so far."""
+        self.history.append(row)
+        self.timings.append(
+            {
+                "epoch": row["epoch"],
+                "train_seconds": self.tally.seconds,
+                "val_seconds": validation_seconds,
+                "images_per_second": self.tally.speed,
+            }
+        )
+        self.epoch, self.batch, self.tally = self.epoch + 1, 0, Tally()
+        reached = (row["val_accuracy"], -row["val_loss"])
+        better = reached > self.best
+        self.best = max(reached, self.best)
+        return better
+
+    def snapshot(self) -> Snapshot:
+        """A copy that later steps do not touch."""
+        values = {
+            key: getattr(self, key) for key in ("epoch", "batch", "step", "history", "timings")
+        }
+        best = [self.best[0], None if math.isinf(self.best[1]) else self.best[1]]
+        values |= {
+            "tally": asdict(self.tally),
+            "best": best,
+            "compute_threads": torch.get_num_threads(),
+            "identity": self.identity,
+        }
+        # A copy in the memory order of the original: cheap, and contiguous only on the disk.
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors()}
+        return Snapshot(tensors, _copied(values))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to where ``snapshot`` was taken.
+
+        Moments are copied into tensors with the strides of their parameters: a fused optimiser
+        given contiguous moments for channels_last parameters computes other bits, silently.
+
+        Raises:
+            TrainingError: the snapshot is of another run; the differences are listed.
+        """
+        check_same(snapshot.values["identity"], self.identity)
+        set_compute_threads(snapshot.values["compute_threads"])
+        for index, parameter in enumerate(self._parameters()):
+            for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
+                saved = snapshot.tensors.get(f"optimizer.{index}.{key}")
+                if saved is not None:
+                    like = torch.empty_like(parameter) if saved.ndim else torch.empty_like(saved)
+                    self.optimizer.state[parameter][key] = like.copy_(saved)
+        weights = {
+            name.removeprefix("model."): tensor
+            for name, tensor in snapshot.tensors.items()
+            if name.startswith("model.")
+        }
+        self.model.load_state_dict(weights)
+        values = snapshot.values
+        for key in ("epoch", "batch", "step", "history", "timings"):
+            setattr(self, key, values[key])
+        self.tally = Tally(**values["tally"])
+        accuracy, loss = values["best"]
+        self.best = (accuracy, -math.inf if loss is None else loss)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        tensors = [(f"model.{name}", tensor) for name, tensor in self.model.state_dict().items()]
+        for index, parameter in enumerate(self._parameters()):
+            for key, value in self.optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors.append((f"optimizer.{index}.{key}", value))
+        return tensors
+
+
+def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare the identities of two runs.
+
+    Raises:
+        TrainingError: they differ; the message lists where.
+    """
+    differences = [
+        f"{kind}: {key} was {saved[kind].get(key)!r} and is {now[kind].get(key)!r}"
+        for kind in now
+        for key in now[kind]
+        if saved[kind].get(key) != now[kind][key]
+    ]
+    if differences:
+        raise TrainingError(
+            "This is not the run that was saved. Resume it as it was begun, or begin another "
+            "one with --out:\n  " + "\n  ".join(differences)
+        )
+
+
+def set_compute_threads(count: int) -> None:
+    """The number of compute threads is part of a run: sums in another order give other bits."""
+    if torch.get_num_threads() == count:
+        return
+    torch.set_num_threads(count)
+    if torch.get_num_threads() == count:
+        say(f"Computing with {count} threads, as the run began.")
+    else:
+        say(f"The run began with {count} compute threads, which cannot be had: bits will differ.")
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from resnetkit import train
+from resnetkit.errors import Interrupted, OutputError, TrainingError
+from resnetkit.training import loop
+from resnetkit.training.interrupts import Interrupts
+
+FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
+
+
+def same(first, second):
+    for name in FILES:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(monkeypatch, steps):
+    """Let the training step fail once it has been called ``steps`` times."""
+    real, calls = loop.training_step, 0
+
+    def counted(*args):
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise Stop
+        return real(*args)
+
+    monkeypatch.setattr(loop, "training_step", counted)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_broken_run_ends_in_the_same_bits(
+    flat_folder, small, tmp_path, monkeypatch, optimizer, precision
+):
+    settings = {**small, "epochs": 3, "checkpoint_seconds": 0, "optimizer": optimizer,
+                "precision": precision, "lr": 0.01}  # fmt: skip
+    whole = train(flat_folder, out=tmp_path / "whole", **settings)
+    out = tmp_path / "broken"
+    for steps in (1, 2, 4):  # stops within the first, the second and the third epoch
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(Stop):
+                train(flat_folder, out=out, resume=True, workers=steps, **settings)
+        manifest = json.loads((out / "state" / "manifest.json").read_text())
+        assert manifest["batch"] == {1: 1, 2: 3, 4: 2}[steps]  # five batches make an epoch
+    run = train(flat_folder, out=out, resume=True, **settings)
+    same(whole.folder, run.folder)
+    assert run.metrics == whole.metrics
+
+
+def test_resume_by_the_folder_alone(flat_folder, small, tmp_path, monkeypatch, capsys):
+    settings = {**small, "checkpoint_seconds": 0}
+    whole = train(flat_folder, out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Stop):
+            train(flat_folder, out=tmp_path / "run", **settings)
+    capsys.readouterr()
+    train(tmp_path / "run", resume=True)
+    assert "Going on with" in capsys.readouterr().err
+    same(whole.folder, tmp_path / "run")
+
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    again = train(tmp_path / "run", resume=True)
+    assert "finished already; nothing was changed" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    assert again.metrics == whole.metrics
+
+
+def test_nothing_to_resume_begins_and_says_so(flat_folder, small, tmp_path, capsys, monkeypatch):
+    settings = {**small, "epochs": 1}
+    train(flat_folder, out=tmp_path / "new", resume=True, **settings)
+    assert "nothing to resume" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    first = train(flat_folder, resume=True, **settings)
+    assert first.folder.name == "squares-cifar_resnet20"
+    assert train(flat_folder, resume=True, **settings).folder == first.folder
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    with pytest.raises(OutputError, match="mine is in use"):
+        train(flat_folder, out=tmp_path / "mine", resume=True, **settings)
+
+
+def test_another_recipe_or_other_data_are_listed(flat_folder, small, tmp_path):
+    train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    with pytest.raises(TrainingError, match=r"(?s)not the run.*recipe: epochs was 1 and is 2"):
+        train(flat_folder, out=tmp_path / "run", resume=True, **small)
+    shutil.copy(flat_folder / "red" / "001.png", flat_folder / "red" / "copy.png")
+    with pytest.raises(TrainingError, match="data: val pictures was 6 and is 7"):
+        train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 1})
+
+
+def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, monkeypatch):
+    before = torch.get_num_threads()
+    settings = {**small, "checkpoint_seconds": 0}
+    try:
+        torch.set_num_threads(2)
+        with monkeypatch.context() as patch:
+            stop_after(patch, 3)
+            with pytest.raises(Stop):
+                train(flat_folder, out=tmp_path / "run", **settings)
+        torch.set_num_threads(1)
+        train(tmp_path / "run", resume=True)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_signal_is_noted_first_and_stops_the_second_time():
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.asked == signal.SIGINT
+        with pytest.raises(Interrupted) as caught:
+            interrupts.leave("resnet train --resume x")
+        assert caught.value.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def command(data, out):
+    return [sys.executable, "-m", "resnetkit", "train", str(data), "--out", str(out), "--resume",
+            "--model", "cifar_resnet20", "--set", "model_options={width: 8}", "--epochs", "12",
+            "--batch-size", "8", "--image-size", "32", "--set", "checkpoint_seconds=0.05",
+            "--set", "precision=bf16"]  # fmt: skip
+
+
+def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(flat_folder, tmp_path):
+    process = subprocess.Popen(command(flat_folder, tmp_path / "run"), stderr=subprocess.PIPE)
+    manifest = tmp_path / "run" / "state" / "manifest.json"
+    deadline = time.monotonic() + 120
+    while not manifest.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"resnet train --resume {tmp_path / 'run'}" in error.decode()
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
+    """SIGKILL at random moments; the saved step never goes back, and the end has the same bits."""
+    chance = random.Random(0)
+    whole = subprocess.run(command(flat_folder, tmp_path / "whole"), capture_output=True)
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "killed"
+    manifest = out / "state" / "manifest.json"
+    steps, mid_epoch, kills = [], 0, 0
+    while kills < 10:
+        process = subprocess.Popen(command(flat_folder, out), stderr=subprocess.DEVNULL)
+        start = steps[-1] if steps else -1
+        deadline = time.monotonic() + 120
+        while process.poll() is None:  # wait until this process has saved something new
+            if manifest.exists() and json.loads(manifest.read_text())["step"] > start:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.15))
+        process.kill()
+        process.wait()
+        kills += 1
+        saved = json.loads(manifest.read_text())
+        assert saved["step"] >= start
+        steps.append(saved["step"])
+        mid_epoch += saved["batch"] > 0
+    last = subprocess.run(command(flat_folder, out), capture_output=True)
+    assert last.returncode == 0, last.stderr
+    assert mid_epoch > 0
+    same(tmp_path / "whole", out)
