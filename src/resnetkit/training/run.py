@@ -48,8 +48,16 @@ class RunFolder:
 
     def __init__(self, path: Path, named: bool = True) -> None:
         self.path, self._named = path, named
-        self.model = path / "model.safetensors"
-        self.last = path / "last.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The model of the best epoch."""
+        return self.path / "model.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The model of the last epoch."""
+        return self.path / "last.safetensors"
 
     @classmethod
     def open(
@@ -92,7 +100,7 @@ class RunFolder:
                     path.mkdir(parents=True)  # fails where another run was first
                 except FileExistsError:
                     continue
-                self.__init__(path)  # type: ignore[misc]
+                self.path = path
                 return
         except OSError as error:
             raise OutputError(f"cannot write to {error.filename}: {error.strerror}") from error
