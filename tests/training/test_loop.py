@@ -3,17 +3,21 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 from resnetkit import load, train
 from resnetkit.data import folder
 from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
 from resnetkit.models import get_model, modelfile
+from resnetkit.runtime import Runtime
 from resnetkit.training import loop
+from resnetkit.training.optim import make_optimizer
 from resnetkit.training.recipe import load as load_recipe
 
 
@@ -101,6 +105,48 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
         torch.testing.assert_close(trained_model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_parts_of_a_batch_add_up_to_the_whole():
+    """Without batch norm, a batch computed in parts gives the same update; class weights too."""
+    recipe = load_recipe("fast").with_settings(
+        {"image_size": 16, "resize_size": 16, "optimizer": "sgd", "precision": "fp32"}
+    )
+    images = torch.randint(0, 256, (7, 3, 16, 16), dtype=torch.uint8)
+    batch = loop.Batch(images, torch.tensor([0, 1, 2, 0, 1, 2, 0]), np.arange(7))
+    updated = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        model = get_model(
+            "cifar_resnet20", width=4, num_classes=3, norm_layer=lambda n: nn.GroupNorm(2, n)
+        )
+        settings = recipe.with_settings({"accumulate": parts})
+        identity = {"data": {"classes": ["a", "b", "c"]}}
+        state = loop.State(model, make_optimizer(model, settings), identity)
+        where, weights = Runtime(torch.device("cpu"), "fp32"), torch.tensor([1.0, 2.0, 0.5])
+        loss, _ = loop.training_step(state, batch, settings, where, 0.1, weights)
+        updated.append((loss, [p.detach().clone() for p in model.parameters()]))
+    assert updated[0][0] == pytest.approx(updated[1][0], rel=1e-6)
+    for first, second in zip(updated[0][1], updated[1][1], strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+
+
+def test_patience_stops_early(flat_folder, small, tmp_path, capsys):
+    settings = {**small, "epochs": 30, "patience": 2, "lr": 1e-9}
+    run = train(flat_folder, out=tmp_path / "run", **settings)
+    assert len(run.history) < 30
+    assert "No better epoch in 2; stopped early" in capsys.readouterr().err
+    again = train(flat_folder, out=tmp_path / "run", resume=True, **settings)
+    assert again.history == run.history
+
+
+def test_averaged_weights_are_evaluated_and_kept(flat_folder, small, tmp_path):
+    run = train(flat_folder, out=tmp_path / "run", **{**small, "ema": 0.9})
+    plain = train(flat_folder, out=tmp_path / "plain", **small)
+    assert run.metrics["loss"] == run.history[-1]["val_loss"] or len(run.history) == 2
+    assert run.model.read_bytes() != plain.model.read_bytes()
+    losses = [[row["train_loss"] for row in r.history] for r in (run, plain)]
+    assert losses[0] == losses[1]  # the average follows the trained network and does not lead it
+
+
 def test_a_given_validation_part_is_used(split_folder, small, tmp_path):
     run = train(split_folder, out=tmp_path / "run", **{**small, "epochs": 1})
     assert run.metrics["pictures"] == 18
@@ -154,7 +200,8 @@ def test_defaults_are_found_from_the_data(flat_folder, tmp_path):
     run = train(flat_folder, out=tmp_path / "run", model="cifar_resnet20", epochs=1)
     assert run.recipe.image_size == 32
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
-    assert None not in saved.values()
+    assert saved["precision"] in ("bf16", "fp32")
+    assert [saved[key] for key in ("resize_size", "epochs")] == [32, 1]
     assert load(run.model).preprocessing.crop_size == 32
 
 

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from resnetkit.models import resnet18
-from resnetkit.training.optim import learning_rate, make_optimizer
+from resnetkit.training.optim import class_weights, learning_rate, make_optimizer
 from resnetkit.training.recipe import load
 
 
@@ -53,3 +54,25 @@ def test_optimisers_are_pytorchs(name):
     kind = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}[name]
     optimizer = make_optimizer(resnet18(), load("fast").with_settings({"optimizer": name}))
     assert type(optimizer).__name__ == kind
+
+
+def test_steps_divide_by_ten_at_each_milestone():
+    changes = {"schedule": "steps", "lr": 1.0, "milestones": [0.5, 0.75], "warmup": 0.1}
+    recipe = load("fast").with_settings(changes)
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[10] == rates[49] == 1.0
+    assert rates[50] == rates[74] == pytest.approx(0.1)
+    assert rates[75] == rates[99] == pytest.approx(0.01)
+
+
+def test_class_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = [0] * 10 + [1] * 2 + [2] * 5
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels)
+    recipe = load("fast")
+    assert class_weights(recipe, [10, 2, 5], torch.device("cpu")) is None
+    balanced = recipe.with_settings({"class_weights": "balanced"})
+    found = class_weights(balanced, [10, 2, 5], torch.device("cpu"))
+    assert found.tolist() == pytest.approx(expected.tolist())

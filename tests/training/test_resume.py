@@ -43,13 +43,18 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(loop, "training_step", counted)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_broken_run_ends_in_the_same_bits(
-    flat_folder, small, tmp_path, monkeypatch, optimizer, precision
-):
-    settings = {**small, "epochs": 3, "checkpoint_seconds": 0, "optimizer": optimizer,
-                "precision": precision, "lr": 0.01}  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"optimizer": "adamw", "precision": "bf16"},
+        {"optimizer": "adamw", "precision": "fp32"},
+        {"optimizer": "sgd", "precision": "bf16"},
+        {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "accumulate": 2, "clip_norm": 1.0},
+    ],
+    ids=["adamw-bf16", "adamw-fp32", "sgd-bf16", "everything"],
+)
+def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkeypatch, more):
+    settings = {**small, "epochs": 3, "checkpoint_seconds": 0, "lr": 0.01, **more}
     whole = train(flat_folder, out=tmp_path / "whole", **settings)
     out = tmp_path / "broken"
     for steps in (1, 2, 4):  # stops within the first, the second and the third epoch

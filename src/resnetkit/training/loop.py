@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import randomness, runtime
 from ..data import folder
 from ..data.cache import Pictures
 from ..data.loader import Batch, Loader
+from ..data.mixing import mix
 from ..data.transforms import normalize
 from ..errors import TrainingError
 from ..evaluation.evaluate import evaluate_part, predict_logits
@@ -26,8 +28,9 @@ from ..runtime import Runtime
 from . import plan
 from . import recipe as recipes
 from .checkpoint import Checkpoints
+from .ema import Average
 from .interrupts import Interrupts
-from .optim import learning_rate, make_optimizer, set_learning_rate
+from .optim import class_weights, learning_rate, make_optimizer, set_learning_rate
 from .recipe import Recipe
 from .run import (
     Run,
@@ -87,7 +90,10 @@ def train(
     model, options = plan.make_network(chosen, len(listing.classes))
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
     model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
-    state = State(model, make_optimizer(model, chosen), plan.identity(prepared, chosen))
+    average = Average(model, chosen.ema) if chosen.ema else None
+    identity = plan.identity(prepared, chosen)
+    state = State(model, make_optimizer(model, chosen), identity, average)
+    weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
     loader = Loader(prepared.train, chosen.batch_size, workers)
     batches = loader.training_batches()
     steps = batches * chosen.epochs
@@ -108,7 +114,7 @@ def train(
 
     saving = Checkpoints(run.path / "state", chosen.checkpoint_seconds)
     with saving as checkpoints, Interrupts() as interrupts:
-        while state.epoch < chosen.epochs:
+        while state.epoch < chosen.epochs and not state.is_stuck(chosen.patience):
             # An epoch of training: order and pictures are f(seed, epoch).
             size, first = chosen.train_size(state.epoch), state.batch
             coming = loader.training(chosen.augmentation(), size, chosen.seed, state.epoch, first)
@@ -117,7 +123,7 @@ def train(
                 clock = time.perf_counter()
                 for batch in coming:
                     rate = learning_rate(chosen, state.step, steps)
-                    loss, right = training_step(state, batch, chosen, where, rate)
+                    loss, right = training_step(state, batch, chosen, where, rate, weights)
                     check_finite(loss, state.step, batch, prepared.train)
                     seconds, clock = time.perf_counter() - clock, time.perf_counter()
                     state.end_step(loss, right, len(batch.indices), seconds)
@@ -125,7 +131,7 @@ def train(
                     pause(state, checkpoints, interrupts, run, checkpoints.due())
 
             # What it reached, on pictures that it is not trained on; the best model is kept.
-            logits = predict_logits(model, prepared.val, where.device, workers)
+            logits = predict_logits(state.evaluated, prepared.val, where.device, workers)
             accuracy, val_loss = accuracy_and_loss(logits, prepared.val.labels())
             row = {
                 "epoch": state.epoch + 1,
@@ -138,39 +144,67 @@ def train(
             }
             if state.end_epoch(row, time.perf_counter() - clock):
                 header = make_header(prepared, chosen, options, row)
-                modelfile.write(run.model, model.state_dict(), header)
+                modelfile.write(run.model, state.evaluated.state_dict(), header)
             run.write_rows("history.csv", state.history)
             run.write_rows("timings.csv", state.timings)
             say(epoch_line(row, state.timings[-1], chosen.epochs))
             pause(state, checkpoints, interrupts, run, due=True)
         checkpoints.finish()
+    if state.epoch < chosen.epochs:
+        say(f"No better epoch in {chosen.patience}; stopped early.")
 
     # The evidence comes from the saved file, by the road that anyone takes later.
     header = make_header(prepared, chosen, options, state.history[-1])
-    modelfile.write(run.last, model.state_dict(), header)
+    modelfile.write(run.last, state.evaluated.state_dict(), header)
     evaluation = evaluate_part(run.model, prepared.val.part, "val", device=device, workers=workers)
     write_end(run, chosen, state.history, evaluation)
     return run.result(chosen, state.history)
 
 
 def training_step(
-    state: State, batch: Batch, recipe: Recipe, where: Runtime, rate: float
+    state: State,
+    batch: Batch,
+    recipe: Recipe,
+    where: Runtime,
+    rate: float,
+    weights: Tensor | None = None,
 ) -> tuple[float, int]:
-    """Forward, backward, update. Returns the mean loss, and how many pictures were right."""
+    """Forward, backward, update. Returns the mean loss, and how many pictures were right.
+
+    ``weights`` are those of the classes in the loss. A batch may be computed in parts, whose
+    gradients add up; only batch norm sees the parts.
+    """
     model, optimizer = state.model, state.optimizer
     torch.manual_seed(randomness.derive(recipe.seed, "network", state.step, 0))
-    images = normalize(batch.images.to(where.device), recipe.preprocessing())
+    images = normalize(batch.images.to(where.device), recipe.preprocessing())  # (n, 3, S, S)
+    labels = batch.labels.to(where.device)  # (n,)
+    images, targets = mix(
+        images, labels, recipe.mixup, recipe.cutmix, state.classes, recipe.seed, state.step
+    )
     if not recipe.channels_last:
         images = images.contiguous()
-    labels = batch.labels.to(where.device)
-    with where.autocast():
-        logits = model(images)  # (n, classes)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
+
+    count, total, right = len(labels), 0.0, 0
+    parts = [x.tensor_split(min(recipe.accumulate, count)) for x in (images, targets, labels)]
+    for image, target, label in zip(*parts, strict=True):
+        with where.autocast():
+            logits = model(image)  # (n, classes)
+        smoothing = recipe.label_smoothing
+        loss = F.cross_entropy(
+            logits.float(), target, weights, reduction="sum", label_smoothing=smoothing
+        )
+        loss = loss / (count if weights is None else weights[labels].sum())
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+        right += int((logits.detach().argmax(1) == label).sum())
+    if recipe.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     set_learning_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item(), int((logits.detach().argmax(1) == labels).sum())
+    if state.average is not None:
+        state.average.update(model, state.step)
+    return total, right
 
 
 def check_finite(loss: float, step: int, batch: Batch, pictures: Pictures) -> None:

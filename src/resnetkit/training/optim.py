@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .recipe import Recipe
 
@@ -35,17 +36,27 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """The rate at ``step`` of ``steps`` (0-based).
 
     ``onecycle`` (Smith, arXiv:1708.07120): linear from lr/25 to lr in the ``warmup`` share of the
-    steps, then down a half cosine to lr/10,000.
+    steps, then down a half cosine to lr/10,000. ``steps`` has the same start and then a tenth from
+    each milestone on; ``constant`` is lr at every step.
     """
-    if recipe.schedule == "constant":
-        return recipe.lr
     rising = recipe.warmup * steps
-    if step < rising:
+    if recipe.schedule != "constant" and step < rising:
         return recipe.lr * (1 / 25 + (1 - 1 / 25) * step / rising)
-    share = (step - rising) / max(1.0, steps - 1 - rising)
-    return recipe.lr * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+    if recipe.schedule == "onecycle":
+        share = (step - rising) / max(1.0, steps - 1 - rising)
+        return recipe.lr * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+    return recipe.lr * 0.1 ** sum(step >= milestone * steps for milestone in recipe.milestones)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def class_weights(recipe: Recipe, counts: Sequence[int], device: torch.device) -> Tensor | None:
+    """Weights of the classes in the loss, of mean 1 over the pictures: total / (classes * count),
+    as scikit-learn's ``balanced``; None where all count the same."""
+    if recipe.class_weights == "none":
+        return None
+    numbers = torch.tensor(counts, dtype=torch.float32, device=device)
+    return numbers.sum() / (len(counts) * numbers)

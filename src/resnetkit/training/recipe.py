@@ -51,6 +51,8 @@ class Recipe(BaseModel):
         (0.5, 1.0), description="share of the area that a random crop takes"
     )
     flip: bool = Field(True, description="mirror every other picture")
+    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
+    cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0 is off")
     val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="share of a flat folder that becomes the validation part"
     )
@@ -67,11 +69,30 @@ class Recipe(BaseModel):
     momentum: Share = Field(0.9, description="of SGD, with Nesterov's correction")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     decay_norms: bool = Field(False, description="decay norms and biases too")
-    schedule: Literal["onecycle", "constant"] = Field(
-        "onecycle", description="linear up to lr, cosine down to nearly nothing; or lr throughout"
+    schedule: Literal["onecycle", "steps", "constant"] = Field(
+        "onecycle",
+        description="up to lr, then down a cosine; or a tenth at each milestone; or lr throughout",
     )
-    warmup: Share = Field(0.25, description="share of the steps in which the rate grows")
+    warmup: Share = Field(0.25, description="share of the steps in which the rate grows linearly")
+    milestones: tuple[Share, ...] = Field(
+        (), description="shares of the run at which the schedule `steps` divides the rate by ten"
+    )
     label_smoothing: Share = 0.1
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: an error counts the more, the rarer its class is"
+    )
+    accumulate: Positive = Field(
+        1, description="parts in which a batch is computed, where memory is short"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="greatest norm of the gradient of all weights together"
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="decay of averaged weights, which are evaluated and kept; 0 is off"
+    )
+    patience: Positive | None = Field(
+        None, description="stop after so many epochs without a better one"
+    )
     # The machine
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="bf16 where the hardware multiplies it"

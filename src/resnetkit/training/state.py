@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import TrainingError
 from ..progress import say
 from .checkpoint import Snapshot
+from .ema import Average
 
 
 @dataclass
@@ -56,6 +57,7 @@ class State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     identity: dict[str, Any]  # of the run: its recipe, its data
+    average: Average | None = None
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -64,7 +66,24 @@ class State:
     timings: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, float] = (-1.0, -math.inf)  # accuracy, and minus the loss
 
+    @property
+    def classes(self) -> int:
+        return len(self.identity["data"]["classes"])
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the averaged one where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def is_stuck(self, patience: int | None) -> bool:
+        """Whether the last ``patience`` epochs were all worse than the best."""
+        if patience is None or not self.history:
+            return False
+        best = max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        return len(self.history) - int(best["epoch"]) >= patience
+
     def end_step(self, loss: float, right: int, count: int, seconds: float) -> None:
+        """Note a step that is done, and turn to the next."""
         self.tally.add(loss, right, count, seconds)
         self.batch += 1
         self.step += 1
@@ -119,12 +138,9 @@ class State:
                 if saved is not None:
                     like = torch.empty_like(parameter) if saved.ndim else torch.empty_like(saved)
                     self.optimizer.state[parameter][key] = like.copy_(saved)
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in snapshot.tensors.items()
-            if name.startswith("model.")
-        }
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(_below("model.", snapshot.tensors))
+        if self.average is not None:
+            self.average.model.load_state_dict(_below("average.", snapshot.tensors))
         values = snapshot.values
         for key in ("epoch", "batch", "step", "history", "timings"):
             setattr(self, key, values[key])
@@ -137,6 +153,9 @@ class State:
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         tensors = [(f"model.{name}", tensor) for name, tensor in self.model.state_dict().items()]
+        if self.average is not None:
+            averaged = self.average.model.state_dict()
+            tensors += [(f"average.{name}", tensor) for name, tensor in averaged.items()]
         for index, parameter in enumerate(self._parameters()):
             for key, value in self.optimizer.state[parameter].items():
                 if isinstance(value, Tensor):
@@ -172,6 +191,14 @@ def set_compute_threads(count: int) -> None:
         say(f"Computing with {count} threads, as the run began.")
     else:
         say(f"The run began with {count} compute threads, which cannot be had: bits will differ.")
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _copied(values: dict[str, Any]) -> dict[str, Any]:
