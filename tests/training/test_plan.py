@@ -16,9 +16,18 @@ def test_picture_size_follows_the_data(flat_folder):
     assert (chosen.image_size, chosen.resize_size) == (32, 32)
     assert chosen.model_options["stem"] == "small"
     given = plan.choose_size(load("fast").with_settings({"image_size": 64}), data, runtime)
-    assert chosen.precision == "fp32"
+
     assert (given.image_size, given.resize_size) == (64, 64)
     assert "stem" not in given.model_options
+
+
+def test_the_network_follows_the_machine():
+    cpu = plan.choose_network(load("fast"), Runtime(torch.device("cpu"), "bf16"))
+    assert (cpu.model, cpu.model_options, cpu.precision) == ("resnet18", {"width": 32}, "bf16")
+    gpu = plan.choose_network(load("fast"), Runtime(torch.device("cuda"), "bf16"))
+    assert (gpu.model, gpu.model_options) == ("resnet18", {})
+    named = load("fast").with_settings({"model": "resnet18"})
+    assert plan.choose_network(named, Runtime(torch.device("cpu"), "fp32")).model_options == {}
 
 
 def test_small_sets_get_more_epochs():
@@ -28,7 +37,7 @@ def test_small_sets_get_more_epochs():
 
 
 def test_measuring_leaves_the_network_and_chance_alone():
-    recipe = load("fast").with_settings({"image_size": 32, "resize_size": 32, "epochs": 2})
+    recipe = load("demo").with_settings({"resize_size": 32, "epochs": 2})
     model = get_model("cifar_resnet20", width=4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(1)

@@ -85,6 +85,7 @@ def test_train_size_grows_from_first_to_last():
     assert sizes[0] == 48
     assert sizes[-1] == 80
     assert sizes == sorted(sizes)
+    assert sizes[5] == 80  # from half-way on
     assert all(size % 16 == 0 for size in sizes)
 
 

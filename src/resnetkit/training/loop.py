@@ -78,6 +78,7 @@ def train(
         out, recipe, data = data, Path(data) / "recipe.yaml", recorded_data(data)
     chosen = recipes.load(recipe).with_settings(settings)
     where = runtime.pick(device, chosen.precision)
+    chosen = plan.choose_network(chosen, where)
     workers = runtime.default_workers() if workers is None else workers
     listing = folder.read(data)
     run, saved = RunFolder.open(out, f"{listing.name}-{chosen.model}", resume)

@@ -32,7 +32,10 @@ class Recipe(BaseModel):
 
     name: str = "fast"
     # The network
-    model: str = Field("resnet18", description="a name that `resnet models` lists")
+    model: str | None = Field(
+        None,
+        description="see `resnet models`; by default resnet18, on a CPU with width 32",
+    )
     model_options: dict[str, Any] = Field(
         default_factory=dict, description="options of the ResNet class, such as stem: small"
     )
@@ -45,7 +48,8 @@ class Recipe(BaseModel):
         None, description="shorter side before the centre is cut; by default image_size"
     )
     train_sizes: tuple[Share, Share] = Field(
-        (0.5, 0.85), description="side in training at the start and at the end, over image_size"
+        (0.5, 0.85),
+        description="side in training at the start and from half-way on, over image_size",
     )
     crop_scale: tuple[Share, Share] = Field(
         (0.5, 1.0), description="share of the area that a random crop takes"
@@ -105,8 +109,9 @@ class Recipe(BaseModel):
 
     @field_validator("model")
     @classmethod
-    def _is_registered(cls, name: str) -> str:
-        get_model_builder(name)
+    def _is_registered(cls, name: str | None) -> str | None:
+        if name is not None:
+            get_model_builder(name)
         return name
 
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
@@ -128,12 +133,12 @@ class Recipe(BaseModel):
         return Augmentation(crop_scale=self.crop_scale, flip=self.flip)
 
     def train_size(self, epoch: int) -> int:
-        """Side of the training pictures in ``epoch`` (0-based): it grows linearly, in steps of
-        16 px (8 below 64 px), which keeps the maps of all stages whole."""
+        """Side of the training pictures in ``epoch`` (0-based): it grows linearly up to half-way,
+        in steps of 16 px (8 below 64 px), which keeps the maps of all stages whole."""
         assert self.image_size is not None
         assert self.epochs is not None
         first, last = self.train_sizes
-        share = first + (last - first) * (epoch / max(1, self.epochs - 1))
+        share = first + (last - first) * min(1.0, 2 * epoch / self.epochs)
         step = 16 if self.image_size > 64 else 8
         return max(step, round(share * self.image_size / step) * step)
 

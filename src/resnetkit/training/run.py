@@ -191,6 +191,7 @@ def make_header(
     prepared: Prepared, recipe: Recipe, options: dict[str, Any], row: dict[str, Any]
 ) -> Header:
     """The header of the model file after the epoch that ``row`` of the history describes."""
+    assert recipe.model is not None
     return Header(
         architecture=recipe.model,
         options=options,

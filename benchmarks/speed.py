@@ -1,0 +1,93 @@
+"""Seconds to the plain script's best validation accuracy, from outside, on one fixed split.
+
+    python benchmarks/speed.py split SIGNS /tmp/split   # 42 a class kept apart, 22 to val
+    python benchmarks/plain_script.py /tmp/split --size 96 --out /tmp/plain.json
+    python benchmarks/speed.py run /tmp/split /tmp/plain.json --epochs 14
+    python benchmarks/speed.py run /tmp/split /tmp/plain.json --model resnet34 --epochs 8
+
+``run`` starts ``resnet train`` in a fresh process for each of three seeds with whatever else is on
+the line, and takes the time at which it prints each epoch. The photos kept apart come last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EPOCH = re.compile(r"^epoch +(\d+)/\d+ .* val accuracy +([\d.]+)%")
+RESNET = [sys.executable, "-m", "resnetkit"]
+
+
+def split(photos: Path, folder: Path) -> None:
+    """Link a flat folder into train, val and test (f(7), the same on every machine)."""
+    chance = random.Random(7)
+    for category in sorted(path.name for path in photos.iterdir() if path.is_dir()):
+        names = sorted(path.name for path in (photos / category).iterdir())
+        chance.shuffle(names)
+        for part, chosen in (("test", names[:42]), ("val", names[42:64]), ("train", names[64:])):
+            (folder / part / category).mkdir(parents=True)
+            for name in chosen:
+                os.symlink((photos / category / name).absolute(), folder / part / category / name)
+
+
+def one_run(data: Path, target: float, seed: int, more: list[str]) -> dict[str, float]:
+    out = Path(f"/tmp/resnetkit-speed-{os.getpid()}-{seed}")
+    command = [*RESNET, "train", str(data), "--out", str(out), "--seed", str(seed), *more]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    reached, best = float("nan"), 0.0
+    for line in process.stderr:
+        found = EPOCH.match(line)
+        if found:
+            best = max(best, float(found[2]) / 100)
+            if best >= target - 5e-5 and reached != reached:
+                reached = time.perf_counter() - start
+    assert process.wait() == 0
+    whole = time.perf_counter() - start
+    tested = subprocess.run(
+        [*RESNET, "evaluate", str(out / "model.safetensors"), str(data), "--split", "test",
+         "--out", str(out / "test")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert tested.returncode == 0
+    metrics = json.loads((out / "test" / "metrics.json").read_text())
+    shutil.rmtree(out)
+    return {"reached": reached, "whole": whole, "val": best, "test": metrics["accuracy"]}
+
+
+def run(data: Path, plain: Path, more: list[str]) -> None:
+    peer = json.loads(plain.read_text())
+    target = peer["best"]
+    first = next(row for row in peer["epochs"] if row["val_accuracy"] == target)
+    print(f"plain script: best {target:.2%}, first reached after {first['seconds']:.0f} s")
+    rows = [one_run(data, target, seed, more) for seed in (0, 1, 2)]
+    for row in rows:
+        print("  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    print(
+        f"resnet train {' '.join(more)}: median {middle['reached']:.0f} s to {target:.2%} "
+        f"({first['seconds'] / middle['reached']:.1f} times sooner), "
+        f"whole run {middle['whole']:.0f} s, best validation {middle['val']:.2%}, "
+        f"kept apart {middle['test']:.2%}"
+    )
+
+
+def main() -> None:
+    action, *rest = sys.argv[1:]
+    if action == "split":
+        split(Path(rest[0]), Path(rest[1]))
+    else:
+        run(Path(rest[0]), Path(rest[1]), rest[2:])
+
+
+if __name__ == "__main__":
+    main()
