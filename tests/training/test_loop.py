@@ -16,7 +16,7 @@ from resnetkit.data import folder
 from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
 from resnetkit.models import get_model, modelfile
 from resnetkit.runtime import Runtime
-from resnetkit.training import loop
+from resnetkit.training import checkpoint, loop
 from resnetkit.training.optim import make_optimizer
 from resnetkit.training.recipe import load as load_recipe
 
@@ -187,6 +187,25 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pictures(flat_folder, sma
     settings = {**small, "optimizer": "sgd", "lr": 1e30, "schedule": "constant"}
     with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+.*--lr.*\.png"):
         train(flat_folder, out=tmp_path / "run", **settings)
+
+
+def test_weights_that_are_not_finite_are_never_saved(flat_folder, small, tmp_path, monkeypatch):
+    """The loss can still be finite when the update has already broken the weights."""
+    real, calls = loop.training_step, 0
+
+    def breaking(state, *args):
+        nonlocal calls
+        calls += 1
+        result = real(state, *args)
+        if calls == 3:
+            with torch.no_grad():
+                state.model.fc.weight[0, 0] = float("nan")
+        return result
+
+    monkeypatch.setattr(loop, "training_step", breaking)
+    with pytest.raises(TrainingError, match=r"fc\.weight is no longer finite after step 3"):
+        train(flat_folder, out=tmp_path / "run", **small, checkpoint_seconds=0)
+    assert checkpoint.read(tmp_path / "run" / "state").values["step"] == 2
 
 
 def test_unknown_settings_and_models(flat_folder):

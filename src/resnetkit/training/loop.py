@@ -132,6 +132,7 @@ def train(
                     pause(state, checkpoints, interrupts, run, checkpoints.due())
 
             # What it reached, on pictures that it is not trained on; the best model is kept.
+            state.check_finite()
             logits = predict_logits(state.evaluated, prepared.val, where.device, workers)
             accuracy, val_loss = accuracy_and_loss(logits, prepared.val.labels())
             row = {
@@ -224,6 +225,7 @@ def pause(
 ) -> None:
     """Save the state where that is due, and leave where a signal asked for it."""
     if due or interrupts.asked:
+        state.check_finite()
         checkpoints.save(state.snapshot())
     if interrupts.asked:
         checkpoints.wait()

@@ -105,6 +105,19 @@ class State:
         self.best = max(reached, self.best)
         return better
 
+    def check_finite(self) -> None:
+        """Make sure that nothing is saved that cannot be used.
+
+        Raises:
+            TrainingError: a weight is infinite or not a number.
+        """
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise TrainingError(
+                    f"{name} is no longer finite after step {self.step}. A lower learning rate "
+                    "(--lr) usually helps. What was saved before is kept"
+                )
+
     def snapshot(self) -> Snapshot:
         """A copy that later steps do not touch."""
         values = {
