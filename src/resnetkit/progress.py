@@ -30,6 +30,15 @@ def say(text: str = "") -> None:
     console.print(text, markup=False)
 
 
+def printable(text: str) -> str:
+    """``text`` on one line: what cannot be shown, such as a newline in a file's name, as an escape.
+
+    >>> print(printable("new\\nline 花"))
+    new\\nline 花
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 @contextmanager
 def bar(what: str, total: int, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
     """Shows ``what`` as ``total`` units of work, of which ``done`` are; yields the function to call

@@ -43,12 +43,16 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Wait until no other process holds ``path``, hold it, let it go; the system lets it go if
-    the process dies. The empty file stays: deleting it would let two processes hold two of them."""
+    the process dies. The empty file stays: deleting it would let two processes hold two of them.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        _lock(file)
+        _lock(file, wait)
         yield  # closing the file unlocks it
 
 
@@ -97,22 +101,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lock(file: IO[str]) -> None:
+def _lock(file: IO[str], wait: bool) -> None:
     if sys.platform == "win32":
         import msvcrt
 
         while True:
             try:
                 file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
                 return
-            except OSError as error:  # it gives up after ten seconds
+            except OSError as error:  # waiting, it gives up after ten seconds
+                if not wait:
+                    raise BlockingIOError(str(error)) from error
                 if error.errno != errno.EDEADLOCK:
                     raise
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _umask() -> int:

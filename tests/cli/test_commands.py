@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 
+import resnetkit
 from resnetkit.models import modelfile
 
 
@@ -146,6 +147,8 @@ def test_a_closed_pipe_ends_quietly(model, pictures):
         (("evaluate", "text.safetensors", "full"), 1, "is no resnetkit model file"),
         (("predict", "gone.safetensors", "x.png"), 1, "gone.safetensors does not exist"),
         (("models", "vgg*"), 2, "No model matches 'vgg*'"),
+        (("train", "full", "--out", "text.safetensors/x"), 1, "text.safetensors is a file"),
+        (("train", "full", "--set", "crop_scale=[1"), 2, "no valid YAML"),
     ],
 )
 def test_mistakes_are_explained(tmp_path, save, arguments, code, message):
@@ -174,6 +177,28 @@ def test_signals(flat_folder, tmp_path, sent, code):
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
     assert b"Traceback" not in error
+
+
+def test_lists_and_folders_without_pictures(model, tmp_path):
+    (tmp_path / "list.txt").write_text("\n")
+    (tmp_path / "empty").mkdir()
+    for argument in (f"@{tmp_path / 'list.txt'}", "@-", tmp_path / "empty", tmp_path / "*.png"):
+        done = resnet("predict", model, argument, input=b"")
+        assert done.returncode == 1, argument
+        assert b"Traceback" not in done.stderr
+
+
+def test_names_that_a_terminal_cannot_show(model, pictures, tmp_path):
+    for name in ("bl\u00fcte\n.png", "r\udcff.png"):
+        shutil.copy(pictures / "red" / "000.png", tmp_path / name)
+    for form in ("jsonl", "csv", "table"):
+        done = resnet("predict", model, tmp_path, "--format", form, PYTHONIOENCODING="ascii:strict")
+        assert done.returncode == 0, done.stderr
+    assert len(lines(done)) == 2
+
+
+def test_version():
+    assert lines(resnet("--version")) == [f"resnetkit {resnetkit.__version__}"]
 
 
 def test_models_lists_parameters_and_multiply_adds():

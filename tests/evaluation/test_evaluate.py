@@ -53,11 +53,15 @@ def test_the_split_is_found_again_by_contents(trained, tmp_path, save):
     assert len(after.part) == len(before.part)
     assert after.metrics["accuracy"] == before.metrics["accuracy"]
     assert after.notes == ()
+    asked_nothing = evaluate(trained / "model.safetensors", data)
+    assert asked_nothing.split == "val"
+    assert "66 other pictures were left out; --split all" in asked_nothing.notes[0]
     after.part.path(1).unlink()
     fewer = evaluate(trained / "model.safetensors", data, "val")
     assert fewer.notes[0].startswith(f"1 of the {len(before.part)} pictures that training took")
     everyone = evaluate(trained / "model.safetensors", data, "all")
     assert len(everyone.part) == 60 + 15 - 1
+    assert everyone.notes == ("51 of these 74 pictures were trained on: expect too good a result",)
 
 
 def test_a_split_that_is_not_there(trained, split_folder):
@@ -70,6 +74,10 @@ def test_a_split_that_is_not_there(trained, split_folder):
 
 def test_new_pictures_in_a_flat_folder_are_all_evaluated(trained, tmp_path, save):
     data = save(tmp_path / "new", 3, start=900)
+    known = evaluate(trained / "model.safetensors", trained.parent / "data", "val").part
+    shutil.copy(known.path(0), data / "blue" / "known.png")  # one old picture changes nothing
+    assert len(evaluate(trained / "model.safetensors", data).part) == 10
+    (data / "blue" / "known.png").unlink()
     found = evaluate(trained / "model.safetensors", data)
     assert (found.split, len(found.part)) == ("all", 9)
     with pytest.raises(DataError, match="None of the pictures that training took for 'val'"):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from resnetkit import storage
-from resnetkit.errors import TrainingError
+from resnetkit.errors import OutputError, TrainingError
 from resnetkit.training import checkpoint
 from resnetkit.training.checkpoint import Checkpoints, Snapshot
 
@@ -136,3 +137,14 @@ def test_saving_goes_on_in_the_background_and_its_errors_come_back(tmp_path, mon
     checkpoints.finish()
     assert step_in(tmp_path / "state") == 5
     assert len(list(Path(tmp_path / "state").iterdir())) == 3
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    checkpoints = Checkpoints(tmp_path / "state", seconds=0.0)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    checkpoints.save(snapshot(1))
+    with pytest.raises(OutputError, match=r"cannot be saved.*No space left.*--resume"):
+        checkpoints.wait()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -145,6 +146,15 @@ def test_averaged_weights_are_evaluated_and_kept(flat_folder, small, tmp_path):
     assert run.model.read_bytes() != plain.model.read_bytes()
     losses = [[row["train_loss"] for row in r.history] for r in (run, plain)]
     assert losses[0] == losses[1]  # the average follows the trained network and does not lead it
+
+
+def test_a_picture_under_two_classes_is_told(flat_folder, small, tmp_path, capsys):
+    shutil.copy(flat_folder / "red" / "003.png", flat_folder / "blue" / "copy.png")
+    train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    text = capsys.readouterr().err
+    assert "2 picture(s) lie under more than one class: " in text
+    assert "red/003.png" in text
+    assert "training pictures a class are few" in text
 
 
 def test_a_given_validation_part_is_used(split_folder, small, tmp_path):

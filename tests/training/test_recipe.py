@@ -47,9 +47,12 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs: .*greater than 0, got 0"),
-        ({"optimizer": "lion"}, "optimizer: .*'adamw', 'adam' or 'sgd', got 'lion'"),
+        ({"optimizer": "lion"}, "optimizer: 'adamw', 'adam' or 'sgd', got 'lion'"),
         ({"val_split": 1.5}, "val_split"),
-        ({"image_size": "big"}, "image_size"),
+        ({"image_size": "big"}, "image_size: a valid integer.*, got 'big'"),
+        ({"crop_scale": [1, 0.5]}, "crop_scale: expected two numbers above 0, the smaller"),
+        ({"crop_scale": 3}, r"crop_scale: a list, as in \[0.5, 1.0\], got 3"),
+        ({"model": "resnet19"}, "model: Unknown model 'resnet19'. Did you mean resnet18"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(settings, message):
@@ -75,6 +78,8 @@ def test_settings_are_yaml():
     assert parsed == {"flip": False, "lr": 1e-4, "crop_scale": [0.5, 1], "model": "resnet34"}
     with pytest.raises(RecipeError, match="--set takes key=value; got 'flip'"):
         parse_settings(["flip"])
+    with pytest.raises(RecipeError, match="the value is no valid YAML"):
+        parse_settings(["crop_scale=[1"])
 
 
 def test_train_size_grows_from_first_to_last():

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from resnetkit import train
+from resnetkit import storage, train
 from resnetkit.errors import Interrupted, OutputError, TrainingError
 from resnetkit.training import loop
 from resnetkit.training.interrupts import Interrupts
@@ -125,6 +125,17 @@ def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, 
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_two_runs_never_write_to_one_folder(flat_folder, small, tmp_path):
+    train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it were not finished
+    with (
+        storage.locked(tmp_path / "run" / "state" / ".lock"),
+        pytest.raises(OutputError, match="Another run is writing to"),
+    ):
+        train(tmp_path / "run", resume=True)
+    train(tmp_path / "run", resume=True)
 
 
 def test_a_signal_is_noted_first_and_stops_the_second_time():

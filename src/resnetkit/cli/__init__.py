@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,9 @@ def main() -> None:
     from ..errors import ResnetkitError
     from .commands import app
 
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
@@ -26,6 +30,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("resnet: interrupted", file=sys.stderr)
         sys.exit(130)
+    except PermissionError as error:
+        print(f"resnet: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output has left
         sys.stderr.close()
         sys.exit(1)

@@ -32,11 +32,28 @@ class Format(str, Enum):  # noqa: UP042
     csv = "csv"
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        print(f"resnetkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the digits and the run.")] = Path("demo"),
 ) -> None:
-    """Train, evaluate and predict on handwritten digits: a minute, nothing to download."""
+    """Train, evaluate and predict on handwritten digits; nothing to download."""
     from .demo import run_demo
 
     run_demo(out)
@@ -44,18 +61,27 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of photos, one sub-folder a class.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder with a sub-folder a class, or with train/ and val/; or a CSV."),
+    ],
     recipe: Annotated[str, typer.Option(help="A built-in recipe, or a YAML file.")] = "fast",
     model: Annotated[Optional[str], typer.Option(help="See `resnet models`.")] = None,  # noqa: UP045
-    epochs: Annotated[Optional[int], typer.Option(metavar="N")] = None,  # noqa: UP045
-    batch_size: Annotated[Optional[int], typer.Option(metavar="N")] = None,  # noqa: UP045
+    epochs: Annotated[
+        int | None, typer.Option(help="Times through the photos.", metavar="N")
+    ] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Photos a step.", metavar="N")] = None,  # noqa: UP045
     lr: Annotated[Optional[float], typer.Option(help="Greatest learning rate.")] = None,  # noqa: UP045
-    image_size: Annotated[Optional[int], typer.Option(metavar="PX")] = None,  # noqa: UP045
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of what the network sees.", metavar="PX")
+    ] = None,
     val_split: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Share for validation, where no part is given.", metavar="SHARE"),
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(metavar="N")] = None,  # noqa: UP045
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same bits.", metavar="N")
+    ] = None,
     device: DEVICE = "auto",
     workers: WORKERS = None,
     out: Annotated[Optional[Path], typer.Option(help="Folder of the run.")] = None,  # noqa: UP045
@@ -113,6 +139,8 @@ def evaluate(
     from .show import evaluation_table, write_evaluation
 
     refuse_used(out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as shown:
         found = run_evaluation(
             model,

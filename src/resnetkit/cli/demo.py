@@ -44,7 +44,8 @@ def run_demo(out: Path) -> None:
         f"that were not trained on, after {run.train_seconds:.0f} s of training\n"
         f"pictures      {digits}\n"
         f"model         {run.model}\n"
-        f"figures       {run.folder}: curves.png, confusion_matrix.png, predictions.png\n\nnext:\n"
+        f"figures       {run.folder}: predictions.png of the test part; curves.png and "
+        "confusion_matrix.png of the validation part\n\nnext:\n"
         f"  resnet predict {file} {picture}\n"
         f"  resnet train FOLDER_OF_YOUR_PHOTOS"
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import printable
 from ..storage import write_json
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def evaluation_table(found: Evaluation) -> str:
     for row in [*metrics["per_class"], {"class": "average", **metrics["macro"]}]:
         pictures = row.get("pictures", metrics["pictures"])
         lines.append(
-            f"{row['class']:{width}}  {row['precision']:9.2%}  {row['recall']:7.2%}  "
+            f"{printable(row['class']):{width}}  {row['precision']:9.2%}  {row['recall']:7.2%}  "
             f"{row['f1']:7.2%}  {pictures:8}"
         )
     wrong = confusions(found)[:5]
@@ -69,11 +70,14 @@ def write_predictions(answers: Iterable[Prediction], format: str) -> int:
                 [answer.source, answer.class_name, answer.probability, answer.model, answer.error]
             )
         elif answer.error is not None:
-            print(f"{answer.source}  ERROR  {answer.error}", flush=True)
+            print(f"{printable(answer.source)}  ERROR  {answer.error}", flush=True)
         else:
             others = "  ".join(f"{name} {p:.1%}" for name, p in answer.top[1:])
             best = f"{answer.class_name}  {answer.probability:.2%}"
-            print(f"{answer.source}  {best}" + (f"   ({others})" if others else ""), flush=True)
+            print(
+                f"{printable(answer.source)}  {best}" + (f"   ({others})" if others else ""),
+                flush=True,
+            )
     return failed
 
 
@@ -85,8 +89,8 @@ def closing_lines(run: Run) -> str:
     data = shlex.quote(recorded_data_of(run))
     return (
         f"\nvalidation accuracy {metrics['accuracy']:.2%} "
-        f"({right} of {metrics['pictures']} pictures), "
-        f"after {run.train_seconds:.0f} s of training from random weights\n"
+        f"({right} of {metrics['pictures']} pictures) in epoch {run.best_epoch}, the best of "
+        f"{len(run.history)}; {run.train_seconds:.0f} s of training from random weights\n"
         f"everything is in {run.folder}\n\nnext:\n"
         f"  resnet evaluate {file} {data} --split val\n"
         f"  resnet predict {file} PICTURE..."
@@ -141,6 +145,8 @@ def weights_table(pattern: str | None) -> str:
                 f"{name:18}  {member.name:18}  {measured['acc@1']:6.2f}  {measured['acc@5']:6.2f}  "
                 f"{member.meta['_file_size']:6.1f}{default}"
             )
+    if len(lines) == 1:
+        return "There are no published weights of these models."
     return "\n".join(lines)
 
 

@@ -19,19 +19,19 @@ def expand(arguments: Iterable[str]) -> Iterator[str | bytes]:
     A file is given on as it is, also where it does not exist: the answer then says so.
 
     Raises:
-        DataError: a folder, glob or list without pictures.
+        DataError: a folder, glob or list without pictures, or a folder that cannot be read.
     """
     for argument in arguments:
         if argument == "-":
             yield sys.stdin.buffer.read()
         elif argument == "@-":
-            yield from _lines(sys.stdin)
+            yield from _some(_lines(sys.stdin), "Standard input names no pictures")
         elif argument.startswith("@") and not os.path.exists(argument):
             path = Path(argument[1:])
             if not path.is_file():
                 raise DataError(f"The list {path} does not exist")
-            with path.open(encoding="utf-8") as lines:
-                yield from _lines(lines)
+            with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+                yield from _some(_lines(lines), f"The list {path} names no pictures")
         elif os.path.isdir(argument):
             yield from _some(_walk(argument), f"No pictures in the folder {argument}")
         elif glob.has_magic(argument) and not os.path.exists(argument):
@@ -42,7 +42,10 @@ def expand(arguments: Iterable[str]) -> Iterator[str | bytes]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    for directory, subfolders, files in os.walk(folder):
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+
+    for directory, subfolders, files in os.walk(folder, onerror=refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):

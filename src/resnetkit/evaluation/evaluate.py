@@ -131,14 +131,8 @@ def _choose(
     }
     split = folder.SPLITS.get(split, split) if split else None
     flat = listing.parts.get("all")
-    if flat is not None and split in (None, "train", "val") and (split or "val") in recorded:
-        name = split or "val"
-        part, missing = _find_again(flat, recorded[name])
-        if len(part):
-            what = f"of the {len(recorded[name])} pictures that training took for {name!r}"
-            return part, name, (f"{missing} {what} are not here",) if missing else ()
-        if split:
-            raise DataError(f"None of the pictures that training took for {name!r} is here")
+    if flat is not None and recorded and split in (None, "train", "val", "all"):
+        return _choose_from_flat(flat, split, recorded)
     there = [name for name in ("test", "val", "all", "train") if name in listing.parts]
     chosen = split or there[0]
     if chosen in listing.parts:
@@ -151,11 +145,30 @@ def _choose(
     )
 
 
-def _find_again(whole: Part, digests: frozenset[str]) -> tuple[Part, int]:
-    """The pictures of ``whole`` whose contents are among ``digests``; how many digests are not."""
-    here = [file_digest(whole.path(i)) for i in range(len(whole))]
-    found = whole.select([i for i, digest in enumerate(here) if digest in digests])
-    return found, len(digests - set(here))
+def _choose_from_flat(
+    flat: Part, split: str | None, recorded: dict[str, frozenset[str]]
+) -> tuple[Part, str, tuple[str, ...]]:
+    """The pictures that training took for ``split``, found again by their contents; by default
+    those of validation where most of them are here, else all."""
+    here = [file_digest(flat.path(i)) for i in range(len(flat))]
+    wanted = recorded.get(split or "val", frozenset())
+    found = [i for i, digest in enumerate(here) if digest in wanted]
+    if split in ("train", "val") and not found:
+        raise DataError(f"None of the pictures that training took for {split!r} is here")
+    missing, others = len(wanted - set(here)), len(here) - len(found)
+    if split != "all" and wanted and (split or missing <= len(wanted) / 2):
+        name, notes = split or "val", []
+        if missing:
+            notes.append(
+                f"{missing} of the {len(wanted)} pictures that training took for {name!r} are "
+                "not here"
+            )
+        if others and not split:
+            notes.append(f"{others} other pictures were left out; --split all takes them too")
+        return flat.select(found), name, tuple(notes)
+    seen = sum(digest in recorded.get("train", ()) for digest in here)
+    warning = f"{seen} of these {len(here)} pictures were trained on: expect too good a result"
+    return flat, "all", (warning,) if seen else ()
 
 
 def confusions(evaluation: Evaluation) -> Sequence[tuple[str, str, int]]:

@@ -51,6 +51,7 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         ha="center",
         color=BLUE,
     )
+    axes.margins(x=0.06, y=0.09)  # room for that text
     axes.legend(loc="lower right", frameon=False)
     _save(figure, path)
 

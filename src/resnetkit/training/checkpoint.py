@@ -7,9 +7,11 @@ crash at any write, fsync or rename leaves at least one generation that can be r
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from .. import storage
 from ..errors import OutputError, TrainingError
 from ..progress import say
 
-NEWEST, PREVIOUS = "manifest.json", "previous.json"
+NEWEST, PREVIOUS, LOCK = "manifest.json", "previous.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,24 @@ class Checkpoints:
         self._last = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._lock = ExitStack()
 
     def __enter__(self) -> Checkpoints:
+        """Hold the folder: two runs never write to one.
+
+        Raises:
+            OutputError: another process holds it.
+        """
+        try:
+            self._lock.enter_context(storage.locked(self.folder / LOCK, wait=False))
+        except BlockingIOError:
+            raise OutputError(f"Another run is writing to {self.folder.parent} right now") from None
         return self
 
     def __exit__(self, *error: object) -> None:
         """What was saved reaches the disk, also when the run ends by an error."""
         self._writer.shutdown()
+        self._lock.close()
 
     def due(self) -> bool:
         """Whether ``seconds`` have passed since the last save."""
@@ -102,7 +115,10 @@ def write(folder: Path, snapshot: Snapshot) -> None:
     files = {}
     with storage.atomic(folder / f"{name}.safetensors") as temporary:
         plain = {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}
-        save_file(plain, temporary)
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as error:  # its word for a full disk, too
+            raise OSError(errno.EIO, str(error)) from error
         files[f"{name}.safetensors"] = storage.sha256(temporary)
     with storage.atomic(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(snapshot.values))
@@ -120,7 +136,7 @@ def write(folder: Path, snapshot: Snapshot) -> None:
 
 def _clean(folder: Path, keep: set[str]) -> None:
     for path in folder.iterdir():
-        if path.name not in keep | {NEWEST, PREVIOUS}:
+        if path.name not in keep | {NEWEST, PREVIOUS, LOCK}:
             path.unlink()
 
 

@@ -31,6 +31,7 @@ from .checkpoint import Checkpoints
 from .ema import Average
 from .interrupts import Interrupts
 from .optim import class_weights, learning_rate, make_optimizer, set_learning_rate
+from .preparation import identity_of, prepare
 from .recipe import Recipe
 from .run import (
     Run,
@@ -83,7 +84,7 @@ def train(
     listing = folder.read(data)
     run, saved = RunFolder.open(out, f"{listing.name}-{chosen.model}", resume)
     chosen = plan.choose_size(chosen, listing, where)
-    prepared = plan.prepare(listing, chosen, workers)
+    prepared = prepare(listing, chosen, workers)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
     assert chosen.epochs is not None
 
@@ -92,7 +93,7 @@ def train(
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
     model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
     average = Average(model, chosen.ema) if chosen.ema else None
-    identity = plan.identity(prepared, chosen)
+    identity = identity_of(prepared, chosen)
     state = State(model, make_optimizer(model, chosen), identity, average)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
     loader = Loader(prepared.train, chosen.batch_size, workers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data import decode
-from ..data.cache import Pictures, Scan, check_readable, digest, scan
-from ..data.folder import DataSet, Part, split
+from ..data.folder import DataSet, Part
 from ..data.transforms import normalize
 from ..errors import DataError, PictureError, RecipeError
 from ..evaluation.evaluate import BATCH_SIZE
 from ..models import get_model
-from ..progress import bar
+from ..progress import printable, say
 from ..randomness import order
 from ..runtime import Runtime
 from .optim import make_optimizer
+from .preparation import Prepared
 from .recipe import Recipe
 
 PICTURES_SHOWN = 40_000
 EPOCHS = (16, 300)  # at least, at most
+FEW_PICTURES = 30  # a class
 LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
 
 
@@ -95,72 +95,13 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     return model, options
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The data of a run, read and split: pictures to train on, pictures to validate on."""
-
-    data: DataSet
-    train: Pictures
-    val: Pictures
-    digests: dict[str, list[str]]  # of train and val, in the order of their pictures
-    made_split: bool
-    skipped: tuple[str, ...]
-
-
-def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
-    """Read every picture of the training and validation parts once, and split where needed.
-
-    Raises:
-        DataError: pictures that cannot be read (all of them named), or too few of a class.
-    """
-    names: list[str] = [name for name in ("train", "all", "val") if name in data.parts]
-    preprocessing = recipe.preprocessing()
-    scans: dict[str, Scan] = {}
-    total = sum(len(data.parts[name]) for name in names)
-    with bar("reading pictures", total) as advance:
-        for name in names:
-            scans[name] = scan(data.parts[name], preprocessing, workers, advance)
-    if recipe.on_error == "fail":
-        check_readable(scans)
-    skipped = tuple(text for found in scans.values() for text in found.unreadable.values())
-
-    parts: dict[str, Part] = {}
-    digests: dict[str, list[str]] = {}
-    pictures: dict[str, Pictures] = {}
-    for name, found in scans.items():
-        readable = [i for i in range(len(found.digests)) if i not in found.unreadable]
-        parts[name] = data.parts[name].select(readable)
-        digests[name] = [found.digests[i] for i in readable]
-        pictures[name] = found.pictures.select(parts[name])
-    made_split = "val" not in parts
-    if not made_split:
-        return Prepared(data, pictures["train"], pictures["val"], digests, False, skipped)
-
-    whole: str = "all" if "all" in parts else "train"
-    divided = split(parts[whole], data.classes, digests[whole], recipe.val_split, recipe.seed)
-    by_path = dict(zip(parts[whole].paths, digests[whole], strict=True))
-    digests = {name: [by_path[path] for path in part.paths] for name, part in divided.items()}
-    rest = {name: part for name, part in data.parts.items() if name != whole}
-    data = DataSet(data.root, data.classes, {**divided, **rest}, data.left_out, data.notes)
-    train, val = (pictures[whole].select(divided[name]) for name in ("train", "val"))
-    return Prepared(data, train, val, digests, True, skipped)
-
-
-def identity(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
-    """What makes a run this run: a resumed one must have the same."""
-    data: dict[str, Any] = {"classes": list(prepared.data.classes)}
-    for name, digests in prepared.digests.items():
-        data[f"{name} pictures"] = len(digests)
-        data[f"{name} contents"] = digest("".join(digests).encode())
-    return {"recipe": recipe.model_dump(mode="json"), "data": data}
-
-
 def measure(
     model: nn.Module, recipe: Recipe, runtime: Runtime, batches: int, validated: int
 ) -> float:
     """Seconds that a run will take, from ten training steps and one of evaluation on a copy of the
     network. The real network and every source of chance stay as they are."""
     assert recipe.epochs is not None
+    say("Measuring ten steps.")
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     middle = sorted(sizes)[len(sizes) // 2]
     copy = deepcopy(model)
@@ -235,14 +176,7 @@ def describe(
     lines = [f"{data.root}: {len(train)} + {len(val)} pictures, {len(data.classes)} classes", ""]
     lines += _class_table(data.classes, train, val)
     lines.append("")
-    if prepared.made_split:
-        lines.append(
-            f"No validation part was given: {recipe.val_split:.0%} of each class was set apart for "
-            "it (listed in split.csv; exact duplicates stay together)."
-        )
-    lines += [f"Left out: {count} {reason}." for reason, count in data.left_out.items()]
-    lines += [f"Note: {note}." for note in data.notes]
-    lines += [f"Skipped, cannot be read: {text}" for text in prepared.skipped]
+    lines += _remarks(prepared, recipe)
 
     parameters = sum(p.numel() for p in model.parameters())
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
@@ -250,6 +184,7 @@ def describe(
     options = "".join(f", {key} {value}" for key, value in recipe.model_options.items())
     decay = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
     steps = max(1, len(train) // recipe.batch_size)
+    batch = min(recipe.batch_size, len(train))
     minutes = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
     rows = {
         "network": f"{recipe.model}{options}, {parameters:,} parameters, random weights",
@@ -257,7 +192,7 @@ def describe(
         f"{recipe.resize_size} px, centre cut)",
         "augmentation": f"crops of {recipe.crop_scale[0]:.0%} to {recipe.crop_scale[1]:.0%} of the "
         f"area, {'mirrored at random' if recipe.flip else 'not mirrored'}",
-        "training": f"{recipe.epochs} epochs of {steps} steps of {recipe.batch_size} pictures",
+        "training": f"{recipe.epochs} epoch(s) of {steps} step(s) of {batch} pictures",
         "optimiser": f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}){decay}, "
         f"label smoothing {recipe.label_smoothing:g}",
         "machine": f"{runtime.device}, {runtime.precision}, {torch.get_num_threads()} compute "
@@ -268,9 +203,35 @@ def describe(
     return "\n".join(lines)
 
 
+def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
+    """What a person should know of the data before they are trained on."""
+    data, train = prepared.data, prepared.train.part
+    lines = []
+    if prepared.made_split:
+        lines.append(
+            f"No validation part was given: {recipe.val_split:.0%} of each class was set apart for "
+            "it (listed in split.csv; exact duplicates stay together)."
+        )
+    lines += [f"Left out: {count} {reason}." for reason, count in data.left_out.items()]
+    lines += [f"Note: {note}." for note in data.notes]
+    lines += [f"Skipped, cannot be read: {text}" for text in prepared.skipped]
+    if prepared.conflicting:
+        lines.append(
+            f"Note: {len(prepared.conflicting)} picture(s) lie under more than one class: "
+            f"{', '.join(prepared.conflicting[:5])}."
+        )
+    if len(train) < FEW_PICTURES * len(data.classes):
+        lines.append(
+            f"Note: {len(train) / len(data.classes):.0f} training pictures a class are few; more "
+            "will help more than anything else."
+        )
+    return lines
+
+
 def _class_table(classes: tuple[str, ...], train: Part, val: Part, most: int = 30) -> list[str]:
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
+    shown = [(printable(name), n, m) for name, n, m in shown]
     width = max(len("class"), *(len(name) for name, _, _ in shown))
     lines = [f"  {'class':{width}}  train    val"]
     lines += [f"  {name:{width}}  {n:5}  {m:5}" for name, n, m in shown]

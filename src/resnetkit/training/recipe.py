@@ -114,6 +114,13 @@ class Recipe(BaseModel):
             get_model_builder(name)
         return name
 
+    @field_validator("crop_scale", "train_sizes")
+    @classmethod
+    def _is_ordered(cls, pair: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < pair[0] <= pair[1]:
+            raise ValueError("expected two numbers above 0, the smaller one first")
+        return pair
+
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
         """This recipe with other values for some fields.
 
@@ -195,7 +202,10 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise RecipeError(f"--set takes key=value; got {pair!r}")
-        settings[key.strip()] = _number(yaml.safe_load(value))
+        try:
+            settings[key.strip()] = _number(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {pair}: the value is no valid YAML ({error})") from None
     return settings
 
 
@@ -221,10 +231,16 @@ def _validate(values: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}"
+            f"{'.'.join(map(str, item['loc']))}: {_plain(item['msg'])}, got {item['input']!r}"
             for item in error.errors()
         )
         raise RecipeError(f"Recipe: {problems}") from None
+
+
+def _plain(message: str) -> str:
+    """The validator's words without its own terms."""
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return message.replace("a valid tuple", "a list, as in [0.5, 1.0]").rstrip(".?")
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -26,7 +26,7 @@ from ..progress import say
 from ..report import plots
 from ..runtime import environment
 from .checkpoint import Snapshot, read
-from .plan import Prepared
+from .preparation import Prepared
 from .recipe import Recipe
 
 
@@ -41,6 +41,12 @@ class Run:
     history: tuple[dict[str, Any], ...]
     metrics: dict[str, Any]
     train_seconds: float
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch (from 1) whose model was kept."""
+        best = max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        return int(best["epoch"])
 
 
 class RunFolder:
@@ -73,6 +79,7 @@ class RunFolder:
             OutputError: the folder holds something that is not to be resumed.
             TrainingError: there is a saved state, and it cannot be read.
         """
+        _refuse_file_above(out)
         taken = list(itertools.takewhile(Path.exists, _numbered(name))) if out is None else []
         if not resume:
             storage.refuse_used(None if out is None else Path(out))
@@ -93,6 +100,8 @@ class RunFolder:
         """
         try:
             if self._named:
+                if not is_run(self.path):  # one that saved nothing yet is begun anew
+                    storage.refuse_used(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
                 return
             for path in _numbered(self.path.name):
@@ -139,6 +148,12 @@ class RunFolder:
             for path, label in zip(part.paths, part.labels, strict=True)
         ]
         self.write_rows("split.csv", rows)
+
+
+def _refuse_file_above(out: str | os.PathLike[str] | None) -> None:
+    for parent in Path(out or "runs").absolute().parents:
+        if parent.is_file():
+            raise OutputError(f"cannot write to {out}: {parent} is a file")
 
 
 def _numbered(name: str) -> Iterator[Path]:

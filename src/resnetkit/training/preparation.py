@@ -1,0 +1,87 @@
+"""The data of a run: read once, checked, split where no validation part is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.cache import Pictures, Scan, check_readable, digest, scan
+from ..data.folder import DataSet, Part, split
+from ..progress import bar
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run, read and split: pictures to train on, pictures to validate on."""
+
+    data: DataSet
+    train: Pictures
+    val: Pictures
+    digests: dict[str, list[str]]  # of train and val, in the order of their pictures
+    made_split: bool
+    skipped: tuple[str, ...]
+    conflicting: tuple[str, ...]  # pictures whose exact copies have another label
+
+
+def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
+    """Read every picture of the training and validation parts once, and split where needed.
+
+    Raises:
+        DataError: pictures that cannot be read (all of them named), or too few of a class.
+    """
+    names: list[str] = [name for name in ("train", "all", "val") if name in data.parts]
+    preprocessing = recipe.preprocessing()
+    scans: dict[str, Scan] = {}
+    total = sum(len(data.parts[name]) for name in names)
+    with bar("reading pictures", total) as advance:
+        for name in names:
+            scans[name] = scan(data.parts[name], preprocessing, workers, advance)
+    if recipe.on_error == "fail":
+        check_readable(scans)
+    skipped = tuple(text for found in scans.values() for text in found.unreadable.values())
+
+    parts: dict[str, Part] = {}
+    digests: dict[str, list[str]] = {}
+    pictures: dict[str, Pictures] = {}
+    for name, found in scans.items():
+        readable = [i for i in range(len(found.digests)) if i not in found.unreadable]
+        parts[name] = data.parts[name].select(readable)
+        digests[name] = [found.digests[i] for i in readable]
+        pictures[name] = found.pictures.select(parts[name])
+    made_split = "val" not in parts
+    if not made_split:
+        both = (pictures["train"], pictures["val"])
+        return Prepared(data, *both, digests, False, skipped, _conflicting(parts, digests))
+
+    conflicting = _conflicting(parts, digests)
+    whole: str = "all" if "all" in parts else "train"
+    divided = split(parts[whole], data.classes, digests[whole], recipe.val_split, recipe.seed)
+    by_path = dict(zip(parts[whole].paths, digests[whole], strict=True))
+    digests = {name: [by_path[path] for path in part.paths] for name, part in divided.items()}
+    rest = {name: part for name, part in data.parts.items() if name != whole}
+    data = DataSet(data.root, data.classes, {**divided, **rest}, data.left_out, data.notes)
+    train, val = (pictures[whole].select(divided[name]) for name in ("train", "val"))
+    return Prepared(data, train, val, digests, True, skipped, conflicting)
+
+
+def _conflicting(parts: dict[str, Part], digests: dict[str, list[str]]) -> tuple[str, ...]:
+    labels: dict[str, set[int]] = {}
+    for name, part in parts.items():
+        for digest_, label in zip(digests[name], part.labels, strict=True):
+            labels.setdefault(digest_, set()).add(int(label))
+    return tuple(
+        part.paths[i]
+        for name, part in parts.items()
+        for i, digest_ in enumerate(digests[name])
+        if len(labels[digest_]) > 1
+    )
+
+
+def identity_of(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
+    """What makes a run this run: a resumed one must have the same."""
+    data: dict[str, Any] = {"classes": list(prepared.data.classes)}
+    for name, digests in prepared.digests.items():
+        data[f"{name} pictures"] = len(digests)
+        data[f"{name} contents"] = digest("".join(digests).encode())
+    return {"recipe": recipe.model_dump(mode="json"), "data": data}
