@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from resnetkit.data import folder
+from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
 from resnetkit.training import plan
@@ -12,10 +14,11 @@ from resnetkit.training.recipe import load
 def test_picture_size_follows_the_data(flat_folder):
     data = folder.read(flat_folder)  # 40 x 36 px
     runtime = Runtime(torch.device("cpu"), "fp32")
-    chosen = plan.choose_size(load("fast"), data, runtime)
+    recipe = load("fast").with_settings({"model": "resnet18"})
+    chosen = plan.choose_size(recipe, data, runtime)
     assert (chosen.image_size, chosen.resize_size) == (32, 32)
     assert chosen.model_options["stem"] == "small"
-    given = plan.choose_size(load("fast").with_settings({"image_size": 64}), data, runtime)
+    given = plan.choose_size(recipe.with_settings({"image_size": 64}), data, runtime)
 
     assert (given.image_size, given.resize_size) == (64, 64)
     assert "stem" not in given.model_options
@@ -28,6 +31,17 @@ def test_the_network_follows_the_machine():
     assert (gpu.model, gpu.model_options) == ("resnet18", {})
     named = load("fast").with_settings({"model": "resnet18"})
     assert plan.choose_network(named, Runtime(torch.device("cpu"), "fp32")).model_options == {}
+
+
+def test_networks_are_built_with_what_they_know():
+    narrow = load("fast").with_settings({"model": "resnet18", "model_options": {"width": 4}})
+    model, options = plan.make_network(narrow, 3)
+    assert options == {"width": 4, "num_classes": 3}
+    assert model.layer1[0].bn2.weight.abs().sum() == 0
+    dark, _ = plan.make_network(load("fast").with_settings({"model": "darknet53"}), 3)
+    assert sum(p.numel() for p in dark.parameters()) > 40_000_000
+    with pytest.raises(RecipeError, match=r"model_options of resnet18: .*did you mean stem"):
+        plan.make_network(narrow.with_settings({"model_options": {"stemm": "small"}}), 3)
 
 
 def test_small_sets_get_more_epochs():

@@ -18,6 +18,7 @@ from ..data.transforms import normalize
 from ..errors import DataError, PictureError, RecipeError
 from ..evaluation.evaluate import BATCH_SIZE
 from ..models import get_model
+from ..models.builders import ARCHITECTURES
 from ..progress import printable, say
 from ..randomness import order
 from ..runtime import Runtime
@@ -63,7 +64,8 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
         fitting = int(np.median(sides or [32])) // 32 * 32
         image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[runtime.device.type])
     options = dict(recipe.model_options)
-    if image_size <= 32 and not str(recipe.model).startswith("cifar_"):
+    known = ARCHITECTURES.get(str(recipe.model))
+    if image_size <= 32 and known is not None and "stem" not in known.numbers:
         options.setdefault("stem", "small")
     resize_size = recipe.resize_size or image_size
     found = {"image_size": image_size, "resize_size": resize_size, "model_options": options}
@@ -87,9 +89,11 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     """
     assert recipe.model is not None
     options = {**recipe.model_options, "num_classes": classes}
+    start = {"zero_init_residual": True} if recipe.zero_init_residual else {}
     torch.manual_seed(recipe.seed)
     try:
-        model = get_model(recipe.model, **options, zero_init_residual=recipe.zero_init_residual)
+        known = start if recipe.model in ARCHITECTURES else {}  # DarkNet-53 has no such start
+        model = get_model(recipe.model, **options, **known)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model_options of {recipe.model}: {error}") from error
     return model, options

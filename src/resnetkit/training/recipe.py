@@ -39,7 +39,9 @@ class Recipe(BaseModel):
     model_options: dict[str, Any] = Field(
         default_factory=dict, description="options of the ResNet class, such as stem: small"
     )
-    zero_init_residual: bool = Field(True, description="start with every block an identity")
+    zero_init_residual: bool = Field(
+        True, description="start a ResNet with every block an identity, or a projection"
+    )
     # The pictures
     image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
         None, description="side of the square the network is evaluated on, in pixels"
