@@ -18,7 +18,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -40,6 +40,7 @@ def fetch(
     *,
     progress: bool = True,
     check_hash: bool = True,
+    examine: Callable[[Path], object] | None = None,
 ) -> Path:
     """The local path of the file at ``url``, downloaded if it is not there yet.
 
@@ -50,6 +51,8 @@ def fetch(
             digits (``resnet18-f37072fd.pth``), they are the beginning of the file's SHA-256.
         progress: show a bar on standard error.
         check_hash: hold the file to those digits.
+        examine: called with what has arrived before it gets its name, where no hash tells whether
+            it is whole; what it raises goes on, and the file is not kept.
 
     Raises:
         DownloadError: it cannot be fetched, or RESNETKIT_OFFLINE is set and it is not there.
@@ -67,7 +70,7 @@ def fetch(
                 f"{path} is missing or damaged, and RESNETKIT_OFFLINE is set: fetch {url} "
                 "on another machine and put it there, or unset RESNETKIT_OFFLINE"
             )
-        _download(address, path, prefix, progress)
+        _download(address, path, prefix, progress, examine)
     return path
 
 
@@ -146,12 +149,24 @@ def _write_record(path: Path, digest: str) -> None:
     write_text(_record_of(path), f"{digest}  {path.name}\n")
 
 
-def _download(url: str, path: Path, prefix: str, progress: bool) -> None:
+def _download(
+    url: str,
+    path: Path,
+    prefix: str,
+    progress: bool,
+    examine: Callable[[Path], object] | None = None,
+) -> None:
     part = Part(path.with_name(f".{path.name}.part"), url)
     for _ in range(2):  # a second time from the first byte, if it arrives damaged
         fill(part, path.name, progress)
         digest = sha256(part.path)
         if digest.startswith(prefix):
+            if examine and not prefix:
+                try:
+                    examine(part.path)
+                except Exception:
+                    part.discard()
+                    raise
             publish(part.path, path)
             _write_record(path, digest)
             part.discard()
