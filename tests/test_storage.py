@@ -41,3 +41,15 @@ def test_refuse_used(tmp_path):
         storage.refuse_used(tmp_path)
     with pytest.raises(OutputError, match="is a file"):
         storage.refuse_used(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["file/below/new", "folder", "file/new"])
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        OutputError, match=r"cannot be written \(.*\); name a place that can"
+    ) as told:
+        storage.write_text(tmp_path / name, "text")
+    assert str(tmp_path / name) in str(told.value)
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}

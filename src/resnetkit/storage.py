@@ -22,16 +22,32 @@ def atomic(path: Path) -> Iterator[Path]:
 
     The data reach the disk before the name does, and the name before this returns, so that a
     crash leaves either the old file or the new one. On an exception the old one stays.
+
+    Raises:
+        OutputError: there is no writing to that folder, or ``path`` is a folder itself.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        publish(temporary, path)
+        with _told(path):
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        told = OutputError(f"{path} cannot be written ({why}); name a place that can be")
+        told.strerror = why
+        raise told from error
 
 
 def publish(temporary: Path, path: Path) -> None:

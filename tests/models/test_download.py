@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +85,52 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(site, cache
         fetch(site.address + "/model.pth", progress=False)
     site.files["/model.pth"], site.etag = b"new" * 1000, '"two"'
     assert fetch(site.address + "/model.pth", progress=False).read_bytes() == b"new" * 1000
+
+
+@pytest.mark.parametrize("etag", ['"two"', None, 'W/"weak"'])
+def test_a_server_that_goes_on_with_a_changed_file_is_asked_from_its_beginning(site, cache, etag):
+    site.faults = ["cut", *["503"] * ATTEMPTS]
+    with pytest.raises(DownloadError):
+        fetch(site.address + "/model.pth", progress=False)
+    new = b"new" * 1_000_000
+    site.files["/model.pth"], site.etag, site.heeds_if_range = new, etag, False
+    assert fetch(site.address + "/model.pth", progress=False).read_bytes() == new
+    assert [wanted for _, wanted in site.requests][-2:] == [
+        f"bytes={len(site.content) // 2}-",
+        None,
+    ]
+
+
+def test_a_rest_that_does_not_fit_begins_anew(site, cache):
+    site.faults = ["cut", "wrong part"]
+    assert fetch(site.published, progress=False).read_bytes() == site.content
+    assert [w for _, w in site.requests] == [None, f"bytes={len(site.content) // 2}-", None]
+
+
+def test_a_server_that_never_goes_on_is_given_up(site, cache):
+    site.faults = ["cut", "wrong part"] * 20
+    with pytest.raises(DownloadError, match="5 times in a row"):
+        fetch(site.published, progress=False)
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"url": 3}'])
+def test_a_damaged_note_beside_a_part_is_none(site, cache, note):
+    site.faults = ["cut", *["503"] * ATTEMPTS]
+    with pytest.raises(DownloadError):
+        fetch(site.published, progress=False)
+    (written,) = cache.glob(".*.part.json")
+    written.write_bytes(note)
+    assert fetch(site.published, progress=False).read_bytes() == site.content
+    assert site.requests[-1][1] is None
+
+
+def test_a_damaged_record_is_none(site, cache):
+    path = fetch(site.published, progress=False)
+    record = path.with_name(path.name + ".sha256")
+    record.write_bytes(b"\xff\xfe\x00")
+    assert fetch(site.published, progress=False) == path
+    assert record.read_text().startswith(site.digest)
+    assert len(site.requests) == 1
 
 
 def test_a_server_that_names_no_version_is_asked_for_all_of_it_again(site, cache):
@@ -206,6 +254,50 @@ def test_a_cache_that_cannot_be_written_to_is_read(site, cache, monkeypatch):
     assert fetch(site.published, progress=False) == path
     with pytest.raises(DownloadError, match="cannot be written to"):
         fetch(site.address + "/model.pth")
+
+
+def _refuse(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_file_whose_lock_is_another_users_is_read_all_the_same(site, cache, monkeypatch):
+    path = fetch(site.published, progress=False)
+    monkeypatch.setattr(download, "locked", _refuse)
+    assert fetch(site.published, progress=False) == path
+    path.with_name(path.name + ".sha256").unlink()
+    assert fetch(site.published, progress=False) == path
+    assert not path.with_name(path.name + ".sha256").exists()
+    path.write_bytes(b"?")
+    words = r"is missing or damaged, and cannot be written .*Permission denied.*TORCH_HOME"
+    with pytest.raises(DownloadError, match=words):
+        fetch(site.published, progress=False)
+
+
+@pytest.mark.parametrize("refused", ["sha256", "publish", "_write_record"])
+def test_what_the_system_refuses_is_told(site, cache, monkeypatch, refused):
+    fetch(site.published, progress=False)
+    monkeypatch.setattr(download, refused, lambda path, *_: _refuse(path))
+    with pytest.raises(DownloadError, match=r"cannot be used .*Permission denied.*TORCH_HOME"):
+        fetch(site.address + "/model.pth" if refused != "sha256" else site.published)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes two users")
+def test_two_users_share_a_cache(site, cache, monkeypatch):
+    with tempfile.TemporaryDirectory() as home:  # pytest's own folders are closed to others
+        shared = Path(home) / "hub" / "checkpoints"
+        shared.mkdir(parents=True)
+        Path(home).chmod(0o755)
+        shared.chmod(0o1777)
+        monkeypatch.setenv("TORCH_HOME", home)
+        path = fetch(site.published, progress=False)
+        code = (
+            "import os, sys; from resnetkit.models.download import fetch\n"
+            "os.setgid(65534); os.setuid(65534)\n"
+            "print(fetch(sys.argv[1], progress=False))"
+        )
+        command = [sys.executable, "-c", code, site.published]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert shown.stdout == f"{path}\n", shown.stderr
 
 
 def test_two_processes_at_once_fetch_once(site, cache):

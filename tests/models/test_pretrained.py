@@ -170,7 +170,7 @@ def test_reading_never_executes(tmp_path, name, legacy):
     canary, file = tmp_path / "canary", tmp_path / name
     content = {"conv1.weight": torch.zeros(64, 3, 7, 7), "oops": _Canary(canary)}
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(WeightsError, match=r"could run code|no readable safetensors"):
+    with pytest.raises(WeightsError, match=r"could run code"):
         resnet18(weights=file)
     file.write_bytes(pickle.dumps(content["oops"], protocol=2))
     with pytest.raises(WeightsError):
@@ -202,6 +202,50 @@ def test_damaged_files_are_told(tmp_path, name, content):
         resnet18(weights=tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no file of tensors: it is empty"),
+        (b"<!DOCTYPE html><html>log in</html>", "it is a web page, such as a log-in"),
+        (b"\n  <html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "begins with 'version https://git"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_what_is_no_file_of_tensors_is_named_for_what_it_is(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=words) as caught:
+        load_tensors(tmp_path / name)
+    assert "run code" not in str(caught.value)
+
+
+def test_the_content_says_of_which_kind_a_file_is(net, x, tmp_path):
+    save_file(net.state_dict(), tmp_path / "a.bin")
+    torch.save(net.state_dict(), tmp_path / "b.safetensors")
+    for name in ("a.bin", "b.safetensors"):
+        assert same(resnet18(weights=tmp_path / name), net, x)
+
+
+@pytest.mark.parametrize("spoilt", ["cut", "page", "empty"])
+def test_what_an_address_gives_is_only_kept_if_it_is_whole(net, x, site, cache, spoilt):
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    whole = buffer.getvalue()
+    bad = {"cut": whole[:100_000], "page": b"<html>busy</html>", "empty": b""}[spoilt]
+    site.files["/net.pth"] = bad
+    with pytest.raises(WeightsError, match=r"/net\.pth gave a file that is not kept"):
+        load_tensors(site.address + "/net.pth", progress=False)
+    assert [p.name for p in cache.iterdir() if not p.name.endswith(".lock")] == []
+    site.files["/net.pth"] = whole
+    assert same(resnet18(weights=site.address + "/net.pth", progress=False), net, x)
+
+
+def test_a_cached_file_that_cannot_be_read_is_named(site, cache):
+    path = fetch(site.address + "/model.pth", progress=False)
+    with pytest.raises(WeightsError, match=f"delete {path}"):
+        load_tensors(site.address + "/model.pth", progress=False)
+
+
 def test_a_file_cut_short_is_told(file):
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(WeightsError, match="damaged or no PyTorch file"):
@@ -221,9 +265,23 @@ def _wrapped(state):
         "averaged": {"n_averaged": torch.tensor(3), **prefixed},
         "twice nested": {"model": {"state_dict": state}},
         "averaged beside": {"model": {n: t * 0 for n, t in state.items()}, "ema": state},
+        "a matrix beside": {"state_dict": state, "confusion": torch.zeros(3, 3)},
+        "a nest without tensors beside": {**state, "params": {"lr": 0.1}},
+        "under checkpoint": {"checkpoint": {"state_dict": prefixed}, "epoch": 3},
+        "under net_state_dict": {"net_state_dict": state},
         "lightning": {"state_dict": {f"net.{n}": t for n, t in state.items()}},
         "half": {n: t.half() if t.is_floating_point() else t for n, t in state.items()},
     }
+
+
+@pytest.mark.parametrize("kind", ["plain", "parallel", "compiled and parallel"])
+def test_wrappings_are_taken_off_safetensors_too(net, x, tmp_path, kind):
+    state = dict(_wrapped(net.state_dict())[kind])
+    save_file(state, tmp_path / "net.safetensors")
+    assert same(resnet18(weights=tmp_path / "net.safetensors"), net, x)
+    renamed = {n.replace("fc.", "linear."): t for n, t in state.items()}
+    save_file(renamed, tmp_path / "renamed.safetensors")
+    assert same(resnet18(weights=tmp_path / "renamed.safetensors"), net, x)
 
 
 @pytest.mark.parametrize("kind", _wrapped({}))

@@ -160,7 +160,8 @@ def test_zero_initialised_blocks_are_identities():
         ({"stride_on": "1x1"}, r"stride_on is one of '3x3'; got '1x1'"),
         ({"stem": "large"}, r"stem is one of 'imagenet', 'small'; got 'large'"),
         ({"replace_stride_with_dilation": [True]}, r"has 3 values.*got \[True\]"),
-        ({"groups": 2}, "only supports groups=1"),
+        ({"groups": 2}, "groups of a BasicBlock is one of 1; got 2"),
+        ({"width_per_group": 4}, "base_width of a BasicBlock is one of 64; got 4"),
     ],
 )
 def test_values_that_cannot_be_are_told(options, words):
@@ -186,6 +187,47 @@ def test_other_peoples_blocks_fit():
     for block in (Mine, Old):
         net = ResNet(block, [1, 1, 1, 1], num_classes=3)
         assert net(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_the_blocks_of_torchvision_fit_in_dilated_stages_and_start_at_zero():
+    from torchvision.models import resnet as theirs
+
+    options = {"replace_stride_with_dilation": [False, True, True], "zero_init_residual": True}
+    for block in (theirs.Bottleneck, Bottleneck):
+        torch.manual_seed(3)
+        expected = theirs.ResNet(theirs.Bottleneck, [1, 2, 1, 2], **options)
+        torch.manual_seed(3)
+        net = ResNet(block, [1, 2, 1, 2], **options)
+        assert net.layer2[1].bn3.weight.abs().sum() == 0
+        same = zip(net.state_dict().items(), expected.state_dict().items(), strict=True)
+        assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in same)
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(net(x), expected(x))
+
+
+def test_a_kind_of_basic_block_is_one():
+    class Mine(BasicBlock):
+        pass
+
+    with pytest.raises(ValueError, match="stride_on is one of '3x3'; got '1x1'"):
+        ResNet(Mine, [1, 1], stride_on="1x1")
+    own, ours = (ResNet(b, [1, 1], replace_stride_with_dilation=[True]) for b in (Mine, BasicBlock))
+    assert str(own).replace("Mine", "BasicBlock") == str(ours)
+
+
+def test_dilations_may_come_as_a_tensor_and_need_one_value_a_stage():
+    net = models.resnet18(replace_stride_with_dilation=torch.tensor([False, False, True]))
+    assert net.layer4[0].conv1.stride == (1, 1)
+    with pytest.raises(ValueError, match=r"has 3 values; got \[\]"):
+        models.resnet18(replace_stride_with_dilation=[])
+    with pytest.raises(TypeError):
+        models.resnet18(num_classes=None)
+
+
+def test_both_convolutions_are_found_where_other_code_looks_for_them():
+    from resnetkit.models.resnet import conv1x1, conv3x3
+
+    assert (conv1x1, conv3x3) == (models.conv1x1, models.conv3x3)
 
 
 def test_the_file_that_a_learner_reads_first_stays_short():

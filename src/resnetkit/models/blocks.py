@@ -2,8 +2,8 @@
 
 A block computes ``y = F(x) + x`` (equation 1 of He et al., arXiv:1512.03385): ``F`` is a short
 stack of convolutions, ``+ x`` the shortcut. If the best a block can do is nothing, it only has to
-drive ``F`` to zero, which is easier than to learn the identity with a stack of nonlinear layers:
-that is the idea (section 3.1). Shapes are ``(N, C, H, W)``: pictures, channels, height, width.
+drive ``F`` to zero, which is easier than to learn the identity with nonlinear layers (section 3.1).
+Shapes are ``(N, C, H, W)``: pictures, channels, height, width.
 """
 
 from __future__ import annotations
@@ -63,10 +63,8 @@ class BasicBlock(nn.Module):
         residual: bool = True,
     ) -> None:
         super().__init__()
-        if groups != 1 or base_width != 64:
-            raise ValueError(
-                f"BasicBlock only supports groups=1 and base_width=64, not {groups}, {base_width}"
-            )
+        check_option("groups of a BasicBlock", groups, (1,))
+        check_option("base_width of a BasicBlock", base_width, (64,))
         norm_layer = norm_layer or nn.BatchNorm2d
         self.conv1 = conv3x3(inplanes, planes, stride, dilation=dilation)
         self.bn1 = norm_layer(planes)
@@ -119,15 +117,15 @@ class Bottleneck(nn.Module):
         super().__init__()
         check_option("stride_on", stride_on, ("3x3", "1x1"))
         norm_layer = norm_layer or nn.BatchNorm2d
-        width = int(planes * (base_width / 64.0)) * groups
+        middle = int(planes * (base_width / 64.0)) * groups  # channels of the 3x3
         on_1x1, on_3x3 = (stride, 1) if stride_on == "1x1" else (1, stride)
         if stride_on == "1x1":  # then the 3x3 stands behind the stride
             dilation = inner_dilation or dilation
-        self.conv1 = conv1x1(inplanes, width, on_1x1)
-        self.bn1 = norm_layer(width)
-        self.conv2 = conv3x3(width, width, on_3x3, groups, dilation)
-        self.bn2 = norm_layer(width)
-        self.conv3 = conv1x1(width, planes * self.expansion)
+        self.conv1 = conv1x1(inplanes, middle, on_1x1)
+        self.bn1 = norm_layer(middle)
+        self.conv2 = conv3x3(middle, middle, on_3x3, groups, dilation)
+        self.bn2 = norm_layer(middle)
+        self.conv3 = conv1x1(middle, planes * self.expansion)
         self.bn3 = norm_layer(planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -135,8 +133,8 @@ class Bottleneck(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))  # (N, width, H, W)
-        out = self.relu(self.bn2(self.conv2(out)))  # (N, width, H/stride, W/stride)
+        out = self.relu(self.bn1(self.conv1(x)))  # (N, middle, H, W)
+        out = self.relu(self.bn2(self.conv2(out)))  # (N, middle, H/stride, W/stride)
         out = self.bn3(self.conv3(out))  # (N, 4 * planes, H/stride, W/stride)
         identity = x if self.downsample is None else self.downsample(x)
         if self.residual:
@@ -145,8 +143,9 @@ class Bottleneck(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Option A (section 3.3): the identity, subsampled, with zeros for the new channels, half of
-    them before and half behind the old ones. No parameters; used by the paper's CIFAR nets."""
+    """Option A (section 3.3): the identity, subsampled, with zeros for the new channels: no
+    parameters. The paper's CIFAR nets use it. Where the zeros stand it does not say; half of them
+    before and half behind the old channels is the common code's choice."""
 
     def __init__(self, inplanes: int, outplanes: int, stride: int) -> None:
         super().__init__()
@@ -164,8 +163,8 @@ def make_shortcut(
 ) -> nn.Module | None:
     """The ``downsample`` of a block: (N, inplanes, H, W) -> (N, outplanes, H/stride, W/stride).
 
-    Options of section 3.3: A pads with zeros where shapes differ, B projects where they differ, C
-    projects everywhere; ``"none"`` is the plain net. None stands for the identity, or no shortcut.
+    Where shapes differ, A pads with zeros and B projects (section 3.3); C projects everywhere
+    (section 4.1, table 3); ``"none"`` is the plain net. None stands for the identity, or nothing.
     """
     same_shape = stride == 1 and inplanes == outplanes
     if option == "none" or (same_shape and option != "C"):

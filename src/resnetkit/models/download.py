@@ -18,7 +18,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -40,6 +40,7 @@ def fetch(
     *,
     progress: bool = True,
     check_hash: bool = True,
+    examine: Callable[[Path], object] | None = None,
 ) -> Path:
     """The local path of the file at ``url``, downloaded if it is not there yet.
 
@@ -50,6 +51,8 @@ def fetch(
             digits (``resnet18-f37072fd.pth``), they are the beginning of the file's SHA-256.
         progress: show a bar on standard error.
         check_hash: hold the file to those digits.
+        examine: called with what has arrived before it gets its name, where no hash tells whether
+            it is whole; what it raises goes on, and the file is not kept.
 
     Raises:
         DownloadError: it cannot be fetched, or RESNETKIT_OFFLINE is set and it is not there.
@@ -59,15 +62,36 @@ def fetch(
     folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / (file_name or _name(url))
     prefix = hash_in_name(path.name) if check_hash else ""
-    with _one_at_a_time(path):
-        if path.is_file() and _is_intact(path, prefix):
+    try:
+        return _fetch_once(url, address, path, prefix, progress, examine)
+    except WeightsError:
+        raise
+    except OSError as error:  # such as files of another user in a shared cache
+        raise DownloadError(f"{path} cannot be used ({error}); {_OTHER_CACHE}") from error
+
+
+def _fetch_once(
+    url: str,
+    address: str,
+    path: Path,
+    prefix: str,
+    progress: bool,
+    examine: Callable[[Path], object] | None,
+) -> Path:
+    with _one_at_a_time(path) as unwritable:
+        if path.is_file() and _is_intact(path, prefix, record=not unwritable):
             return path
+        if unwritable:
+            raise DownloadError(
+                f"{path} is missing or damaged, and cannot be written ({unwritable}); "
+                f"{_OTHER_CACHE}, or ask its owner to delete it"
+            )
         if is_offline():
             raise DownloadError(
                 f"{path} is missing or damaged, and RESNETKIT_OFFLINE is set: fetch {url} "
                 "on another machine and put it there, or unset RESNETKIT_OFFLINE"
             )
-        _download(address, path, prefix, progress)
+        _download(address, path, prefix, progress, examine)
     return path
 
 
@@ -101,19 +125,23 @@ def hash_in_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DownloadError(f"{folder} cannot be made ({error}); {_OTHER_CACHE}") from error
-    if os.access(folder, os.W_OK):
-        with locked(path.with_name(f".{path.name}.lock")):
-            yield
-    elif path.is_file():  # a shared cache that somebody else has filled
-        yield
-    else:
-        raise DownloadError(f"{folder} cannot be written to; {_OTHER_CACHE}")
+def _one_at_a_time(path: Path) -> Iterator[str]:
+    """Holds the file's lock. In a cache that others have filled the folder or the lock may be
+    theirs: then it gives the reason why ``path`` may be read but not written, instead of ""."""
+    unwritable, folder = "", path.parent
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DownloadError(f"{folder} cannot be made ({error}); {_OTHER_CACHE}") from error
+        if os.access(folder, os.W_OK):
+            try:
+                held.enter_context(locked(path.with_name(f".{path.name}.lock")))
+            except OSError as error:
+                unwritable = str(error)
+        else:
+            unwritable = f"{folder} cannot be written to"
+        yield unwritable
 
 
 _OTHER_CACHE = "set TORCH_HOME to a folder that can"
@@ -123,35 +151,48 @@ def _record_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _is_intact(path: Path, prefix: str) -> bool:
-    """True for a file with the recorded hash; what is not recorded yet is checked and recorded."""
+def _is_intact(path: Path, prefix: str, record: bool) -> bool:
+    """True for a file with the recorded hash; what is not recorded yet is checked, and recorded if
+    ``record``."""
     found, recorded = sha256(path), _recorded(path)
     for expected in (recorded, prefix):
         if not found.startswith(expected):
             said = f"{found[:16]}..., expected {expected[:16]}..."
             _log.warning("%s is damaged: its SHA-256 is %s", path, said)
             return False
-    if not recorded and os.access(path.parent, os.W_OK):
+    if not recorded and record:
         _write_record(path, found)
     return True
 
 
 def _recorded(path: Path) -> str:
     record = _record_of(path)
-    found = re.match("[0-9a-f]{64}", record.read_text("utf-8")) if record.is_file() else None
-    return found[0] if found else ""
+    found = re.match(b"[0-9a-f]{64}", record.read_bytes()) if record.is_file() else None
+    return found[0].decode() if found else ""
 
 
 def _write_record(path: Path, digest: str) -> None:
     write_text(_record_of(path), f"{digest}  {path.name}\n")
 
 
-def _download(url: str, path: Path, prefix: str, progress: bool) -> None:
+def _download(
+    url: str,
+    path: Path,
+    prefix: str,
+    progress: bool,
+    examine: Callable[[Path], object] | None = None,
+) -> None:
     part = Part(path.with_name(f".{path.name}.part"), url)
     for _ in range(2):  # a second time from the first byte, if it arrives damaged
         fill(part, path.name, progress)
         digest = sha256(part.path)
         if digest.startswith(prefix):
+            if examine and not prefix:
+                try:
+                    examine(part.path)
+                except Exception:
+                    part.discard()
+                    raise
             publish(part.path, path)
             _write_record(path, digest)
             part.discard()

@@ -81,7 +81,7 @@ def load_tensors(
     """
     text = "" if isinstance(source, WeightsEnum) else os.fspath(source)
     if text.startswith(("https://", "http://")):
-        return read_tensors(fetch(text, progress=progress))
+        return _from_address(text, progress)
     if text.startswith("hf://"):
         return read_tensors(_from_hub(text))
     if isinstance(source, os.PathLike) or (text and not _is_name(text)):
@@ -94,6 +94,17 @@ def load_tensors(
     member = published.verify(source)
     assert member is not None
     return Checkpoint(member.get_state_dict(progress=progress, check_hash=True))
+
+
+def _from_address(url: str, progress: bool) -> Checkpoint:
+    what = f"{url} gave a file that is not kept; what arrived"
+    path = fetch(url, progress=progress, examine=lambda part: read_tensors(part, source=what))
+    try:
+        return read_tensors(path)
+    except WeightsError as error:  # it was fetched by other code, or only as a file
+        raise WeightsError(
+            f"{error}. To have it fetched again from {url}, delete {path}"
+        ) from error
 
 
 def _is_name(text: str) -> bool:

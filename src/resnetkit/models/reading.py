@@ -19,7 +19,7 @@ from ..errors import WeightsError
 # Where training scripts put the tensors, in the order in which we look: averaged weights are the
 # ones that a script which keeps them evaluates.
 _NESTS = "ema model_ema state_dict_ema ema_state_dict state_dict model net model_state_dict"
-_NESTS += " weights params module"
+_NESTS += " net_state_dict weights params module checkpoint"
 
 
 @dataclass(frozen=True)
@@ -30,42 +30,67 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read_tensors(path: Path, map_location: Any = "cpu") -> Checkpoint:
-    """Read ``.safetensors`` or what ``torch.save`` wrote, and take the state dict out of it.
+def read_tensors(path: Path, map_location: Any = "cpu", source: str = "") -> Checkpoint:
+    """Read safetensors or what ``torch.save`` wrote, and take the state dict out of it: without
+    the prefixes of wrappers, under our names.
+
+    Args:
+        path: the file; its content says what it is, whatever its name ends with.
+        map_location: device of the tensors, as in ``torch.load``.
+        source: what messages call it, if not by its path.
 
     Raises:
         WeightsError: the file is missing, damaged, holds no tensors, or holds Python objects.
     """
+    name = source or str(path)
     if not path.is_file():
-        raise WeightsError(f"{path} is no file; expected a .safetensors or .pth file")
-    if path.suffix == ".safetensors":
-        return Checkpoint(_read_safetensors(path, map_location))
-    return unwrap(_read_pickle(path, map_location), str(path))
+        raise WeightsError(f"{name} is no file; expected a .safetensors or .pth file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"{name} cannot be read: {error.strerror or error}") from error
+    if head[4:9] == b"\0\0\0\0{":  # the length of a header in 8 bytes, and the header
+        return _cleaned(_read_safetensors(path, map_location, name), name)
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        raise WeightsError(f"{name} is no file of tensors: {_what_it_is(head)}")
+    return unwrap(_read_pickle(path, map_location, name), name)
 
 
-def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
+def _what_it_is(head: bytes) -> str:
+    """In words, by its first bytes; what is neither safetensors nor from ``torch.save``."""
+    if not head:
+        return "it is empty"
+    begins = head[:20].decode("utf-8", "replace")
+    if re.match(rb"\s*<", head):
+        return f"it is a web page, such as a log-in or error page (it begins with {begins!r})"
+    return f"it is neither safetensors nor from torch.save (it begins with {begins!r})"
+
+
+def _read_safetensors(path: Path, map_location: Any, name: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path, device=str(map_location))
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is no readable safetensors file: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{name} is damaged or cut short: {error}") from error
 
 
-def _read_pickle(path: Path, map_location: Any) -> object:
+def _read_pickle(path: Path, map_location: Any, name: str) -> object:
     try:
-        with torch.serialization.safe_globals(_plain_values()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        # Opened here, because torch.load would go by what the name ends with.
+        with torch.serialization.safe_globals(_plain_values()), path.open("rb") as file:
+            return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"the Python object {named[1]}" if named else "something other than tensors"
         raise WeightsError(
-            f"{path} holds {what}, and reading that could run code. Where you trust the file, load "
+            f"{name} holds {what}, and reading that could run code. Where you trust the file, load "
             "it where it was made and save its tensors alone: torch.save(model.state_dict(), path)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is damaged or no PyTorch file: {error}") from error
+        raise WeightsError(f"{name} is damaged or no PyTorch file: {error}") from error
 
 
 def _plain_values() -> list[Any]:
@@ -84,23 +109,28 @@ def unwrap(found: object, source: str) -> Checkpoint:
         WeightsError: there are no tensors in it.
     """
     notes: list[str] = []
-    while isinstance(found, Mapping) and not _is_state_dict(found):
-        inside = [
-            key for key in _NESTS.split() if isinstance(found.get(key), Mapping) and found[key]
-        ]
+    while isinstance(found, Mapping):
+        inside = _nests(found)
         if not inside:
-            raise WeightsError(f"{source} holds no tensors: found {_describe(found)}")
+            break
         if len(inside) > 1:
             others = ", ".join(map(repr, inside[1:]))
             notes.append(f"took the tensors under {inside[0]!r}; the file also has {others}")
         found = found[inside[0]]
     if not isinstance(found, Mapping):
         raise WeightsError(f"{source} holds a {type(found).__name__}; expected tensors by name")
+    if not _is_state_dict(found):
+        raise WeightsError(f"{source} holds no tensors: found {_describe(found)}")
+    return _cleaned(found, source, notes)
+
+
+def _cleaned(found: Mapping[Any, Any], source: str, notes: Iterable[str] = ()) -> Checkpoint:
+    said = list(notes)
     tensors = {str(k): v.detach() for k, v in found.items() if isinstance(v, Tensor)}
-    tensors = _strip_prefixes(tensors, notes)
+    tensors = _strip_prefixes(tensors, said)
     if not tensors:
         raise WeightsError(f"{source} holds no tensors")
-    return Checkpoint({_our_name(name): t for name, t in tensors.items()}, tuple(notes))
+    return Checkpoint({_our_name(name): t for name, t in tensors.items()}, tuple(said))
 
 
 def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor], most: int = 3) -> list[str]:
@@ -147,6 +177,13 @@ def _in_surplus_layer(name: str, own: Mapping[str, Tensor]) -> re.Match[str] | N
     block, number = found[1], int(found[2])
     known = f"{block}conv1.weight" in own and f"{block}conv{number}.weight" not in own
     return found if known else None
+
+
+def _nests(found: Mapping[Any, Any]) -> list[str]:
+    """The known names in ``found`` under which tensors lie, at whatever depth. They come before
+    tensors beside them, which are statistics of the training, such as a confusion matrix."""
+    maps = {n: found[n] for n in _NESTS.split() if isinstance(found.get(n), Mapping)}
+    return [name for name, inner in maps.items() if _is_state_dict(inner) or _nests(inner)]
 
 
 def _is_state_dict(found: Mapping[Any, Any]) -> bool:

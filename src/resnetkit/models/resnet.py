@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import BasicBlock, Bottleneck, NormLayer, check_option, conv3x3, make_shortcut
+from .blocks import conv1x1 as conv1x1  # other people's code looks for it here
 
 
 class ResNet(nn.Module):
@@ -23,7 +24,7 @@ class ResNet(nn.Module):
         block: `BasicBlock` or `Bottleneck`.
         layers: blocks in each stage; ResNet-50 is ``Bottleneck`` with ``[3, 4, 6, 3]``.
         num_classes: logits of the head; 0 returns the pooled vector ``(N, C)`` instead.
-        zero_init_residual: start with every block an identity (arXiv:1706.02677, section 5.1).
+        zero_init_residual: start every block as its shortcut alone (arXiv:1706.02677, section 5.1).
         groups, width_per_group: of the 3x3 in a `Bottleneck`.
         replace_stride_with_dilation: for each stage but the first, keep the map's size and spread
             the kernels instead: same weights, same field of view (arXiv:1511.07122).
@@ -60,12 +61,13 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_option("shortcut", shortcut, ("A", "B", "C", "none"))
-        check_option("stride_on", stride_on, ("3x3",) if block is BasicBlock else ("3x3", "1x1"))
+        basic = issubclass(block, BasicBlock)  # which has no 1x1
+        check_option("stride_on", stride_on, ("3x3",) if basic else ("3x3", "1x1"))
         check_option("stem", stem, ("imagenet", "small"))
-        dilate = list(replace_stride_with_dilation or [False] * (len(layers) - 1))
-        if len(dilate) != len(layers) - 1:
-            expected = f"{len(layers) - 1} values, one for each stage but the first"
-            raise ValueError(f"replace_stride_with_dilation has {expected}; got {dilate!r}")
+        later, dilate = len(layers) - 1, replace_stride_with_dilation  # stages behind the first
+        dilate = [False] * later if dilate is None else dilate
+        if len(dilate) != later:
+            raise ValueError(f"replace_stride_with_dilation has {later} values; got {dilate!r}")
         self._norm_layer = norm_layer or nn.BatchNorm2d
         self.groups, self.base_width = groups, width_per_group
         self.shortcut, self.stride_on, self.include_top = shortcut, stride_on, include_top
@@ -79,24 +81,25 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
 
-        # Stages: each but the first halves H and W and doubles the channels, so that every block
-        # of the net costs the same (section 3.3). One that may not stride dilates instead.
+        # Stages: each but the first halves H and W and doubles the channels, which preserves the
+        # time per layer (section 3.3). One whose stride is replaced dilates its kernels instead.
         self.stages = [f"layer{i}" for i in range(1, len(layers) + 1)]
         inplanes, dilation = width, 1
         for i, name in enumerate(self.stages):
-            planes, stride, old_dilation = width * 2**i, 1 if i == 0 else 2, dilation
+            planes, before = width * 2**i, dilation
+            stride = 1 if i == 0 else 2
             if i > 0 and dilate[i - 1]:
                 stride, dilation = 1, dilation * 2
-            sizes = (inplanes, planes, layers[i], stride, old_dilation, dilation)
-            self.add_module(name, self._make_layer(block, *sizes))
+            stage = self._make_layer(block, inplanes, planes, layers[i], stride, before, dilation)
+            self.add_module(name, stage)
             inplanes = planes * block.expansion
         self.inplanes = inplanes  # channels of the last map
 
-        # Head: (N, C, h, w) -> (N, C) -> (N, num_classes). No hidden layers, no dropout: batch
-        # norm regularises already (section 3.4), and an average has no weights to overfit.
+        # Head: (N, C, h, w) -> (N, C) -> (N, num_classes). No hidden layers, and no dropout,
+        # following the practice of batch norm (section 3.4).
         if include_top:
             self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-            self.fc = nn.Linear(inplanes, num_classes) if num_classes else nn.Identity()
+            self.fc = nn.Identity() if num_classes == 0 else nn.Linear(inplanes, num_classes)
 
         self._initialise(zero_init_residual)
 
@@ -115,23 +118,22 @@ class ResNet(nn.Module):
         Only its first block strides and changes the number of channels. Where the stride was
         replaced, its kernels have the old dilation up to there, and all others the new one.
         """
-        outplanes, norm = planes * block.expansion, self._norm_layer
         options: dict[str, Any] = {}  # only what differs, so that other people's blocks fit too
         if self.shortcut == "none":
             options["residual"] = False
         if self.stride_on != "3x3":
             options["stride_on"] = self.stride_on
-        if dilation != new_dilation:
+        if issubclass(block, BasicBlock) or self.stride_on != "3x3":  # a 3x3 behind the stride
             options["inner_dilation"] = new_dilation
 
-        width, stage = (self.groups, self.base_width), list[nn.Module]()
+        outplanes, norm_layer = planes * block.expansion, self._norm_layer
+        stage = nn.Sequential()
         for _ in range(blocks):
-            downsample = make_shortcut(self.shortcut, inplanes, outplanes, stride, norm)
-            stage.append(
-                block(inplanes, planes, stride, downsample, *width, dilation, norm, **options)
-            )
+            downsample = make_shortcut(self.shortcut, inplanes, outplanes, stride, norm_layer)
+            args = inplanes, planes, stride, downsample, self.groups, self.base_width, dilation
+            stage.append(block(*args, norm_layer, **options))
             inplanes, stride, dilation = outplanes, 1, new_dilation  # for all but the first
-        return nn.Sequential(*stage)
+        return stage
 
     def _initialise(self, zero_init_residual: bool) -> None:
         # He initialisation (arXiv:1502.01852): a ReLU halves the variance of what passes, so
@@ -144,14 +146,14 @@ class ResNet(nn.Module):
                 nn.init.constant_(module.bias, 0)
 
         # The last norm of a block scales F: at zero, y = F(x) + x starts as y = x.
-        for module in self.modules() if zero_init_residual else ():
-            if isinstance(module, BasicBlock | Bottleneck):
-                last: Any = module.bn3 if isinstance(module, Bottleneck) else module.bn2
-                if last.weight is not None:
+        for name in self.stages if zero_init_residual else ():
+            for block in getattr(self, name):
+                last: Any = getattr(block, "bn3", getattr(block, "bn2", None))
+                if getattr(last, "weight", None) is not None:
                     nn.init.constant_(last.weight, 0)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The maps behind the stages, at strides 4, 8, 16, 32 (small stem: 1, 2, 4, 8)."""
+        """The stages' maps: strides 4, 8, 16, 32 (small stem: 1, 2, 4, 8) if none is dilated."""
         x = self.relu(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
         x = self.maxpool(x)  # (N, 64, H/4, W/4)
         maps = []

@@ -51,36 +51,62 @@ class Part:
 
     def validator(self) -> str:
         """The ETag or date of the version that the bytes are of; "" where none is known."""
-        if self.size == 0 or not self.note.is_file():
-            return ""
-        note = json.loads(self.note.read_text(encoding="utf-8"))
-        return str(note["validator"]) if note["url"] == self.url else ""
+        return str(self._noted().get("validator") or "") if self.size else ""
 
     def begin(self, headers: Any) -> None:
-        etag = headers.get("ETag") or ""
-        validator = (
-            headers.get("Last-Modified") or "" if etag.startswith("W/") or not etag else etag
-        )
-        write_text(self.note, json.dumps({"url": self.url, "validator": validator}))
+        total = headers.get("Content-Length")
+        note = {"url": self.url, "validator": _version(headers), "total": total}
+        write_text(self.note, json.dumps(note))
+
+    def misfit(self, headers: Any) -> str:
+        """Why the rest with these ``headers`` does not continue what is here; "" if it does."""
+        given, _, total = headers.get("Content-Range", "").partition("/")
+        if not given.startswith(f"bytes {self.size}-"):
+            return "it is another part than was asked for"
+        noted, version = self._noted(), _version(headers)
+        before = self.validator()
+        comparable = version and version.startswith('"') == before.startswith('"')  # ETags, dates
+        if comparable and version != before:
+            return "it is of another version of the file"
+        if total.isdigit() and noted.get("total") not in (None, total):
+            return f"the file has {total} bytes now, it had {noted['total']}"
+        return ""
+
+    def _noted(self) -> dict[str, Any]:
+        """What was written down at the beginning; {} for nothing, and for a damaged note."""
+        if not self.note.is_file():
+            return {}
+        try:
+            note = json.loads(self.note.read_bytes())
+        except ValueError as error:
+            _log.info("%s is damaged, so the download begins anew: %s", self.note, error)
+            return {}
+        return note if isinstance(note, dict) and note.get("url") == self.url else {}
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
 
+def _version(headers: Any) -> str:
+    """What tells one version of a file from the next: a strong ETag, or else a date."""
+    etag = headers.get("ETag") or ""
+    return str(etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or "")
+
+
 def fill(part: Part, name: str, progress: bool) -> None:
     """Bring ``part`` to its full size, over as many connections as it takes."""
-    failures, size = 0, part.size
+    failures, most = 0, part.size
     while True:
         try:
             return _receive(part, name, progress)
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             if not _may_pass(error):
                 raise _failed(part, error) from error
-            failures = 1 if part.size > size else failures + 1
+            failures = 1 if part.size > most else failures + 1
             if failures >= ATTEMPTS:
                 raise _failed(part, error) from error
-            size, pause = part.size, PAUSE * 2 ** (failures - 1)
+            most, pause = max(most, part.size), PAUSE * 2 ** (failures - 1)
             _log.info("%s: %s; trying again in %.0f s", part.url, error, pause)
         time.sleep(pause)
 
@@ -121,17 +147,14 @@ def _receive(part: Part, name: str, progress: bool) -> None:
             part.discard()
         raise
     with response:
-        resumed = response.status == 206 and _starts_at(response, part.size)
+        resumed = response.status == 206
+        if resumed and (misfit := part.misfit(response.headers)):
+            part.discard()
+            raise http.client.HTTPException(f"the answer does not fit what is here: {misfit}")
         if not resumed:
             part.begin(response.headers)
         with part.path.open("ab" if resumed else "wb") as file:
             _copy(response, file, name, progress)
-
-
-def _starts_at(response: Any, offset: int) -> bool:
-    if response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-        return True
-    raise http.client.HTTPException("the server answers with another part than was asked for")
 
 
 def _copy(response: Any, file: BinaryIO, name: str, progress: bool) -> None:
