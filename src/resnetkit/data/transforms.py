@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import ModelFileError
-from .decode import decode, resize
+from .decode import decode, resize, resize_tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -109,7 +108,7 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
         height, width = pixels.shape[:2]
     top, left = round((height - crop_size) / 2.0), round((width - crop_size) / 2.0)
     window_pixels = pixels[top : top + crop_size, left : left + crop_size]
-    return torch.from_numpy(window_pixels).permute(2, 0, 1)
+    return torch.from_numpy(np.require(window_pixels, requirements="W")).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,8 @@ class Augmentation:
         """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides."""
         height, width = pixels.shape[:2]
         top, left, h, w = self._box(height, width, chance)
-        window = torch.from_numpy(pixels[top : top + h, left : left + w]).permute(2, 0, 1)[None]
-        picture = F.interpolate(window, (size, size), mode="bilinear", antialias=True)[0]
-        return picture.flip(-1) if self.flip and chance.random() < 0.5 else picture
+        picture = resize_tensor(pixels[top : top + h, left : left + w], (size, size))
+        return (picture.flip(-1) if self.flip and chance.random() < 0.5 else picture)[0]
 
     def _box(self, height: int, width: int, chance: Random) -> tuple[int, int, int, int]:
         """Top, left, height, width. Ten tries, then the largest crop in the middle that fits."""
