@@ -164,11 +164,12 @@ def test_other_data_or_another_decoder_make_another_file(
     assert np.array_equal(found.pictures[9], preset.pixels(part.path(9)))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "footer", "shapes"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "magic", "count", "footer", "shapes"])
 def test_a_damaged_file_is_made_again(part, home, little_memory, capsys, damage):
     file = only(scan(part), home)
     whole = file.read_bytes()
-    at = {"footer": len(whole) - 5, "shapes": len(whole) - 60}.get(damage)
+    places = {"footer": 5, "shapes": 60, "magic": 40, "count": 31}
+    at = len(whole) - places[damage] if damage in places else None
     broken = {"empty": b"", "cut": whole[:100] + whole[200:], "longer": b"x" + whole}.get(damage)
     if at is not None:
         broken = whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]

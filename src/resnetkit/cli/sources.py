@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..data.folder import EXTENSIONS
+from ..data.paths import is_picture
 from ..errors import DataError
 
 
@@ -45,7 +45,7 @@ def _walk(folder: str) -> Iterator[str]:
     for directory, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+            if is_picture(name):
                 yield os.path.join(directory, name)
 
 
