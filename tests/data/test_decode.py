@@ -131,7 +131,8 @@ def test_jpegs_are_turned_as_their_exif_says(tmp_path, orientation):
     with Image.open(path) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(decode.decode(path), upright)
-    filled = path.read_bytes().replace(b"\xff\xdb", b"\xff\xff\xff\xdb")  # legal fill bytes
+    start, rest = path.read_bytes()[:2], path.read_bytes()[2:]
+    filled = start + b"\xff\xff\xff\xfe\xff\xff" + b"a" * 65533 + rest  # fill bytes, a comment
     assert np.array_equal(decode.decode(filled), upright)
     assert decode.decode(path, 40).shape[:2] == ((40, 66) if orientation < 5 else (66, 40))
 
@@ -143,6 +144,10 @@ def test_resize_keeps_the_colours_together_in_memory():
     colours_apart = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous()
     plain = F.interpolate(colours_apart, (16, 20), mode="bilinear", antialias=True)
     assert torch.equal(small, plain)
+    batch = torch.zeros(3, 16, 20, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    decode.resize_tensor(pixels, (20, 16), batch[1:2])
+    assert torch.equal(batch[1:2], plain)
+    assert not batch[::2].any()
 
 
 def test_the_same_bits_from_a_file_from_bytes_and_twice(tmp_path):

@@ -27,7 +27,7 @@ from .transforms import Preprocessing
 RAM_SHARE = 0.4
 """The most of the available memory that the pixels take."""
 
-SAMPLE = 256  # pictures whose headers tell how much room all of them need
+SAMPLE = 64  # pictures whose headers tell how much room all of them need
 
 
 @dataclass(frozen=True)
