@@ -4,7 +4,9 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
+from torch.nn import functional as F
 
 from resnetkit.data import decode
 from resnetkit.errors import PictureError
@@ -88,6 +90,64 @@ def test_working_size_agrees_with_pillow(tmp_path, name, size):
         expected = image.convert("RGB").resize((pixels.shape[1], pixels.shape[0]), Image.BILINEAR)
     assert min(pixels.shape[:2]) == 64
     assert np.abs(pixels.astype(int) - np.asarray(expected).astype(int)).mean() < 1.0
+
+
+def by_pillow(contents, working_size, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "_plain_jpeg", lambda contents, working_size: None)
+        return decode.decode(contents, working_size)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(3, 5), (7, 7), (50, 37), (331, 250), (641, 479), (90, 1000)])
+def test_jpegs_have_the_bits_that_pillow_gives(monkeypatch, size, subsampling, mode):
+    """At every scale of the decoder; so which of the two reads a file changes no pixel."""
+    noise = np.random.default_rng(1).integers(0, 40, (size[1], size[0], 3))
+    image = Image.fromarray((np.asarray(smooth(*size)) // 2 + noise).astype(np.uint8)).convert(mode)
+    for progressive in (False, True):
+        buffer = io.BytesIO()
+        options = {} if mode == "L" else {"subsampling": subsampling}
+        image.save(buffer, "JPEG", quality=87, progressive=progressive, **options)
+        for working_size in (None, 4, 31, 64, 240):
+            pixels = decode.decode(buffer.getvalue(), working_size)
+            assert decode._plain_jpeg(buffer.getvalue(), working_size) is not None
+            assert np.array_equal(pixels, by_pillow(buffer.getvalue(), working_size, monkeypatch))
+
+
+def test_odd_jpegs_are_left_to_pillow(tmp_path):
+    cmyk = save(smooth(24, 16, "CMYK"), tmp_path, "x.jpg").read_bytes()
+    assert decode._plain_jpeg(cmyk, None) is None
+    plain = contents(tmp_path)
+    for damaged in (plain[:500], plain[:-200], b"\xff\xd8\xff"):
+        assert decode._plain_jpeg(damaged, None) is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpegs_are_turned_as_their_exif_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(smooth(200, 120), tmp_path, "x.jpg", exif=exif, quality=95)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(decode.decode(path), upright)
+    start, rest = path.read_bytes()[:2], path.read_bytes()[2:]
+    filled = start + b"\xff\xff\xff\xfe\xff\xff" + b"a" * 65533 + rest  # fill bytes, a comment
+    assert np.array_equal(decode.decode(filled), upright)
+    assert decode.decode(path, 40).shape[:2] == ((40, 66) if orientation < 5 else (66, 40))
+
+
+def test_resize_keeps_the_colours_together_in_memory():
+    pixels = np.asarray(smooth(60, 40))[5:35, 7:50]
+    small = decode.resize_tensor(pixels, (20, 16))
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    colours_apart = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous()
+    plain = F.interpolate(colours_apart, (16, 20), mode="bilinear", antialias=True)
+    assert torch.equal(small, plain)
+    batch = torch.zeros(3, 16, 20, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    decode.resize_tensor(pixels, (20, 16), batch[1:2])
+    assert torch.equal(batch[1:2], plain)
+    assert not batch[::2].any()
 
 
 def test_the_same_bits_from_a_file_from_bytes_and_twice(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -162,3 +164,66 @@ def test_odd_names(tmp_path):
     names = ["a b/ü ñ.png", 'a b/quo"te.png', "a b/new\nline.png", "日本/花.png"]
     data = folder.read(touch(tmp_path, *names))
     assert sorted(data.parts["all"].paths) == sorted(names)
+
+
+def test_manifests_may_have_empty_lines_short_rows_and_other_columns(tmp_path):
+    text = 'id,split,label,path\n1,,"a, b",x/1.png\n\n2,,c,x/é.png\n3,,c,notes.txt\n'
+    (tmp_path / "m.csv").write_text(text, encoding="utf-8")
+    data = folder.read(tmp_path / "m.csv")
+    assert data.classes == ("a, b", "c")
+    assert list(data.parts["all"].paths) == ["x/1.png", "x/é.png"]
+    assert data.left_out["file(s) of another kind"] == 1
+    (tmp_path / "n.csv").write_text("path,label,split\nx/1.png,cat\nx/2.png,dog\n")
+    assert list(folder.read(tmp_path / "n.csv").parts) == ["all"]
+    (tmp_path / "n.csv").write_text("path,label\nx/1.png,cat\nx/2.png\n")
+    with pytest.raises(DataError, match="line 3: path or label is empty"):
+        folder.read(tmp_path / "n.csv")
+
+
+LIST = """
+import sys, time
+from resnetkit.data import folder
+
+def kilobytes(name):
+    return int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1])
+
+before, start = kilobytes("VmRSS"), time.process_time()
+data = folder.read(sys.argv[1])
+seconds = time.process_time() - start
+part = data.parts[sys.argv[2]]
+print(len(part), kilobytes("VmHWM") - before, seconds, part.paths[-1])
+"""
+
+
+def listed(data, split):
+    command = [sys.executable, "-c", LIST, str(data), split]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, memory, seconds, last = done.stdout.split()
+    return int(count), int(memory), float(seconds), last
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_a_hundred_thousand_files_take_little_memory_and_time(tmp_path):
+    """A tenth of what a million may take: 300 MB and 10 s."""
+    for label in range(100):
+        (tmp_path / "d" / f"n{label:08d}").mkdir(parents=True)
+        for i in range(1000):
+            (tmp_path / "d" / f"n{label:08d}" / f"n{label:08d}_{i:06d}.JPEG").touch()
+    count, memory, seconds, last = listed(tmp_path / "d", "all")
+    assert (count, last) == (100_000, "n00000099/n00000099_000999.JPEG")
+    assert memory < 30_000
+    assert seconds < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_a_long_manifest_takes_little_memory_and_time(tmp_path):
+    with (tmp_path / "m.csv").open("w") as file:
+        file.write("path,label,split\n")
+        for i in range(100_000):
+            file.write(f"n{i % 100:08d}/n{i % 100:08d}_{i:06d}.JPEG,n{i % 100:08d},train\n")
+    count, memory, seconds, last = listed(tmp_path / "m.csv", "train")
+    assert (count, last) == (100_000, "n00000099/n00000099_099999.JPEG")
+    assert memory < 30_000
+    assert seconds < 1

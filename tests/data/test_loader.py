@@ -8,7 +8,7 @@ from resnetkit.data import cache, folder
 from resnetkit.data.cache import Pictures
 from resnetkit.data.loader import Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing
-from resnetkit.errors import DataError, PictureError
+from resnetkit.errors import PictureError
 
 PRESET = Preprocessing(32, 32)
 
@@ -77,35 +77,3 @@ def test_a_broken_picture_reaches_the_reader_as_its_error(flat_folder):
     for workers in (0, 2):
         with pytest.raises(PictureError, match=part.path(7).name):
             list(Loader(Pictures(part, PRESET), 10, workers).evaluation())
-
-
-def test_scan_finds_what_cannot_be_read_and_duplicates(flat_folder):
-    part = part_of(flat_folder)
-    part.path(3).write_bytes(b"\xff\xd8broken")
-    part.path(5).write_bytes(part.path(4).read_bytes())
-    ticks = []
-    found = cache.scan(part, PRESET, 2, ticks.append)
-    assert list(found.unreadable) == [3]
-    assert part.path(3).name in found.unreadable[3]
-    assert found.digests[5] == found.digests[4] != found.digests[6]
-    assert len(ticks) == len(part)
-    with pytest.raises(DataError, match=r"(?s)1 picture\(s\) cannot be read:.*on_error=skip"):
-        cache.check_readable({"all": found})
-
-
-def test_scan_keeps_pixels_within_the_budget(flat_folder, monkeypatch):
-    part = part_of(flat_folder)
-    one = PRESET.pixels(part.path(0)).nbytes
-    monkeypatch.setattr(cache, "available_memory", lambda: int(10.5 * one / cache.RAM_SHARE))
-    pictures = cache.scan(part, PRESET, 1, silent).pictures
-    assert len(pictures._kept) == 10
-    assert np.array_equal(pictures[0], pictures[0])
-    assert np.array_equal(pictures[20], PRESET.pixels(part.path(20)))
-
-
-def test_selecting_keeps_the_pixels(flat_folder):
-    part = part_of(flat_folder)
-    pictures = cache.scan(part, PRESET, 1, silent).pictures
-    some = pictures.select(part.select([9, 2]))
-    assert set(some._kept) == {0, 1}
-    assert np.array_equal(some[0], PRESET.pixels(part.path(9)))

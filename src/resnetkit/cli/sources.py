@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..data.folder import EXTENSIONS
+from ..data.paths import is_picture
 from ..errors import DataError
 
 
@@ -48,7 +48,7 @@ def _walk(folder: str) -> Iterator[str]:
     for directory, subfolders, files in os.walk(folder, onerror=refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+            if is_picture(name):
                 yield os.path.join(directory, name)
 
 

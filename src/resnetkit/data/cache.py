@@ -1,13 +1,15 @@
-"""Decode once: the working pixels of every picture, kept in memory as far as it reaches.
+"""Decode once: the working pixels of every picture, in memory or in a file on disk.
 
-What is kept is a function of the file and the working size; no random result ever is.
+Which of the two is chosen by size: memory while the pixels fit into `RAM_SHARE` of what is free,
+else one file, mapped into memory, which later runs find again. What is kept is a function of the
+picture's contents and the working size: the bits of the first decode, never a random result.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,46 +17,53 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, PictureError
+from ..progress import say
 from ..runtime import available_memory, map_ahead
+from . import decode, disk
 from .folder import Part
+from .pixels import Pixels
 from .transforms import Preprocessing
 
 RAM_SHARE = 0.4
 """The most of the available memory that the pixels take."""
 
+SAMPLE = 64  # pictures whose headers tell how much room all of them need
 
-@dataclass
+
+@dataclass(frozen=True)
 class Pictures:
     """The pictures of a part, as working pixels.
 
     Args:
         part: which pictures.
         preprocessing: says how they are decoded.
+        kept: pixels that are kept; None where each is decoded when it is asked for.
+        rows: ``(n,)`` int64, the row of each picture in ``kept``; None where they are the same.
     """
 
     part: Part
     preprocessing: Preprocessing
-    _kept: dict[int, np.ndarray] = field(default_factory=dict)
+    kept: Pixels | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.part)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """``(H, W, 3)`` uint8, from memory where it is kept.
+        """``(H, W, 3)`` uint8, read only where it is kept, decoded where it is not.
 
         Raises:
             PictureError: the file cannot be read.
         """
-        kept = self._kept.get(index)
-        return self.preprocessing.pixels(self.part.path(index)) if kept is None else kept
+        if self.kept is not None:
+            found = self.kept.get(index if self.rows is None else int(self.rows[index]))
+            if found is not None:
+                return found
+        return self.preprocessing.pixels(self.part.path(index))
 
     def labels(self) -> Tensor:
         """``(n,)`` int64."""
         return torch.from_numpy(self.part.labels.astype(np.int64))
-
-    def keep(self, index: int, pixels: np.ndarray) -> None:
-        """Keep the working pixels of a picture in memory."""
-        self._kept[index] = pixels
 
     def select(self, part: Part) -> Pictures:
         """The same for some of these pictures, sharing what is kept.
@@ -63,9 +72,8 @@ class Pictures:
             KeyError: ``part`` has a picture that is not among these.
         """
         index = {path: i for i, path in enumerate(self.part.paths)}
-        positions = [index[path] for path in part.paths]
-        kept = {new: self._kept[old] for new, old in enumerate(positions) if old in self._kept}
-        return Pictures(part, self.preprocessing, kept)
+        rows = np.fromiter((index[path] for path in part.paths), np.int64, len(part))
+        return Pictures(part, self.preprocessing, self.kept, _rows_of(self.rows, rows))
 
 
 @dataclass(frozen=True)
@@ -84,31 +92,152 @@ def scan(
 ) -> Scan:
     """Read, hash and decode every picture once, in threads; call ``advance`` after each.
 
-    The pixels are kept until they fill `RAM_SHARE` of the available memory.
+    The pixels are kept in memory while they fit `RAM_SHARE` of what is available. Else they are
+    kept in a file of `disk.cache_folder`, named by the hashes of the contents of all the pictures,
+    the working size and `decode.fingerprint`: every run reads and hashes every picture, which takes
+    a twentieth to a tenth of the time of decoding it, and one that finds the file decodes nothing;
+    what is checked in the file is said at `pixels.open_file`. Of
+    two runs that need the same file, one writes it and the other waits. Where the file cannot be
+    written, that is said, and what does not fit into memory is decoded whenever it is needed.
+
+    Raises:
+        DataError: a picture was changed in the meantime.
     """
-    pictures = Pictures(part, preprocessing)
-    digests, unreadable = [""] * len(part), {}
     budget = int(available_memory() * RAM_SHARE)
-
-    def read(index: int) -> tuple[str, np.ndarray | PictureError]:
-        path = part.path(index)
+    expected = expected_bytes(part, preprocessing)
+    ticks = _at_most(len(part), advance)
+    if expected > budget:
+        say(
+            f"{len(part):,} pictures are about {expected / 1e9:,.1f} GB as pixels; at most "
+            f"{budget / 1e9:,.1f} GB of memory are taken for them. Kept in {disk.cache_folder()}"
+        )
         try:
-            contents = path.read_bytes()
-            return digest(contents), preprocessing.pixels(contents)
+            return _on_disk(part, preprocessing, workers, ticks, expected)
         except OSError as error:
-            return "", PictureError(f"{path}: {error.strerror or error}")
-        except PictureError as error:
-            return "", PictureError(str(error).replace("the picture", str(path), 1))
+            say(f"They cannot be kept on disk: {error}")
+    return _in_memory(part, preprocessing, workers, ticks, budget)
 
-    for index, (name, pixels) in enumerate(map_ahead(read, range(len(part)), workers)):
+
+def expected_bytes(part: Part, preprocessing: Preprocessing) -> int:
+    """About how many bytes the working pixels of a part take, from the headers of a sample."""
+    sides = []
+    for index in np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int):
+        try:
+            found = decode.size(part.path(int(index)))
+        except PictureError:  # the scan names it
+            continue
+        sides.append(decode.shrunk(found, preprocessing.resize_size))
+    return int(np.mean([3 * w * h for w, h in sides]) * len(part)) if sides else 0
+
+
+def _in_memory(
+    part: Part,
+    preprocessing: Preprocessing,
+    workers: int,
+    advance: Callable[[], None],
+    budget: int,
+) -> Scan:
+    kept, digests, unreadable = Pixels.none(len(part)), [""] * len(part), {}
+    left_out = 0
+    reader = _Reader(part, preprocessing)
+    for index, (name, picture) in enumerate(map_ahead(reader, range(len(part)), workers)):
         digests[index] = name
-        if isinstance(pixels, PictureError):
-            unreadable[index] = str(pixels)
-        elif pixels.nbytes <= budget:
-            budget -= pixels.nbytes
-            pictures.keep(index, pixels)
-        advance("")
-    return Scan(pictures, digests, unreadable)
+        if isinstance(picture, str):
+            unreadable[index] = reader.named(index, picture)
+        elif picture.nbytes <= budget:
+            budget -= picture.nbytes
+            kept.add(index, picture)
+        else:
+            left_out += 1
+        advance()
+    if left_out:
+        say(
+            f"{left_out:,} of {len(part):,} pictures do not fit into memory: they are decoded "
+            "again whenever they are needed, which is slower"
+        )
+    return Scan(Pictures(part, preprocessing, kept), digests, unreadable)
+
+
+def _on_disk(
+    part: Part,
+    preprocessing: Preprocessing,
+    workers: int,
+    advance: Callable[[], None],
+    expected: int,
+) -> Scan:
+    """The same with the pixels in a file, which is written where it is not there yet.
+
+    Raises:
+        OSError: it cannot be written.
+        DataError: a picture changed after it was hashed.
+    """
+    reader = _Reader(part, preprocessing)
+    digests = list(map_ahead(reader.digest, range(len(part)), workers))
+
+    def decoded() -> Iterator[np.ndarray | str]:
+        for index, (name, picture) in enumerate(map_ahead(reader, range(len(part)), workers)):
+            if name != digests[index]:
+                raise DataError(
+                    f"{part.path(index)} was changed while the pictures were read; start again "
+                    "when nobody writes to them"
+                )
+            yield picture
+            advance()
+
+    words = [decode.fingerprint(), preprocessing.decoder, str(preprocessing.resize_size), *digests]
+    kept, errors = disk.find_or_write("\n".join(words), len(part), expected, decoded)
+    for _ in digests:
+        advance()
+    unreadable = {index: reader.named(index, text) for index, text in errors.items()}
+    return Scan(Pictures(part, preprocessing, kept), digests, unreadable)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads, hashes and decodes a picture of a part; called from many threads."""
+
+    part: Part
+    preprocessing: Preprocessing
+
+    def __call__(self, index: int) -> tuple[str, np.ndarray | str]:
+        """Digest and working pixels; or what is wrong, as a sentence about "the picture"."""
+        try:
+            contents = self.part.path(index).read_bytes()
+        except OSError as error:
+            return "", f"the picture: {error.strerror or error}"
+        try:
+            return digest(contents), self.preprocessing.pixels(contents)
+        except PictureError as error:
+            return digest(contents), str(error)
+
+    def digest(self, index: int) -> str:
+        """Digest alone; empty where the file cannot be read."""
+        try:
+            return file_digest(self.part.path(index))
+        except OSError:  # decoding says what is wrong with it
+            return ""
+
+    def named(self, index: int, text: str) -> str:
+        """What is wrong, with the path of the picture in it."""
+        return text.replace("the picture", str(self.part.path(index)), 1)
+
+
+def _at_most(times: int, advance: Callable[[str], None]) -> Callable[[], None]:
+    """``advance`` that is called no more than ``times``: once a picture, however often it is
+    read."""
+    left = times
+
+    def once() -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            advance("")
+
+    return once
+
+
+def _rows_of(outer: np.ndarray | None, inner: np.ndarray) -> np.ndarray:
+    return inner if outer is None else outer[inner]
 
 
 def digest(contents: bytes) -> str:

@@ -9,7 +9,6 @@ Three layouts are known::
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
 import random
@@ -22,20 +21,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..randomness import derive
+from . import manifest
+from .paths import EXTENSIONS, SPLITS, Paths, is_picture
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}
-)
-"""What is taken for a picture: raster formats that are decoded in this process."""
-
-SPLITS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 LAYOUTS = (
     "train/<class>/picture.jpg with val/<class>/... beside it, "
     "<class>/picture.jpg, or a CSV file with the columns path,label[,split]"
@@ -58,7 +46,8 @@ class Part:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Part:
         """The pictures at ``indices``, in that order."""
-        return replace(self, paths=[self.paths[i] for i in indices], labels=self.labels[indices])
+        chosen = Paths(self.paths[i] for i in indices)
+        return replace(self, paths=chosen, labels=self.labels[indices])
 
     def counts(self, classes: int) -> list[int]:
         """Pictures in each class."""
@@ -100,7 +89,7 @@ def read(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> 
         raise DataError(f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}")
     left_out: Counter[str] = Counter()
     if root.is_file():
-        base, found = root.parent, _read_manifest(root, left_out)
+        base, found = root.parent, manifest.read(root, left_out)
     else:
         base, found = root, _read_folders(root, left_out)
     if not any(paths for part in found.values() for paths in part.values()):
@@ -115,7 +104,7 @@ def read(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> 
 def _assemble(
     root: Path,
     base: Path,
-    found: dict[str, dict[str, list[str]]],
+    found: dict[str, dict[str, Paths]],
     classes: Sequence[str] | None,
     left_out: Counter[str],
 ) -> DataSet:
@@ -144,9 +133,12 @@ def _assemble(
         if absent:
             notes.append(f"{split} has no pictures of: {', '.join(absent)}")
         present = sorted(by_class, key=index.__getitem__)
-        paths = [path for name in present for path in by_class[name]]
-        labels = np.repeat([index[c] for c in present], [len(by_class[c]) for c in present])
-        parts[split] = Part(base, paths, labels.astype(np.int32))
+        numbers = np.array([index[name] for name in present], np.int32)
+        labels = np.repeat(numbers, [len(by_class[name]) for name in present])
+        paths = Paths()
+        for name in present:
+            paths.extend(by_class.pop(name))  # one after the other, so that none is there twice
+        parts[split] = Part(base, paths, labels)
     return DataSet(root, names, parts, left_out, tuple(notes))
 
 
@@ -162,7 +154,7 @@ def _raise_unknown(root: Path, split: str, unknown: list[str], names: tuple[str,
     )
 
 
-def _read_folders(root: Path, left_out: Counter[str]) -> dict[str, dict[str, list[str]]]:
+def _read_folders(root: Path, left_out: Counter[str]) -> dict[str, dict[str, Paths]]:
     """{split: {class: [paths relative to root, sorted]}}."""
     folders = sorted(entry.name for entry in os.scandir(root) if _is_class_folder(entry))
     splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
@@ -182,13 +174,14 @@ def _read_folders(root: Path, left_out: Counter[str]) -> dict[str, dict[str, lis
     return {split: _read_classes(root, root / name, left_out) for name, split in splits.items()}
 
 
-def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, list[str]]:
-    classes: dict[str, list[str]] = {}
+def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, Paths]:
+    classes: dict[str, Paths] = {}
     prefix = "" if folder == root else f"{folder.name}/"
     for entry in os.scandir(folder):
         if _is_class_folder(entry):
-            classes[entry.name] = sorted(_walk(entry.path, f"{prefix}{entry.name}", left_out))
-        elif entry.is_file() and _is_picture(entry.name):
+            found = sorted(_walk(entry.path, f"{prefix}{entry.name}", left_out))
+            classes[entry.name] = Paths(found)
+        elif entry.is_file() and is_picture(entry.name):
             left_out["picture(s) outside a class folder"] += 1
     return classes
 
@@ -202,7 +195,7 @@ def _walk(folder: str, prefix: str, left_out: Counter[str]) -> Iterator[str]:
                 left_out["hidden or system file(s)"] += 1
             elif entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}/{name}", left_out)
-            elif _is_picture(name):
+            elif is_picture(name):
                 yield f"{prefix}/{name}"
             else:
                 left_out["file(s) of another kind"] += 1
@@ -210,36 +203,6 @@ def _walk(folder: str, prefix: str, left_out: Counter[str]) -> Iterator[str]:
 
 def _is_class_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-
-
-def _read_manifest(file: Path, left_out: Counter[str]) -> dict[str, dict[str, list[str]]]:
-    found: dict[str, dict[str, list[str]]] = {}
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        columns = rows.fieldnames or []
-        if not {"path", "label"} <= set(columns):
-            raise DataError(
-                f"{file} has the columns {', '.join(columns) or '(none)'}; "
-                "expected path,label and optionally split"
-            )
-        for number, row in enumerate(rows, start=2):
-            path, label, split = row["path"], row["label"], (row.get("split") or "all").lower()
-            if not path or not label:
-                raise DataError(f"{file}, line {number}: path or label is empty")
-            if split != "all" and split not in SPLITS:
-                raise DataError(f"{file}, line {number}: split is train, val or test; got {split}")
-            if not _is_picture(os.path.basename(path)):
-                left_out["file(s) of another kind"] += 1
-                continue
-            by_class = found.setdefault(SPLITS.get(split, "all"), {})
-            by_class.setdefault(label, []).append(path)
-    if "all" in found and len(found) > 1:
-        raise DataError(f"{file}: some rows have a split and some have none; give all or none")
-    return found
 
 
 def split(

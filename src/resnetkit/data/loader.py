@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import randomness
 from ..runtime import map_ahead
 from .cache import Pictures
-from .transforms import Augmentation, stack
+from .transforms import Augmentation, empty_batch
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,37 @@ class Loader:
         pixels."""
         order = randomness.order(seed, epoch, len(self.pictures))
 
-        def make(picture: int) -> Tensor:
+        def make(picture: int, row: Tensor) -> None:
             chance = randomness.for_picture(seed, epoch, picture)
-            return augmentation(self.pictures[picture], size, chance)
+            augmentation(self.pictures[picture], size, chance, out=row)
 
         count = self.training_batches()
         chunks = np.split(order[: count * self.batch_size], self._cuts(count))
-        return self._batches(chunks[first:], make)
+        return self._batches(chunks[first:], size, make)
 
     def evaluation(self) -> Iterator[Batch]:
         """Every picture once, in order, by the evaluation preset."""
         everyone = np.arange(len(self.pictures))
-        crop = self.pictures.preprocessing.crop
+        preprocessing = self.pictures.preprocessing
+
+        def make(picture: int, row: Tensor) -> None:
+            row[0].copy_(preprocessing.crop(self.pictures[picture]))
+
         chunks = np.split(everyone, self._cuts(-(-len(everyone) // self.batch_size)))
-        return self._batches(chunks, lambda picture: crop(self.pictures[picture]))
+        return self._batches(chunks, preprocessing.crop_size, make)
 
     def _cuts(self, batches: int) -> list[int]:
         return [self.batch_size * i for i in range(1, batches)]
 
     def _batches(
-        self, chunks: Iterable[np.ndarray], make: Callable[[int], Tensor]
+        self, chunks: Iterable[np.ndarray], size: int, make: Callable[[int, Tensor], None]
     ) -> Iterator[Batch]:
+        """``make`` writes a picture, given by its index, into a row ``(1, 3, size, size)``."""
+
         def prepare(indices: np.ndarray) -> Batch:
-            images = stack([make(int(i)) for i in indices])
+            images = empty_batch(len(indices), size)
+            for i, index in enumerate(indices.tolist()):
+                make(index, images[i : i + 1])
             labels = torch.from_numpy(self.pictures.part.labels[indices].astype(np.int64))
             return Batch(images, labels, indices)
 

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import ModelFileError
-from .decode import decode, resize
+from .decode import decode, resize, resize_tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -109,7 +108,7 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
         height, width = pixels.shape[:2]
     top, left = round((height - crop_size) / 2.0), round((width - crop_size) / 2.0)
     window_pixels = pixels[top : top + crop_size, left : left + crop_size]
-    return torch.from_numpy(window_pixels).permute(2, 0, 1)
+    return torch.from_numpy(np.require(window_pixels, requirements="W")).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,21 @@ class Augmentation:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
 
-    def __call__(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
-        """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides."""
+    def __call__(
+        self, pixels: np.ndarray, size: int, chance: Random, out: Tensor | None = None
+    ) -> Tensor:
+        """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides.
+
+        ``out`` is where to write it, ``(1, 3, size, size)`` in channels_last order: a row of a
+        batch.
+        """
         height, width = pixels.shape[:2]
         top, left, h, w = self._box(height, width, chance)
-        window = torch.from_numpy(pixels[top : top + h, left : left + w]).permute(2, 0, 1)[None]
-        picture = F.interpolate(window, (size, size), mode="bilinear", antialias=True)[0]
-        return picture.flip(-1) if self.flip and chance.random() < 0.5 else picture
+        picture = resize_tensor(pixels[top : top + h, left : left + w], (size, size), out)
+        if self.flip and chance.random() < 0.5:
+            mirrored = picture.flip(-1)
+            picture = mirrored if out is None else out.copy_(mirrored)
+        return picture[0]
 
     def _box(self, height: int, width: int, chance: Random) -> tuple[int, int, int, int]:
         """Top, left, height, width. Ten tries, then the largest crop in the middle that fits."""
@@ -148,10 +155,14 @@ class Augmentation:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
+def empty_batch(count: int, size: int) -> Tensor:
+    """Room for ``(count, 3, size, size)`` uint8 in channels_last order."""
+    return torch.empty((count, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
 def stack(pictures: Sequence[Tensor]) -> Tensor:
     """``n`` times ``(3, S, S)`` uint8 -> ``(n, 3, S, S)`` in channels_last order."""
-    size = pictures[0].shape[-1]
-    batch = torch.empty((len(pictures), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    batch = empty_batch(len(pictures), pictures[0].shape[-1])
     for row, picture in zip(batch, pictures, strict=True):
         row.copy_(picture)
     return batch

@@ -15,6 +15,7 @@ from ..data import folder
 from ..data.cache import Pictures, file_digest
 from ..data.folder import Part
 from ..data.loader import Loader
+from ..data.paths import SPLITS
 from ..data.transforms import normalize
 from ..errors import DataError
 from ..models import modelfile
@@ -129,7 +130,7 @@ def _choose(
         for name, part in header.data.get("parts", {}).items()
         if name in ("train", "val") and part["digests"]
     }
-    split = folder.SPLITS.get(split, split) if split else None
+    split = SPLITS.get(split, split) if split else None
     flat = listing.parts.get("all")
     if flat is not None and recorded and split in (None, "train", "val", "all"):
         return _choose_from_flat(flat, split, recorded)

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from resnetkit.data import cache, decode, disk, folder, pixels
+from resnetkit.data.loader import Loader
+from resnetkit.data.transforms import Augmentation, Preprocessing
+from resnetkit.errors import DataError, PictureError
+
+PRESET = Preprocessing(32, 32)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Where the disk tier keeps its files in a test."""
+    monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pixels"
+
+
+@pytest.fixture
+def part(flat_folder):
+    return folder.read(flat_folder).parts["all"]
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr(cache, "available_memory", lambda: 1000)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Counts what is decoded."""
+    calls = []
+
+    def counting(source, working_size=None):
+        calls.append(source)
+        return decode.decode(source, working_size)
+
+    monkeypatch.setattr("resnetkit.data.transforms.decode", counting)
+    return calls
+
+
+def scan(part, preset=PRESET, workers=2, advance=lambda text: None):
+    return cache.scan(part, preset, workers, advance)
+
+
+def only(found, home):
+    """The one file of the cache, with what was scanned equal to a fresh decode of every picture."""
+    for index in range(len(found.pictures)):
+        expected = PRESET.pixels(found.pictures.part.path(index))
+        assert np.array_equal(found.pictures[index], expected)
+        assert not found.pictures[index].flags.writeable
+    (file,) = home.glob("*.pixels")
+    assert not list(home.glob("*.partial"))
+    return file
+
+
+def test_scan_finds_what_cannot_be_read_and_duplicates(part, home, monkeypatch):
+    part.path(3).write_bytes(b"\xff\xd8broken")
+    part.path(5).write_bytes(part.path(4).read_bytes())
+    part.path(7).unlink()
+    for memory in (10**9, 1000, 1000):  # in memory, to disk, from disk
+        monkeypatch.setattr(cache, "available_memory", lambda memory=memory: memory)
+        ticks = []
+        found = scan(part, advance=ticks.append)
+        assert list(found.unreadable) == [3, 7]
+        assert found.unreadable[3].startswith(f"{part.path(3)}: ")
+        assert found.unreadable[7] == f"{part.path(7)}: No such file or directory"
+        assert found.digests[5] == found.digests[4] != found.digests[6]
+        assert len(ticks) == len(part)
+        with pytest.raises(DataError, match=r"(?s)2 picture\(s\) cannot be read:.*on_error=skip"):
+            cache.check_readable({"all": found})
+        with pytest.raises(PictureError, match=part.path(3).name):
+            found.pictures[3]
+
+
+def test_what_fits_stays_in_memory_and_leaves_no_file(part, home, decoded):
+    found = scan(part)
+    decoded.clear()
+    for index in range(len(part)):
+        assert not found.pictures[index].flags.writeable
+    assert not decoded
+    assert not home.exists()
+
+
+def test_pixels_are_kept_end_to_end_in_few_buffers(monkeypatch):
+    monkeypatch.setattr(pixels, "CHUNK", 1000)
+    chance = np.random.default_rng(0)
+    pictures = [chance.integers(0, 256, (h, 10, 3), np.uint8) for h in (5, 9, 20, 40, 3, 7)]
+    kept = pixels.Pixels.none(len(pictures) + 1)
+    for row, picture in enumerate(pictures):
+        kept.add(row, picture)
+    assert len(kept.buffers) == 4  # 5 + 9 + 20 rows would be 1,020 bytes; 40 rows are 1,200
+    for row, picture in enumerate(pictures):
+        assert np.array_equal(kept.get(row), picture)
+    assert kept.get(len(pictures)) is None
+
+
+def test_a_later_run_takes_the_file_and_decodes_nothing(part, home, little_memory, decoded, capsys):
+    first = scan(part)
+    file = only(first, home)
+    assert "GB as pixels" in capsys.readouterr().err
+    before = file.stat().st_mtime_ns, file.read_bytes()
+    os.utime(file, (0, 0))
+    decoded.clear()
+    again = scan(part)
+    assert not decoded
+    assert f"Taken from {file}" in capsys.readouterr().err
+    assert again.digests == first.digests
+    assert file.read_bytes() == before[1]
+    assert time.time() - file.stat().st_mtime < 100  # counts as used
+    only(again, home)
+
+
+def test_batches_are_the_same_from_memory_disk_and_file(part, home, monkeypatch):
+    def batches(pictures):
+        return list(Loader(pictures, 10, 2).training(Augmentation(), 24, 0, 1))
+
+    reference = batches(cache.Pictures(part, PRESET))
+    for memory in (10**9, 1000, 1000):
+        monkeypatch.setattr(cache, "available_memory", lambda memory=memory: memory)
+        found = scan(part).pictures
+        for batch, expected in zip(batches(found), reference, strict=True):
+            assert torch.equal(batch.images, expected.images)
+        evaluated = list(Loader(found, 10, 2).evaluation())
+        assert torch.equal(evaluated[0].images[4], PRESET.crop(PRESET.pixels(part.path(4))))
+
+
+@pytest.mark.parametrize(
+    "change", ["a picture", "the working size", "the decoder", "a missing picture", "their order"]
+)
+def test_other_data_or_another_decoder_make_another_file(
+    part, home, little_memory, decoded, monkeypatch, change
+):
+    scan(part)
+    preset = PRESET
+    if change == "a picture":  # of the same length, and with the same time
+        path = part.path(9)
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        other = path.read_bytes()
+        path.write_bytes(other[:-1] + bytes([other[-1] ^ 1]))
+        os.utime(path, ns=times)
+    elif change == "the working size":
+        preset = Preprocessing(31, 31)
+    elif change == "the decoder":
+        monkeypatch.setattr(decode, "VERSION", decode.VERSION + 1)
+    elif change == "a missing picture":
+        part = part.select(range(len(part) - 1))
+    else:
+        part = part.select(range(len(part))[::-1])
+    decoded.clear()
+    found = scan(part, preset)
+    assert len(decoded) == len(part)
+    assert len(list(home.glob("*.pixels"))) == 2
+    assert np.array_equal(found.pictures[9], preset.pixels(part.path(9)))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "magic", "count", "footer", "shapes"])
+def test_a_damaged_file_is_made_again(part, home, little_memory, capsys, damage):
+    file = only(scan(part), home)
+    whole = file.read_bytes()
+    places = {"footer": 5, "shapes": 60, "magic": 40, "count": 31}
+    at = len(whole) - places[damage] if damage in places else None
+    broken = {"empty": b"", "cut": whole[:100] + whole[200:], "longer": b"x" + whole}.get(damage)
+    if at is not None:
+        broken = whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]
+    file.unlink()
+    file.write_bytes(broken)
+    found = scan(part)
+    assert only(found, home).read_bytes() == whole
+    assert "is damaged; made again" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_said(part, tmp_path, monkeypatch, capsys, little_memory):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "file"))
+    found = scan(part)
+    said = capsys.readouterr().err
+    assert "They cannot be kept on disk" in said
+    assert "48 of 48 pictures do not fit into memory" in said
+    assert np.array_equal(found.pictures[20], PRESET.pixels(part.path(20)))
+
+
+def test_too_little_room_is_found_before_anything_is_written(
+    part, home, little_memory, monkeypatch, capsys
+):
+    full = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    scan(part)
+    assert "RESNETKIT_CACHE=/path" in capsys.readouterr().err
+    assert not list(home.glob("*.p*"))
+
+
+def test_a_disk_that_fills_up_is_said_and_leaves_nothing(
+    part, home, little_memory, capsys, monkeypatch
+):
+    """The system itself refuses to write more than 50,000 bytes to a file."""
+    ticks = []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        found = scan(part, advance=ticks.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.strerror(errno.EFBIG) in capsys.readouterr().err
+    assert len(ticks) == len(part)
+    assert not list(home.glob("*.p*"))
+    assert np.array_equal(found.pictures[20], PRESET.pixels(part.path(20)))
+
+
+def test_what_does_not_fit_is_decoded_again_and_said(part, tmp_path, monkeypatch, capsys, decoded):
+    """The sample of headers said that it would fit."""
+    one = PRESET.pixels(part.path(0)).nbytes
+    monkeypatch.setattr(cache, "available_memory", lambda: int(10.5 * one / cache.RAM_SHARE))
+    monkeypatch.setattr(cache, "expected_bytes", lambda part, preprocessing: 0)
+    found = scan(part).pictures
+    assert "38 of 48 pictures do not fit into memory" in capsys.readouterr().err
+    decoded.clear()
+    for index in range(len(part)):
+        assert np.array_equal(found[index], PRESET.pixels(part.path(index)))
+    assert len(decoded) == 38 + 48
+
+
+def test_a_picture_that_changes_in_between_is_an_error(part, home, little_memory, monkeypatch):
+    original = cache._Reader.digest
+
+    def other(self, index):
+        return "0" * 16 if index == 5 else original(self, index)
+
+    monkeypatch.setattr(cache._Reader, "digest", other)
+    with pytest.raises(DataError, match=rf"{part.path(5).name} was changed while"):
+        scan(part)
+    assert not list(home.glob("*.p*"))
+
+
+def test_files_that_nobody_uses_are_removed(part, home, little_memory):
+    home.mkdir(parents=True)
+    for name, days in [("old.pixels", 31), ("old.partial", 31), ("new.pixels", 29)]:
+        (home / name).write_bytes(b"x")
+        os.utime(home / name, (time.time() - days * 86400,) * 2)
+    scan(part)
+    assert {file.name for file in home.glob("old*")} == set()
+    assert (home / "new.pixels").exists()
+
+
+def test_the_size_is_told_from_headers(part):
+    exact = sum(PRESET.pixels(part.path(i)).nbytes for i in range(len(part)))
+    assert cache.expected_bytes(part, PRESET) == exact
+    part.path(2).write_bytes(b"broken")
+    assert cache.expected_bytes(part, PRESET) == exact
+
+
+def test_selecting_shares_the_pixels(part, decoded):
+    pictures = scan(part).pictures
+    decoded.clear()
+    some = pictures.select(part.select([9, 2, 30]))
+    fewer = some.select(part.select([30, 9]))
+    assert np.shares_memory(fewer[1], pictures[9])
+    assert np.shares_memory(fewer[0], pictures[30])
+    assert not decoded
+    with pytest.raises(KeyError):
+        fewer.select(part.select([2]))
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path))
+    assert disk.cache_folder() == tmp_path / "pixels"
+    monkeypatch.delenv("RESNETKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert disk.cache_folder() == tmp_path / "xdg" / "resnetkit" / "pixels"
+
+
+RUN = """
+import sys
+from resnetkit.data import cache, folder
+from resnetkit.data.transforms import Preprocessing
+cache.available_memory = lambda: 1000
+part = folder.read(sys.argv[1]).parts["all"]
+found = cache.scan(part, Preprocessing(32, 32), 1, lambda text: None)
+total = sum(int(found.pictures[i].sum()) for i in range(len(part)))
+print(total)
+"""
+
+
+@pytest.mark.slow
+def test_runs_that_start_at_once_share_one_file(flat_folder, part, home):
+    command = [sys.executable, "-c", RUN, str(flat_folder)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    ends = [process.communicate(timeout=120) for process in running]
+    expected = sum(int(PRESET.pixels(part.path(i)).sum()) for i in range(len(part)))
+    assert [int(out) for out, _ in ends] == [expected] * 4
+    assert sum("Taken from" in err for _, err in ends) == 3
+    assert len(list(home.glob("*.pixels"))) == 1
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken(flat_folder, part, home):
+    """It dies at the 20th picture; the next run writes the file anew."""
+    dying = RUN.replace(
+        "found =",
+        """
+import os
+read = cache._Reader.__call__
+cache._Reader.__call__ = lambda self, i: os._exit(9) if i == 20 else read(self, i)
+found =""",
+    )
+    done = subprocess.run([sys.executable, "-c", dying, str(flat_folder)], capture_output=True)
+    assert done.returncode == 9, done.stderr
+    assert len(list(home.glob("*.partial"))) == 1
+    command = [sys.executable, "-c", RUN, str(flat_folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Taken from" not in done.stderr
+    expected = sum(int(PRESET.pixels(part.path(i)).sum()) for i in range(len(part)))
+    assert int(done.stdout) == expected
+    assert not list(home.glob("*.partial"))
