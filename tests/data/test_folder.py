@@ -67,6 +67,7 @@ def test_manifest(tmp_path):
         ("file,label\nx.png,a\n", "has the columns file, label; expected path,label"),
         ("path,label,split\nx.png,a,later\n", "line 2: split is train, val or test; got later"),
         ("path,label\n,a\n", "line 2: path or label is empty"),
+        ("path;label\nx.png;a\n", "separate them by commas, not semicolons"),
         ("path,label,split\nx.png,a,train\ny.png,b,\n", "some rows have a split and some have"),
     ],
 )
@@ -74,6 +75,20 @@ def test_manifest_errors(tmp_path, text, message):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         folder.read(tmp_path / "m.csv")
+
+
+def test_manifest_with_spaces_and_other_encodings(tmp_path):
+    touch(tmp_path, "x/1.png", "x/2.png")
+    (tmp_path / "m.csv").write_text("path, label\nx/1.png, cat\nx/2.png , dog \n")
+    data = folder.read(tmp_path / "m.csv")
+    assert data.classes == ("cat", "dog")
+    assert list(data.parts["all"].paths) == ["x/1.png", "x/2.png"]
+    for encoding in ("utf-16", "latin-1"):
+        (tmp_path / "m.csv").write_bytes("path,label\nx/1.png,k\u00e4tzchen\n".encode(encoding))
+        with pytest.raises(DataError, match="save it as CSV in UTF-8"):
+            folder.read(tmp_path / "m.csv")
+    with pytest.raises(DataError, match=r"1\.png is one picture; expected a folder"):
+        folder.read(tmp_path / "x" / "1.png")
 
 
 def test_nothing_there(tmp_path):
@@ -148,8 +163,14 @@ def test_split_keeps_duplicates_together(tmp_path):
 
 def test_split_needs_two_different_pictures(tmp_path):
     data = make_part(tmp_path, {"a": 3, "b": 3})
-    with pytest.raises(DataError, match="Class 'b' has 1 different picture"):
+    with pytest.raises(DataError, match="Class 'b' has only one picture"):
         folder.split(data.parts["all"], data.classes, ["1", "2", "3", "4", "4", "4"], 0.2, 0)
+
+
+def test_a_class_of_copies_is_told(tmp_path):
+    data = make_part(tmp_path, {"a": 3, "b": 3})
+    with pytest.raises(DataError, match="Class 'b' has no picture of its own"):
+        folder.split(data.parts["all"], data.classes, ["1", "2", "3", "1", "2", "3"], 0.2, 0)
 
 
 def test_select_and_counts(tmp_path):

@@ -230,9 +230,14 @@ def split(
     validation: list[int] = []
     for label, name in enumerate(classes):
         here = by_class.get(label, [])
+        if not here:
+            raise DataError(
+                f"Class {name!r} has no picture of its own: each is an exact copy of one in "
+                "another class. Sort them out or remove the class."
+            )
         if len(here) < 2:
             raise DataError(
-                f"Class {name!r} has {len(here)} different picture(s); two are needed to have one "
+                f"Class {name!r} has only one picture (apart from copies); two are needed, one "
                 "for training and one for validation. Add pictures or remove the class."
             )
         random.Random(derive(seed, "split", name)).shuffle(here)
