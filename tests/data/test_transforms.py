@@ -99,16 +99,6 @@ def test_preprocessing_of_a_file_is_checked(change):
         Preprocessing.from_dict({**Preprocessing(64, 64).to_dict(), **change})
 
 
-def test_a_picture_is_written_into_its_row_of_a_batch():
-    augment = Augmentation()
-    batch = transforms.empty_batch(8, 16)
-    for i in range(8):
-        augment(noise(30, 40, i), 16, random.Random(i), out=batch[i : i + 1])
-    alone = [augment(noise(30, 40, i), 16, random.Random(i)) for i in range(8)]
-    assert torch.equal(batch, torch.stack(alone))
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_stack_is_channels_last():
     pictures = [torch.from_numpy(noise(8, 8, s)).permute(2, 0, 1) for s in range(3)]
     batch = transforms.stack(pictures)
