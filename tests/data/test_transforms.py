@@ -104,3 +104,19 @@ def test_stack_is_channels_last():
     batch = transforms.stack(pictures)
     assert torch.equal(batch, torch.stack(pictures))
     assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(4, 24, 17), (1, 5, 5), (0, 8, 8)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_normalize_gives_the_bits_of_the_formula_in_either_order(shape, layout):
+    count, height, width = shape
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=chance)
+    preset = Preprocessing(32, 32, mean=(0.1, 0.4, 0.7), std=(0.2, 0.3, 0.5))
+    mean = torch.tensor(preset.mean).view(3, 1, 1)
+    std = torch.tensor(preset.std).view(3, 1, 1)
+    given = images.to(memory_format=layout)
+    result = transforms.normalize(given, preset)
+    assert torch.equal(result, (images.float() / 255 - mean) / std)
+    assert result.is_contiguous(memory_format=layout)
+    assert torch.equal(given, images)

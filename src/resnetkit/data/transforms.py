@@ -76,9 +76,17 @@ class Preprocessing:
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """``(N, 3, H, W)`` uint8 -> float32 of about zero mean and unit variance, same device."""
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(3, 1, 1)
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    count, channels, height, width = images.shape
+    mean = torch.tensor(preprocessing.mean, device=images.device)
+    std = torch.tensor(preprocessing.std, device=images.device)
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        shape = (channels, 1, 1)
+        return images.to(torch.float32).div_(255).sub_(mean.view(shape)).div_(std.view(shape))
+    # Rows of colours side by side: the same bits in a quarter of the time, because PyTorch takes
+    # the three colours of one pixel slowly, and a long row fast.
+    rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels).to(torch.float32)
+    rows.div_(255).sub_(mean.repeat(width)).div_(std.repeat(width))
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
