@@ -1,6 +1,6 @@
 """The data path against its peers: training pictures of 224 px a second, on one core.
 
-    OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 python benchmarks/data_path.py --rounds 7
+    OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 python benchmarks/data_path.py --rounds 5
     python benchmarks/data_path.py --list 1000000        (what listing many files costs)
 
 Made photos of 500x375 and 4000x3000 (JPEG, quality 85). Every way ends in batches of training
@@ -222,7 +222,7 @@ def listing(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", type=int, default=512, help="photos of 500x375")
     parser.add_argument("--large", type=int, default=16, help="photos of 4000x3000")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
