@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -38,6 +39,18 @@ def test_growing():
     empty.extend(paths)
     assert empty == paths
     assert pickle.loads(pickle.dumps(paths)) == paths
+
+
+def test_a_path_takes_its_bytes_and_eight_more():
+    count, length = 50_000, len("train/n00000000.JPEG")
+    tracemalloc.start()
+    try:
+        paths = Paths(f"train/n{i:08d}.JPEG" for i in range(count))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(paths) == count
+    assert taken < 1.3 * count * (length + 8)
 
 
 def test_repr_is_short():

@@ -99,18 +99,24 @@ def test_preprocessing_of_a_file_is_checked(change):
         Preprocessing.from_dict({**Preprocessing(64, 64).to_dict(), **change})
 
 
-def test_a_picture_is_written_into_its_row_of_a_batch():
-    augment = Augmentation()
-    batch = transforms.empty_batch(8, 16)
-    for i in range(8):
-        augment(noise(30, 40, i), 16, random.Random(i), out=batch[i : i + 1])
-    alone = [augment(noise(30, 40, i), 16, random.Random(i)) for i in range(8)]
-    assert torch.equal(batch, torch.stack(alone))
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_stack_is_channels_last():
     pictures = [torch.from_numpy(noise(8, 8, s)).permute(2, 0, 1) for s in range(3)]
     batch = transforms.stack(pictures)
     assert torch.equal(batch, torch.stack(pictures))
     assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(4, 24, 17), (1, 5, 5), (0, 8, 8)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_normalize_gives_the_bits_of_the_formula_in_either_order(shape, layout):
+    count, height, width = shape
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=chance)
+    preset = Preprocessing(32, 32, mean=(0.1, 0.4, 0.7), std=(0.2, 0.3, 0.5))
+    mean = torch.tensor(preset.mean).view(3, 1, 1)
+    std = torch.tensor(preset.std).view(3, 1, 1)
+    given = images.to(memory_format=layout)
+    result = transforms.normalize(given, preset)
+    assert torch.equal(result, (images.float() / 255 - mean) / std)
+    assert result.is_contiguous(memory_format=layout)
+    assert torch.equal(given, images)

@@ -133,8 +133,8 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize_tensor(pixels, size)[0].permute(1, 2, 0).numpy()
 
 
-def resize_tensor(pixels: np.ndarray, size: tuple[int, int], out: Tensor | None = None) -> Tensor:
-    """`resize`, as a tensor ``(1, 3, h, w)`` in channels_last order; written to ``out`` if given.
+def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """`resize`, as a tensor ``(1, 3, h, w)`` in channels_last order.
 
     The strides say channels_last also for the batch of one, so that neither PyTorch nor whoever
     takes the result has to turn the colours round in memory: that cost more than the resizing.
@@ -143,13 +143,7 @@ def resize_tensor(pixels: np.ndarray, size: tuple[int, int], out: Tensor | None 
     picture = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, 3)
     strides = (pixels.size, 1, width * channels, channels)
     batch = picture.as_strided((1, channels, height, width), strides)
-    if out is None:
-        return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
-    resample = (
-        torch.ops.aten._upsample_bilinear2d_aa.out
-    )  # what interpolate calls, which has no out
-    result: Tensor = resample(batch, [size[1], size[0]], False, None, out=out)
-    return result
+    return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
 
 
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:

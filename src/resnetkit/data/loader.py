@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import randomness
 from ..runtime import map_ahead
 from .cache import Pictures
-from .transforms import Augmentation, empty_batch
+from .transforms import Augmentation, stack
 
 
 @dataclass(frozen=True)
@@ -53,37 +53,29 @@ class Loader:
         pixels."""
         order = randomness.order(seed, epoch, len(self.pictures))
 
-        def make(picture: int, row: Tensor) -> None:
+        def make(picture: int) -> Tensor:
             chance = randomness.for_picture(seed, epoch, picture)
-            augmentation(self.pictures[picture], size, chance, out=row)
+            return augmentation(self.pictures[picture], size, chance)
 
         count = self.training_batches()
         chunks = np.split(order[: count * self.batch_size], self._cuts(count))
-        return self._batches(chunks[first:], size, make)
+        return self._batches(chunks[first:], make)
 
     def evaluation(self) -> Iterator[Batch]:
         """Every picture once, in order, by the evaluation preset."""
         everyone = np.arange(len(self.pictures))
-        preprocessing = self.pictures.preprocessing
-
-        def make(picture: int, row: Tensor) -> None:
-            row[0].copy_(preprocessing.crop(self.pictures[picture]))
-
+        crop = self.pictures.preprocessing.crop
         chunks = np.split(everyone, self._cuts(-(-len(everyone) // self.batch_size)))
-        return self._batches(chunks, preprocessing.crop_size, make)
+        return self._batches(chunks, lambda picture: crop(self.pictures[picture]))
 
     def _cuts(self, batches: int) -> list[int]:
         return [self.batch_size * i for i in range(1, batches)]
 
     def _batches(
-        self, chunks: Iterable[np.ndarray], size: int, make: Callable[[int, Tensor], None]
+        self, chunks: Iterable[np.ndarray], make: Callable[[int], Tensor]
     ) -> Iterator[Batch]:
-        """``make`` writes a picture, given by its index, into a row ``(1, 3, size, size)``."""
-
         def prepare(indices: np.ndarray) -> Batch:
-            images = empty_batch(len(indices), size)
-            for i, index in enumerate(indices.tolist()):
-                make(index, images[i : i + 1])
+            images = stack([make(int(i)) for i in indices])
             labels = torch.from_numpy(self.pictures.part.labels[indices].astype(np.int64))
             return Batch(images, labels, indices)
 

@@ -76,9 +76,17 @@ class Preprocessing:
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """``(N, 3, H, W)`` uint8 -> float32 of about zero mean and unit variance, same device."""
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(3, 1, 1)
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    count, channels, height, width = images.shape
+    mean = torch.tensor(preprocessing.mean, device=images.device)
+    std = torch.tensor(preprocessing.std, device=images.device)
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        shape = (channels, 1, 1)
+        return images.to(torch.float32).div_(255).sub_(mean.view(shape)).div_(std.view(shape))
+    # Rows of colours side by side: the same bits in a quarter of the time, because PyTorch takes
+    # the three colours of one pixel slowly, and a long row fast.
+    rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels).to(torch.float32)
+    rows.div_(255).sub_(mean.repeat(width)).div_(std.repeat(width))
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
@@ -125,21 +133,12 @@ class Augmentation:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
 
-    def __call__(
-        self, pixels: np.ndarray, size: int, chance: Random, out: Tensor | None = None
-    ) -> Tensor:
-        """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides.
-
-        ``out`` is where to write it, ``(1, 3, size, size)`` in channels_last order: a row of a
-        batch.
-        """
+    def __call__(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
+        """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides."""
         height, width = pixels.shape[:2]
         top, left, h, w = self._box(height, width, chance)
-        picture = resize_tensor(pixels[top : top + h, left : left + w], (size, size), out)
-        if self.flip and chance.random() < 0.5:
-            mirrored = picture.flip(-1)
-            picture = mirrored if out is None else out.copy_(mirrored)
-        return picture[0]
+        picture = resize_tensor(pixels[top : top + h, left : left + w], (size, size))
+        return (picture.flip(-1) if self.flip and chance.random() < 0.5 else picture)[0]
 
     def _box(self, height: int, width: int, chance: Random) -> tuple[int, int, int, int]:
         """Top, left, height, width. Ten tries, then the largest crop in the middle that fits."""
@@ -155,14 +154,10 @@ class Augmentation:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-def empty_batch(count: int, size: int) -> Tensor:
-    """Room for ``(count, 3, size, size)`` uint8 in channels_last order."""
-    return torch.empty((count, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-
-
 def stack(pictures: Sequence[Tensor]) -> Tensor:
     """``n`` times ``(3, S, S)`` uint8 -> ``(n, 3, S, S)`` in channels_last order."""
-    batch = empty_batch(len(pictures), pictures[0].shape[-1])
+    size = pictures[0].shape[-1]
+    batch = torch.empty((len(pictures), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for row, picture in zip(batch, pictures, strict=True):
         row.copy_(picture)
     return batch
