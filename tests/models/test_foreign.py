@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnetkit import models
-from resnetkit.errors import WeightsError
+from resnetkit.errors import OutputError, WeightsError
 from resnetkit.models import convert, get_model, list_models, recognise
 from resnetkit.models.modelfile import read
 
@@ -275,6 +275,22 @@ def test_names_and_preprocessing_can_be_given(file, tmp_path):
     assert said(found, "prepared") == []
     with pytest.raises(WeightsError, match="1000 class names for 3 logits"):
         convert(file, target, classes="imagenet")
+
+
+def test_options_that_cannot_be_and_places_that_cannot_be_written_to_are_told(file, tmp_path):
+    for options in ({"num_classes": -1}, {"width": -1}):
+        with pytest.raises(WeightsError, match=r"cannot be built with .*=-1"):
+            convert(file, tmp_path / "m.safetensors", options=options)
+    with pytest.raises(OutputError, match=r"below cannot be written .*name a place that can be"):
+        convert(file, file / "below")
+
+
+def test_prefixes_and_other_names_in_safetensors_are_known(tmp_path):
+    ours = models.cifar_resnet20(shortcut="B").state_dict()
+    renamed = {n.replace("downsample", "shortcut").replace("fc.", "linear."): n for n in ours}
+    save_file({f"module.{n}": ours[o] for n, o in renamed.items()}, tmp_path / "a.safetensors")
+    found = convert(tmp_path / "a.safetensors", tmp_path / "m.safetensors")
+    assert (found.architecture, found.options["shortcut"]) == ("cifar_resnet20", "B")
 
 
 def test_a_file_without_head_is_converted_and_told(tmp_path):
