@@ -221,3 +221,11 @@ def test_builders_of_other_people_may_have_annotations_that_only_a_type_checker_
     finally:
         for builder in (mine, published):
             registry._BUILDERS.pop(f"test_{builder.__name__}", None)
+
+
+def test_a_name_without_a_member_is_the_same_mistake_as_there(module):
+    with pytest.raises(KeyError):
+        module.get_weight("ResNet50_Weights.")
+    for name in ("x", "a.b.c"):
+        with pytest.raises(ValueError, match="name"):
+            module.get_weight(name)

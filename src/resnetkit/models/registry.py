@@ -158,7 +158,7 @@ def get_weight(name: str) -> WeightsEnum:
         UnknownWeightsError: a KeyError; the enum has no such member.
     """
     enum_name, _, member = name.partition(".")
-    if not member or "." in member:
+    if name.count(".") != 1:
         raise ValueError(f"Expected a name like ResNet50_Weights.IMAGENET1K_V2; got {name!r}")
     enums = {enum.__name__: enum for enum in _all_enums(WeightsEnum)}
     if enum_name not in enums:
