@@ -229,3 +229,18 @@ def test_a_name_without_a_member_is_the_same_mistake_as_there(module):
     for name in ("x", "a.b.c"):
         with pytest.raises(ValueError, match="name"):
             module.get_weight(name)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: resnet18(False),
+        lambda: resnet18(weights=False),
+        lambda: resnet18(pretrained=False),
+        lambda: get_model("resnet18", weights=False),
+        lambda: get_model("resnet18", pretrained=False),
+    ],
+)
+def test_warnings_show_the_line_that_is_to_be_changed(call, recwarn):
+    call()
+    assert {warning.filename for warning in recwarn} == {__file__}

@@ -97,6 +97,8 @@ def said(found, words):
 def test_what_tensors_cannot_tell_is_said_and_can_be_decided():
     bottleneck, flat = shapes("resnet50"), shapes("cifar_plain20")
     assert said(recognise(bottleneck), "took V1.5")
+    assert said(recognise(bottleneck), "dilate in place of a stride")
+    assert said(recognise(bottleneck), "timm's with a blur")
     v1 = recognise(bottleneck, options={"stride_on": "1x1"})
     assert (v1.options["stride_on"], said(v1, "V1")) == ("1x1", [])
     assert said(recognise(flat), "took a residual net with shortcuts of option A")
