@@ -250,8 +250,9 @@ def test_a_cached_file_that_cannot_be_read_is_named(site, cache):
 
 def test_a_file_cut_short_is_told(file):
     file.write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(WeightsError, match="damaged or no PyTorch file"):
+    with pytest.raises(WeightsError, match="damaged or no PyTorch file") as caught:
         resnet18(weights=file)
+    assert "internal" not in str(caught.value)
 
 
 def _wrapped(state):
@@ -401,9 +402,17 @@ def test_options_that_no_tensor_shows_are_logged_beside_published_weights(monkey
     resnet50(weights="DEFAULT", stride_on="3x3")
     assert caplog.records == []
     resnet50(weights="DEFAULT", stride_on="1x1")
-    assert "were trained with stride_on='3x3', the network has '1x1'" in caplog.text
+    assert "was trained with stride_on='3x3', the network has '1x1'" in caplog.text
     resnet50(weights="DEFAULT", replace_stride_with_dilation=[False, False, True])
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_options_that_no_tensor_shows_are_logged_beside_a_file(tmp_path, caplog):
+    torch.save(resnet50(num_classes=2).state_dict(), tmp_path / "a.pth")
+    caplog.set_level(logging.INFO)
+    resnet50(weights=tmp_path / "a.pth", stride_on="1x1")
+    assert "cannot tell whether it was trained with stride_on='1x1'" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_a_wrong_option_costs_no_download(monkeypatch):

@@ -45,7 +45,6 @@ def with_weights(
             return construct(**options)
         if isinstance(source, WeightsEnum):  # made first: a wrong option shall not cost a download
             model = construct(**{"num_classes": len(source.meta["categories"]), **options})
-            _say_what_changes(source, options)
             tensors = load_tensors(source, published, progress).tensors
         else:
             checkpoint = load_tensors(source, published, progress)
@@ -54,6 +53,7 @@ def with_weights(
             tensors = checkpoint.tensors
             model = construct(**{**options_of(tensors), **options})
         load_into(model, tensors, str(source))
+        _say_what_changes(str(source), options, isinstance(source, WeightsEnum))
         return model
 
     kinds = os.PathLike[str] | str | None
@@ -68,13 +68,16 @@ def with_weights(
     return build
 
 
-def _say_what_changes(source: WeightsEnum, options: Mapping[str, Any]) -> None:
-    """Options that no tensor shows: the weights load, but into another network than theirs."""
-    if options.get("stride_on", "3x3") != "3x3":
-        told = "%s were trained with stride_on='3x3', the network has %r: they will do worse"
+def _say_what_changes(source: str, options: Mapping[str, Any], published: bool) -> None:
+    """Options that no tensor shows: the weights load, but perhaps into another network."""
+    given = {n: options.get(n) for n in ("stride_on", "replace_stride_with_dilation")}
+    if published and given.pop("stride_on") not in (None, "3x3"):
+        told = "%s was trained with stride_on='3x3', the network has %r: it will do worse"
         _log.warning(told, source, options["stride_on"])
-    if options.get("replace_stride_with_dilation") is not None:
-        _log.info("%s were trained without dilation; the network may have it", source)
+    for name, value in given.items():
+        if value is not None:
+            told = "%s cannot tell whether it was trained with %s=%r, as the network has it"
+            _log.info(told, source, name, value)
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
