@@ -205,3 +205,23 @@ def test_heic_names_the_extra(tmp_path, monkeypatch):
     path.write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
     with pytest.raises(PictureError, match=r'pip install "resnetkit\[heif\]"'):
         decode.decode(path)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_wide_grey_is_as_bright_as_its_numbers_say(tmp_path, mode):
+    shades = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    expected = decode.from_memory(shades)
+    for scale in (1, 257):
+        image = Image.fromarray(shades.astype(np.int32) * scale).convert(mode)
+        image.save(tmp_path / "x.tif")
+        assert (decode.from_memory(image) == expected).all()
+        assert (decode.decode(tmp_path / "x.tif") == expected).all()
+
+
+def test_dark_pictures_of_sixteen_bits_stay_dark(tmp_path):
+    dark = np.full((8, 8), 200, np.uint16)
+    Image.fromarray(dark).save(tmp_path / "x.png")
+    head = b"P5 8 8 65535\n"
+    (tmp_path / "x.pgm").write_bytes(head + dark.astype(">u2").tobytes())
+    for name in ("x.png", "x.pgm"):
+        assert decode.decode(tmp_path / name).max() == 1

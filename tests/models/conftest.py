@@ -27,6 +27,7 @@ class Site:
     etag: str | None = '"one"'
     heeds_if_range: bool = True
     delay: float = 0.0
+    length: str = ""
     published: str = ""
     digest: str = ""
     content: bytes = b""
@@ -73,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, body: bytes, extra: dict[str, str] | None = None, cut: bool = False
     ) -> None:
         self.send_response(status)
-        headers = {"Content-Length": str(len(body)), **(extra or {})}
+        headers = {"Content-Length": self.site.length or str(len(body)), **(extra or {})}
         if self.site.etag:
             headers["ETag"] = self.site.etag
         for name, value in headers.items():

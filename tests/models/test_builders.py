@@ -17,6 +17,7 @@ from resnetkit.models import (
     list_models,
     list_weights,
     register_model,
+    registry,
     resnet18,
 )
 from resnetkit.models import weights as weights_module
@@ -201,3 +202,45 @@ def test_a_model_is_made_from_its_own_options():
     assert ResNet34_Weights.DEFAULT.meta["num_params"] == sum(
         p.numel() for p in models.resnet34().parameters()
     )
+
+
+def test_builders_of_other_people_may_have_annotations_that_only_a_type_checker_reads():
+    def mine(*, weights: "Nowhere" = None) -> "Elsewhere":  # noqa: F821
+        raise NotImplementedError
+
+    def published(*, weights: "models.ResNet18_Weights | None" = None) -> "Elsewhere":  # noqa: F821
+        raise NotImplementedError
+
+    try:
+        for builder in (mine, published):
+            models.register_model(f"test_{builder.__name__}")(builder)
+        assert list(list_weights("test_*")) == ["test_published"]
+        assert get_model_weights("test_published") is models.ResNet18_Weights
+        with pytest.raises(ValueError, match="No weights are published"):
+            get_model_weights("test_mine")
+    finally:
+        for builder in (mine, published):
+            registry._BUILDERS.pop(f"test_{builder.__name__}", None)
+
+
+def test_a_name_without_a_member_is_the_same_mistake_as_there(module):
+    with pytest.raises(KeyError):
+        module.get_weight("ResNet50_Weights.")
+    for name in ("x", "a.b.c"):
+        with pytest.raises(ValueError, match="name"):
+            module.get_weight(name)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: resnet18(False),
+        lambda: resnet18(weights=False),
+        lambda: resnet18(pretrained=False),
+        lambda: get_model("resnet18", weights=False),
+        lambda: get_model("resnet18", pretrained=False),
+    ],
+)
+def test_warnings_show_the_line_that_is_to_be_changed(call, recwarn):
+    call()
+    assert {warning.filename for warning in recwarn} == {__file__}

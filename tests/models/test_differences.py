@@ -1,7 +1,9 @@
 """docs/differences.md is complete and true."""
 
+import importlib
 import inspect
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -89,7 +91,7 @@ def other_classes(monkeypatch):
 
 
 def grey_and_transparent():
-    for mode in ("L", "RGBA"):
+    for mode in ("L", "RGBA", "LA", "CMYK", "I;16"):
         picture = Image.new(mode, (9, 9))
         with pytest.raises(RuntimeError):
             TheirPreset(crop_size=8)(picture)
@@ -109,8 +111,65 @@ def strange_weights(monkeypatch):
     monkeypatch.setattr(THEIRS.WeightsEnum, "get_state_dict", lambda *a, **k: state)
     with pytest.warns(UserWarning, match="IMAGENET1K_V1"):
         THEIRS.resnet18(weights={"a": 1})
-    with pytest.raises(TypeError):
-        models.resnet18(weights={"a": 1})
+    for odd in ({"a": 1}, {}, []):
+        with pytest.raises(TypeError):
+            models.resnet18(weights=odd)
+        if not odd:
+            with pytest.warns(UserWarning, match="weights"):
+                THEIRS.resnet18(weights=odd)
+    for module in (THEIRS, models):
+        with pytest.warns(UserWarning, match="weights"):
+            module.resnet18(weights=0)
+
+
+def stages():
+    for layers in ([1, 1, 1], [1] * 5):
+        ours = models.ResNet(models.Bottleneck, layers, width=8)
+        assert ours.features(torch.zeros(2, 3, 64, 64))[-1].shape[1] == 32 * 2 ** (len(layers) - 1)
+    with pytest.raises(IndexError):
+        THEIRS.ResNet(THEIRS.resnet.Bottleneck, [1, 1, 1])
+    assert not hasattr(THEIRS.ResNet(THEIRS.resnet.Bottleneck, [1] * 5), "layer5")
+
+
+def no_classes():
+    x = torch.zeros(2, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a layer without elements
+        assert THEIRS.resnet18(num_classes=0)(x).shape == (2, 0)
+    assert models.resnet18(num_classes=0)(x).shape == (2, 512)
+
+
+def zero_init():
+    theirs = THEIRS.ResNet(models.BasicBlock, [1] * 4, zero_init_residual=True)
+    ours = models.ResNet(THEIRS.resnet.BasicBlock, [1] * 4, zero_init_residual=True)
+    assert theirs.layer1[0].bn2.weight.sum() == 64
+    assert ours.layer1[0].bn2.weight.sum() == 0
+
+
+def colour_spaces():
+    preset, theirs = models.ImageClassification(crop_size=8), TheirPreset(crop_size=8)
+    photo = Image.new("RGB", (9, 9), (200, 100, 50))
+    for mode in ("YCbCr", "HSV"):
+        other = photo.convert(mode)
+        assert (preset(other) - theirs(photo)).abs().max() < 0.1
+        assert (theirs(other) - theirs(photo)).abs().max() > 0.5
+
+
+def weights_only(monkeypatch):
+    monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *_, **given: given)
+    assert THEIRS.ResNet18_Weights.DEFAULT.get_state_dict(weights_only=False) == {
+        "weights_only": False
+    }
+    with pytest.raises(TypeError, match="weights_only"):
+        models.ResNet18_Weights.DEFAULT.get_state_dict(weights_only=True)
+
+
+def builders_beside_the_class():
+    theirs = {n for n in dir(THEIRS.resnet) if "esnet" in n.lower() and n[0] != "_"}
+    assert {"resnet18", "ResNet18_Weights", "ResNet"} <= theirs
+    ours = importlib.import_module("resnetkit.models.resnet")
+    names = {"ResNet", "BasicBlock", "Bottleneck", "conv1x1", "conv3x3"}
+    assert {n for n in (theirs | names) if hasattr(ours, n)} == names
 
 
 def hash_check():
@@ -147,8 +206,14 @@ BEHAVIOURS = {
     "dilated-basic-block": dilated_basic_block,
     "other-classes": other_classes,
     "grey-and-transparent": grey_and_transparent,
+    "stages": stages,
     "weights-from-anywhere": weights_from_anywhere,
     "strange-weights": strange_weights,
+    "no-classes": no_classes,
+    "zero-init": zero_init,
+    "colour-spaces": colour_spaces,
+    "weights-only": weights_only,
+    "builders-beside-the-class": builders_beside_the_class,
     "hash-check": hash_check,
     "list-models": list_models_takes_patterns_first,
     "scripting": scripting,

@@ -107,6 +107,12 @@ def test_a_rest_that_does_not_fit_begins_anew(site, cache):
     assert [w for _, w in site.requests] == [None, f"bytes={len(site.content) // 2}-", None]
 
 
+def test_an_answer_without_sense_is_told(site, cache):
+    site.length = "many"
+    with pytest.raises(DownloadError, match=r"Content-Length 'many', 5 times in a row$"):
+        fetch(site.published, progress=False)
+
+
 def test_a_server_that_never_goes_on_is_given_up(site, cache):
     site.faults = ["cut", "wrong part"] * 20
     with pytest.raises(DownloadError, match="5 times in a row"):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnetkit import models
-from resnetkit.errors import WeightsError
+from resnetkit.errors import OutputError, WeightsError
 from resnetkit.models import convert, get_model, list_models, recognise
 from resnetkit.models.modelfile import read
 
@@ -85,7 +85,7 @@ def test_a_network_among_others_is_found(prefix):
     head = {"head.fc.weight": torch.zeros(7, 2048), "head.fc.bias": torch.zeros(7)}
     found = recognise({**state, **head, "neck.weight": torch.zeros(2, 2)})
     assert (found.architecture, found.options) == ("resnet50", {"num_classes": 7})
-    assert said(found, f"left out 1 tensors outside of '{prefix}', first neck.weight")
+    assert said(found, f"left out what is not in '{prefix}': 1, first neck.weight")
     twice = {f"teacher.{n}": t for n, t in shapes("resnet18").items()}
     assert said(recognise({**state, **twice}), "the file also has") != []
 
@@ -97,6 +97,8 @@ def said(found, words):
 def test_what_tensors_cannot_tell_is_said_and_can_be_decided():
     bottleneck, flat = shapes("resnet50"), shapes("cifar_plain20")
     assert said(recognise(bottleneck), "took V1.5")
+    assert said(recognise(bottleneck), "dilate in place of a stride")
+    assert said(recognise(bottleneck), "timm's with a blur")
     v1 = recognise(bottleneck, options={"stride_on": "1x1"})
     assert (v1.options["stride_on"], said(v1, "V1")) == ("1x1", [])
     assert said(recognise(flat), "took a residual net with shortcuts of option A")
@@ -125,12 +127,12 @@ def test_tensors_that_no_layer_uses_are_named_and_dropped():
 @pytest.mark.parametrize(
     ("changed", "shape", "words"),
     [
-        ("layer1.0.se.weight", (3,), r"1 are unknown here, first layer1.0.se.weight \(3,\)"),
-        ("layer2.1.bn1.bias", None, r"1 tensors are missing, first layer2.1.bn1.bias \(128,\)"),
+        ("layer1.0.se.weight", (3,), r"1 is unknown here, first layer1.0.se.weight \(3,\)"),
+        ("layer2.1.bn1.bias", None, r"1 tensor is missing, first layer2.1.bn1.bias \(128,\)"),
         ("layer3.1.conv1.weight", (256, 9, 3, 3), r"9, 3, 3\), expected \(256, 256, 3, 3\)"),
         ("layer3.1.conv1.weight", None, r"\[2, 2, 1, 2\] layers.*Beside resnet18: "),
         ("layer1.0.conv1.weight", None, r"is no ResNet: its first tensors are conv1.weight"),
-        ("layer1.0.conv2.bias", (64,), r"1 are unknown here, first layer1.0.conv2.bias"),
+        ("layer1.0.conv2.bias", (64,), r"1 is unknown here, first layer1.0.conv2.bias"),
         ("fc.weight", (1000,), r"fc.weight is \(1000,\), expected \(1000, 512\)"),
     ],
 )
@@ -275,6 +277,28 @@ def test_names_and_preprocessing_can_be_given(file, tmp_path):
     assert said(found, "prepared") == []
     with pytest.raises(WeightsError, match="1000 class names for 3 logits"):
         convert(file, target, classes="imagenet")
+
+
+def test_options_that_cannot_be_and_places_that_cannot_be_written_to_are_told(file, tmp_path):
+    for options in ({"num_classes": -1}, {"width": -1}):
+        with pytest.raises(WeightsError, match=r"cannot be built with .*=-1"):
+            convert(file, tmp_path / "m.safetensors", options=options)
+    with pytest.raises(OutputError, match=r"below cannot be written .*name a place that can be"):
+        convert(file, file / "below")
+
+
+def test_prefixes_and_other_names_in_safetensors_are_known(tmp_path):
+    ours = models.cifar_resnet20(shortcut="B").state_dict()
+    renamed = {n.replace("downsample", "shortcut").replace("fc.", "linear."): n for n in ours}
+    save_file({f"module.{n}": ours[o] for n, o in renamed.items()}, tmp_path / "a.safetensors")
+    found = convert(tmp_path / "a.safetensors", tmp_path / "m.safetensors")
+    assert (found.architecture, found.options["shortcut"]) == ("cifar_resnet20", "B")
+
+
+def test_one_class_is_spoken_of_as_one(tmp_path):
+    save_file(models.resnet18(num_classes=1).state_dict(), tmp_path / "a.safetensors")
+    found = convert(tmp_path / "a.safetensors", tmp_path / "m.safetensors")
+    assert said(found, "the class has a number for its name; --classes gives names")
 
 
 def test_a_file_without_head_is_converted_and_told(tmp_path):

@@ -13,6 +13,7 @@ from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import ModelFileError
 from resnetkit.models import get_model, modelfile
 from resnetkit.models.modelfile import Header
+from resnetkit.models.registry import get_skeleton
 
 OPTIONS = {"num_classes": 3, "width": 4}
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -47,6 +48,36 @@ def test_round_trip(file):
     assert not loaded.training
     x = torch.randn(2, 3, 28, 28)
     assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_tensors_lie_in_memory_as_pytorchs_own_do(tmp_path, length):
+    model, header = make(data={"name": "x" * 8 * length})
+    modelfile.write(tmp_path / "m", model.state_dict(), header)
+    loaded, _ = modelfile.read(tmp_path / "m")
+    assert {tensor.data_ptr() % 64 for tensor in loaded.state_dict().values()} == {0}
+
+
+def test_two_names_may_share_their_memory(tmp_path):
+    model, header = make()
+    model.layer1[0].bn2.weight = model.layer1[0].bn1.weight
+    modelfile.write(tmp_path / "m", model.state_dict(), header)
+    loaded, _ = modelfile.read(tmp_path / "m")
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{"in_channels": -1}, {"width": -4}, {"num_classes": -3}, {"in_channels": 2**62}]
+)
+def test_options_that_no_network_can_have_are_named(tmp_path, options):
+    model, header = make(options={**OPTIONS, **options})
+    modelfile.write(tmp_path / "m", model.state_dict(), header)
+    (name, value), *_ = options.items()
+    with pytest.raises(ModelFileError, match=f"cannot be built with .*{name}={value}"):
+        modelfile.read(tmp_path / "m")
+    with pytest.raises(ValueError, match=f"cannot be built with .*{name}={value}"):
+        get_skeleton("cifar_resnet20", **options)
 
 
 def test_the_same_model_gives_the_same_bytes(file, tmp_path):

@@ -79,6 +79,15 @@ def test_sixteen_bits_keep_the_upper_eight():
     assert torch.equal(ours(deep), ours(Image.new("L", (8, 8), 0x80)))
 
 
+def test_thirty_two_bits_are_taken_for_eight_or_sixteen_by_what_they_hold():
+    ours = ImageClassification(crop_size=8, resize_size=8)
+    shades = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+    assert torch.equal(ours(shades.convert("I")), ours(shades))
+    deep = Image.fromarray(np.asarray(shades).astype(np.int32) * 256)
+    assert deep.mode == "I"
+    assert torch.equal(ours(deep), ours(shades))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
 def test_transparency_lies_on_white(mode):
     ours = ImageClassification(crop_size=8, resize_size=8)

@@ -17,11 +17,13 @@ from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import DownloadError, ModelFileError, UnknownWeightsError, WeightsError
 from resnetkit.models import (
     ResNet18_Weights,
+    ResNet50_Weights,
     cifar_resnet20,
     get_weight,
     load_tensors,
     modelfile,
     resnet18,
+    resnet50,
 )
 from resnetkit.models.download import fetch
 
@@ -248,8 +250,9 @@ def test_a_cached_file_that_cannot_be_read_is_named(site, cache):
 
 def test_a_file_cut_short_is_told(file):
     file.write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(WeightsError, match="damaged or no PyTorch file"):
+    with pytest.raises(WeightsError, match="damaged or no PyTorch file") as caught:
         resnet18(weights=file)
+    assert "internal" not in str(caught.value)
 
 
 def _wrapped(state):
@@ -372,7 +375,7 @@ def test_counts_of_batches_may_be_absent_or_superfluous(net, x, file, tmp_path):
 
 
 def test_what_does_not_fit_shows_the_first_names_and_shapes(net, file):
-    from resnetkit.models import resnet34, resnet50
+    from resnetkit.models import resnet34
 
     with pytest.raises(WeightsError, match=r"missing, first layer1\.0\.conv3\.weight \(256, 64"):
         resnet50(weights=file)
@@ -384,6 +387,32 @@ def test_what_does_not_fit_shows_the_first_names_and_shapes(net, file):
         resnet18(weights=file, width=16)
     with pytest.raises(RuntimeError, match=r"are unknown here, first bn1.running_mean"):
         resnet18(weights=file, norm_layer=lambda c: nn.GroupNorm(8, c))
+
+
+def test_what_does_not_fit_is_not_first_said_to_be_adapted(file, caplog):
+    with pytest.raises(WeightsError):
+        resnet18(weights=file, width=16, num_classes=9, in_channels=1)
+    assert caplog.records == []
+
+
+def test_options_that_no_tensor_shows_are_logged_beside_published_weights(monkeypatch, caplog):
+    state = resnet50().state_dict()
+    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda *a, **k: state)
+    caplog.set_level(logging.INFO)
+    resnet50(weights="DEFAULT", stride_on="3x3")
+    assert caplog.records == []
+    resnet50(weights="DEFAULT", stride_on="1x1")
+    assert "was trained with stride_on='3x3', the network has '1x1'" in caplog.text
+    resnet50(weights="DEFAULT", replace_stride_with_dilation=[False, False, True])
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_options_that_no_tensor_shows_are_logged_beside_a_file(tmp_path, caplog):
+    torch.save(resnet50(num_classes=2).state_dict(), tmp_path / "a.pth")
+    caplog.set_level(logging.INFO)
+    resnet50(weights=tmp_path / "a.pth", stride_on="1x1")
+    assert "cannot tell whether it was trained with stride_on='1x1'" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_a_wrong_option_costs_no_download(monkeypatch):

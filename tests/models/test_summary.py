@@ -71,3 +71,31 @@ def test_the_model_itself_is_left_as_it_was():
     assert net.training
     assert net.conv1.weight.device.type == "cpu"
     assert not net.conv1._forward_hooks
+
+
+class _Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.tied = nn.Conv2d(4, 4, 3, padding=1)
+        self.tied.weight = self.again.weight
+        self.up = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2)
+
+    def forward(self, x):
+        return self.up(self.tied(self.again(self.again(self.first(x)))))
+
+
+def test_shared_parameters_count_once_and_transposed_convolutions_are_counted():
+    net = _Shared()
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, 10, 7))
+    summary = summarize(net, (10, 7))
+    assert 2 * summary.macs == counter.get_total_flops()
+    assert sum(stage.parameters for stage in summary.stages) == summary.parameters
+    assert [row.name for row in summary.rows] == ["first", "again", "again", "tied", "up"]
+
+
+def test_a_network_without_convolution_is_told():
+    with pytest.raises(ValueError, match="begins with a Conv2d; got a Linear without any"):
+        summarize(nn.Linear(3, 2))

@@ -39,7 +39,9 @@ def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
     """Read a picture as RGB pixels, upright, no larger than it has to be.
 
     Grey becomes RGB; transparency is laid over white; CMYK, palettes and 16 bits are converted; of
-    an animation the first frame is taken; EXIF orientation is applied.
+    an animation the first frame is taken; EXIF orientation is applied. Grey of 32 bits does not say
+    what is white: numbers up to 255 are taken for 8 bits, larger ones for 16; fractions up to 1 for
+    0..1.
 
     Args:
         source: a file, or the bytes of one.
@@ -178,13 +180,21 @@ def _may_be_turned(jpeg: bytes) -> bool:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
         wide = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" or wide.max(initial=0) > 1 else 1.0
+        top = _white(image, float(wide.max(initial=0)))
         image = Image.fromarray((wide.clip(0, top) * (255 / top)).round().astype(np.uint8))
     if image.has_transparency_data:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, "white")
         image = Image.alpha_composite(white, over)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _white(image: Image.Image, largest: float) -> float:
+    """The number that stands for white in a picture with one channel of 16 or 32 bits."""
+    if image.mode == "F" and largest <= 1:
+        return 1.0
+    says_16 = image.mode.startswith("I;16") or image.format == "PPM"  # Pillow scales PPM to 16
+    return 65535.0 if says_16 or largest > 255 else 255.0
 
 
 def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> np.ndarray:

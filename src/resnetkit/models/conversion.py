@@ -54,7 +54,12 @@ def convert(
     if count == 0:
         notes.append("the file has no head: the model gives the pooled vector, not classes")
     elif classes is None:
-        notes.append(f"the {count} classes have numbers for names; name them with --classes")
+        has = (
+            "the class has a number for its name"
+            if count == 1
+            else (f"the {count} classes have numbers for names")
+        )
+        notes.append(f"{has}; --classes gives names")
     sizes = _input_sizes(found, published)
     if preprocessing is None and published is None:
         notes.append(

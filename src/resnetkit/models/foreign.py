@@ -182,7 +182,9 @@ def _ambiguities(
     if facts.block is Bottleneck and "stride_on" not in given:
         said.append(
             "V1 and V1.5 have the same tensors: took V1.5, the stride on the 3x3; V1 is --set "
-            "stride_on=1x1"
+            "stride_on=1x1. Nets that dilate in place of a stride have them too (--set "
+            "replace_stride_with_dilation=...), and so have timm's with a blur or pooling before "
+            "the stride (resnetblur, resnetaa, ...), which no option here makes"
         )
     if facts.shortcut == "A" and architecture is None and "shortcut" not in given:
         said.append(

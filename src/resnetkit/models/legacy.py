@@ -6,6 +6,7 @@ These calls still work, mean the first published weights (V1), and warn; the new
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -69,4 +70,7 @@ def _first(name: str, published: type[WeightsEnum] | None, wanted: object) -> We
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=5)
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)  # shows the line that called us

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -67,9 +68,13 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
     """Write a model file, atomically.
 
     Args:
-        tensors: the network's ``state_dict``; memory layout and device do not matter.
+        tensors: the network's ``state_dict``; memory layout and device do not matter, nor whether
+            two names share their memory.
+
+    Raises:
+        OutputError: there is no writing to ``path``.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: _own(tensor.detach().cpu()) for name, tensor in tensors.items()}
     with atomic(path) as temporary:
         save_file(plain, temporary, metadata={KEY: header.to_json()})
 
@@ -122,8 +127,14 @@ def read(path: str | Path) -> tuple[nn.Module, Header]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path}: its architecture cannot be built ({error})") from error
     _check_tensors(path, model, tensors, header)
-    model.load_state_dict(tensors, assign=True)
+    # The file's tensors begin at any multiple of 8 bytes, where some kernels take another path and
+    # end in other last bits. A copy begins where PyTorch's own tensors do.
+    model.load_state_dict({name: _own(t) for name, t in tensors.items()}, assign=True)
     return model.eval(), header
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _check_tensors(

@@ -27,7 +27,8 @@ class ImageClassification(nn.Module):
         A PIL picture, or a tensor ``(..., C, H, W)`` of uint8 in 0..255 or floats in 0..1; answers
         float32 ``(..., 3, crop_size, crop_size)``. Where three channels are expected, grey pictures
         are repeated and transparent ones are laid on white; ValueError for other numbers of
-        channels.
+        channels. Of 16 bits of grey the upper 8 count; a PIL picture of mode ``I`` does not say
+        what is white, so that one with no number over 255 is taken for 8 bits.
     """
 
     def __init__(
@@ -93,7 +94,10 @@ def _pil_to_rgb(picture: Image) -> Image:
     if picture.mode == "F":
         raise ValueError("the picture has mode F, whose range is unknown; convert it to L or RGB")
     if picture.mode.startswith("I"):  # 16 bits of grey, of which RGB keeps the upper 8
-        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+        wide = picture.convert("I")
+        top: Any = wide.getextrema()[1]
+        deep = picture.mode != "I" or picture.format == "PPM" or top > 255
+        return (wide.point(lambda v: v / 256) if deep else wide).convert("L").convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     white = Image.new("RGBA", picture.size, "white")

@@ -53,6 +53,7 @@ def with_weights(
             tensors = checkpoint.tensors
             model = construct(**{**options_of(tensors), **options})
         load_into(model, tensors, str(source))
+        _say_what_changes(str(source), options, isinstance(source, WeightsEnum))
         return model
 
     kinds = os.PathLike[str] | str | None
@@ -65,6 +66,18 @@ def with_weights(
     made = inspect.signature(construct, eval_str=True).return_annotation
     build.__signature__ = inspect.Signature(parameters, return_annotation=made)  # type: ignore[attr-defined]
     return build
+
+
+def _say_what_changes(source: str, options: Mapping[str, Any], published: bool) -> None:
+    """Options that no tensor shows: the weights load, but perhaps into another network."""
+    given = {n: options.get(n) for n in ("stride_on", "replace_stride_with_dilation")}
+    if published and given.pop("stride_on") not in (None, "3x3"):
+        told = "%s was trained with stride_on='3x3', the network has %r: it will do worse"
+        _log.warning(told, source, options["stride_on"])
+    for name, value in given.items():
+        if value is not None:
+            told = "%s cannot tell whether it was trained with %s=%r, as the network has it"
+            _log.info(told, source, name, value)
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -153,37 +166,34 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     """
     own, given = model.state_dict(), dict(tensors)
     unused = drop_unused(own, given)
-    if unused:
-        _log.warning("%s has tensors that no layer here uses: %s", source, ", ".join(unused))
-    _adapt_head(own, given, source)
-    _adapt_input(own, given, source)
+    notes = [f"has tensors that no layer here uses: {', '.join(unused)}"] if unused else []
+    notes += [*_adapt_head(own, given), *_adapt_input(own, given)]
     differing = differences(own, given)
     if differing:
         raise WeightsError(f"{source} does not fit this network: {'; '.join(differing)}")
     model.load_state_dict(given)
+    for note in notes:
+        _log.warning("%s %s", source, note)
 
 
-def _adapt_head(own: Mapping[str, Tensor], given: dict[str, Tensor], source: str) -> None:
+def _adapt_head(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
     names = [n for n in ("fc.weight", "fc.bias") if n in own or n in given]
     wanted, got = (options_of(tensors).get("num_classes", 0) for tensors in (own, given))
     if wanted == got:
-        return
+        return []
     for name in names:
         given.pop(name, None)
-    if wanted:
-        given.update({name: own[name] for name in names})
-        _log.warning(
-            "%s has %s classes, the network %d: the head is new and knows nothing yet",
-            source,
-            got or "no",
-            wanted,
-        )
+    if not wanted:
+        return []
+    given.update({name: own[name] for name in names})
+    has = f"has {got or 'no'} classes, the network {wanted}"
+    return [f"{has}: the head is new and knows nothing yet"]
 
 
-def _adapt_input(own: Mapping[str, Tensor], given: dict[str, Tensor], source: str) -> None:
+def _adapt_input(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
     wanted, got = (options_of(tensors).get("in_channels") for tensors in (own, given))
     if wanted is None or got is None or wanted == got:
-        return
+        return []
     weight = given["conv1.weight"]
     if wanted == 1:  # what a grey picture, repeated over the channels, would give
         weight, how = weight.sum(1, keepdim=True), "summed"
@@ -191,10 +201,5 @@ def _adapt_input(own: Mapping[str, Tensor], given: dict[str, Tensor], source: st
         repeats = [channel % got for channel in range(wanted)]
         weight, how = weight[:, repeats] * (got / wanted), "repeated"
     given["conv1.weight"] = weight
-    _log.warning(
-        "%s has %d input channels, the network %d: the first convolution is %s over them",
-        source,
-        got,
-        wanted,
-        how,
-    )
+    has = f"has {got} input channels, the network {wanted}"
+    return [f"{has}: the first convolution is {how} over them"]

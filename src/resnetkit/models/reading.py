@@ -90,7 +90,8 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
             "it where it was made and save its tensors alone: torch.save(model.state_dict(), path)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{name} is damaged or no PyTorch file: {error}") from error
+        said = str(error).partition(". ")[0]  # PyTorch goes on about its own insides
+        raise WeightsError(f"{name} is damaged or no PyTorch file: {said}") from error
 
 
 def _plain_values() -> list[Any]:
@@ -142,10 +143,12 @@ def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor], most: in
     said = []
     if missing:
         named = [f"{n} {tuple(own[n].shape)}" for n in missing[:most]]
-        said.append(f"{len(missing)} tensors are missing, first {', '.join(named)}")
+        count = "1 tensor is" if len(missing) == 1 else f"{len(missing)} tensors are"
+        said.append(f"{count} missing, first {', '.join(named)}")
     if surplus:
         named = [f"{n} {tuple(given[n].shape)}" for n in surplus[:most]]
-        said.append(f"{len(surplus)} are unknown here, first {', '.join(named)}")
+        count = "1 is" if len(surplus) == 1 else f"{len(surplus)} are"
+        said.append(f"{count} unknown here, first {', '.join(named)}")
     for n in shapes[:most]:
         said.append(f"{n} is {tuple(given[n].shape)}, expected {tuple(own[n].shape)}")
     return said
@@ -216,7 +219,7 @@ def _strip_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, T
         inside.setdefault(name[name.index("fc.") :], tensors[name])
         outside.remove(name)
     if outside:
-        notes.append(f"left out {len(outside)} tensors outside of {prefix!r}, first {outside[0]}")
+        notes.append(f"left out what is not in {prefix!r}: {len(outside)}, first {outside[0]}")
     return inside
 
 

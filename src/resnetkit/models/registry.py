@@ -95,11 +95,16 @@ def get_skeleton(name: str, **config: Any) -> nn.Module:
 
     Raises:
         TypeError: ``config`` asks for weights, which a file's header must not be able to.
+        ValueError: there is no network with these options.
     """
     if {"weights", "pretrained"} & config.keys():
         raise TypeError(f"a skeleton of {name} has no weights; got {config!r}")
-    with torch.device("meta"), ShapesOnly():
-        return get_model(name, **config)
+    try:
+        with torch.device("meta"), ShapesOnly():
+            return get_model(name, **config)
+    except (RuntimeError, ArithmeticError, LookupError, AttributeError) as error:  # from inside
+        given = ", ".join(f"{key}={value!r}" for key, value in config.items())
+        raise ValueError(f"{name} cannot be built with {given or 'no options'}: {error}") from error
 
 
 class ShapesOnly(TorchFunctionMode):
@@ -153,7 +158,7 @@ def get_weight(name: str) -> WeightsEnum:
         UnknownWeightsError: a KeyError; the enum has no such member.
     """
     enum_name, _, member = name.partition(".")
-    if not member or "." in member:
+    if name.count(".") != 1:
         raise ValueError(f"Expected a name like ResNet50_Weights.IMAGENET1K_V2; got {name!r}")
     enums = {enum.__name__: enum for enum in _all_enums(WeightsEnum)}
     if enum_name not in enums:
@@ -164,9 +169,20 @@ def get_weight(name: str) -> WeightsEnum:
 
 
 def _enum_of(builder: Builder) -> type[WeightsEnum] | None:
-    parameter = inspect.signature(builder, eval_str=True).parameters.get("weights")
-    kinds = () if parameter is None else (parameter.annotation, *get_args(parameter.annotation))
-    for kind in kinds:
+    parameter = inspect.signature(builder).parameters.get("weights")
+    annotation = None if parameter is None else parameter.annotation
+    if isinstance(annotation, str):  # of a module that postpones them: only this one is looked up
+        names = getattr(inspect.unwrap(builder), "__globals__", {})
+        try:
+            annotation = eval(annotation, dict(names))
+        except (
+            NameError,
+            AttributeError,
+            SyntaxError,
+            TypeError,
+        ):  # a name that only a type checker imports is no enum that could be listed
+            return None
+    for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, WeightsEnum):
             return kind
     return None

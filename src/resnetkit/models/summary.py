@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,11 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
     """Count what ``model`` computes for one picture of ``image_size`` pixels (or (H, W)).
 
     Multiply-adds are those of convolutions and linear layers, as in the paper's tables; the model
-    runs once on PyTorch's ``meta`` device, which has shapes and no numbers.
+    runs once on PyTorch's ``meta`` device, which has shapes and no numbers. Parameters that modules
+    share are counted once, where they first run; multiply-adds at every run.
+
+    Raises:
+        ValueError: the network has no convolution, which would tell its input channels.
 
     >>> from resnetkit.models import resnet50
     >>> summary = summarize(resnet50(), image_size=224)
@@ -101,20 +106,22 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     model = deepcopy(model).to("meta").eval()
-    stages = getattr(model, "stages", [])
+    channels, stages = _in_channels(model), getattr(model, "stages", [])
     rows: list[Row] = []
+    counted: set[int] = set()  # parameters that several modules, or runs of one, share
 
-    def hook(name: str, module: nn.Module, output: Tensor) -> None:
-        parameters = sum(p.numel() for p in module.parameters(recurse=False))
-        kind = type(module).__name__
+    def hook(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        new = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted.update(map(id, new))
+        parameters, macs = sum(p.numel() for p in new), _macs(module, inputs, output)
         stage = _stage_of(name, stages, any(row.stage in stages for row in rows))
-        rows.append(Row(name, kind, tuple(output.shape), parameters, _macs(module, output), stage))
+        rows.append(Row(name, type(module).__name__, tuple(output.shape), parameters, macs, stage))
 
     for name, module in model.named_modules():
         if not any(True for _ in module.children()):
-            module.register_forward_hook(lambda m, _, out, name=name: hook(name, m, out))
+            module.register_forward_hook(partial(hook, name))
     with torch.no_grad(), ShapesOnly():
-        model(torch.empty(1, _in_channels(model), *size, device="meta"))
+        model(torch.empty(1, channels, *size, device="meta"))
     parameters = sum(p.numel() for p in model.parameters())
     return Summary(parameters, sum(row.macs for row in rows), tuple(rows))
 
@@ -127,13 +134,22 @@ def _stage_of(name: str, stages: list[str], behind_a_stage: bool) -> str:
 
 
 def _in_channels(model: nn.Module) -> int:
-    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            return module.in_channels
+    raise ValueError(
+        f"expected a network for pictures, which begins with a Conv2d; got a "
+        f"{type(model).__name__} without any"
+    )
 
 
-def _macs(module: nn.Module, output: Tensor) -> int:
-    if isinstance(
-        module, nn.Conv1d | nn.Conv2d | nn.Conv3d
-    ):  # one dot product for each number that comes out
+def _macs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        # One multiple of the kernel for each number that goes in.
+        fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)
+        return inputs[0].numel() * fan_out
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        # One dot product for each number that comes out.
         return output.numel() * module.in_channels // module.groups * math.prod(module.kernel_size)
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features

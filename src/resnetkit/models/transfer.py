@@ -123,13 +123,12 @@ def _failed(part: Part, error: Exception) -> Exception:
         part.discard()
         said = f"the server answers {error.code} {error.reason}; check the address"
     elif _may_pass(error):
-        said = (
-            f"{error}, {ATTEMPTS} times in a row; what has arrived is kept, and the next attempt "
-            "goes on from there"
-        )
+        said = f"{error}, {ATTEMPTS} times in a row"
+        if part.size:
+            said += "; what has arrived is kept, and the next attempt goes on from there"
     else:  # such as a full disk, or an address that is not fetched
         said = str(error)
-    return DownloadError(f"{part.url} could not be fetched: {said}")
+    return DownloadError(f"{part.url} could not be fetched: {' '.join(said.split())}")
 
 
 def _receive(part: Part, name: str, progress: bool) -> None:
@@ -159,6 +158,8 @@ def _receive(part: Part, name: str, progress: bool) -> None:
 
 def _copy(response: Any, file: BinaryIO, name: str, progress: bool) -> None:
     length = response.headers.get("Content-Length")
+    if length is not None and not length.isdecimal():
+        raise http.client.HTTPException(f"the server answers with the Content-Length {length!r}")
     expected = None if length is None else file.tell() + int(length)
     with _bar(name, file.tell(), expected, progress) as advance:
         while block := response.read(CHUNK):
