@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from resnetkit.data.transforms import Preprocessing
-from resnetkit.errors import ModelFileError
-from resnetkit.models import get_model, modelfile
+from resnetkit.errors import ModelFileError, OutputError, WeightsError
+from resnetkit.models import convert, get_model, modelfile
 from resnetkit.models.modelfile import Header
 from resnetkit.models.registry import get_skeleton
 
@@ -111,7 +112,7 @@ def test_flipped_bits_in_the_header_are_named_or_harmless(file):
 
 def test_other_files(tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(ModelFileError, match="it is a PyTorch file"):
+    with pytest.raises(ModelFileError, match=r"it is a PyTorch file.*resnet convert .*x\.pth"):
         modelfile.read(tmp_path / "x.pth")
     (tmp_path / "x.txt").write_text("hello, this is some text")
     with pytest.raises(ModelFileError, match="no resnetkit model file"):
@@ -134,6 +135,23 @@ def rewrite(file, **changes):
     content = {**json.loads(header.to_json()), **changes}
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, file, metadata={"resnetkit": json.dumps(content)})
+
+
+def test_convert_leaves_a_model_file_alone(file, tmp_path):
+    with pytest.raises(WeightsError, match="is a model file already"):
+        convert(file, tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    model, header = make()
+    monkeypatch.setattr(modelfile, "save_file", full)
+    with pytest.raises(OutputError, match=r"m\.safetensors cannot be written .No space left"):
+        modelfile.write(tmp_path / "m.safetensors", model.state_dict(), header)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_newer_version_says_to_upgrade(file):

@@ -42,8 +42,10 @@ def convert(
             classes than there are names.
     """
     from ..data.transforms import Preprocessing
-    from .modelfile import Header, write
+    from .modelfile import Header, is_one, write
 
+    if is_one(Path(source)):
+        raise WeightsError(f"{source} is a model file already; there is nothing to convert")
     checkpoint, published = read_tensors(Path(source)), _published(Path(source))
     found = recognise(checkpoint, architecture=architecture, options=options, source=str(source))
     notes, count = list(found.notes), found.options["num_classes"]

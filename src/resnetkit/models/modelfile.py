@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Preprocessing
-from ..errors import ModelFileError
+from ..errors import ModelFileError, OutputError
 from ..storage import atomic
 from .registry import get_skeleton
 
@@ -76,7 +76,10 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
     """
     plain = {name: _own(tensor.detach().cpu()) for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        save_file(plain, temporary, metadata={KEY: header.to_json()})
+        try:
+            save_file(plain, temporary, metadata={KEY: header.to_json()})
+        except SafetensorError as error:  # its word for a full disk, too
+            raise OutputError(f"{path} cannot be written ({error})") from error
 
 
 def read_header(path: str | Path) -> Header:
@@ -107,6 +110,15 @@ def read_header(path: str | Path) -> Header:
         )
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from None
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file is a model file, of any version, damaged or not."""
+    try:
+        _read_json(path)
+    except ModelFileError:
+        return False
+    return True
 
 
 def read(path: str | Path) -> tuple[nn.Module, Header]:
@@ -171,7 +183,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if start[:2] in (b"PK", b"\x80\x02"):
-            raise ModelFileError(f"{not_one}: it is a PyTorch file (.pth)")
+            raise ModelFileError(
+                f"{not_one}: it is a PyTorch file (.pth). To make one of it: "
+                f"resnet convert {path} model.safetensors"
+            )
         if length > MAX_HEADER:
             raise ModelFileError(f"{not_one}: its header would have {length:,} bytes")
         if length == 0 or 8 + length > size:
