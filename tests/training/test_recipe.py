@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -14,6 +16,14 @@ def test_built_in_recipes_load_and_survive_yaml(name, tmp_path):
     assert recipe.name == name
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
     assert load(tmp_path / "r.yaml") == recipe
+
+
+@pytest.mark.parametrize("name", recipes.builtin())
+def test_built_in_recipes_open_with_their_command_and_what_was_measured(name):
+    path = Path(recipes.__file__).parent / "recipes" / f"{name}.yaml"
+    header = path.read_text(encoding="utf-8").split("name:")[0]
+    assert "#   command   resnet " in header
+    assert "#   measured  " in header
 
 
 def test_classic_is_the_script_of_every_tutorial():
