@@ -188,7 +188,10 @@ def _read_json(path: Path) -> dict[str, Any]:
                 f"resnet convert {path} model.safetensors"
             )
         if length > MAX_HEADER:
-            raise ModelFileError(f"{not_one}: its header would have {length:,} bytes")
+            raise ModelFileError(
+                f"{not_one}: it does not begin as a safetensors file does (its header would have "
+                f"{length:,} bytes). Give the model.safetensors that training wrote first"
+            )
         if length == 0 or 8 + length > size:
             raise ModelFileError(f"{not_one}, or it is cut short ({size:,} bytes)")
         header = file.read(length)
