@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,6 @@ class Checkpoints:
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
         self._last = time.monotonic()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._lock = ExitStack()
 
@@ -69,7 +68,8 @@ class Checkpoints:
 
     def __exit__(self, *error: object) -> None:
         """What was saved reaches the disk, also when the run ends by an error."""
-        self._writer.shutdown()
+        if self._pending is not None:
+            wait([self._pending])
         self._lock.close()
 
     def due(self) -> bool:
@@ -84,7 +84,12 @@ class Checkpoints:
         """
         self.wait()
         self._last = time.monotonic()
-        self._pending = self._writer.submit(write, self.folder, snapshot)
+        # A thread of its own each time: copying tensors gives a thread a team of compute threads,
+        # and as long as that team lives, OpenMP thinks the machine is overbooked and halves the
+        # speed of training.
+        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending = writer.submit(write, self.folder, snapshot)
+        writer.shutdown(wait=False)
 
     def wait(self) -> None:
         """Until what was saved is on the disk.
