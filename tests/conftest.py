@@ -13,6 +13,14 @@ from PIL import Image, ImageDraw
 # The nets of the tests are tiny: one thread runs them fastest, and the cores serve other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test takes weights from the internet, or finds some in the cache of who runs it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch"))
+    monkeypatch.setenv("RESNETKIT_OFFLINE", "1")
+
+
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 40, 40)}
 
 

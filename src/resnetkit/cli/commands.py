@@ -65,8 +65,18 @@ def train(
         Path,
         typer.Argument(help="Folder with a sub-folder a class, or with train/ and val/; or a CSV."),
     ],
-    recipe: Annotated[str, typer.Option(help="A built-in recipe, or a YAML file.")] = "fast",
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A built-in recipe, or a YAML file; by default finetune or fast."),
+    ] = None,
     model: Annotated[Optional[str], typer.Option(help="See `resnet models`.")] = None,  # noqa: UP045
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="To begin with: auto (published ones, if they can be had), none, DEFAULT, "
+            "another name, or a file."
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Times through the photos.", metavar="N")
     ] = None,
@@ -96,6 +106,7 @@ def train(
     """Train a network on a folder of photos."""
     flags = {
         "model": model,
+        "weights": weights,
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,

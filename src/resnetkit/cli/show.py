@@ -90,11 +90,16 @@ def closing_lines(run: Run) -> str:
     return (
         f"\nvalidation accuracy {metrics['accuracy']:.2%} "
         f"({right} of {metrics['pictures']} pictures) in epoch {run.best_epoch}, the best of "
-        f"{len(run.history)}; {run.train_seconds:.0f} s of training from random weights\n"
+        f"{len(run.history)}; {run.train_seconds:.0f} s of training from {_origin(run)}\n"
         f"everything is in {run.folder}\n\nnext:\n"
         f"  resnet evaluate {file} {data} --split val\n"
         f"  resnet predict {file} PICTURE..."
     )
+
+
+def _origin(run: Run) -> str:
+    name = Path(run.recipe.weights).name
+    return "random weights" if name == "none" else f"weights of {printable(name)}"
 
 
 def recorded_data_of(run: Run) -> str:

@@ -41,6 +41,7 @@ def fetch(
     progress: bool = True,
     check_hash: bool = True,
     examine: Callable[[Path], object] | None = None,
+    brief: bool = False,
 ) -> Path:
     """The local path of the file at ``url``, downloaded if it is not there yet.
 
@@ -63,7 +64,7 @@ def fetch(
     path = folder / (file_name or _name(url))
     prefix = hash_in_name(path.name) if check_hash else ""
     try:
-        return _fetch_once(url, address, path, prefix, progress, examine)
+        return _fetch_once(url, address, path, prefix, progress, examine, brief)
     except WeightsError:
         raise
     except OSError as error:  # such as files of another user in a shared cache
@@ -77,6 +78,7 @@ def _fetch_once(
     prefix: str,
     progress: bool,
     examine: Callable[[Path], object] | None,
+    brief: bool,
 ) -> Path:
     with _one_at_a_time(path) as unwritable:
         if path.is_file() and _is_intact(path, prefix, record=not unwritable):
@@ -91,7 +93,7 @@ def _fetch_once(
                 f"{path} is missing or damaged, and RESNETKIT_OFFLINE is set: fetch {url} "
                 "on another machine and put it there, or unset RESNETKIT_OFFLINE"
             )
-        _download(address, path, prefix, progress, examine)
+        _download(address, path, prefix, progress, examine, brief)
     return path
 
 
@@ -181,10 +183,11 @@ def _download(
     prefix: str,
     progress: bool,
     examine: Callable[[Path], object] | None = None,
+    brief: bool = False,
 ) -> None:
     part = Part(path.with_name(f".{path.name}.part"), url)
     for _ in range(2):  # a second time from the first byte, if it arrives damaged
-        fill(part, path.name, progress)
+        fill(part, path.name, progress, brief)
         digest = sha256(part.path)
         if digest.startswith(prefix):
             if examine and not prefix:

@@ -109,6 +109,23 @@ def load_tensors(
     return Checkpoint(member.get_state_dict(progress=progress, check_hash=True))
 
 
+def local_file(source: str) -> Path:
+    """The file on this machine that a path, ``https://...`` or ``hf://owner/name`` stands for.
+
+    Raises:
+        WeightsError, DownloadError: there is no such file, or it cannot be fetched.
+    """
+    if source.startswith(("https://", "http://")):
+        return fetch(source)
+    path = _from_hub(source) if source.startswith("hf://") else Path(source).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"{source} is no file; expected a model file, .pth, .safetensors, https://..., "
+            "hf://owner/name or the name of published weights"
+        )
+    return path
+
+
 def _from_address(url: str, progress: bool) -> Checkpoint:
     what = f"{url} gave a file that is not kept; what arrived"
     path = fetch(url, progress=progress, examine=lambda part: read_tensors(part, source=what))

@@ -21,6 +21,7 @@ from ..storage import write_text
 ATTEMPTS = 5  # in a row without a single new byte
 PAUSE = 1.0  # seconds before the second attempt; doubles with each
 TIMEOUT = 30.0  # seconds without an answer
+BRIEF = 4.0  # the same, for a single attempt at what can be done without
 CHUNK = 1 << 20
 
 _log = logging.getLogger(__name__)
@@ -94,18 +95,20 @@ def _version(headers: Any) -> str:
     return str(etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or "")
 
 
-def fill(part: Part, name: str, progress: bool) -> None:
-    """Bring ``part`` to its full size, over as many connections as it takes."""
+def fill(part: Part, name: str, progress: bool, brief: bool = False) -> None:
+    """Bring ``part`` to its full size, over as many connections as it takes; ``brief`` gives up at
+    the first that fails or stays silent for a few seconds."""
     failures, most = 0, part.size
+    attempts, timeout = (1, BRIEF) if brief else (ATTEMPTS, TIMEOUT)
     while True:
         try:
-            return _receive(part, name, progress)
+            return _receive(part, name, progress, timeout)
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             if not _may_pass(error):
-                raise _failed(part, error) from error
+                raise _failed(part, error, attempts) from error
             failures = 1 if part.size > most else failures + 1
-            if failures >= ATTEMPTS:
-                raise _failed(part, error) from error
+            if failures >= attempts:
+                raise _failed(part, error, attempts) from error
             most, pause = max(most, part.size), PAUSE * 2 ** (failures - 1)
             _log.info("%s: %s; trying again in %.0f s", part.url, error, pause)
         time.sleep(pause)
@@ -118,12 +121,12 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, kinds)
 
 
-def _failed(part: Part, error: Exception) -> Exception:
+def _failed(part: Part, error: Exception, attempts: int) -> Exception:
     if isinstance(error, urllib.error.HTTPError) and not _may_pass(error):
         part.discard()
         said = f"the server answers {error.code} {error.reason}; check the address"
     elif _may_pass(error):
-        said = f"{error}, {ATTEMPTS} times in a row"
+        said = f"{error}" + (f", {attempts} times in a row" if attempts > 1 else "")
         if part.size:
             said += "; what has arrived is kept, and the next attempt goes on from there"
     else:  # such as a full disk, or an address that is not fetched
@@ -131,7 +134,7 @@ def _failed(part: Part, error: Exception) -> Exception:
     return DownloadError(f"{part.url} could not be fetched: {' '.join(said.split())}")
 
 
-def _receive(part: Part, name: str, progress: bool) -> None:
+def _receive(part: Part, name: str, progress: bool, timeout: float) -> None:
     request = urllib.request.Request(part.url, headers={"User-Agent": "resnetkit"})
     validator = part.validator()
     if validator:
@@ -140,7 +143,7 @@ def _receive(part: Part, name: str, progress: bool) -> None:
     else:
         part.discard()
     try:
-        response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=TIMEOUT)
+        response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what we have is no beginning of what is there
             part.discard()

@@ -25,12 +25,17 @@ from ..evaluation.metrics import accuracy_and_loss
 from ..models import modelfile
 from ..progress import bar, say
 from ..runtime import Runtime
-from . import plan
-from . import recipe as recipes
+from . import plan, start
 from .checkpoint import Checkpoints
 from .ema import Average
 from .interrupts import Interrupts
-from .optim import class_weights, learning_rate, make_optimizer, set_learning_rate
+from .optim import (
+    class_weights,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    set_trainable,
+)
 from .preparation import identity_of, prepare
 from .recipe import Recipe
 from .run import (
@@ -48,7 +53,7 @@ from .state import State
 
 def train(
     data: str | os.PathLike[str],
-    recipe: str | Path = "fast",
+    recipe: str | Path | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -61,7 +66,8 @@ def train(
     Args:
         data: a folder of classes, a folder of splits, or a CSV manifest; see `data.folder`. With
             ``resume``, the folder of a run will do: it knows its data and its recipe.
-        recipe: the name of a built-in recipe, or a YAML file.
+        recipe: the name of a built-in recipe, or a YAML file. By default ``finetune`` where there
+            are published weights to begin with, and ``fast`` where there are none.
         out: the folder of the run; by default a new one under ``runs/``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         workers: threads that read pictures; by default one a core. They change no bit.
@@ -77,19 +83,21 @@ def train(
     # What to do: the recipe, with everything it leaves open found from the data and the machine.
     if resume and is_run(data):
         out, recipe, data = data, Path(data) / "recipe.yaml", recorded_data(data)
-    chosen = recipes.load(recipe).with_settings(settings)
+    listing = folder.read(data)
+    run, saved = RunFolder.open(out, f"{listing.name}-{start.model(recipe, settings)}", resume)
+    chosen = start.choose(recipe, settings, run.recorded_recipe() if resume else None)
     where = runtime.pick(device, chosen.precision)
     chosen = plan.choose_network(chosen, where)
     workers = runtime.default_workers() if workers is None else workers
-    listing = folder.read(data)
-    run, saved = RunFolder.open(out, f"{listing.name}-{chosen.model}", resume)
     chosen = plan.choose_size(chosen, listing, where)
     prepared = prepare(listing, chosen, workers)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
     assert chosen.epochs is not None
 
-    # The network: its initial weights are f(seed).
+    # The network: its initial weights are f(seed), or those of a file.
     model, options = plan.make_network(chosen, len(listing.classes))
+    if saved is None:
+        start.load(model, chosen)
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
     model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
     average = Average(model, chosen.ema) if chosen.ema else None
@@ -120,10 +128,10 @@ def train(
             # An epoch of training: order and pictures are f(seed, epoch).
             size, first = chosen.train_size(state.epoch), state.batch
             coming = loader.training(chosen.augmentation(), size, chosen.seed, state.epoch, first)
-            model.train()
             with bar(f"epoch {state.epoch + 1}/{chosen.epochs}", batches, first) as advance:
                 clock = time.perf_counter()
                 for batch in coming:
+                    set_trainable(model, chosen, state.step, steps)
                     rate = learning_rate(chosen, state.step, steps)
                     loss, right = training_step(state, batch, chosen, where, rate, weights)
                     check_finite(loss, state.step, batch, prepared.train)

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import RecipeError
 from .recipe import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over two groups: weights that decay, and norms and biases.
+    """The recipe's optimiser: for each part of the network a group of weights that decay, and one
+    of norms and biases.
 
     Decaying the scale of a norm, or a bias, regularises nothing: He et al., arXiv:1812.01187,
-    section 3.1.
+    section 3.1. The rate of a part is ``layer_decay`` times that of the part above it (Howard and
+    Ruder, arXiv:1801.06146, section 3.2).
     """
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": recipe.weight_decay if recipe.decay_norms else 0.0},
-    ]
+    groups = []
+    for depth, part in enumerate(reversed(_parts(model))):
+        scale, parameters = recipe.layer_decay**depth, list(part.parameters())
+        weights = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        decay = recipe.weight_decay if recipe.decay_norms else 0.0
+        groups.append({"params": weights, "weight_decay": recipe.weight_decay, "scale": scale})
+        groups.append({"params": others, "weight_decay": decay, "scale": scale})
+    if recipe.layer_decay == 1:  # two groups are faster than two for each part
+        groups = [_merged(groups[0::2]), _merged(groups[1::2])]
+    groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
         momentum = recipe.momentum
         return torch.optim.SGD(
@@ -30,6 +39,37 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=recipe.lr, fused=True)
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """What a network is made of, from the input to the head: conv1, bn1, layer1, ..., fc."""
+    return [part for part in model.children() if any(True for _ in part.parameters())]
+
+
+def _merged(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**groups[0], "params": [p for group in reversed(groups) for p in group["params"]]}
+
+
+def set_trainable(model: nn.Module, recipe: Recipe, step: int, steps: int) -> None:
+    """Put the network into training mode for ``step`` of ``steps``.
+
+    Parts that are not trained, because they are frozen or because only the head is at this step,
+    get no gradient and use the statistics that their norms have.
+
+    Raises:
+        RecipeError: ``freeze`` names a part that the network has not.
+    """
+    parts = dict(model.named_children())
+    unknown = [name for name in recipe.freeze if name not in parts]
+    if unknown:
+        raise RecipeError(f"freeze: there is no part {unknown[0]!r}; expected {', '.join(parts)}")
+    head = _parts(model)[-1]
+    only_head = step < recipe.head_share * steps
+    model.train()
+    for name, part in parts.items():
+        trained = name not in recipe.freeze and (part is head or not only_head)
+        part.train(trained)
+        part.requires_grad_(trained)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -50,7 +90,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
 
 
 def class_weights(recipe: Recipe, counts: Sequence[int], device: torch.device) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..runtime import Runtime
 from .optim import make_optimizer
 from .preparation import Prepared
 from .recipe import Recipe
+from .start import DEFAULT_MODEL
 
 PICTURES_SHOWN = 40_000
 EPOCHS = (16, 300)  # at least, at most
@@ -38,7 +40,7 @@ def choose_network(recipe: Recipe, runtime: Runtime) -> Recipe:
     found: dict[str, Any] = {"precision": runtime.precision}
     if recipe.model is None:
         narrow = {"width": 32} if runtime.device.type == "cpu" else {}
-        found |= {"model": "resnet18", "model_options": {**narrow, **recipe.model_options}}
+        found |= {"model": DEFAULT_MODEL, "model_options": {**narrow, **recipe.model_options}}
     return recipe.with_settings(found)
 
 
@@ -65,7 +67,8 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
         image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[runtime.device.type])
     options = dict(recipe.model_options)
     known = ARCHITECTURES.get(str(recipe.model))
-    if image_size <= 32 and known is not None and "stem" not in known.numbers:
+    random = recipe.weights == "none"  # others come with the stem that they were trained with
+    if random and image_size <= 32 and known is not None and "stem" not in known.numbers:
         options.setdefault("stem", "small")
     resize_size = recipe.resize_size or image_size
     found = {"image_size": image_size, "resize_size": resize_size, "model_options": options}
@@ -191,7 +194,7 @@ def describe(
     batch = min(recipe.batch_size, len(train))
     minutes = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
     rows = {
-        "network": f"{recipe.model}{options}, {parameters:,} parameters, random weights",
+        "network": f"{recipe.model}{options}, {parameters:,} parameters, {_origin(recipe)}",
         "pictures": f"trained at {growing} px, evaluated at {recipe.image_size} px (shorter side "
         f"{recipe.resize_size} px, centre cut)",
         "augmentation": f"crops of {recipe.crop_scale[0]:.0%} to {recipe.crop_scale[1]:.0%} of the "
@@ -205,6 +208,16 @@ def describe(
     }
     lines += [f"{name:14}{text}" for name, text in rows.items()]
     return "\n".join(lines)
+
+
+def _origin(recipe: Recipe) -> str:
+    """In words, what the network begins with."""
+    if recipe.weights == "none":
+        return "random weights"
+    begun = f"weights of {printable(Path(recipe.weights).name)}"
+    if recipe.freeze:
+        begun += f", {', '.join(recipe.freeze)} frozen"
+    return begun + (f", {recipe.head_share:.0%} for the head alone" if recipe.head_share else "")
 
 
 def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:

@@ -39,6 +39,21 @@ class Recipe(BaseModel):
     model_options: dict[str, Any] = Field(
         default_factory=dict, description="options of the ResNet class, such as stem: small"
     )
+    weights: str = Field(
+        "none",
+        description="to begin with: none (random), auto, DEFAULT or another published name, a "
+        "model file, .pth or .safetensors, https://... or hf://owner/name",
+    )
+    weights_sha256: str | None = Field(None, description="of the file that was taken")
+    freeze: tuple[str, ...] = Field(
+        (), description="parts that are never trained, such as conv1, bn1, layer1"
+    )
+    head_share: Share = Field(
+        0.0, description="share of the steps, at the beginning, in which only the head is trained"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor on the learning rate from each part to the one below it"
+    )
     zero_init_residual: bool = Field(
         True, description="start a ResNet with every block an identity, or a projection"
     )

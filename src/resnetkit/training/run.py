@@ -27,7 +27,7 @@ from ..report import plots
 from ..runtime import environment
 from .checkpoint import Snapshot, read
 from .preparation import Prepared
-from .recipe import Recipe
+from .recipe import Recipe, load
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class RunFolder:
                 storage.refuse_used(path)
             say(f"There is nothing to resume in {path} yet; beginning.")
         return cls(path), saved
+
+    def recorded_recipe(self) -> Recipe | None:
+        """What the run in this folder was begun with; None where there is none yet."""
+        return load(self.path / "recipe.yaml") if is_run(self.path) else None
 
     def claim(self) -> None:
         """Make the folder; of ``runs/name``, ``runs/name-2``, ... the first that is free.

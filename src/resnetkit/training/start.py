@@ -1,0 +1,144 @@
+"""Where a run's initial weights come from: chance, a published file, or a file of one's own.
+
+`choose` decides it once, before anything else is done; the recipe of a run holds what was taken
+and its SHA-256, never ``auto``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import RecipeError, TrainingError, WeightsError
+from ..models import get_model_weights, list_weights, modelfile
+from ..models.download import fetch
+from ..models.pretrained import load_into, local_file
+from ..models.reading import read_tensors
+from ..models.weights import WeightsEnum
+from ..progress import say
+from ..storage import sha256
+from . import recipe as recipes
+from .recipe import Recipe
+
+DEFAULT_MODEL = "resnet18"
+
+
+def model(recipe: str | Path | None, settings: dict[str, Any]) -> str:
+    """The name of the network, before anything is fetched; the name of a run's folder has it."""
+    loaded = recipes.load(recipe or "finetune").with_settings(settings)
+    if loaded.model is None and modelfile.is_one(Path(loaded.weights)):
+        return modelfile.read_header(loaded.weights).architecture
+    return loaded.model or DEFAULT_MODEL
+
+
+def choose(
+    recipe: str | Path | None, settings: dict[str, Any], recorded: Recipe | None = None
+) -> Recipe:
+    """The recipe with its settings and its weights: ``none``, or what was found and its SHA-256.
+
+    Args:
+        recipe: a built-in name or a YAML file; None stands for ``finetune`` where there are weights
+            to begin with, and for ``fast`` where there are none.
+        settings: other values for its fields. ``weights: auto`` takes published ones that are in
+            the cache, or that can be fetched without long waiting.
+        recorded: the recipe of the run that is resumed; ``auto`` means what that run took.
+
+    Raises:
+        RecipeError: an unknown recipe or field.
+        WeightsError: weights that were asked for by name cannot be had.
+    """
+    loaded = recipes.load(recipe or "finetune").with_settings(settings)
+    asked = settings.get("weights", "auto" if recipe is None else loaded.weights)
+    if asked == "auto" and recorded is not None:
+        settings = {**settings, **_weights_of(recorded)}
+        return recipes.load(recipe or _default(recorded.weights)).with_settings(settings)
+    found = None if asked == "none" else _find(loaded, asked)
+    if found is None:
+        return recipes.load(recipe or "fast").with_settings({**settings, "weights": "none"})
+    return loaded.with_settings(found)
+
+
+def load(network: nn.Module, recipe: Recipe) -> None:
+    """Copy the recipe's weights into ``network``; the head stays new where the classes differ.
+
+    Raises:
+        TrainingError: the file is no longer the one that the recipe was resolved with.
+        WeightsError: it cannot be had, or does not fit.
+    """
+    if recipe.weights == "none":
+        return
+    assert recipe.model is not None
+    path = _locate(recipe.model, recipe.weights, brief=False)
+    if recipe.weights_sha256 not in (None, sha256(path)):
+        raise TrainingError(
+            f"{path} is another file than this run was begun with; expected the SHA-256 "
+            f"{recipe.weights_sha256}"
+        )
+    load_into(network, read_tensors(path).tensors, recipe.weights)
+
+
+def _default(weights: str) -> str:
+    return "fast" if weights == "none" else "finetune"
+
+
+def _weights_of(recipe: Recipe) -> dict[str, Any]:
+    found: dict[str, Any] = {"weights": recipe.weights, "weights_sha256": recipe.weights_sha256}
+    if recipe.weights != "none":
+        found |= {"model": recipe.model, "model_options": recipe.model_options}
+    return found
+
+
+def _find(recipe: Recipe, asked: str) -> dict[str, Any] | None:
+    """The fields of a recipe that names its weights; None where ``auto`` finds nothing."""
+    name = recipe.model or DEFAULT_MODEL
+    if asked != "auto":
+        return _found(recipe, name, asked, brief=False)
+    if not list_weights(name) or recipe.model_options:
+        return None  # nothing is published for this network
+    try:
+        return _found(recipe, name, "DEFAULT", brief=True)
+    except WeightsError as error:
+        say(f"Beginning from random weights, since published ones cannot be had: {error}")
+        return None
+
+
+def _found(recipe: Recipe, name: str, asked: str, brief: bool) -> dict[str, Any]:
+    path = _locate(name, asked, brief)
+    options, weights = recipe.model_options, asked
+    if modelfile.is_one(path):
+        header = modelfile.read_header(path)
+        if recipe.model not in (None, header.architecture):
+            raise RecipeError(
+                f"{asked} holds a {header.architecture}, and the recipe asks for a {name}; leave "
+                "out --model, or give other weights"
+            )
+        built = {key: value for key, value in header.options.items() if key != "num_classes"}
+        name, options, weights = header.architecture, {**built, **options}, str(path.absolute())
+    elif path.exists() and os.fspath(path) == asked:
+        weights = str(path.absolute())
+    elif member := _published(name, asked):
+        weights = str(member)
+    return {
+        "model": name,
+        "model_options": options,
+        "weights": weights,
+        "weights_sha256": sha256(path),
+    }
+
+
+def _published(name: str, asked: str) -> WeightsEnum | None:
+    """The published weights that ``asked`` names; None where it is a file or an address."""
+    if any(sign in asked for sign in "/\\:") or Path(asked).suffix in (".pth", ".safetensors"):
+        return None
+    if not list_weights(name):
+        raise WeightsError(f"Nothing is published for {name}; got {asked!r}, expected a file")
+    return get_model_weights(name).verify(asked)
+
+
+def _locate(name: str, asked: str, brief: bool) -> Path:
+    """The file on this machine, fetched if need be."""
+    member = _published(name, asked)
+    return local_file(asked) if member is None else fetch(member.url, brief=brief)

@@ -1,0 +1,213 @@
+"""Initial weights: chance, a published file, a file of one's own; decided once, and recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnetkit import train
+from resnetkit.errors import DownloadError, RecipeError, TrainingError, WeightsError
+from resnetkit.models import (
+    ImageClassification,
+    ResNet,
+    Weights,
+    WeightsEnum,
+    get_model,
+    modelfile,
+    registry,
+)
+from resnetkit.models import cifar_resnet20 as construct
+from resnetkit.models.pretrained import with_weights
+from resnetkit.storage import sha256
+from resnetkit.training import start
+from resnetkit.training.optim import make_optimizer, set_learning_rate, set_trainable
+from resnetkit.training.recipe import Recipe, load
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A network with one published file, ``tiny``; gives the file, which is in the cache."""
+    torch.manual_seed(5)
+    tensors = {**get_model("cifar_resnet20", width=4).state_dict()}
+    torch.save(tensors, tmp_path / "tiny.pth")
+    digest = hashlib.sha256((tmp_path / "tiny.pth").read_bytes()).hexdigest()
+    url = f"https://published.invalid/tiny-{digest[:8]}.pth"
+
+    class Tiny_Weights(WeightsEnum):
+        FIRST = Weights(
+            url,
+            partial(ImageClassification, crop_size=32, resize_size=32),
+            {"categories": [str(i) for i in range(10)]},
+        )
+        DEFAULT = FIRST
+
+    def tiny(**options) -> ResNet:
+        return construct(**{"width": 4, **options})
+
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+    registry.register_model()(with_weights(tiny, Tiny_Weights))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    cache = tmp_path / "cache" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    return Path(shutil.move(tmp_path / "tiny.pth", cache / Path(url).name))
+
+
+SMALL = {"model": "tiny", "image_size": 32, "epochs": 1, "batch_size": 8, "precision": "fp32"}
+
+
+def test_auto_takes_what_is_published_and_the_recipe_says_what(published, flat_folder, tmp_path):
+    run = train(flat_folder, out=tmp_path / "run", **SMALL)
+    assert run.recipe.name == "finetune"
+    assert run.recipe.weights == "Tiny_Weights.FIRST"
+    assert run.recipe.weights_sha256 == sha256(published)
+    assert load(tmp_path / "run" / "recipe.yaml") == run.recipe
+    assert "auto" not in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_where_nothing_can_be_had_auto_begins_at_random_and_says_so(published, capsys):
+    published.unlink()
+    chosen = start.choose(None, {"model": "tiny"})
+    assert (chosen.name, chosen.weights, chosen.weights_sha256) == ("fast", "none", None)
+    said = capsys.readouterr().err
+    assert "Beginning from random weights, since published ones cannot be had" in said
+    assert "RESNETKIT_OFFLINE is set" in said
+    with pytest.raises(DownloadError):
+        start.choose(None, {"model": "tiny", "weights": "DEFAULT"})
+    with pytest.raises(DownloadError):
+        start.choose("finetune", {"model": "tiny"})
+
+
+def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypatch):
+    import time
+
+    published.unlink()
+    monkeypatch.setenv("RESNETKIT_OFFLINE", "0")
+    begun = time.perf_counter()
+    assert start.choose(None, {"model": "tiny"}).weights == "none"
+    assert time.perf_counter() - begun < 8
+
+
+def test_none_is_none_and_other_networks_are_left_alone(published):
+    assert start.choose(None, {"model": "tiny", "weights": "none"}).name == "fast"
+    assert start.choose("fast", {"model": "tiny"}).weights == "none"
+    wider = {"model": "tiny", "model_options": {"width": 8}}
+    assert start.choose(None, wider).weights == "none"
+    with pytest.raises(WeightsError, match="Nothing is published for cifar_resnet20"):
+        start.choose(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
+    with pytest.raises(WeightsError, match=r"no-such\.pth is no file; expected a model file"):
+        start.choose(None, {"model": "tiny", "weights": "no-such.pth"})
+
+
+def test_weights_arrive_in_the_network_and_the_head_is_new(published):
+    chosen = start.choose("finetune", {"model": "tiny"})
+    network = get_model("tiny", num_classes=3)
+    head = network.fc.weight.clone()
+    start.load(network, chosen)
+    expected = torch.load(published, weights_only=True)
+    for name, tensor in network.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(tensor, expected[name]), name
+    assert torch.equal(network.fc.weight, head)
+
+
+def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
+    file = trained / "model.safetensors"
+    chosen = start.choose(None, {"weights": str(file)})
+    assert (chosen.name, chosen.model, chosen.model_options) == (
+        "finetune",
+        "cifar_resnet20",
+        {"width": 8},
+    )
+    assert chosen.weights_sha256 == sha256(file)
+    network = get_model("cifar_resnet20", width=8, num_classes=3)
+    start.load(network, chosen)
+    expected = modelfile.read(file)[0].state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in network.state_dict().items())
+    with pytest.raises(RecipeError, match="holds a cifar_resnet20, and the recipe asks for a res"):
+        start.choose(None, {"weights": str(file), "model": "resnet18"})
+
+
+def test_a_file_that_changed_is_refused(trained, tmp_path):
+    file = Path(shutil.copy(trained / "model.safetensors", tmp_path / "mine.safetensors"))
+    chosen = start.choose(None, {"weights": str(file)})
+    shutil.copy(trained / "last.safetensors", file)
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(TrainingError, match="is another file than this run was begun with"):
+        start.load(get_model("cifar_resnet20", width=8, num_classes=3), chosen)
+
+
+def test_a_resumed_run_keeps_what_it_began_with(published, flat_folder, tmp_path, capsys):
+    whole = train(flat_folder, out=tmp_path / "whole", **{**SMALL, "epochs": 2})
+
+    class Enough(Exception):
+        pass
+
+    import resnetkit.training.loop as loop
+
+    real, count = loop.check_finite, [0]
+
+    def stop(*given):
+        count[0] += 1
+        if count[0] == 7:  # in the second epoch
+            raise Enough
+        real(*given)
+
+    loop.check_finite = stop
+    try:
+        with pytest.raises(Enough):
+            train(flat_folder, out=tmp_path / "run", **{**SMALL, "epochs": 2})
+    finally:
+        loop.check_finite = real
+    published.unlink()
+    resumed = train(flat_folder, out=tmp_path / "run", resume=True, **{**SMALL, "epochs": 2})
+    assert "Going on with" in capsys.readouterr().err
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
+
+
+def _net():
+    torch.manual_seed(0)
+    return get_model("resnet18", width=4, num_classes=3)
+
+
+def test_the_head_alone_is_trained_first():
+    network = _net()
+    recipe = Recipe(head_share=0.5, freeze=("conv1", "bn1"), lr=0.1)
+    optimizer = make_optimizer(network, recipe)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def changed(step):
+        set_trainable(network, recipe, step, 4)
+        network(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        now = network.state_dict()
+        return {name.split(".")[0] for name in now if not torch.equal(now[name], before[name])}
+
+    assert changed(0) == {"fc"}
+    assert changed(1) == {"fc"}
+    assert changed(2) == {"fc", "layer1", "layer2", "layer3", "layer4"}
+    with pytest.raises(RecipeError, match="there is no part 'layer9'; expected conv1, bn1"):
+        set_trainable(network, Recipe(freeze=("layer9",)), 0, 4)
+
+
+def test_deeper_parts_learn_more_slowly():
+    network = _net()
+    optimizer = make_optimizer(network, Recipe(layer_decay=0.5, weight_decay=0.05))
+    set_learning_rate(optimizer, 1.0)
+    names = {id(p): name for name, p in network.named_parameters()}
+    rates, decays = {}, {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rates[names[id(parameter)]] = group["lr"]
+            decays[names[id(parameter)]] = group["weight_decay"]
+    assert len(rates) == len(names)
+    expected = {"fc": 1.0, "layer4": 0.5, "layer3": 0.25, "layer2": 0.125, "layer1": 0.0625}
+    expected |= {"bn1": 0.03125, "conv1": 0.015625}
+    for name, rate in rates.items():
+        assert rate == expected[name.split(".")[0]], name
+        assert decays[name] == (0.05 if dict(network.named_parameters())[name].ndim > 1 else 0)
