@@ -63,3 +63,19 @@ def test_measuring_leaves_the_network_and_chance_alone():
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("0", "1", "10"), True),
+        (("A", "b", "C"), True),
+        (("arrow_left", "arrow_up"), True),
+        (("turn right", "stop"), True),
+        (("daisy", "rose"), False),
+        (("bright", "leftover"), False),
+        (("a", "rose"), False),
+    ],
+)
+def test_class_names_that_may_mind_mirrors(classes, expected):
+    assert plan._may_mind_mirrors(classes) is expected

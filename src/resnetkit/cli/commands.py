@@ -92,6 +92,13 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same bits.", metavar="N")
     ] = None,
+    seeds: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A run for each, as in 0-4; then their mean.", metavar="N-M"),
+    ] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Only try learning rates, and draw what they do.")
+    ] = False,
     device: DEVICE = "auto",
     workers: WORKERS = None,
     out: Annotated[Optional[Path], typer.Option(help="Folder of the run.")] = None,  # noqa: UP045
@@ -120,10 +127,20 @@ def train(
 
     given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     given |= parse_settings(settings or [])
-    run = run_training(
-        data, recipe, out=out, device=device, workers=workers, resume=resume, **given
-    )
-    print(closing_lines(run))
+    given |= {"device": device, "workers": workers}
+    if find_lr:
+        from ..training.finders import find_lr as run_finder
+        from .show import show_learning_rates
+
+        print(show_learning_rates(run_finder(data, recipe, **given), out))
+    elif seeds is not None:
+        from ..training.repeats import parse_seeds, train_seeds
+        from .show import seeds_table
+
+        chosen = parse_seeds(seeds)
+        print(seeds_table(train_seeds(data, recipe, seeds=chosen, out=out, resume=resume, **given)))
+    else:
+        print(closing_lines(run_training(data, recipe, out=out, resume=resume, **given)))
 
 
 @app.command()

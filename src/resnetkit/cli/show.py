@@ -16,6 +16,8 @@ from ..storage import write_json
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
     from ..inference.predictor import Prediction
+    from ..training.finders import LearningRates
+    from ..training.repeats import Repeats
     from ..training.run import Run
 
 
@@ -95,6 +97,31 @@ def closing_lines(run: Run) -> str:
         f"  resnet evaluate {file} {data} --split val\n"
         f"  resnet predict {file} PICTURE..."
     )
+
+
+def show_learning_rates(found: LearningRates, out: Path | None) -> str:
+    """Draw the losses over the rates into the folder ``out`` (by default this one)."""
+    from ..report.plots import learning_rates
+
+    path = (out or Path()) / "learning_rates.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    learning_rates(found.rates, found.losses, found.suggestion, path)
+    return (
+        f"suggested: --lr {found.suggestion:.1g} (a third of the rate at which the loss was lowest)"
+        f"\nthe curve is in {path}"
+    )
+
+
+def seeds_table(found: Repeats) -> str:
+    """A line for each seed, then their mean and standard deviation."""
+    lines = ["", "seed  validation accuracy  best epoch"]
+    for run in found.runs:
+        lines.append(
+            f"{run.recipe.seed:4}  {run.metrics['accuracy']:19.2%}  "
+            f"{run.best_epoch:3} of {len(run.history)}"
+        )
+    lines += ["", f"mean {found.mean:.2%}, standard deviation {found.deviation:.2%}"]
+    return "\n".join([*lines, f"everything is in {found.folder}"])
 
 
 def _origin(run: Run) -> str:

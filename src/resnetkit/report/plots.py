@@ -56,6 +56,24 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     _save(figure, path)
 
 
+def learning_rates(
+    rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path
+) -> None:
+    """Smoothed loss over the rate of a learning-rate finder, and where it says to go."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color=BLUE)
+    axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"suggested: {suggestion:.1g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss (smoothed)")
+    axes.set_title("A short run with a growing rate")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
     """Truth by row, prediction by column. Colours are shares of the row; numbers are counts."""
     counts = np.asarray(matrix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -237,12 +238,23 @@ def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
             f"Note: {len(prepared.conflicting)} picture(s) lie under more than one class: "
             f"{', '.join(prepared.conflicting[:5])}."
         )
+    if recipe.flip and _may_mind_mirrors(data.classes):
+        lines.append(
+            "Note: pictures are mirrored at random. The class names look as if a mirrored picture "
+            "could be of another class; if so, add --set flip=false."
+        )
     if len(train) < FEW_PICTURES * len(data.classes):
         lines.append(
             f"Note: {len(train) / len(data.classes):.0f} training pictures a class are few; more "
             "will help more than anything else."
         )
     return lines
+
+
+def _may_mind_mirrors(classes: tuple[str, ...]) -> bool:
+    """Whether the names speak of left and right, or are digits or letters."""
+    words = {word for name in classes for word in re.split(r"[\W_]+", name.lower())}
+    return bool(words & {"left", "right"}) or all(re.fullmatch(r"[A-Za-z]|\d+", n) for n in classes)
 
 
 def _class_table(classes: tuple[str, ...], train: Part, val: Part, most: int = 30) -> list[str]:

@@ -1,0 +1,118 @@
+"""The learning-rate finder: a short run whose rate grows, and what its loss says.
+
+Smith, arXiv:1506.01186, section 3.3: raise the rate from far too low to far too high, once, and
+look at the loss. It falls while the rate is useful, and rises where it is too high.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import runtime
+from ..data import folder
+from ..data.loader import Batch, Loader
+from ..errors import TrainingError
+from ..progress import bar
+from . import plan, start
+from .loop import training_step
+from .optim import class_weights, make_optimizer, set_trainable
+from .preparation import identity_of, prepare
+from .recipe import Recipe
+from .state import State
+
+LOWEST, HIGHEST, STEPS = 1e-6, 3.0, 120
+SMOOTHING = 0.9  # share of the old mean in the next
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """``losses`` are smoothed, one for each of ``rates``; ``suggestion`` is where to set ``lr``."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float
+
+
+def find_lr(
+    data: str | os.PathLike[str],
+    recipe: str | Path | None = None,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    **settings: Any,
+) -> LearningRates:
+    """Train for up to 120 steps at rates from 1e-6 to 3, and suggest the greatest useful one: a
+    third of the rate at which the smoothed loss was lowest. Nothing is written.
+
+    Args:
+        data, recipe, device, workers, settings: as in `train`; the head is not trained alone.
+
+    Raises:
+        RecipeError, DataError: as in `train`.
+        TrainingError: the loss never fell.
+    """
+    chosen = start.choose(recipe, {**settings, "head_share": 0.0})
+    listing = folder.read(data)
+    where = runtime.pick(device, chosen.precision)
+    workers = runtime.default_workers() if workers is None else workers
+    chosen = plan.choose_size(plan.choose_network(chosen, where), listing, where)
+    prepared = prepare(listing, chosen, workers)
+    chosen = plan.choose_epochs(chosen, len(prepared.train))
+    model, _ = plan.make_network(chosen, len(listing.classes))
+    start.load(model, chosen)
+    layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
+    model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
+    state = State(model, make_optimizer(model, chosen), identity_of(prepared, chosen))
+    weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
+    set_trainable(model, chosen, 0, 1)
+    losses: list[float] = []
+    batches = _batches(Loader(prepared.train, chosen.batch_size, workers), chosen)
+    with bar("trying learning rates", STEPS) as advance:
+        for rate, batch in zip(_rates(), batches, strict=False):
+            loss, _ = training_step(state, batch, chosen, where, rate, weights)
+            if not math.isfinite(loss) or (losses and loss > 4 * min(losses) + 1):
+                break
+            losses.append(loss)
+            state.step += 1
+            advance(f"rate {rate:.1e}  loss {loss:.3f}")
+    return suggest(_rates()[: len(losses)], losses)
+
+
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> LearningRates:
+    """What the ``losses`` of single steps say about their ``rates``.
+
+    Raises:
+        TrainingError: the loss never fell.
+    """
+    smooth, mean = [], 0.0
+    for count, loss in enumerate(losses, 1):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        smooth.append(mean / (1 - SMOOTHING**count))  # without the zero that the mean began with
+    lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
+    if lowest < 3:
+        raise TrainingError(
+            f"The loss never fell at rates from {LOWEST:g} to {HIGHEST:g}: look at the pictures "
+            "and their classes (`train_batch.png` of a run shows them)"
+        )
+    return LearningRates(tuple(rates), tuple(smooth), rates[lowest] / 3)
+
+
+def _rates() -> list[float]:
+    growth = (HIGHEST / LOWEST) ** (1 / (STEPS - 1))
+    return [LOWEST * growth**step for step in range(STEPS)]
+
+
+def _batches(loader: Loader, recipe: Recipe) -> Iterator[Batch]:
+    """Batches of one epoch after another, at the greatest size of training."""
+    assert recipe.epochs is not None
+    size = recipe.train_size(recipe.epochs - 1)
+    for epoch in itertools.count():
+        yield from loader.training(recipe.augmentation(), size, recipe.seed, epoch)

@@ -1,0 +1,87 @@
+"""One recipe from several seeds: what a single run cannot tell is how far chance goes."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import storage
+from ..data import folder
+from ..errors import RecipeError
+from ..progress import say
+from . import start
+from .loop import train
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """``runs``, one a seed; mean and standard deviation (of the sample) of their accuracies."""
+
+    folder: Path
+    runs: tuple[Run, ...]
+    mean: float
+    deviation: float
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0-4"``, ``"1,5,7"`` or a mixture.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+
+    Raises:
+        RecipeError: something else, or fewer than two.
+    """
+    seeds: list[int] = []
+    for piece in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
+        if found is None:
+            raise RecipeError(f"--seeds takes numbers, as in 0-4 or 1,5,7; got {text!r}")
+        seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"--seeds takes two or more different numbers; got {text!r}")
+    return seeds
+
+
+def train_seeds(
+    data: str | os.PathLike[str],
+    recipe: str | Path | None = None,
+    *,
+    seeds: Sequence[int],
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> Repeats:
+    """`train` once for each of ``seeds``, into ``seed-0``, ``seed-1``, ... of one folder.
+
+    Args:
+        out: that folder; by default ``runs/<data>-<model>-seeds``. ``seeds.json`` comes last.
+        resume: go on with what is there; runs that are finished stay as they are.
+        settings: as in `train`; a ``seed`` among them is an error.
+
+    Raises:
+        RecipeError: ``seed`` is given too. And all that `train` raises.
+    """
+    if "seed" in settings:
+        raise RecipeError("give --seed or --seeds, not both")
+    fields = {k: v for k, v in settings.items() if k not in ("device", "workers")}
+    name = f"{folder.read(data).name}-{start.model(recipe, fields)}-seeds"
+    path = Path("runs") / name if out is None else Path(out)
+    if not resume:
+        storage.refuse_used(path)
+    runs = []
+    for seed in seeds:
+        say(f"\nseed {seed}\n")
+        one = train(data, recipe, out=path / f"seed-{seed}", resume=resume, seed=seed, **settings)
+        runs.append(one)
+    accuracies = [run.metrics["accuracy"] for run in runs]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    found = {"seeds": list(seeds), "accuracies": accuracies, "mean": mean, "deviation": deviation}
+    storage.write_json(path / "seeds.json", found)
+    return Repeats(path, tuple(runs), mean, deviation)
