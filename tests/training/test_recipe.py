@@ -7,7 +7,8 @@ import yaml
 
 from resnetkit.errors import RecipeError
 from resnetkit.training import recipe as recipes
-from resnetkit.training.recipe import Recipe, load, parse_settings
+from resnetkit.training.recipe import Recipe, load
+from resnetkit.training.settings import parse_settings
 
 
 @pytest.mark.parametrize("name", recipes.builtin())
