@@ -105,7 +105,7 @@ def test_balanced_batches_hold_every_class(flat_folder):
     for number in range(2, 16):  # one class of two pictures beside two of sixteen
         (flat_folder / "blue" / f"{number:03d}.png").unlink()
     part = part_of(flat_folder)
-    loader = Loader(Pictures(part, PRESET), 6, 0, balanced=True)
+    loader = Loader(Pictures(part, PRESET), 6, 0, sampling="balanced")
     batches = list(loader.training(Augmentation(), 16, 0, 0))
     assert len(batches) == 34 // 6
     for batch in batches:
@@ -113,7 +113,7 @@ def test_balanced_batches_hold_every_class(flat_folder):
 
 
 def test_an_epoch_in_pieces_is_the_epoch(flat_folder):
-    loader = Loader(Pictures(part_of(flat_folder), PRESET), 10, 0, balanced=True, repeats=2)
+    loader = Loader(Pictures(part_of(flat_folder), PRESET), 10, 0, sampling="balanced", repeats=2)
     whole = list(loader.training(Augmentation(), 16, 0, 3))
     pieces = [
         batch

@@ -37,7 +37,8 @@ class Loader:
         pictures: the source.
         batch_size: pictures in a batch.
         workers: threads that prepare batches ahead; 0 prepares each when it is asked for.
-        balanced, repeats: which pictures an epoch of training shows; see `epoch_order`.
+        sampling, repeats: which pictures an epoch of training shows: all, ``shuffled``, or every
+            class equally often, ``balanced``; each so often. See `epoch_order`.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class Loader:
         pictures: Pictures,
         batch_size: int,
         workers: int,
-        balanced: bool = False,
+        *,
+        sampling: str = "shuffled",
         repeats: int = 1,
     ) -> None:
         self.pictures, self.batch_size, self.workers = pictures, batch_size, workers
-        self.balanced, self.repeats = balanced, repeats
+        self.balanced, self.repeats = sampling == "balanced", repeats
 
     def training_batches(self) -> int:
         """Batches in an epoch of training. A smaller rest waits for an epoch that has it earlier

@@ -104,8 +104,8 @@ def train(
     identity = identity_of(prepared, chosen)
     state = State(model, make_optimizer(model, chosen), identity, average)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
-    balanced = chosen.sampling == "balanced"
-    loader = Loader(prepared.train, chosen.batch_size, workers, balanced, chosen.repeats)
+    sampling, repeats = chosen.sampling, chosen.repeats
+    loader = Loader(prepared.train, chosen.batch_size, workers, sampling=sampling, repeats=repeats)
     batches = loader.training_batches()
     steps = chosen.steps or batches * chosen.epochs
 

@@ -14,7 +14,9 @@ def augmentation(recipe: Recipe) -> str:
         crop = f"squares at random of the picture with {recipe.crop_padding} px of black around it"
     elif recipe.scale_jitter is not None:
         least, most = recipe.scale_jitter
-        crop = f"squares at random of the picture scaled to {least:.2f} to {most:.2f} their side"
+        crop = (
+            f"squares at random of the picture scaled to {least:.2f} to {most:.2f} times their side"
+        )
     else:
         crop = f"crops of {recipe.crop_scale[0]:.0%} to {recipe.crop_scale[1]:.0%} of the area"
     words = [crop, "mirrored at random" if recipe.flip else "not mirrored"]
