@@ -7,7 +7,7 @@ from .recipe import Recipe
 
 def augmentation(recipe: Recipe) -> str:
     """
-    >>> augmentation(Recipe())
+    >>> augmentation(Recipe(crop_scale=(0.5, 1.0)))
     'crops of 50% to 100% of the area, mirrored at random'
     """
     if recipe.crop_padding is not None:
@@ -33,7 +33,7 @@ def augmentation(recipe: Recipe) -> str:
 
 def training(recipe: Recipe, pictures: int) -> str:
     """
-    >>> training(Recipe(epochs=3), pictures=100)
+    >>> training(Recipe(epochs=3, batch_size=32), pictures=100)
     '3 epoch(s) of 3 step(s) of 32 pictures'
     """
     batch = min(recipe.batch_size, pictures)
@@ -47,8 +47,8 @@ def training(recipe: Recipe, pictures: int) -> str:
 
 def optimiser(recipe: Recipe) -> str:
     """
-    >>> optimiser(Recipe(weight_decay=0))
-    'adamw, learning rate 0.003 (onecycle), label smoothing 0.1'
+    >>> optimiser(Recipe(optimizer="sgd", lr=0.1, weight_decay=0, schedule="steps"))
+    'sgd, learning rate 0.1 (steps), label smoothing 0.1'
     """
     words = [recipe.optimizer, f"learning rate {recipe.lr:g} ({recipe.schedule})"]
     if recipe.weight_decay:
