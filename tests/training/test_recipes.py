@@ -67,10 +67,16 @@ def observed(monkeypatch, stop_before=math.inf):
     return steps
 
 
-FROM_RANDOM = [name for name in recipe.builtin() if recipe.load(name).weights == "none"]
+def from_random():
+    """The recipes that begin from chance (of the others: test_start.py), deep nets marked slow."""
+    for name in recipe.builtin():
+        chosen = recipe.load(name)
+        deep = str(chosen.model) in ("resnet34", "resnet50") or chosen.model is None
+        if chosen.weights == "none":
+            yield pytest.param(name, marks=[pytest.mark.slow] if deep else [])
 
 
-@pytest.mark.parametrize("name", FROM_RANDOM)  # the other ones: test_start.py
+@pytest.mark.parametrize("name", from_random())
 def test_a_recipe_runs_and_reaches_optimiser_and_loader(name, flat_folder, tmp_path, monkeypatch):
     steps = observed(monkeypatch)
     run = train(flat_folder, name, out=tmp_path / "run", **shortened(name))
@@ -104,6 +110,7 @@ def test_torchvision_v2_averages_every_so_many_steps(flat_folder, tmp_path, monk
     assert [number for number, step in enumerate(steps) if step["averaged"]] == [0, 3, 6, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision-v2", "paper-cifar10"])
 def test_a_broken_run_ends_in_the_same_bits(name, flat_folder, tmp_path, monkeypatch):
     """Also where the run ends within an epoch, and with every class as often."""
