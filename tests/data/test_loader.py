@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from resnetkit import randomness
 from resnetkit.data import cache, folder
 from resnetkit.data.cache import Pictures
 from resnetkit.data.loader import Loader
@@ -77,3 +78,48 @@ def test_a_broken_picture_reaches_the_reader_as_its_error(flat_folder):
     for workers in (0, 2):
         with pytest.raises(PictureError, match=part.path(7).name):
             list(Loader(Pictures(part, PRESET), 10, workers).evaluation())
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_copies_of_a_picture_are_augmented_each_for_itself(flat_folder, workers):
+    part = part_of(flat_folder)
+    pictures = Pictures(part, PRESET)
+    loader = Loader(pictures, 8, workers, repeats=4)
+    assert loader.training_batches() == 6
+    batches = list(loader.training(Augmentation(), 24, 0, 1))
+    for batch in batches:
+        assert batch.labels.tolist() == part.labels[batch.indices].tolist()
+        copies = {}
+        for image, index in zip(batch.images, batch.indices, strict=True):
+            number = len(copies.setdefault(int(index), []))
+            chance = randomness.for_picture(0, 1, int(index), number)
+            assert torch.equal(image, Augmentation()(pictures[int(index)], 24, chance))
+            copies[int(index)].append(image)
+        assert [len(same) for same in copies.values()] == [4, 4]
+        assert not any(
+            torch.equal(same[0], other) for same in copies.values() for other in same[1:]
+        )
+
+
+def test_balanced_batches_hold_every_class(flat_folder):
+    for number in range(2, 16):  # one class of two pictures beside two of sixteen
+        (flat_folder / "blue" / f"{number:03d}.png").unlink()
+    part = part_of(flat_folder)
+    loader = Loader(Pictures(part, PRESET), 6, 0, sampling="balanced")
+    batches = list(loader.training(Augmentation(), 16, 0, 0))
+    assert len(batches) == 34 // 6
+    for batch in batches:
+        assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_epoch_in_pieces_is_the_epoch(flat_folder):
+    loader = Loader(Pictures(part_of(flat_folder), PRESET), 10, 0, sampling="balanced", repeats=2)
+    whole = list(loader.training(Augmentation(), 16, 0, 3))
+    pieces = [
+        batch
+        for first, last in ((0, 1), (1, 3), (3, None))
+        for batch in loader.training(Augmentation(), 16, 0, 3, first, last)
+    ]
+    assert len(pieces) == len(whole) == 4
+    for piece, batch in zip(pieces, whole, strict=True):
+        assert torch.equal(piece.images, batch.images)

@@ -9,7 +9,14 @@ import torch
 from torchvision.transforms import functional, v2
 
 from resnetkit.data import transforms
-from resnetkit.data.transforms import Augmentation, Preprocessing, center_crop
+from resnetkit.data.transforms import (
+    IMAGENET_MEAN,
+    Augmentation,
+    Preprocessing,
+    center_crop,
+    erase,
+    normalize,
+)
 from resnetkit.errors import ModelFileError
 
 
@@ -120,3 +127,93 @@ def test_normalize_gives_the_bits_of_the_formula_in_either_order(shape, layout):
     assert torch.equal(result, (images.float() / 255 - mean) / std)
     assert result.is_contiguous(memory_format=layout)
     assert torch.equal(given, images)
+
+
+def tensor(pixels):
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 48), (64, 33)])
+def test_padded_crops_equal_torchvisions_and_reach_every_place(shape):
+    pixels, places = noise(*shape), set()
+    scaled = v2.functional.resize(tensor(pixels), [32], antialias=True)
+    padded = v2.functional.pad(scaled, [4, 4, 4, 4])
+    height, width = padded.shape[-2:]
+    crops = {
+        (top, left): v2.functional.crop(padded, top, left, 32, 32)
+        for top in range(height - 31)
+        for left in range(width - 31)
+    }
+    augment = Augmentation(crop_padding=4, flip=False)
+    for seed in range(400):
+        crop = augment(pixels, 32, random.Random(seed))
+        (place,) = (place for place, expected in crops.items() if torch.equal(crop, expected))
+        places.add(place)
+    assert {top for top, _ in places} == set(range(height - 31))
+    assert {left for _, left in places} == set(range(width - 31))
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (30, 30)])
+def test_scale_jitter_is_a_random_square_of_the_resized_picture(shape):
+    pixels, seen = noise(*shape), set()
+    augment = Augmentation(scale_jitter=(1.125, 1.5), flip=False)
+    for seed in range(300):
+        chance = random.Random(seed)
+        side = chance.randint(36, 48)
+        scaled = v2.functional.resize(tensor(pixels), [side], antialias=True)
+        top, left = (chance.randint(0, scaled.shape[axis] - 32) for axis in (1, 2))
+        expected = v2.functional.crop(scaled, top, left, 32, 32)
+        assert torch.equal(augment(pixels, 32, random.Random(seed)), expected)
+        seen.add(side)
+    assert seen == set(range(36, 49))
+
+
+@pytest.mark.parametrize("shape", [(1, 5_000), (5_000, 1), (2, 90)])
+@pytest.mark.parametrize("crop", [{"crop_padding": 4}, {"scale_jitter": (1.2, 2.0)}])
+def test_of_a_picture_beyond_one_to_twenty_a_piece_is_scaled(shape, crop):
+    augment = Augmentation(**crop)
+    crops = [augment(noise(*shape), 32, random.Random(seed)) for seed in range(5)]
+    assert {crop.shape for crop in crops} == {(3, 32, 32)}
+    assert not torch.equal(crops[0], crops[1])
+
+
+def test_erasing_equals_torchvisions_for_the_same_box():
+    picture = tensor(noise(64, 64))
+    before, erased = picture.clone(), 0
+    areas, ratios = [], []
+    colour = torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8)
+    for seed in range(300):
+        result = erase(picture, random.Random(seed))
+        changed = (result != picture).any(0).nonzero()
+        if len(changed) == 0:
+            continue
+        (top, left), (bottom, right) = changed.min(0).values, changed.max(0).values + 1
+        h, w = int(bottom - top), int(right - left)
+        box = (int(top), int(left), h, w, colour.view(3, 1, 1))
+        assert torch.equal(result, v2.functional.erase(picture, *box))
+        erased += 1
+        areas.append(h * w / 64**2)
+        ratios.append(h / w)
+    assert torch.equal(picture, before)
+    assert erased > 290
+    assert 0.015 < min(areas) < 0.03 < 0.31 < max(areas) < 0.34
+    assert 0.28 < min(ratios) < 0.4 < 2.5 < max(ratios) < 3.5
+    zero = normalize(colour.view(1, 3, 1, 1), Preprocessing(32, 32))
+    assert zero.abs().max() < 0.01
+
+
+def test_erasing_and_trivial_augment_change_as_many_as_asked():
+    pixels = noise(32, 32)
+    plain = Augmentation(flip=False, crop_scale=(1, 1), crop_ratio=(1, 1))
+    boxes = Augmentation(flip=False, crop_scale=(1, 1), crop_ratio=(1, 1), erasing=0.25)
+    trivial = Augmentation(flip=False, crop_scale=(1, 1), crop_ratio=(1, 1), trivial_augment=True)
+    untouched = plain(pixels, 32, random.Random(0))
+    assert torch.equal(untouched, tensor(pixels))
+
+    def changed(augment):
+        results = [augment(pixels, 32, random.Random(seed)) for seed in range(400)]
+        return sum(not torch.equal(result, untouched) for result in results)
+
+    assert 70 < changed(boxes) < 130
+    assert changed(trivial) > 300
+    assert torch.equal(untouched, tensor(pixels))

@@ -76,3 +76,66 @@ def test_class_weights_are_those_of_scikit_learn():
     balanced = recipe.with_settings({"class_weights": "balanced"})
     found = class_weights(balanced, [10, 2, 5], torch.device("cpu"))
     assert found.tolist() == pytest.approx(expected.tolist())
+
+
+def rates_of_torch(steps, rising):
+    """The rates of LinearLR and CosineAnnealingLR, one after the other."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedulers = [
+        torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=rising),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - rising),
+    ]
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, schedulers, [rising])
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        both.step()
+    return rates
+
+
+def test_cosine_with_its_linear_start_is_pytorchs():
+    recipe = load("fast").with_settings({"schedule": "cosine", "lr": 0.5, "warmup": 0.1})
+    rates = [learning_rate(recipe, step, 300) for step in range(300)]
+    assert rates == pytest.approx(rates_of_torch(300, 30), rel=1e-6, abs=1e-12)
+    assert rates[0] == pytest.approx(0.005)
+    assert max(rates) == rates[30] == 0.5
+    plain = recipe.with_settings({"warmup": 0.0})
+    assert learning_rate(plain, 0, 300) == 0.5
+    assert learning_rate(recipe.with_settings({"warmup": 1.0}), 299, 300) < 0.5
+
+
+def test_torchvision_v2_has_the_references_rate_at_the_start_of_each_epoch():
+    batches = 1251  # ImageNet's pictures over 1,024
+    recipe = load("torchvision-v2")
+    rates = [learning_rate(recipe, batches * epoch, batches * 600) for epoch in range(600)]
+    assert rates == pytest.approx(rates_of_torch(600, 5), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["torchvision-v1", "paper-imagenet"])
+def test_thirty_sixty_ninety(name):
+    batches = 5004  # ImageNet's pictures over 256
+    recipe = load(name)
+    assert recipe.epochs == 90
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30, gamma=0.1)
+    for epoch in range(90):
+        rate = pytest.approx(optimizer.param_groups[0]["lr"])
+        for step in (batches * epoch, batches * epoch + batches - 1):
+            assert learning_rate(recipe, step, batches * 90) == rate
+        optimizer.step()
+        scheduler.step()
+
+
+def test_paper_cifar10_divides_after_32000_and_48000_of_64000_steps():
+    recipe = load("paper-cifar10")
+    places = (0, 31_999, 32_000, 47_999, 48_000, 63_999)
+    rates = [learning_rate(recipe, step, recipe.steps) for step in places]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_momentum_is_nesterovs_or_plain():
+    sgd = load("fast").with_settings({"optimizer": "sgd"})
+    for settings, expected in [({}, True), ({"nesterov": False}, False), ({"momentum": 0}, False)]:
+        optimizer = make_optimizer(resnet18(), sgd.with_settings(settings))
+        assert optimizer.defaults["nesterov"] is expected

@@ -7,7 +7,7 @@ from resnetkit.data import folder
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
-from resnetkit.training import plan
+from resnetkit.training import plan, wording
 from resnetkit.training.recipe import load
 
 
@@ -79,3 +79,40 @@ def test_measuring_leaves_the_network_and_chance_alone():
 )
 def test_class_names_that_may_mind_mirrors(classes, expected):
     assert plan._may_mind_mirrors(classes) is expected
+
+
+def test_steps_say_how_many_epochs():
+    recipe = load("paper-cifar10")
+    assert (recipe.steps, recipe.epochs) == (64_000, None)
+    chosen = plan.choose_epochs(recipe, 45_000)
+    assert (chosen.steps, chosen.epochs) == (64_000, 183)  # of 351 steps; the last has 118
+    assert plan.choose_epochs(chosen, 45_000) == chosen
+    with pytest.raises(RecipeError, match=r"epochs is 183, and 64000 steps .* are 821\. Set one"):
+        plan.choose_epochs(chosen, 10_000)
+    assert plan.choose_epochs(recipe, 5).epochs == 64_000
+
+
+def test_a_recipe_in_words():
+    fast = load("fast")
+    assert wording.augmentation(fast.with_settings({"flip": False})).endswith("area, not mirrored")
+    assert wording.augmentation(load("paper-cifar10")) == (
+        "squares at random of the picture with 4 px of black around it, mirrored at random"
+    )
+    assert "scaled to 1.14 to 2.14 times" in wording.augmentation(load("paper-imagenet"))
+    v2 = load("torchvision-v2")
+    assert wording.augmentation(v2) == (
+        "crops of 8% to 100% of the area, mirrored at random, TrivialAugment, a box erased in 10%, "
+        "MixUp 0.2, CutMix 1"
+    )
+    assert wording.training(v2, 10_000) == (
+        "600 epoch(s) of 9 step(s) of 1024 pictures, 4 copies of each"
+    )
+    assert wording.optimiser(v2) == (
+        "sgd, learning rate 0.5 (cosine), weight decay 2e-05, label smoothing 0.1, "
+        "weights averaged by 0.998908 every 32 steps"
+    )
+    cifar = plan.choose_epochs(load("paper-cifar10"), 45_000)
+    balanced = cifar.with_settings({"sampling": "balanced"})
+    assert wording.training(balanced, 45_000) == (
+        "64,000 step(s) in 183 epoch(s) of 128 pictures, every class equally often"
+    )

@@ -7,7 +7,8 @@ import yaml
 
 from resnetkit.errors import RecipeError
 from resnetkit.training import recipe as recipes
-from resnetkit.training.recipe import Recipe, load, parse_settings
+from resnetkit.training.recipe import Recipe, load
+from resnetkit.training.settings import parse_settings
 
 
 @pytest.mark.parametrize("name", recipes.builtin())
@@ -62,6 +63,14 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
         ({"image_size": "big"}, "image_size: a valid integer.*, got 'big'"),
         ({"crop_scale": [1, 0.5]}, "crop_scale: expected two numbers above 0, the smaller"),
         ({"crop_scale": 3}, r"crop_scale: a list, as in \[0.5, 1.0\], got 3"),
+        ({"scale_jitter": [0.5, 2]}, "scale_jitter.*: greater than or equal to 1, got 0.5"),
+        ({"scale_jitter": [2, 1]}, "scale_jitter: expected two numbers above 0, the smaller"),
+        (
+            {"scale_jitter": [1, 2], "crop_padding": 4},
+            "scale_jitter: goes not together with crop_padding",
+        ),
+        ({"sampling": "even"}, "sampling: 'shuffled' or 'balanced', got 'even'"),
+        ({"repeats": 0}, "repeats: greater than 0"),
         ({"model": "resnet19"}, "model: Unknown model 'resnet19'. Did you mean resnet18"),
     ],
 )
@@ -106,3 +115,56 @@ def test_train_size_grows_from_first_to_last():
 
 def test_yaml_holds_plain_values():
     assert yaml.safe_load(load("fast").to_yaml())["lr"] == load("fast").lr
+
+
+def test_epochs_and_steps_take_each_others_place():
+    recipe = load("paper-cifar10")
+    assert recipe.with_settings({"seed": 1}).steps == 64_000
+    shorter = recipe.with_settings({"epochs": 3})
+    assert (shorter.epochs, shorter.steps) == (3, None)
+    again = shorter.with_settings({"steps": 10})
+    assert (again.epochs, again.steps) == (None, 10)
+    assert again.with_settings({"epochs": None}).steps == 10
+
+
+def test_the_papers_and_torchvisions_numbers():
+    """What was published, in the units in which it was."""
+    paper, cifar, v1, v2 = (
+        load(name)
+        for name in ("paper-imagenet", "paper-cifar10", "torchvision-v1", "torchvision-v2")
+    )
+    for recipe in (paper, cifar, v1, v2):
+        assert (recipe.optimizer, recipe.momentum, recipe.nesterov) == ("sgd", 0.9, False)
+        assert recipe.flip
+    for recipe in (paper, cifar, v1):
+        assert (recipe.lr, recipe.weight_decay, recipe.decay_norms) == (0.1, 1e-4, True)
+        assert recipe.label_smoothing == recipe.mixup == recipe.cutmix == recipe.ema == 0
+    assert (paper.batch_size, cifar.batch_size, v1.batch_size, v2.batch_size) == (
+        256,
+        128,
+        256,
+        1024,
+    )
+    assert [round(224 * share) for share in paper.scale_jitter] == [256, 480]
+    assert (cifar.crop_padding, cifar.image_size, cifar.val_split) == (4, 32, 0.1)
+    for recipe, shorter in ((paper, 256), (v1, 256), (v2, 232)):
+        preset = recipe.preprocessing()
+        assert (preset.resize_size, preset.crop_size) == (shorter, 224)
+    assert {paper.train_size(0), v1.train_size(0), v1.train_size(89)} == {224}
+    assert {v2.train_size(0), v2.train_size(599)} == {176}
+    assert v1.crop_scale == v2.crop_scale == (0.08, 1.0)
+    assert (v2.epochs, v2.lr, v2.weight_decay, v2.decay_norms) == (600, 0.5, 2e-5, False)
+    assert (v2.mixup, v2.cutmix, v2.label_smoothing, v2.erasing) == (0.2, 1.0, 0.1, 0.1)
+    assert (v2.trivial_augment, v2.repeats, v2.ema_every) == (True, 4, 32)
+    assert v2.ema == pytest.approx(1 - (1 - 0.99998) * 1024 * 32 / 600, abs=1e-7)
+
+
+def test_the_augmentation_is_all_that_the_recipe_says():
+    settings = {
+        "crop_scale": (0.2, 0.3), "crop_padding": 3, "flip": False, "trivial_augment": True,
+        "erasing": 0.4,
+    }  # fmt: skip
+    augmentation = load("fast").with_settings(settings).augmentation()
+    assert {name: getattr(augmentation, name) for name in settings} == settings
+    jitter = load("fast").with_settings({"scale_jitter": [1, 2]}).augmentation()
+    assert jitter.scale_jitter == (1, 2)

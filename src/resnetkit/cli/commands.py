@@ -122,7 +122,7 @@ def train(
         "seed": seed,
     }
     from ..training.loop import train as run_training
-    from ..training.recipe import parse_settings
+    from ..training.settings import parse_settings
     from .show import closing_lines
 
     given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
@@ -241,7 +241,7 @@ def summary(
     ] = None,
 ) -> None:
     """Show the stages of a network: shapes, layers, parameters, multiply-adds."""
-    from ..training.recipe import parse_settings
+    from ..training.settings import parse_settings
     from .show import summary_table
 
     print(summary_table(model, image_size, parse_settings(settings or [])))
@@ -268,7 +268,7 @@ def convert(
     from ..models.conversion import convert as run_conversion
     from ..progress import say
     from ..storage import refuse_existing
-    from ..training.recipe import parse_settings
+    from ..training.settings import parse_settings
 
     refuse_existing(target)
     options = parse_settings(settings or [])

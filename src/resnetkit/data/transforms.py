@@ -104,8 +104,7 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
         top, left = max(0, (height - window) // 2), max(0, (width - window) // 2)
         pixels = pixels[top : top + window, left : left + window]
         height, width = pixels.shape[:2]
-    longer = int(resize_size * max(height, width) / min(height, width))
-    target = (resize_size, longer) if width <= height else (longer, resize_size)
+    target = _with_shorter_side(width, height, resize_size)
     if target != (width, height):
         pixels = resize(pixels, target)
     width, height = target
@@ -121,24 +120,57 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random resized crop and horizontal flip: Szegedy et al., arXiv:1409.4842, section 6.
+    """What chance does to a training picture: a crop, a mirror, an operation, a blank box.
+
+    The crop is a random resized one (Szegedy et al., arXiv:1409.4842, section 6), unless one of
+    the two others is given.
 
     Args:
         crop_scale: least and greatest share of the picture's area that a crop takes, in (0, 1].
         crop_ratio: least and greatest width / height of a crop.
+        crop_padding: pixels of black around the picture, its shorter side being as long as that
+            of the result; a random square of it is cut. He et al., arXiv:1512.03385, section 4.2.
+        scale_jitter: least and greatest shorter side that the picture is scaled to, over that of
+            the result, before a random square is cut. The same, section 3.4.
         flip: mirror every other picture.
+        trivial_augment: one random operation of `resnetkit.data.trivial`.
+        erasing: share of the pictures that lose a box; see `erase`.
     """
 
     crop_scale: tuple[float, float] = (0.35, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_padding: int | None = None
+    scale_jitter: tuple[float, float] | None = None
     flip: bool = True
+    trivial_augment: bool = False
+    erasing: float = 0.0
 
     def __call__(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
         """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides."""
+        picture = self._crop(pixels, size, chance)
+        if self.flip and chance.random() < 0.5:
+            picture = picture.flip(-1)
+        if self.trivial_augment:
+            from .trivial import trivial_augment  # imports torchvision, which takes a second
+
+            picture = trivial_augment(picture, chance)
+        if self.erasing and chance.random() < self.erasing:
+            picture = erase(picture, chance)
+        return picture
+
+    def _crop(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
+        if self.crop_padding is not None:
+            pad = self.crop_padding
+            scaled = _scaled(pixels, size, chance)
+            return _random_square(np.pad(scaled, ((pad, pad), (pad, pad), (0, 0))), size, chance)
+        if self.scale_jitter is not None:
+            least, most = (round(share * size) for share in self.scale_jitter)
+            return _random_square(
+                _scaled(pixels, chance.randint(least, most), chance), size, chance
+            )
         height, width = pixels.shape[:2]
         top, left, h, w = self._box(height, width, chance)
-        picture = resize_tensor(pixels[top : top + h, left : left + w], (size, size))
-        return (picture.flip(-1) if self.flip and chance.random() < 0.5 else picture)[0]
+        return resize_tensor(pixels[top : top + h, left : left + w], (size, size))[0]
 
     def _box(self, height: int, width: int, chance: Random) -> tuple[int, int, int, int]:
         """Top, left, height, width. Ten tries, then the largest crop in the middle that fits."""
@@ -152,6 +184,54 @@ class Augmentation:
         w = min(width, max(1, round(height * self.crop_ratio[1])))
         h = min(height, max(1, round(width / self.crop_ratio[0])))
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def erase(picture: Tensor, chance: Random) -> Tensor:
+    """A copy with a box in ImageNet's mean colour, which is zero once normalised. Its area is 2 %
+    to 33 % of the picture's, its height / width 0.3 to 3.3: Zhong et al., arXiv:1708.04896.
+
+    Args:
+        picture: ``(3, H, W)`` uint8.
+    """
+    height, width = picture.shape[-2:]
+    for _ in range(10):
+        area = height * width * chance.uniform(0.02, 0.33)
+        ratio = math.exp(chance.uniform(math.log(0.3), math.log(3.3)))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < h < height and 0 < w < width:
+            top, left = chance.randint(0, height - h), chance.randint(0, width - w)
+            colour = torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8)
+            picture = picture.clone()
+            picture[:, top : top + h, left : left + w] = colour.view(3, 1, 1)
+            break
+    return picture
+
+
+def _scaled(pixels: np.ndarray, side: int, chance: Random) -> np.ndarray:
+    """The picture with a shorter side of ``side`` pixels; of one beyond 1 to 20, a random piece."""
+    height, width = pixels.shape[:2]
+    if max(height, width) > 20 * min(height, width):
+        longest = 2 * min(height, width)
+        top = chance.randint(0, max(0, height - longest))
+        left = chance.randint(0, max(0, width - longest))
+        pixels = pixels[top : top + longest, left : left + longest]
+        height, width = pixels.shape[:2]
+    target = _with_shorter_side(width, height, side)
+    return pixels if target == (width, height) else resize(pixels, target)
+
+
+def _random_square(pixels: np.ndarray, size: int, chance: Random) -> Tensor:
+    """``(H, W, 3)`` -> ``(3, size, size)``."""
+    height, width = pixels.shape[:2]
+    top, left = chance.randint(0, height - size), chance.randint(0, width - size)
+    square = pixels[top : top + size, left : left + size]
+    return torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)
+
+
+def _with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height, scaled so that the shorter one is ``side``, as torchvision rounds them."""
+    longer = int(side * max(height, width) / min(height, width))
+    return (side, longer) if width <= height else (longer, side)
 
 
 def stack(pictures: Sequence[Tensor]) -> Tensor:

@@ -104,9 +104,10 @@ def train(
     identity = identity_of(prepared, chosen)
     state = State(model, make_optimizer(model, chosen), identity, average)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
-    loader = Loader(prepared.train, chosen.batch_size, workers)
+    sampling, repeats = chosen.sampling, chosen.repeats
+    loader = Loader(prepared.train, chosen.batch_size, workers, sampling=sampling, repeats=repeats)
     batches = loader.training_batches()
-    steps = batches * chosen.epochs
+    steps = chosen.steps or batches * chosen.epochs
 
     # Say so, and begin; or go on.
     if saved is None:
@@ -127,8 +128,10 @@ def train(
         while state.epoch < chosen.epochs and not state.is_stuck(chosen.patience):
             # An epoch of training: order and pictures are f(seed, epoch).
             size, first = chosen.train_size(state.epoch), state.batch
-            coming = loader.training(chosen.augmentation(), size, chosen.seed, state.epoch, first)
-            with bar(f"epoch {state.epoch + 1}/{chosen.epochs}", batches, first) as advance:
+            last = min(batches, steps - batches * state.epoch)  # of a run of so many steps
+            augment, epoch = chosen.augmentation(), state.epoch
+            coming = loader.training(augment, size, chosen.seed, epoch, first, last)
+            with bar(f"epoch {epoch + 1}/{chosen.epochs}", last, first) as advance:
                 clock = time.perf_counter()
                 for batch in coming:
                     set_trainable(model, chosen, state.step, steps)
@@ -213,7 +216,7 @@ def training_step(
     set_learning_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad()
-    if state.average is not None:
+    if state.average is not None and state.step % recipe.ema_every == 0:
         state.average.update(model, state.step)
     return total, right
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from ..models.builders import ARCHITECTURES
 from ..progress import printable, say
 from ..randomness import order
 from ..runtime import Runtime
+from . import wording
 from .optim import make_optimizer
 from .preparation import Prepared
 from .recipe import Recipe
@@ -77,7 +79,20 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
 
 
 def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
-    """Fill in the number of epochs: as many as show 40,000 pictures, between 16 and 300."""
+    """Fill in the number of epochs: those that ``steps`` take, the last perhaps in part; else as
+    many as show 40,000 pictures, between 16 and 300.
+
+    Raises:
+        RecipeError: both are given, and are not the same length.
+    """
+    if recipe.steps is not None:
+        epochs = math.ceil(recipe.steps / max(1, pictures // recipe.batch_size))
+        if recipe.epochs not in (None, epochs):
+            raise RecipeError(
+                f"epochs is {recipe.epochs}, and {recipe.steps} steps of {recipe.batch_size} of "
+                f"these {pictures} pictures are {epochs}. Set one of epochs and steps to null"
+            )
+        return recipe.with_settings({"epochs": epochs, "steps": recipe.steps})
     if recipe.epochs is not None:
         return recipe
     least, most = EPOCHS
@@ -118,6 +133,8 @@ def measure(
     per_step = _seconds(step, 10, runtime)
     per_evaluation = _seconds(_evaluation_step(copy, recipe, runtime), 2, runtime)
     steps = batches * sum((size / middle) ** 2 for size in sizes)
+    if recipe.steps is not None:  # the last epoch is not whole
+        steps *= recipe.steps / (batches * recipe.epochs)
     return steps * per_step + recipe.epochs * validated / BATCH_SIZE * per_evaluation
 
 
@@ -190,19 +207,14 @@ def describe(
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     growing = f"{sizes[0]} growing to {sizes[-1]}" if sizes[0] != sizes[-1] else f"{sizes[0]}"
     options = "".join(f", {key} {value}" for key, value in recipe.model_options.items())
-    decay = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
-    steps = max(1, len(train) // recipe.batch_size)
-    batch = min(recipe.batch_size, len(train))
     minutes = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
     rows = {
         "network": f"{recipe.model}{options}, {parameters:,} parameters, {_origin(recipe)}",
         "pictures": f"trained at {growing} px, evaluated at {recipe.image_size} px (shorter side "
         f"{recipe.resize_size} px, centre cut)",
-        "augmentation": f"crops of {recipe.crop_scale[0]:.0%} to {recipe.crop_scale[1]:.0%} of the "
-        f"area, {'mirrored at random' if recipe.flip else 'not mirrored'}",
-        "training": f"{recipe.epochs} epoch(s) of {steps} step(s) of {batch} pictures",
-        "optimiser": f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}){decay}, "
-        f"label smoothing {recipe.label_smoothing:g}",
+        "augmentation": wording.augmentation(recipe),
+        "training": wording.training(recipe, len(train)),
+        "optimiser": wording.optimiser(recipe),
         "machine": f"{runtime.device}, {runtime.precision}, {torch.get_num_threads()} compute "
         f"threads, {workers} threads that read pictures",
         "expected": f"{minutes} (from ten measured steps)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.cache import Pictures, Scan, check_readable, digest, scan
@@ -31,12 +31,14 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
         DataError: pictures that cannot be read (all of them named), or too few of a class.
     """
     names: list[str] = [name for name in ("train", "all", "val") if name in data.parts]
-    preprocessing = recipe.preprocessing()
+    evaluated = recipe.preprocessing()
+    trained = replace(evaluated, resize_size=recipe.decode_size or evaluated.resize_size)
     scans: dict[str, Scan] = {}
     total = sum(len(data.parts[name]) for name in names)
     with bar("reading pictures", total) as advance:
         for name in names:
-            scans[name] = scan(data.parts[name], preprocessing, workers, advance)
+            preset = evaluated if name == "val" else trained
+            scans[name] = scan(data.parts[name], preset, workers, advance)
     if recipe.on_error == "fail":
         check_readable(scans)
     skipped = tuple(text for found in scans.values() for text in found.unreadable.values())
@@ -62,6 +64,9 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     rest = {name: part for name, part in data.parts.items() if name != whole}
     data = DataSet(data.root, data.classes, {**divided, **rest}, data.left_out, data.notes)
     train, val = (pictures[whole].select(divided[name]) for name in ("train", "val"))
+    if trained != evaluated:  # validation pictures have the pixels that `evaluate` will give them
+        with bar("reading validation pictures", len(val)) as advance:
+            val = scan(val.part, evaluated, workers, advance).pictures
     return Prepared(data, train, val, digests, True, skipped, conflicting)
 
 

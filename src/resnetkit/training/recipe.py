@@ -6,20 +6,28 @@ changes fields of it, `plan` fills in what is left to be found from the data and
 
 from __future__ import annotations
 
-import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ..data.transforms import Augmentation, Preprocessing
 from ..errors import RecipeError
 from ..models import get_model_builder
+from .settings import did_you_mean, plain
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=1)]
 
 
 class Recipe(BaseModel):
@@ -64,6 +72,11 @@ class Recipe(BaseModel):
     resize_size: Annotated[int, Field(ge=16, le=2048)] | None = Field(
         None, description="shorter side before the centre is cut; by default image_size"
     )
+    decode_size: Annotated[int, Field(ge=16, le=2048)] | None = Field(
+        None,
+        description="shorter side that larger training pictures are decoded to; by default "
+        "resize_size",
+    )
     train_sizes: tuple[Share, Share] = Field(
         (0.5, 0.85),
         description="side in training at the start and from half-way on, over image_size",
@@ -71,9 +84,25 @@ class Recipe(BaseModel):
     crop_scale: tuple[Share, Share] = Field(
         (0.5, 1.0), description="share of the area that a random crop takes"
     )
+    crop_padding: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="cut random squares of the picture with so many black pixels around it"
+    )
+    scale_jitter: tuple[Factor, Factor] | None = Field(
+        None,
+        description="cut random squares of the picture scaled to a shorter side between these, "
+        "over the training size",
+    )
     flip: bool = Field(True, description="mirror every other picture")
+    trivial_augment: bool = Field(False, description="change each picture by TrivialAugment")
+    erasing: Share = Field(0.0, description="share of the pictures of which a random box is erased")
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
     cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0 is off")
+    sampling: Literal["shuffled", "balanced"] = Field(
+        "shuffled", description="balanced: an epoch shows every class equally often"
+    )
+    repeats: Positive = Field(
+        1, description="copies of a picture in a batch, each augmented anew; fewer pictures each"
+    )
     val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="share of a flat folder that becomes the validation part"
     )
@@ -84,15 +113,18 @@ class Recipe(BaseModel):
     epochs: Positive | None = Field(
         None, description="by default as many as show 40,000 pictures, between 16 and 300"
     )
+    steps: Positive | None = Field(None, description="length of the run, in place of epochs")
     batch_size: Positive = Field(32, description="pictures a step")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = Field(0.003, description="the greatest learning rate")
-    momentum: Share = Field(0.9, description="of SGD, with Nesterov's correction")
+    momentum: Share = Field(0.9, description="of SGD")
+    nesterov: bool = Field(True, description="correct SGD's momentum as Nesterov does")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     decay_norms: bool = Field(False, description="decay norms and biases too")
-    schedule: Literal["onecycle", "steps", "constant"] = Field(
+    schedule: Literal["onecycle", "cosine", "steps", "constant"] = Field(
         "onecycle",
-        description="up to lr, then down a cosine; or a tenth at each milestone; or lr throughout",
+        description="onecycle and cosine: up to lr, then down half a cosine; steps: a tenth at "
+        "each milestone; constant: lr throughout",
     )
     warmup: Share = Field(0.25, description="share of the steps in which the rate grows linearly")
     milestones: tuple[Share, ...] = Field(
@@ -111,6 +143,7 @@ class Recipe(BaseModel):
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of averaged weights, which are evaluated and kept; 0 is off"
     )
+    ema_every: Positive = Field(1, description="steps between two updates of averaged weights")
     patience: Positive | None = Field(
         None, description="stop after so many epochs without a better one"
     )
@@ -131,19 +164,30 @@ class Recipe(BaseModel):
             get_model_builder(name)
         return name
 
-    @field_validator("crop_scale", "train_sizes")
+    @field_validator("crop_scale", "train_sizes", "scale_jitter")
     @classmethod
-    def _is_ordered(cls, pair: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < pair[0] <= pair[1]:
+    def _is_ordered(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
+        if pair is not None and not 0 < pair[0] <= pair[1]:
             raise ValueError("expected two numbers above 0, the smaller one first")
         return pair
 
+    @field_validator("scale_jitter")
+    @classmethod
+    def _is_the_only_crop(cls, value: Any, others: ValidationInfo) -> Any:
+        if value is not None and others.data.get("crop_padding") is not None:
+            raise ValueError("goes not together with crop_padding; set one of them to null")
+        return value
+
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
-        """This recipe with other values for some fields.
+        """This recipe with other values for some fields. One of epochs and steps that is set
+        takes the place of the other.
 
         Raises:
             RecipeError: an unknown key (the nearest is named) or a value that does not fit.
         """
+        for length, other in (("epochs", "steps"), ("steps", "epochs")):
+            if settings.get(length) is not None and other not in settings:
+                settings = {**settings, other: None}
         return _validate({**self.model_dump(), **settings})
 
     def preprocessing(self) -> Preprocessing:
@@ -154,7 +198,14 @@ class Recipe(BaseModel):
 
     def augmentation(self) -> Augmentation:
         """The training augmentation."""
-        return Augmentation(crop_scale=self.crop_scale, flip=self.flip)
+        return Augmentation(
+            crop_scale=self.crop_scale,
+            crop_padding=self.crop_padding,
+            scale_jitter=self.scale_jitter,
+            flip=self.flip,
+            trivial_augment=self.trivial_augment,
+            erasing=self.erasing,
+        )
 
     def train_size(self, epoch: int) -> int:
         """Side of the training pictures in ``epoch`` (0-based): it grows linearly up to half-way,
@@ -196,7 +247,7 @@ def load(recipe: str | Path) -> Recipe:
         text = resource.read_text(encoding="utf-8")
     else:
         raise RecipeError(
-            f"Unknown recipe {str(recipe)!r}{_did_you_mean(str(recipe), builtin())}. "
+            f"Unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), builtin())}. "
             f"Built in: {', '.join(builtin())}; or give a .yaml file"
         )
     try:
@@ -208,58 +259,19 @@ def load(recipe: str | Path) -> Recipe:
     return _validate(values)
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``["flip=false", "lr=0.01"]`` -> ``{"flip": False, "lr": 0.01}``; values are YAML.
-
-    Raises:
-        RecipeError: a pair without ``=``.
-    """
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise RecipeError(f"--set takes key=value; got {pair!r}")
-        try:
-            settings[key.strip()] = _number(yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {pair}: the value is no valid YAML ({error})") from None
-    return settings
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as text; a person means the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _validate(values: dict[str, Any]) -> Recipe:
     known = list(Recipe.model_fields)
     for key in values:
         if key not in known:
             raise RecipeError(
-                f"Unknown recipe key {key!r}{_did_you_mean(str(key), known)}. "
+                f"Unknown recipe key {key!r}{did_you_mean(str(key), known)}. "
                 f"Known: {', '.join(known)}"
             )
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {_plain(item['msg'])}, got {item['input']!r}"
+            f"{'.'.join(map(str, item['loc']))}: {plain(item['msg'])}, got {item['input']!r}"
             for item in error.errors()
         )
         raise RecipeError(f"Recipe: {problems}") from None
-
-
-def _plain(message: str) -> str:
-    """The validator's words without its own terms."""
-    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
-    return message.replace("a valid tuple", "a list, as in [0.5, 1.0]").rstrip(".?")
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -190,7 +190,8 @@ def write_beginning(
         run.write_split(prepared.data)
 
     classes = prepared.data.classes
-    loader = Loader(prepared.train, min(16, recipe.batch_size), workers=0)
+    shown, sampling, repeats = min(16, recipe.batch_size), recipe.sampling, recipe.repeats
+    loader = Loader(prepared.train, shown, workers=0, sampling=sampling, repeats=repeats)
     first = next(loader.training(recipe.augmentation(), recipe.train_size(0), recipe.seed, 0))
     captions = [classes[label] for label in first.labels]
     title = "Training pictures of the first epoch, as the network sees them"

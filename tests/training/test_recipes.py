@@ -1,0 +1,147 @@
+"""Each built-in recipe, shortened: it runs, and its settings reach the optimiser and the loader."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from resnetkit import load as load_model
+from resnetkit import train
+from resnetkit.data import folder
+from resnetkit.training import loop, recipe
+from resnetkit.training.optim import learning_rate
+from resnetkit.training.preparation import prepare
+
+SMALLER = {
+    "image_size": 32,
+    "resize_size": 36,
+    "batch_size": 8,
+    "precision": "fp32",
+    "checkpoint_seconds": 0,
+}
+NETWORKS = {"resnet50": 4, "resnet34": 4, "cifar_resnet20": 8}  # and their widths
+BATCHES = 5  # of 8 of the 42 training pictures
+
+
+class Stop(Exception):
+    pass
+
+
+def shortened(name, **more):
+    chosen = recipe.load(name)
+    width = {"width": NETWORKS[chosen.model]} if chosen.model else {}
+    length = {"steps": 7} if chosen.steps else {"epochs": 2}
+    return {**SMALLER, **length, "model_options": {**chosen.model_options, **width}, **more}
+
+
+def observed(monkeypatch, stop_before=math.inf):
+    """What each training step is given, and what it does to the averaged weights."""
+    real, steps = loop.training_step, []
+
+    def step(state, batch, chosen, where, rate, *args):
+        if len(steps) == stop_before:
+            raise Stop
+        old = None if state.average is None else state.average.model.fc.weight.clone()
+        result = real(state, batch, chosen, where, rate, *args)
+        groups = state.optimizer.param_groups
+        steps.append(
+            {
+                "rate": rate,
+                "rates": {group["lr"] for group in groups},
+                "decay": [group["weight_decay"] for group in groups],
+                "optimizer": type(state.optimizer).__name__.lower(),
+                "momentum": (groups[0].get("momentum"), groups[0].get("nesterov")),
+                "side": batch.images.shape[-1],
+                "pictures": batch.indices.tolist(),
+                "averaged": old is not None and not torch.equal(old, state.average.model.fc.weight),
+            }
+        )
+        return result
+
+    monkeypatch.setattr(loop, "training_step", step)
+    return steps
+
+
+def from_random():
+    """The recipes that begin from chance (of the others: test_start.py), deep nets marked slow."""
+    for name in recipe.builtin():
+        chosen = recipe.load(name)
+        deep = str(chosen.model) in ("resnet34", "resnet50") or chosen.model is None
+        if chosen.weights == "none":
+            yield pytest.param(name, marks=[pytest.mark.slow] if deep else [])
+
+
+@pytest.mark.parametrize("name", from_random())
+def test_a_recipe_runs_and_reaches_optimiser_and_loader(name, flat_folder, tmp_path, monkeypatch):
+    steps = observed(monkeypatch)
+    run = train(flat_folder, name, out=tmp_path / "run", **shortened(name))
+    chosen = run.recipe
+    count = chosen.steps or 2 * BATCHES
+    assert len(steps) == count
+    assert len(run.history) == 2
+    for number, step in enumerate(steps):
+        assert step["rates"] == {step["rate"]} == {learning_rate(chosen, number, count)}
+        others = chosen.weight_decay if chosen.decay_norms else 0
+        assert step["decay"] == [chosen.weight_decay, others]
+        assert step["optimizer"] == chosen.optimizer
+        if chosen.optimizer == "sgd":
+            assert step["momentum"] == (chosen.momentum, chosen.nesterov)
+        assert step["side"] == chosen.train_size(number // BATCHES)
+        assert set(Counter(step["pictures"]).values()) == {chosen.repeats}
+    saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    assert recipe.load(run.folder / "recipe.yaml") == chosen
+    published = yaml.safe_load((recipe.resources.files("resnetkit.training") / "recipes" /
+                                f"{name}.yaml").read_text())  # fmt: skip
+    for key in set(published) - set(shortened(name)) - {"epochs"}:
+        assert saved[key] == published[key], key
+    preprocessing = load_model(run.model).preprocessing
+    assert (preprocessing.resize_size, preprocessing.crop_size) == (36, 32)
+
+
+def test_torchvision_v2_averages_every_so_many_steps(flat_folder, tmp_path, monkeypatch):
+    steps = observed(monkeypatch)
+    settings = shortened("torchvision-v2", ema_every=3)
+    train(flat_folder, "torchvision-v2", out=tmp_path / "run", **settings)
+    assert [number for number, step in enumerate(steps) if step["averaged"]] == [0, 3, 6, 9]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision-v2", "paper-cifar10"])
+def test_a_broken_run_ends_in_the_same_bits(name, flat_folder, tmp_path, monkeypatch):
+    """Also where the run ends within an epoch, and with every class as often."""
+    settings = shortened(name, sampling="balanced", ema=0.9, ema_every=2)
+    with monkeypatch.context() as patch:
+        whole_steps = observed(patch)
+        whole = train(flat_folder, name, out=tmp_path / "whole", workers=0, **settings)
+    out, seen = tmp_path / "broken", []
+    for workers in (1, 3):
+        with monkeypatch.context() as patch:
+            steps = observed(patch, stop_before=3)
+            with pytest.raises(Stop):
+                train(flat_folder, name, out=out, resume=True, workers=workers, **settings)
+        seen += steps
+    with monkeypatch.context() as patch:
+        steps = observed(patch)
+        run = train(out, resume=True)
+    assert seen + steps == whole_steps
+    for file in ("model.safetensors", "last.safetensors", "history.csv", "metrics.json"):
+        assert (whole.folder / file).read_bytes() == (out / file).read_bytes(), file
+    assert run.metrics == whole.metrics
+
+
+@pytest.mark.parametrize("layout", ["flat", "split"])
+def test_only_training_pictures_are_decoded_larger(layout, request, save, tmp_path):
+    data = folder.read(request.getfixturevalue(f"{layout}_folder"))  # 40 x 36 px
+    settings = {"image_size": 16, "resize_size": 16, "decode_size": 24}
+    prepared = prepare(data, recipe.load("fast").with_settings(settings), 0)
+    assert {prepared.train[i].shape for i in range(len(prepared.train))} == {(24, 26, 3)}
+    assert {prepared.val[i].shape for i in range(len(prepared.val))} == {(16, 17, 3)}
+    preset = recipe.load("fast").with_settings(settings).preprocessing()
+    assert (preset.resize_size, prepared.val.preprocessing) == (16, preset)
+    expected = preset.pixels(prepared.val.part.path(0))
+    assert np.array_equal(prepared.val[0], expected)
