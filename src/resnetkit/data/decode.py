@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
@@ -22,9 +25,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import PictureError
+from . import files
+from .colours import to_rgb
 
 MAX_PIXELS = 178_000_000
 """A picture that claims more is refused before it is decoded."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
+"""What is read, by Pillow's names, whatever a file is called; no format that starts a program."""
 
 VERSION = 2
 """Of the way in which files become pixels: cached pixels of another one are not taken."""
@@ -55,23 +63,16 @@ def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
         PictureError: the file cannot be read as a picture; the message names it.
     """
     name = str(source) if isinstance(source, Path) else "the picture"
-    try:
-        contents = source.read_bytes() if isinstance(source, Path) else source
-    except OSError as error:
-        raise PictureError(f"{name}: {error.strerror or error}") from error
-    try:
+    contents = files.read(source) if isinstance(source, Path) else source
+    with _named(name):
         plain = _plain_jpeg(contents, working_size)
         if plain is not None and not _may_be_turned(contents):
             return _finish(plain, working_size, 1)
-        with _open(name, io.BytesIO(contents)) as image:
+        with _open(io.BytesIO(contents)) as image:
             image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
             orientation = image.getexif().get(_ORIENTATION, 1)
-            pixels = np.asarray(_to_rgb(image)) if plain is None else plain
-    except PictureError:
-        raise
-    except Exception as error:  # codecs raise everything from EOFError to struct.error
-        raise PictureError(f"{name}: cannot be decoded ({error})") from error
-    return _finish(pixels, working_size, orientation)
+            pixels = np.asarray(to_rgb(image)) if plain is None else plain
+        return _finish(pixels, working_size, orientation)
 
 
 def from_memory(picture: Image.Image | np.ndarray, working_size: int | None = None) -> np.ndarray:
@@ -90,7 +91,7 @@ def from_memory(picture: Image.Image | np.ndarray, working_size: int | None = No
             )
         picture = Image.fromarray(picture)
     orientation = picture.getexif().get(_ORIENTATION, 1)
-    return _finish(np.asarray(_to_rgb(picture)), working_size, orientation)
+    return _finish(np.asarray(to_rgb(picture)), working_size, orientation)
 
 
 def size(source: Path) -> tuple[int, int]:
@@ -99,13 +100,40 @@ def size(source: Path) -> tuple[int, int]:
     Raises:
         PictureError: the header cannot be read.
     """
-    try:
-        with source.open("rb") as file, _open(str(source), file) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except OSError as error:
-        raise PictureError(f"{source}: {error.strerror or error}") from error
+    with files.open_file(source) as file, _named(str(source)), _open(file) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        width, height = image.size
     return (height, width) if turned else (width, height)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a picture's header says: Pillow's names of its ``format`` and ``mode``; ``size`` as it
+    is stored, width and height in pixels; and what reading it takes away."""
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    transparent: bool
+    animated: bool
+    turned: bool
+
+
+def traits(contents: bytes) -> Traits:
+    """`Traits` of the bytes of a file.
+
+    Raises:
+        PictureError: the header cannot be read.
+    """
+    with _named("the picture"), _open(io.BytesIO(contents)) as image:
+        return Traits(
+            format="JPEG" if image.format == "MPO" else str(image.format),  # two JPEGs, one shown
+            mode=image.mode,
+            size=image.size,
+            transparent=image.has_transparency_data,
+            animated=getattr(image, "is_animated", False) and image.format != "MPO",
+            turned=image.getexif().get(_ORIENTATION, 1) not in (0, 1),
+        )
 
 
 def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
@@ -177,26 +205,6 @@ def _may_be_turned(jpeg: bytes) -> bool:
     return b"Exif\0\0" in jpeg[:at] or b"Orientation" in jpeg[:at]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
-        wide = np.asarray(image, dtype=np.float64)
-        top = _white(image, float(wide.max(initial=0)))
-        image = Image.fromarray((wide.clip(0, top) * (255 / top)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        image = Image.alpha_composite(white, over)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _white(image: Image.Image, largest: float) -> float:
-    """The number that stands for white in a picture with one channel of 16 or 32 bits."""
-    if image.mode == "F" and largest <= 1:
-        return 1.0
-    says_16 = image.mode.startswith("I;16") or image.format == "PPM"  # Pillow scales PPM to 16
-    return 65535.0 if says_16 or largest > 255 else 255.0
-
-
 def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     target = shrunk((width, height), working_size)
@@ -216,35 +224,48 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.require(pixels, requirements=["C", "W"])
 
 
-def _open(name: str, file: BinaryIO) -> Image.Image:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Every error inside becomes a PictureError that begins with ``name``."""
+    try:
+        yield
+    except PictureError as error:
+        raise PictureError(f"{name}: {error}") from error.__cause__
+    except MemoryError as error:
+        raise PictureError(f"{name}: there is not enough memory to decode it") from error
+    except Exception as error:  # codecs raise everything from EOFError to struct.error
+        raise PictureError(f"{name}: cannot be decoded ({error})") from error
+
+
+def _open(file: BinaryIO) -> Image.Image:
     """The picture with its header read, and its claims checked."""
     head = file.read(512)
     file.seek(0)
     if not head:
-        raise PictureError(f"{name}: the file is empty")
+        raise PictureError("the file is empty")
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
-        _enable_heif(name)
+        _enable_heif()
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
     too_large = f"at most {MAX_PIXELS:,} pixels are decoded"
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=known)
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name}: {_what_it_is(head)}") from error
+        raise PictureError(_what_it_is(head)) from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{name}: {too_large} ({error})") from error
-    except Exception as error:
-        raise PictureError(f"{name}: cannot be decoded ({error})") from error
+        raise PictureError(f"{too_large} ({error})") from error
     if image.width * image.height > MAX_PIXELS:
-        raise PictureError(f"{name}: {too_large}, it claims {image.width} x {image.height}")
+        raise PictureError(f"{too_large}, it claims {image.width} x {image.height}")
+    if 0 in image.size:
+        raise PictureError(f"it claims {image.width} x {image.height} pixels")
     return image
 
 
-def _enable_heif(name: str) -> None:
+def _enable_heif() -> None:
     try:
         import pillow_heif
     except ImportError:
-        raise PictureError(
-            f'{name}: a HEIC picture; to read it: pip install "resnetkit[heif]"'
-        ) from None
+        raise PictureError('a HEIC picture; to read it: pip install "resnetkit[heif]"') from None
     pillow_heif.register_heif_opener()
 
 
