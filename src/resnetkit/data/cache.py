@@ -126,7 +126,7 @@ def expected_bytes(part: Part, preprocessing: Preprocessing) -> int:
             found = decode.size(part.path(int(index)))
         except PictureError:  # the scan names it
             continue
-        sides.append(decode.shrunk(found, preprocessing.resize_size))
+        sides.append(preprocessing.working_shape(found))
     return int(np.mean([3 * w * h for w, h in sides]) * len(part)) if sides else 0
 
 

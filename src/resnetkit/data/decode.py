@@ -21,12 +21,11 @@ import PIL
 import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import PictureError
 from . import files
 from .colours import to_rgb
+from .resizing import resize, shrunk, upright
 
 MAX_PIXELS = 178_000_000
 """A picture that claims more is refused before it is decoded."""
@@ -75,11 +74,34 @@ def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
         return _finish(pixels, working_size, orientation)
 
 
-def from_memory(picture: Image.Image | np.ndarray, working_size: int | None = None) -> np.ndarray:
+def decode_full(source: Path | bytes, shorter: int) -> np.ndarray:
+    """Read a picture as those did who measured published weights: every pixel is decoded, and
+    Pillow resizes, bilinear and antialiased, also to a larger size. The same bits as torchvision's
+    ``Resize(shorter)`` on the upright RGB picture.
+
+    Of a picture more than 20 times as long as wide only the middle is resized.
+
+    Args:
+        source: a file, or the bytes of one.
+        shorter: the shorter side of the result, in pixels.
+
+    Raises:
+        PictureError: as `decode`.
+    """
+    name = str(source) if isinstance(source, Path) else "the picture"
+    contents = files.read(source) if isinstance(source, Path) else source
+    with _named(name), _open(io.BytesIO(contents)) as image:
+        return _finish_full(image, shorter)
+
+
+def from_memory(
+    picture: Image.Image | np.ndarray, working_size: int | None = None, full: bool = False
+) -> np.ndarray:
     """The same for a picture that is in memory already: a PIL picture or pixels.
 
     Args:
         picture: any PIL picture; or ``(H, W, 3)`` or ``(H, W)`` uint8.
+        full: as `decode_full`, which needs a working size.
 
     Raises:
         PictureError: pixels of another shape or type.
@@ -90,6 +112,9 @@ def from_memory(picture: Image.Image | np.ndarray, working_size: int | None = No
                 f"pixels are (H, W, 3) or (H, W) uint8; got {picture.shape} {picture.dtype}"
             )
         picture = Image.fromarray(picture)
+    if full and working_size is not None:
+        with _named("the picture"):
+            return _finish_full(picture, working_size)
     orientation = picture.getexif().get(_ORIENTATION, 1)
     return _finish(np.asarray(to_rgb(picture)), working_size, orientation)
 
@@ -136,44 +161,12 @@ def traits(contents: bytes) -> Traits:
         )
 
 
-def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
-    """``size`` scaled down so that its shorter side is ``shorter``; as it is where it is smaller.
-
-    >>> shrunk((500, 375), 128), shrunk((100, 100), 128)
-    ((170, 128), (100, 100))
-    """
-    width, height = size
-    if shorter is None or min(size) <= shorter:
-        return size
-    if width < height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
-
-
 def fingerprint() -> str:
     """What the bits of `decode` hang on beside the file and the working size: the versions of this
     code and of the libraries, and the instructions that PyTorch resizes with."""
     libraries = f"pillow {PIL.__version__}, simplejpeg {metadata.version('simplejpeg')}"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"decode {VERSION}, {libraries}, torch {torch.__version__} {capability}"
-
-
-def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``(H, W, 3)`` uint8 -> ``(h, w, 3)`` uint8 for ``size = (w, h)``: bilinear, antialiased."""
-    return resize_tensor(pixels, size)[0].permute(1, 2, 0).numpy()
-
-
-def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """`resize`, as a tensor ``(1, 3, h, w)`` in channels_last order.
-
-    The strides say channels_last also for the batch of one, so that neither PyTorch nor whoever
-    takes the result has to turn the colours round in memory: that cost more than the resizing.
-    """
-    height, width, channels = pixels.shape
-    picture = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, 3)
-    strides = (pixels.size, 1, width * channels, channels)
-    batch = picture.as_strided((1, channels, height, width), strides)
-    return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
 
 
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
@@ -210,18 +203,21 @@ def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> n
     target = shrunk((width, height), working_size)
     if target != (width, height):
         pixels = resize(pixels, target)
-    return _upright(pixels, orientation)
+    return upright(pixels, orientation)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror as the EXIF orientation says."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.require(pixels, requirements=["C", "W"])
+def _finish_full(image: Image.Image, shorter: int) -> np.ndarray:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    picture = Image.fromarray(upright(np.asarray(to_rgb(image)), orientation))
+    width, height = picture.size
+    if max(picture.size) > 20 * min(picture.size):
+        side = 20 * min(picture.size)
+        left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
+        picture = picture.crop((left, top, left + min(width, side), top + min(height, side)))
+        width, height = picture.size
+    longer = int(shorter * max(picture.size) / min(picture.size))
+    target = (shorter, longer) if width <= height else (longer, shorter)
+    return np.require(picture.resize(target, Image.Resampling.BILINEAR), np.uint8, ["C", "W"])
 
 
 @contextmanager
@@ -270,8 +266,9 @@ def _enable_heif() -> None:
 
 
 def _what_it_is(head: bytes) -> str:
+    unknown = "not a picture in a known format, or one whose beginning is damaged"
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError:
-        return "not a picture in a known format, or one whose beginning is damaged"
-    return f"holds text, not a picture (it begins with {text[:20]!r})"
+        return unknown
+    return unknown if "\0" in text else f"holds text, not a picture (it begins with {text[:20]!r})"

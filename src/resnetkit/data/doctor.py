@@ -209,7 +209,7 @@ def _pictures(ward: Ward) -> Iterator[Finding]:
         yield Finding("unreadable", "error", text, broken, list(ward.errors.values()))
     same: dict[str, list[int]] = {}
     for i, name in enumerate(ward.digests):
-        if name:
+        if i not in ward.errors:
             same.setdefault(name, []).append(i)
     exact = [members for members in same.values() if len(members) > 1]
     yield from _copies(rows, exact, "copy", "exactly the same picture", "error")

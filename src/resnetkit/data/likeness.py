@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .decode import resize
+from .resizing import resize
 
 DISTANCE = 7
 """Bits in which the hashes of two candidates differ at most."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 from ..errors import DataError
@@ -47,7 +47,7 @@ def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str,
                 _walk(entry.path, f"{prefix}{entry.name}", left_out, {_identity(folder)})
             )
             classes[entry.name] = Paths(found)
-        elif entry.is_file() and is_picture(entry.name):
+        elif is_picture(entry.name) and _leads_to(entry.is_file):
             left_out["picture(s) outside a class folder"] += 1
     return classes
 
@@ -66,7 +66,7 @@ def _walk(
             name = entry.name
             if name.startswith(".") or name in ("Thumbs.db", "__MACOSX"):
                 left_out["hidden or system file(s)"] += 1
-            elif entry.is_dir():
+            elif _leads_to(entry.is_dir):
                 yield from _walk(entry.path, f"{prefix}/{name}", left_out, above | {own})
             elif is_picture(name):
                 yield f"{prefix}/{name}"
@@ -80,4 +80,13 @@ def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _is_class_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
+    hidden = entry.name.startswith(".") or entry.name == "__MACOSX"
+    return not hidden and _leads_to(entry.is_dir)
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """``entry.is_dir`` or ``entry.is_file``; False for a link that leads to itself."""
+    try:
+        return kind()
+    except OSError:  # reading it says what is wrong
+        return False
