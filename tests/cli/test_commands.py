@@ -36,7 +36,16 @@ def lines(done):
 def test_commands_are_those_that_are_built():
     done = resnet("--help")
     text = done.stdout.decode()
-    for command in ("demo", "train", "evaluate", "predict", "models", "summary", "convert"):
+    for command in (
+        "demo",
+        "train",
+        "evaluate",
+        "predict",
+        "check",
+        "models",
+        "summary",
+        "convert",
+    ):
         assert command in text
     for later in ("serve", "export"):
         assert later not in text

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from resnetkit.data import decode
+from resnetkit.data import decode, resizing
 from resnetkit.errors import PictureError
 
 
@@ -139,7 +139,7 @@ def test_jpegs_are_turned_as_their_exif_says(tmp_path, orientation):
 
 def test_resize_keeps_the_colours_together_in_memory():
     pixels = np.asarray(smooth(60, 40))[5:35, 7:50]
-    small = decode.resize_tensor(pixels, (20, 16))
+    small = resizing.resize_tensor(pixels, (20, 16))
     assert small.is_contiguous(memory_format=torch.channels_last)
     colours_apart = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous()
     plain = F.interpolate(colours_apart, (16, 20), mode="bilinear", antialias=True)

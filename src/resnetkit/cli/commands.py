@@ -9,6 +9,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from . import care
+
 app = typer.Typer(
     name="resnet",
     no_args_is_help=True,
@@ -277,3 +279,6 @@ def convert(
         say(f"Note: {note}")
     named = ", ".join(f"{key}={value}" for key, value in found.options.items())
     print(f"{target}: {found.architecture} ({named})")
+
+
+app.command()(care.check)

@@ -72,7 +72,7 @@ def write_predictions(answers: Iterable[Prediction], format: str) -> int:
                 [answer.source, answer.class_name, answer.probability, answer.model, answer.error]
             )
         elif answer.error is not None:
-            print(f"{printable(answer.source)}  ERROR  {answer.error}", flush=True)
+            print(f"{printable(answer.source)}  ERROR  {printable(answer.error)}", flush=True)
         else:
             others = "  ".join(f"{name} {p:.1%}" for name, p in answer.top[1:])
             best = f"{answer.class_name}  {answer.probability:.2%}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import DataError, PictureError
 from ..progress import say
 from ..runtime import available_memory, map_ahead
-from . import decode, disk
+from . import decode, disk, files
 from .folder import Part
 from .pixels import Pixels
 from .transforms import Preprocessing
@@ -126,7 +126,7 @@ def expected_bytes(part: Part, preprocessing: Preprocessing) -> int:
             found = decode.size(part.path(int(index)))
         except PictureError:  # the scan names it
             continue
-        sides.append(decode.shrunk(found, preprocessing.resize_size))
+        sides.append(preprocessing.working_shape(found))
     return int(np.mean([3 * w * h for w, h in sides]) * len(part)) if sides else 0
 
 
@@ -202,9 +202,9 @@ class _Reader:
     def __call__(self, index: int) -> tuple[str, np.ndarray | str]:
         """Digest and working pixels; or what is wrong, as a sentence about "the picture"."""
         try:
-            contents = self.part.path(index).read_bytes()
-        except OSError as error:
-            return "", f"the picture: {error.strerror or error}"
+            contents = files.read(self.part.path(index), "the picture")
+        except PictureError as error:
+            return "", str(error)
         try:
             return digest(contents), self.preprocessing.pixels(contents)
         except PictureError as error:
@@ -214,7 +214,7 @@ class _Reader:
         """Digest alone; empty where the file cannot be read."""
         try:
             return file_digest(self.part.path(index))
-        except OSError:  # decoding says what is wrong with it
+        except PictureError:  # decoding says what is wrong with it
             return ""
 
     def named(self, index: int, text: str) -> str:
@@ -246,8 +246,12 @@ def digest(contents: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """`digest` of a file."""
-    return digest(path.read_bytes())
+    """`digest` of a file.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    return digest(files.read(path))
 
 
 def check_readable(scans: dict[str, Scan]) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
@@ -18,13 +21,17 @@ import PIL
 import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import PictureError
+from . import files
+from .colours import to_rgb
+from .resizing import resize, shrunk, upright
 
 MAX_PIXELS = 178_000_000
 """A picture that claims more is refused before it is decoded."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
+"""What is read, by Pillow's names, whatever a file is called; no format that starts a program."""
 
 VERSION = 2
 """Of the way in which files become pixels: cached pixels of another one are not taken."""
@@ -55,30 +62,46 @@ def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
         PictureError: the file cannot be read as a picture; the message names it.
     """
     name = str(source) if isinstance(source, Path) else "the picture"
-    try:
-        contents = source.read_bytes() if isinstance(source, Path) else source
-    except OSError as error:
-        raise PictureError(f"{name}: {error.strerror or error}") from error
-    try:
+    contents = files.read(source) if isinstance(source, Path) else source
+    with _named(name):
         plain = _plain_jpeg(contents, working_size)
         if plain is not None and not _may_be_turned(contents):
             return _finish(plain, working_size, 1)
-        with _open(name, io.BytesIO(contents)) as image:
+        with _open(io.BytesIO(contents)) as image:
             image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
             orientation = image.getexif().get(_ORIENTATION, 1)
-            pixels = np.asarray(_to_rgb(image)) if plain is None else plain
-    except PictureError:
-        raise
-    except Exception as error:  # codecs raise everything from EOFError to struct.error
-        raise PictureError(f"{name}: cannot be decoded ({error})") from error
-    return _finish(pixels, working_size, orientation)
+            pixels = np.asarray(to_rgb(image)) if plain is None else plain
+        return _finish(pixels, working_size, orientation)
 
 
-def from_memory(picture: Image.Image | np.ndarray, working_size: int | None = None) -> np.ndarray:
+def decode_full(source: Path | bytes, shorter: int) -> np.ndarray:
+    """Read a picture as those did who measured published weights: every pixel is decoded, and
+    Pillow resizes, bilinear and antialiased, also to a larger size. The same bits as torchvision's
+    ``Resize(shorter)`` on the upright RGB picture.
+
+    Of a picture more than 20 times as long as wide only the middle is resized.
+
+    Args:
+        source: a file, or the bytes of one.
+        shorter: the shorter side of the result, in pixels.
+
+    Raises:
+        PictureError: as `decode`.
+    """
+    name = str(source) if isinstance(source, Path) else "the picture"
+    contents = files.read(source) if isinstance(source, Path) else source
+    with _named(name), _open(io.BytesIO(contents)) as image:
+        return _finish_full(image, shorter)
+
+
+def from_memory(
+    picture: Image.Image | np.ndarray, working_size: int | None = None, full: bool = False
+) -> np.ndarray:
     """The same for a picture that is in memory already: a PIL picture or pixels.
 
     Args:
         picture: any PIL picture; or ``(H, W, 3)`` or ``(H, W)`` uint8.
+        full: as `decode_full`, which needs a working size.
 
     Raises:
         PictureError: pixels of another shape or type.
@@ -89,8 +112,11 @@ def from_memory(picture: Image.Image | np.ndarray, working_size: int | None = No
                 f"pixels are (H, W, 3) or (H, W) uint8; got {picture.shape} {picture.dtype}"
             )
         picture = Image.fromarray(picture)
+    if full and working_size is not None:
+        with _named("the picture"):
+            return _finish_full(picture, working_size)
     orientation = picture.getexif().get(_ORIENTATION, 1)
-    return _finish(np.asarray(_to_rgb(picture)), working_size, orientation)
+    return _finish(np.asarray(to_rgb(picture)), working_size, orientation)
 
 
 def size(source: Path) -> tuple[int, int]:
@@ -99,27 +125,40 @@ def size(source: Path) -> tuple[int, int]:
     Raises:
         PictureError: the header cannot be read.
     """
-    try:
-        with source.open("rb") as file, _open(str(source), file) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except OSError as error:
-        raise PictureError(f"{source}: {error.strerror or error}") from error
+    with files.open_file(source) as file, _named(str(source)), _open(file) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        width, height = image.size
     return (height, width) if turned else (width, height)
 
 
-def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
-    """``size`` scaled down so that its shorter side is ``shorter``; as it is where it is smaller.
+@dataclass(frozen=True)
+class Traits:
+    """What a picture's header says: Pillow's names of its ``format`` and ``mode``; ``size`` as it
+    is stored, width and height in pixels; and what reading it takes away."""
 
-    >>> shrunk((500, 375), 128), shrunk((100, 100), 128)
-    ((170, 128), (100, 100))
+    format: str
+    mode: str
+    size: tuple[int, int]
+    transparent: bool
+    animated: bool
+    turned: bool
+
+
+def traits(contents: bytes) -> Traits:
+    """`Traits` of the bytes of a file.
+
+    Raises:
+        PictureError: the header cannot be read.
     """
-    width, height = size
-    if shorter is None or min(size) <= shorter:
-        return size
-    if width < height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
+    with _named("the picture"), _open(io.BytesIO(contents)) as image:
+        return Traits(
+            format="JPEG" if image.format == "MPO" else str(image.format),  # two JPEGs, one shown
+            mode=image.mode,
+            size=image.size,
+            transparent=image.has_transparency_data,
+            animated=getattr(image, "is_animated", False) and image.format != "MPO",
+            turned=image.getexif().get(_ORIENTATION, 1) not in (0, 1),
+        )
 
 
 def fingerprint() -> str:
@@ -128,24 +167,6 @@ def fingerprint() -> str:
     libraries = f"pillow {PIL.__version__}, simplejpeg {metadata.version('simplejpeg')}"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"decode {VERSION}, {libraries}, torch {torch.__version__} {capability}"
-
-
-def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``(H, W, 3)`` uint8 -> ``(h, w, 3)`` uint8 for ``size = (w, h)``: bilinear, antialiased."""
-    return resize_tensor(pixels, size)[0].permute(1, 2, 0).numpy()
-
-
-def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """`resize`, as a tensor ``(1, 3, h, w)`` in channels_last order.
-
-    The strides say channels_last also for the batch of one, so that neither PyTorch nor whoever
-    takes the result has to turn the colours round in memory: that cost more than the resizing.
-    """
-    height, width, channels = pixels.shape
-    picture = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, 3)
-    strides = (pixels.size, 1, width * channels, channels)
-    batch = picture.as_strided((1, channels, height, width), strides)
-    return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
 
 
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
@@ -177,80 +198,77 @@ def _may_be_turned(jpeg: bytes) -> bool:
     return b"Exif\0\0" in jpeg[:at] or b"Orientation" in jpeg[:at]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
-        wide = np.asarray(image, dtype=np.float64)
-        top = _white(image, float(wide.max(initial=0)))
-        image = Image.fromarray((wide.clip(0, top) * (255 / top)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        image = Image.alpha_composite(white, over)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _white(image: Image.Image, largest: float) -> float:
-    """The number that stands for white in a picture with one channel of 16 or 32 bits."""
-    if image.mode == "F" and largest <= 1:
-        return 1.0
-    says_16 = image.mode.startswith("I;16") or image.format == "PPM"  # Pillow scales PPM to 16
-    return 65535.0 if says_16 or largest > 255 else 255.0
-
-
 def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     target = shrunk((width, height), working_size)
     if target != (width, height):
         pixels = resize(pixels, target)
-    return _upright(pixels, orientation)
+    return upright(pixels, orientation)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror as the EXIF orientation says."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.require(pixels, requirements=["C", "W"])
+def _finish_full(image: Image.Image, shorter: int) -> np.ndarray:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    picture = Image.fromarray(upright(np.asarray(to_rgb(image)), orientation))
+    width, height = picture.size
+    if max(picture.size) > 20 * min(picture.size):
+        side = 20 * min(picture.size)
+        left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
+        picture = picture.crop((left, top, left + min(width, side), top + min(height, side)))
+        width, height = picture.size
+    longer = int(shorter * max(picture.size) / min(picture.size))
+    target = (shorter, longer) if width <= height else (longer, shorter)
+    return np.require(picture.resize(target, Image.Resampling.BILINEAR), np.uint8, ["C", "W"])
 
 
-def _open(name: str, file: BinaryIO) -> Image.Image:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Every error inside becomes a PictureError that begins with ``name``."""
+    try:
+        yield
+    except PictureError as error:
+        raise PictureError(f"{name}: {error}") from error.__cause__
+    except MemoryError as error:
+        raise PictureError(f"{name}: there is not enough memory to decode it") from error
+    except Exception as error:  # codecs raise everything from EOFError to struct.error
+        raise PictureError(f"{name}: cannot be decoded ({error})") from error
+
+
+def _open(file: BinaryIO) -> Image.Image:
     """The picture with its header read, and its claims checked."""
     head = file.read(512)
     file.seek(0)
     if not head:
-        raise PictureError(f"{name}: the file is empty")
+        raise PictureError("the file is empty")
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
-        _enable_heif(name)
+        _enable_heif()
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
     too_large = f"at most {MAX_PIXELS:,} pixels are decoded"
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=known)
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name}: {_what_it_is(head)}") from error
+        raise PictureError(_what_it_is(head)) from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{name}: {too_large} ({error})") from error
-    except Exception as error:
-        raise PictureError(f"{name}: cannot be decoded ({error})") from error
+        raise PictureError(f"{too_large} ({error})") from error
     if image.width * image.height > MAX_PIXELS:
-        raise PictureError(f"{name}: {too_large}, it claims {image.width} x {image.height}")
+        raise PictureError(f"{too_large}, it claims {image.width} x {image.height}")
+    if 0 in image.size:
+        raise PictureError(f"it claims {image.width} x {image.height} pixels")
     return image
 
 
-def _enable_heif(name: str) -> None:
+def _enable_heif() -> None:
     try:
         import pillow_heif
     except ImportError:
-        raise PictureError(
-            f'{name}: a HEIC picture; to read it: pip install "resnetkit[heif]"'
-        ) from None
+        raise PictureError('a HEIC picture; to read it: pip install "resnetkit[heif]"') from None
     pillow_heif.register_heif_opener()
 
 
 def _what_it_is(head: bytes) -> str:
+    unknown = "not a picture in a known format, or one whose beginning is damaged"
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError:
-        return "not a picture in a known format, or one whose beginning is damaged"
-    return f"holds text, not a picture (it begins with {text[:20]!r})"
+        return unknown
+    return unknown if "\0" in text else f"holds text, not a picture (it begins with {text[:20]!r})"

@@ -13,7 +13,7 @@ import difflib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..randomness import derive
-from . import manifest
-from .paths import EXTENSIONS, SPLITS, Paths, is_picture
+from . import manifest, tree
+from .paths import EXTENSIONS, Paths
 
 LAYOUTS = (
     "train/<class>/picture.jpg with val/<class>/... beside it, "
@@ -84,6 +84,29 @@ def read(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> 
         DataError: nothing there, no picture, an empty class, fewer than two classes, or a class
             that the training split (or ``classes``) does not have.
     """
+    found = survey(data)
+    return _assemble(found.root, found.base, found.splits, classes, found.left_out)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What lies in a folder or manifest, whether or not one can train on it.
+
+    ``splits`` is ``{split: {class: paths relative to base}}``, also of classes without a picture.
+    """
+
+    root: Path
+    base: Path
+    splits: dict[str, dict[str, Paths]]
+    left_out: Counter[str]
+
+
+def survey(data: str | os.PathLike[str]) -> Survey:
+    """List what is there without a judgement on its classes.
+
+    Raises:
+        DataError: nothing there, no picture, or splits that mean the same.
+    """
     root = Path(data)
     if not root.exists():
         raise DataError(f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}")
@@ -91,14 +114,14 @@ def read(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> 
     if root.is_file():
         base, found = root.parent, manifest.read(root, left_out)
     else:
-        base, found = root, _read_folders(root, left_out)
+        base, found = root, tree.read(root, left_out)
     if not any(paths for part in found.values() for paths in part.values()):
         skipped = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise DataError(
             f"No pictures in {root}{f' (left out: {skipped})' if skipped else ''}. "
             f"Known layouts: {LAYOUTS}. Known formats: {' '.join(sorted(EXTENSIONS))}"
         )
-    return _assemble(root, base, found, classes, left_out)
+    return Survey(root, base, found, left_out)
 
 
 def _assemble(
@@ -152,57 +175,6 @@ def _raise_unknown(root: Path, split: str, unknown: list[str], names: tuple[str,
         f"{', '.join(map(suggestion, unknown))}. Known: {', '.join(names[:20])}"
         f"{', ...' if len(names) > 20 else ''}. Rename or remove those folders."
     )
-
-
-def _read_folders(root: Path, left_out: Counter[str]) -> dict[str, dict[str, Paths]]:
-    """{split: {class: [paths relative to root, sorted]}}."""
-    folders = sorted(entry.name for entry in os.scandir(root) if _is_class_folder(entry))
-    splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
-    if "train" not in splits.values():
-        # A flat folder; or, where all there is are val and test, these without a training part.
-        if splits and len(splits) == len(folders):
-            pass
-        else:
-            return {"all": _read_classes(root, root, left_out)}
-    twice = [name for name, count in Counter(splits.values()).items() if count > 1]
-    if twice:
-        same = [name for name, split in splits.items() if split in twice]
-        raise DataError(f"{root} has {' and '.join(same)}, which mean the same; keep one of them")
-    for other in folders:
-        if other not in splits:
-            left_out[f"folder(s) beside the splits: {other}"] += 1
-    return {split: _read_classes(root, root / name, left_out) for name, split in splits.items()}
-
-
-def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, Paths]:
-    classes: dict[str, Paths] = {}
-    prefix = "" if folder == root else f"{folder.name}/"
-    for entry in os.scandir(folder):
-        if _is_class_folder(entry):
-            found = sorted(_walk(entry.path, f"{prefix}{entry.name}", left_out))
-            classes[entry.name] = Paths(found)
-        elif entry.is_file() and is_picture(entry.name):
-            left_out["picture(s) outside a class folder"] += 1
-    return classes
-
-
-def _walk(folder: str, prefix: str, left_out: Counter[str]) -> Iterator[str]:
-    """Paths of the pictures under ``folder``, each with ``prefix`` for the folder itself."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith(".") or name in ("Thumbs.db", "__MACOSX"):
-                left_out["hidden or system file(s)"] += 1
-            elif entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}/{name}", left_out)
-            elif is_picture(name):
-                yield f"{prefix}/{name}"
-            else:
-                left_out["file(s) of another kind"] += 1
-
-
-def _is_class_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
 
 
 def split(

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..errors import ModelFileError
-from .decode import decode, resize, resize_tensor
+from .decode import decode, decode_full, from_memory
+from .resizing import resize, resize_tensor, shrunk
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,7 +35,9 @@ class Preprocessing:
             pictures are decoded.
         crop_size: side of the square cut from the centre, in pixels.
         mean, std: of R, G and B on a scale from 0 to 1; they are subtracted and divided by.
-        decoder: how files become pixels; ``"scaled"`` is `resnetkit.data.decode.decode`.
+        decoder: how files become pixels: ``"scaled"`` is `resnetkit.data.decode.decode`, which is
+            several times as fast; ``"full"`` is `resnetkit.data.decode.decode_full`, with which the
+            accuracies of published weights were measured.
     """
 
     resize_size: int
@@ -42,9 +46,23 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     decoder: str = "scaled"
 
-    def pixels(self, source: Path | bytes) -> np.ndarray:
-        """The working pixels of a picture, ``(H, W, 3)`` uint8: one set for every purpose."""
-        return decode(source, self.resize_size)
+    def pixels(self, source: Path | bytes | Image | np.ndarray) -> np.ndarray:
+        """The working pixels of a picture, ``(H, W, 3)`` uint8: one set for every purpose.
+
+        Raises:
+            PictureError: it cannot be read.
+        """
+        full = self.decoder == "full"
+        if not isinstance(source, Path | bytes):
+            return from_memory(source, self.resize_size, full)
+        return (decode_full if full else decode)(source, self.resize_size)
+
+    def working_shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """About the width and height of `pixels` of a picture of ``size``."""
+        small = shrunk(size, self.resize_size)
+        enlarged = self.decoder == "full" and min(small) < self.resize_size
+        scale = self.resize_size / min(small) if enlarged else 1
+        return round(small[0] * scale), round(small[1] * scale)
 
     def crop(self, pixels: np.ndarray) -> Tensor:
         """Working pixels -> what the network sees, ``(3, crop_size, crop_size)`` uint8."""
@@ -61,17 +79,26 @@ class Preprocessing:
             ModelFileError: values that this version does not know.
         """
         try:
-            known: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-            }
-            made = cls(**known)
-            sizes = 0 < made.crop_size <= 4096 and 0 < made.resize_size <= 8192
+            made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         except TypeError as error:
             raise ModelFileError(f"unknown preprocessing in the model file: {error}") from error
-        if made.decoder != "scaled" or not sizes or len(made.mean) != 3 or len(made.std) != 3:
+        sizes = ((made.crop_size, 4096), (made.resize_size, 8192))
+        if (
+            made.decoder not in ("scaled", "full")
+            or not all(type(size) is int and 0 < size <= most for size, most in sizes)
+            or not all(_three_numbers(numbers) for numbers in (made.mean, made.std))
+            or 0 in made.std
+        ):
             raise ModelFileError(f"preprocessing that this version does not know: {values}")
         return made
+
+
+def _three_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and abs(value) < 1e6 for value in values)
+    )
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:

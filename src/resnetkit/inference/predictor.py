@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import runtime
-from ..data import decode
 from ..data.transforms import normalize, stack
 from ..errors import PictureError
 from ..evaluation.metrics import probabilities
@@ -132,12 +131,8 @@ class Predictor:
     def _input(self, picture: Picture) -> Tensor | PictureError:
         """``(3, S, S)`` uint8."""
         try:
-            if isinstance(picture, bytes):
-                pixels = self.preprocessing.pixels(picture)
-            elif isinstance(picture, Image.Image | np.ndarray):
-                pixels = decode.from_memory(picture, self.preprocessing.resize_size)
-            else:
-                pixels = self.preprocessing.pixels(Path(picture))
+            is_path = isinstance(picture, str | os.PathLike)
+            pixels = self.preprocessing.pixels(Path(picture) if is_path else picture)
         except PictureError as error:
             return error
         return self.preprocessing.crop(pixels)

@@ -35,7 +35,8 @@ def convert(
             ``"imagenet"``. By default those of published weights, or else the numbers from 0.
         preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; by default those of
             published weights, or else resize to 256 and crop to 224 px, or 32 px for nets with
-            the small stem.
+            the small stem. The decoder is ``"full"`` for published weights and for
+            ``classes="imagenet"``, so that they answer as they did when they were measured.
 
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or has another number of
@@ -63,6 +64,8 @@ def convert(
         )
         notes.append(f"{has}; --classes gives names")
     sizes = _input_sizes(found, published)
+    if published is not None or (classes == "imagenet" and sizes["crop_size"] == 224):
+        sizes["decoder"] = "full"  # as their accuracies were measured
     if preprocessing is None and published is None:
         notes.append(
             "the file does not say how its pictures were prepared; taken: shorter side "
@@ -124,7 +127,7 @@ def _published(path: Path) -> WeightsEnum | None:
     return None
 
 
-def _input_sizes(found: Recognised, published: WeightsEnum | None) -> dict[str, int]:
+def _input_sizes(found: Recognised, published: WeightsEnum | None) -> dict[str, Any]:
     if published is not None:
         preset: Any = published.transforms()
         return {"resize_size": preset.resize_size[0], "crop_size": preset.crop_size[0]}

@@ -91,7 +91,7 @@ def read_header(path: str | Path) -> Header:
     path = Path(path)
     content = _read_json(path)
     version = content.get("format_version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:  # True is an int, too
         raise ModelFileError(f"{path}: its header has no format_version; it is damaged")
     if version > FORMAT_VERSION:
         raise ModelFileError(
@@ -102,7 +102,7 @@ def read_header(path: str | Path) -> Header:
         return Header(
             architecture=_typed(content, "architecture", str),
             options=_typed(content, "options", dict),
-            classes=tuple(map(str, _typed(content, "classes", list))),
+            classes=_names(content),
             preprocessing=Preprocessing.from_dict(_typed(content, "preprocessing", dict)),
             metrics=_typed(content, "metrics", dict),
             recipe=_typed(content, "recipe", dict),
@@ -162,6 +162,8 @@ def _check_tensors(
             expected[name].dtype,
         ):
             problems.append(f"{name} is {tensor.dtype} {shape}, not {tuple(expected[name].shape)}")
+        elif not bool(torch.isfinite(tensor).all()):
+            problems.append(f"{name} has numbers that are infinite or none")
     logits = header.options.get("num_classes")
     if logits != len(header.classes):
         problems.append(f"{len(header.classes)} class names for {logits} logits")
@@ -205,6 +207,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFileError(f"{not_one}: its header is damaged")
     return content
+
+
+def _names(content: dict[str, Any]) -> tuple[str, ...]:
+    classes = _typed(content, "classes", list)
+    if not all(isinstance(name, str) for name in classes):
+        raise ModelFileError("its header is damaged (a class is no text)")
+    return tuple(classes)
 
 
 def _typed(content: dict[str, Any], key: str, kind: type) -> Any:

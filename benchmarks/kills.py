@@ -1,0 +1,106 @@
+"""A hundred kills at random moments of one training run, each followed by a resume.
+
+    python benchmarks/kills.py [KILLS]
+
+trains a small network on the embedded digits twice: once unbroken, and once in a process that gets
+SIGKILL again and again, mostly within 0.15 s after it has saved something new, which is while it
+trains, saves or validates, and every fifth time within its first second, while it reads and
+restores. It fails where the saved step ever goes back, where no resume began within an epoch, or
+where a file of the end has other bits than the unbroken run's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from resnetkit import train
+from resnetkit.data.digits import write_digits
+
+FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json")
+SETTINGS = {
+    "model": "cifar_resnet20",
+    "model_options": {"width": 8},
+    "image_size": 32,
+    "epochs": 30,
+    "batch_size": 32,
+    "precision": "fp32",
+    "checkpoint_seconds": 0.05,
+}
+
+
+def start(data: Path, out: Path) -> int:
+    """A process that goes on with the run; it is forked, so that it need not import PyTorch."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        train(data, out=out, resume=True, workers=1, **SETTINGS)
+        os._exit(0)
+    except BaseException as error:
+        print(f"the run failed: {error!r}", flush=True)
+        os._exit(1)
+
+
+def saved(out: Path) -> dict[str, int]:
+    """Where the newest generation is; step -1 where there is none yet."""
+    manifest = out / "state" / "manifest.json"
+    return json.loads(manifest.read_text()) if manifest.exists() else {"step": -1, "batch": 0}
+
+
+def kill_one(data: Path, out: Path, chance: random.Random, early: bool) -> str:
+    """Start, kill, and say what it was doing."""
+    before = saved(out)["step"]
+    child = start(data, out)
+    if early:
+        time.sleep(chance.uniform(0, 1))
+    else:
+        while saved(out)["step"] <= before:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                raise SystemExit("the run ended before it could be killed")
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.15))
+    writing = any(path.name.startswith(".0") for path in (out / "state").glob(".*"))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "while it wrote its state" if writing else "early" if early else "at another moment"
+
+
+def main() -> None:
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    chance, base = random.Random(0), Path(tempfile.mkdtemp())
+    write_digits(base / "digits")
+    data, out = base / "digits", base / "killed"
+    begin = time.perf_counter()
+    os.waitpid(start(data, base / "whole"), 0)
+    seconds = time.perf_counter() - begin
+    moments: Counter[str] = Counter()
+    steps, within, back = [], 0, 0
+    for number in range(kills):
+        within += saved(out)["batch"] > 0  # the resume begins there
+        moments[kill_one(data, out, chance, early=number % 5 == 4)] += 1
+        steps.append(saved(out)["step"])
+        back += len(steps) > 1 and steps[-1] < steps[-2]
+    os.waitpid(start(data, out), 0)
+    same = [n for n in FILES if (out / n).read_bytes() == (base / "whole" / n).read_bytes()]
+    total = json.loads((base / "whole/state/manifest.json").read_text())["step"]
+    print(f"unbroken run             {total} steps in {seconds:.0f} s")
+    print(f"kills                    {kills}: {', '.join(f'{n} {m}' for m, n in moments.items())}")
+    print(f"saved step after kills   {steps[0]} to {steps[-1]}; went back {back} times")
+    print(f"resumes within an epoch  {within}")
+    print(f"files with equal bits    {len(same)} of {len(FILES)}: {', '.join(same)}")
+    if back or not within or len(same) < len(FILES):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

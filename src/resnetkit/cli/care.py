@@ -1,0 +1,89 @@
+"""The command that looks after data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from ..data.doctor import Examination, Finding
+
+EXAMPLES = 4
+"""Groups of pictures that the table names of each finding."""
+
+
+class Format(str, Enum):  # noqa: UP042
+    table = "table"
+    json = "json"
+
+
+def check(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder with a sub-folder a class, or with train/ and val/; or a CSV."),
+    ],
+    format: Annotated[Format, typer.Option(help="JSON names every picture.")] = Format.table,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
+    ] = None,
+) -> None:
+    """Find what is wrong with photos before a run does; changes nothing.
+
+    Errors, which would spoil a run or its figures, end it with exit code 1: pictures that cannot be
+    read; exactly the same picture in two splits or under two classes; a class without a picture, of
+    one picture where validation needs another, or that training does not have; a single class.
+
+    Warnings and notes end it with 0: pictures that are nearly the same or more than once in a
+    class, small or very unequal classes, a wrong extension, odd sizes and kinds of pictures.
+    """
+    from contextlib import ExitStack
+
+    from ..data.doctor import examine
+    from ..progress import bar
+
+    with ExitStack() as shown:
+        found = examine(
+            data, workers, lambda count: shown.enter_context(bar("looking at pictures", count))
+        )
+    if format is Format.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_table(found)
+    if found.spoilt:
+        raise typer.Exit(1)
+
+
+def _print_table(found: Examination) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    sizes = [f"{sum(classes.values()):,} ({split})" for split, classes in found.counts.items()]
+    names = {name for classes in found.counts.values() for name in classes}
+    console.print(f"{found.root}: pictures {' + '.join(sizes)}, {len(names)} classes", markup=False)
+    for finding in found.findings:
+        count = f"{len(finding.groups):,}" if finding.groups else ""
+        console.print(f"\n{finding.level:7}", style=styles[finding.level], end="", markup=False)
+        console.print(f"  {count:>6}  {finding.text}", markup=False)
+        for line in _examples(finding):
+            console.print(f"                 {line}", markup=False)
+    if not found.findings:
+        console.print("Nothing is wrong.")
+
+
+def _examples(finding: Finding) -> list[str]:
+    from ..progress import printable
+
+    lines = []
+    for index, group in enumerate(finding.groups[:EXAMPLES]):
+        more = f" = {len(group) - 3} more" if len(group) > 3 else ""
+        detail = f": {finding.details[index]}" if finding.details else ""
+        lines.append(printable(" = ".join(group[:3])) + more + printable(detail))
+    rest = len(finding.groups) - EXAMPLES
+    return lines + ([f"and {rest:,} more; all of them: --format json"] if rest > 0 else [])

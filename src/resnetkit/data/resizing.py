@@ -1,0 +1,51 @@
+"""Pixels -> pixels of another size, or turned."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
+    """``size`` scaled down so that its shorter side is ``shorter``; as it is where it is smaller.
+
+    >>> shrunk((500, 375), 128), shrunk((100, 100), 128)
+    ((170, 128), (100, 100))
+    """
+    width, height = size
+    if shorter is None or min(size) <= shorter:
+        return size
+    if width < height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``(H, W, 3)`` uint8 -> ``(h, w, 3)`` uint8 for ``size = (w, h)``: bilinear, antialiased."""
+    return resize_tensor(pixels, size)[0].permute(1, 2, 0).numpy()
+
+
+def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """`resize`, as a tensor ``(1, 3, h, w)`` in channels_last order.
+
+    The strides say channels_last also for the batch of one, so that neither PyTorch nor whoever
+    takes the result has to turn the colours round in memory: that cost more than the resizing.
+    """
+    height, width, channels = pixels.shape
+    picture = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, 3)
+    strides = (pixels.size, 1, width * channels, channels)
+    batch = picture.as_strided((1, channels, height, width), strides)
+    return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror as the EXIF orientation says."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.require(pixels, requirements=["C", "W"])

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def check(*arguments):
+    command = [sys.executable, "-m", "resnetkit", "check", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, timeout=120
+    )
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for c, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = np.random.default_rng([c, number]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            picture = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
+            picture.save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_sound_data_end_with_0(photos):
+    done = check(photos)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{photos}: pictures 40 (all), 2 classes\nNothing is wrong.\n"
+
+
+def test_warnings_end_with_0_and_errors_with_1(photos):
+    shutil.copy(photos / "cat/0.png", photos / "cat/new\nline [1].png")
+    done = check(photos)
+    assert done.returncode == 0
+    assert "warning       1  exactly the same picture more than once in a class" in done.stdout
+    assert "cat/0.png = cat/new\\nline [1].png" in done.stdout
+    for number in range(6):
+        (photos / f"dog/{number}.png").write_text("no picture")
+    done = check(photos, "--workers", "0")
+    assert done.returncode == 1
+    assert done.stdout.index("error         6  pictures that") < done.stdout.index("\nwarning")
+    assert "dog/3.png: holds text, not a picture" in done.stdout
+    assert "and 2 more; all of them: --format json" in done.stdout
+
+
+def test_json_names_every_picture(photos):
+    for number in range(6):
+        (photos / f"dog/{number}.png").write_text(f"no picture {number}")
+    done = check(photos, "--format", "json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["pictures"] == {"all": {"cat": 20, "dog": 20}}
+    (broken,) = [f for f in found["findings"] if f["level"] == "error"]
+    assert broken["kind"] == "unreadable"
+    assert sorted(broken["groups"]) == [[f"dog/{number}.png"] for number in range(6)]
+    assert len(broken["details"]) == 6
+
+
+def test_help_says_what_an_error_is():
+    done = check("--help")
+    assert done.returncode == 0
+    assert "exit code 1" in " ".join(done.stdout.split())
+
+
+def test_a_folder_that_is_not_there():
+    done = check("nowhere/photos")
+    assert done.returncode == 1
+    assert "does not exist" in done.stderr

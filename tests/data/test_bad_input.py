@@ -1,0 +1,411 @@
+"""Every file that is no picture, or only half of one, is read rightly or named in an error.
+
+What decodes runs in a process of its own, under a limit of memory: one that dies fails the test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resnetkit.data import decode, files, folder
+from resnetkit.data.digits import write_digits
+from resnetkit.data.doctor import examine
+from resnetkit.errors import PictureError
+
+ROOM = 2**30  # bytes beyond what the imports take
+
+LIMITED = """
+import faulthandler, hashlib, json, resource, sys
+faulthandler.enable()
+faulthandler.dump_traceback_later(240, exit=True)
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from resnetkit.data import decode
+from resnetkit.errors import PictureError
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
+for name in sys.stdin.read().split("\\0"):
+    found = {}
+    ways = {"whole": (decode.decode, None), "scaled": (decode.decode, 64),
+            "full": (decode.decode_full, 64)}
+    for way, (function, size) in ways.items():
+        try:
+            pixels = function(Path(name), size)
+            found[way] = [pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()]
+        except PictureError as error:
+            found[way] = str(error)
+    print(json.dumps([name, found]), flush=True)
+"""
+
+
+def decoded(paths: list[Path]) -> dict[str, dict[str, object]]:
+    """What the three ways of decoding say of each, from a process that has little memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(ROOM)],
+        input="\0".join(map(str, paths)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+    )
+    assert done.returncode == 0, f"after {done.stdout[-300:]}\n{done.stderr[-3000:]}"
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+def photo(width: int = 61, height: int = 47, mode: str = "RGB") -> Image.Image:
+    small = np.random.default_rng([width, height]).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+    image = Image.fromarray(small, "RGBA").resize((width, height), Image.Resampling.BICUBIC)
+    return image.convert(mode)
+
+
+def saved(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.copy().save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, *chunks: bytes, depth: int = 8, interlaced: int = 0) -> bytes:
+    """Grey, with the ``chunks`` between the header and the end."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def interlaced_png() -> bytes:
+    """Adam7, eight shades of which one is transparent."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+              (0, 1, 1, 2)]  # fmt: skip
+    rows = b"".join(
+        b"\0" + row.tobytes() for x, y, right, down in passes for row in grey[y::down, x::right]
+    )
+    clear = chunk(b"tRNS", struct.pack(">H", 100))
+    return png(8, 8, clear, chunk(b"IDAT", zlib.compress(rows)), interlaced=1)
+
+
+def frame(jpeg: bytes, **changes: int) -> bytes:
+    """A JPEG whose frame header says something else: its kind, precision, height or width."""
+    at = jpeg.index(b"\xff\xc0")
+    fields = list(struct.unpack(">BBHBHH", jpeg[at : at + 9]))
+    for name, value in changes.items():
+        fields[["ff", "kind", "length", "precision", "height", "width"].index(name)] = value
+    return jpeg[:at] + struct.pack(">BBHBHH", *fields) + jpeg[at + 9 :]
+
+
+def good() -> dict[str, bytes]:
+    """Odd, but pictures."""
+    jpeg = saved(photo(), "JPEG")
+    turned = Image.Exif()
+    turned[0x0112] = 5
+    long = Image.Exif()
+    long[0x010E] = "a" * 60_000
+    return {
+        "cmyk.jpg": saved(photo(mode="CMYK"), "JPEG"),
+        "grey.jpg": saved(photo(mode="L"), "JPEG"),
+        "progressive.jpg": saved(photo(), "JPEG", progressive=True),
+        "arithmetic-like name.jpg": jpeg,
+        "turned.jpg": saved(photo(), "JPEG", exif=turned),
+        "exif.jpg": saved(photo(), "JPEG", exif=long),
+        "large profile.jpg": saved(photo(), "JPEG", icc_profile=os.urandom(300_000)),
+        "broken profile.png": saved(photo(), "PNG", icc_profile=b"no profile"),
+        "two.mpo.jpg": saved(photo(), "MPO", save_all=True, append_images=[photo(60, 47)]),
+        "rest behind.jpg": jpeg + b"more" * 1000,
+        "palette.png": saved(photo().quantize(30), "PNG"),
+        "clear palette.png": saved(photo().quantize(30), "PNG", transparency=3),
+        "alpha.png": saved(photo(mode="RGBA"), "PNG"),
+        "bits.png": saved(photo(mode="1"), "PNG"),
+        "interlaced.png": interlaced_png(),
+        "long text.png": png(2, 1, chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 10_000)),
+                             chunk(b"IDAT", zlib.compress(b"\0\x10\xf0"))),
+        "one.png": saved(photo(1, 1), "PNG"),
+        "column.png": saved(photo(1, 10_000), "PNG"),
+        "row.jpg": saved(photo(10_000, 1), "JPEG"),
+        "moving.gif": saved(photo(), "GIF", save_all=True, append_images=[photo(60, 47)]),
+        "moving.png": saved(photo(), "PNG", save_all=True, append_images=[photo(60, 47)]),
+        "moving.webp": saved(photo(60, 46), "WEBP", save_all=True,
+                             append_images=[photo(60, 46).rotate(180)]),
+        "lossless.webp": saved(photo(), "WEBP", lossless=True),
+        "pages.tif": saved(photo(), "TIFF", save_all=True, append_images=[photo(60, 47)]),
+        "lzw.tiff": saved(photo(), "TIFF", compression="tiff_lzw"),
+        "x.bmp": saved(photo(), "BMP"),
+        "x.ppm": saved(photo(), "PPM"),
+        "a jpeg.png": jpeg,
+        " space '\"quotes\n花ü$(x);*.jpg": jpeg,
+    }  # fmt: skip
+
+
+def bad() -> dict[str, bytes]:
+    """No pictures, with what the error says."""
+    jpeg, whole = saved(photo(), "JPEG"), saved(photo(), "PNG")
+    bomb = zlib.compress(b"\0" * 200_000_000, 9)
+    return {
+        "empty.jpg": b"",
+        "text.jpg": b"Dear diary",
+        "drawing.png": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "page.jpg": b"<!DOCTYPE html><html><h1>404 Not Found</h1></html>",
+        "zeros.png": b"\0" * 1000,
+        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
+        "only head.jpg": jpeg[:3],
+        "no size.jpg": frame(jpeg, height=0, width=0),
+        "no width.jpg": frame(jpeg, width=0),
+        "twelve bits.jpg": frame(jpeg, precision=12),
+        "bomb.png": saved(Image.new("1", (20_000, 20_000)), "PNG"),
+        "claims.jpg": frame(jpeg, height=65_000, width=65_000),
+        "claims.bmp": struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, 100_000, 100_000, 1, 24, 0, 0, 0, 0, 0, 0),
+        "claims.gif": b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b";",
+        "claims.pgm": b"P5 13000 13000 255\n" + b"\0" * 100,
+        "no data.png": png(10, 10),
+        "no pixels.png": png(0, 10, chunk(b"IDAT", zlib.compress(b""))),
+        "bomb in profile.png": png(2, 1, chunk(b"iCCP", b"k\0\0" + bomb),
+                                   chunk(b"IDAT", zlib.compress(b"\0\x10\xf0"))),
+        "bomb in text.png": png(2, 1, chunk(b"zTXt", b"k\0\0" + bomb),
+                                chunk(b"IDAT", zlib.compress(b"\0\x10\xf0"))),
+        "short.png": whole[: len(whole) // 2],
+        "short.tif": saved(photo(), "TIFF")[:2000],
+        "short.webp": saved(photo(), "WEBP")[:300],
+    }  # fmt: skip
+
+
+def damaged() -> dict[str, bytes]:
+    """Cut off at every tenth byte, and with single bits turned: both may happen."""
+    made = {}
+    formats = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tif"}
+    for format, suffix in formats.items():
+        whole = saved(photo(24, 18), format)
+        for end in range(1, len(whole), 10):
+            made[f"cut-{end}.{suffix}"] = whole[:end]
+        chance = np.random.default_rng(len(whole))
+        for number in range(100):
+            changed = bytearray(whole)
+            changed[chance.integers(len(whole))] ^= 1 << int(chance.integers(8))
+            made[f"bit-{number}.{suffix}"] = bytes(changed)
+    return made
+
+
+def put(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, body in contents.items():
+        (folder / name).write_bytes(body)
+    return [folder / name for name in contents]
+
+
+def by_pillow(path: Path) -> np.ndarray:
+    image = Image.open(path)
+    turned = ImageOps.exif_transpose(image) if "exif" in image.info else image
+    if not turned.has_transparency_data:
+        return np.asarray(turned.convert("RGB"))
+    white = Image.new("RGBA", turned.size, "white")
+    return np.asarray(Image.alpha_composite(white, turned.convert("RGBA")).convert("RGB"))
+
+
+def test_odd_pictures_have_the_pixels_that_pillow_gives_them(tmp_path):
+    paths = put(tmp_path, good())
+    for name, found in decoded(paths).items():
+        expected = by_pillow(Path(name))
+        whole = [list(expected.shape), hashlib.sha256(expected.tobytes()).hexdigest()]
+        assert found["whole"] == whole, name
+        for way in ("scaled", "full"):
+            assert isinstance(found[way], list), (name, found[way])
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    paths = put(tmp_path, bad())
+    found = decoded(paths)
+    for path in paths:
+        for way, said in found[str(path)].items():
+            assert isinstance(said, str), f"{path.name} was read, {way}: {said}"
+            assert said.startswith(f"{path}: "), said
+
+
+@pytest.mark.slow
+def test_damaged_pictures_are_read_or_named(tmp_path):
+    paths = put(tmp_path, damaged())
+    found = decoded(paths)
+    assert len(found) == len(paths) > 700
+    for name, ways in found.items():
+        for said in ways.values():
+            assert not isinstance(said, str) or said.startswith(f"{name}: "), said
+    for format in ("jpg", "png", "webp"):
+        cut = [ways["whole"] for name, ways in found.items() if f"cut-1.{format}" in name]
+        assert all(isinstance(said, str) for said in cut)
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """What has the name of a picture and is no file: by name, with what is said of it."""
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    here = os.getcwd()
+    os.chdir(tmp_path)  # the path of a socket may have 100 bytes
+    server = socket.socket(socket.AF_UNIX)
+    server.bind("socket.jpg")
+    os.chdir(here)
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "dangling.jpg").symlink_to("nowhere")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(files.MAX_BYTES + 1)  # takes no room
+    yield (
+        tmp_path,
+        {
+            "folder.jpg": "Is a directory",
+            "pipe.jpg": "is a named pipe",
+            "socket.jpg": "is a socket",
+            "zero.jpg": "is a device",
+            "dangling.jpg": "No such file or directory",
+            "circle.jpg": "Too many levels of symbolic links",
+            "huge.jpg": "has 536,870,913 bytes; at most 536,870,912 are read",
+        },
+    )
+    server.close()
+
+
+def test_what_is_no_file_is_named_and_nobody_waits(strange):
+    where, expected = strange
+    found = decoded([where / name for name in expected])
+    for name, said in expected.items():
+        assert all(str(text).startswith(f"{where / name}: {said}") for text in found[
+            str(where / name)].values())  # fmt: skip
+        with pytest.raises(PictureError, match=name):
+            decode.size(where / name)
+
+
+def test_names_that_no_file_can_have():
+    for name in ("nul\0.jpg", "x" * 300 + ".jpg", "lone\udce4.jpg"):
+        with pytest.raises(PictureError):
+            decode.decode(Path(name))
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (path,) = put(tmp_path, {"secret.jpg": saved(photo(), "JPEG")})
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # root may read everything
+
+        def refuse(self, *arguments):
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PictureError, match=r"secret\.jpg: Permission denied"):
+        decode.decode(path)
+
+
+def test_links_that_lead_round_in_circles(tmp_path):
+    for name in ("a", "b"):
+        put(tmp_path / name, {"1.png": b"x", "2.png": b"x"})
+        (tmp_path / name / "up").symlink_to("..")
+        (tmp_path / name / "self").symlink_to(".")
+    found = folder.read(tmp_path)
+    assert list(found.parts["all"].paths) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    assert found.left_out["link(s) to a folder around them"] == 4
+
+
+def test_the_good_are_answered_as_if_the_bad_were_not_there(tmp_path, trained, strange):
+    from resnetkit.inference.predictor import Predictor
+
+    where, odd = strange
+    fine, wrong = put(tmp_path / "in", good()), put(tmp_path / "in", bad())
+    wrong += [where / name for name in odd if name != "folder.jpg"]
+    mixed = sorted([*fine, *wrong], key=lambda path: hashlib.sha256(str(path).encode()).digest())
+    predictor = Predictor(trained / "model.safetensors", "cpu")
+    alone = {answer.source: answer for answer in predictor(fine)}
+    for answer in predictor(mixed):
+        if answer.source in alone:
+            assert answer.class_name == alone[answer.source].class_name
+            assert answer.probability == pytest.approx(alone[answer.source].probability, abs=1e-6)
+        else:
+            assert answer.error.startswith(f"{answer.source}: ")
+
+
+def test_the_doctor_names_all_of_them(tmp_path, strange):
+    where, odd = strange
+    put(where / "a", {**good(), **bad()})
+    for name in odd:
+        if name != "folder.jpg":
+            (where / name).rename(where / "a" / name)
+    put(where / "b", {"1.png": saved(photo(30, 30), "PNG")})
+    (unreadable,) = [f for f in examine(where).findings if f.kind == "unreadable"]
+    named = {group[0].removeprefix("a/") for group in unreadable.groups}
+    assert named == {*bad(), *odd} - {"folder.jpg"}
+
+
+def test_training_names_all_that_it_cannot_read(tmp_path):
+    from resnetkit.data.cache import scan
+    from resnetkit.data.transforms import Preprocessing
+
+    write_digits(tmp_path / "d")
+    put(tmp_path / "d/train/0", bad())
+    os.mkfifo(tmp_path / "d/train/1/pipe.png")
+    part = folder.read(tmp_path / "d").parts["train"]
+    found = scan(part, Preprocessing(32, 32), 2, lambda text: None)
+    assert {part.path(i).name for i in found.unreadable} == {*bad(), "pipe.png"}
+
+
+def mutated(chances: int) -> None:
+    """Decode ``chances`` mutated files under the limit of memory; run in a process of its own."""
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+
+    small = {name: body for name, body in good().items() if len(body) < 4000}
+    small |= {f"small.{f}": saved(photo(9, 8), f) for f in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")}
+    bodies = st.sampled_from(sorted(small.values()))
+    edits = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), max_size=6)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
+    done = 0
+
+    @settings(max_examples=chances, deadline=None, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(bodies, edits, st.floats(0, 1), st.booleans(), st.sampled_from([None, 4]))
+    def one(body, edits, end, cut, size):
+        nonlocal done
+        done += 1
+        changed = bytearray(body)
+        for place, put in edits:
+            at = int(place * (len(changed) - 1))
+            changed[at : at + len(put)] = put
+        contents = bytes(changed[: max(1, int(end * len(changed)))] if cut else changed)
+        for function in (decode.decode, decode.decode_full)[: 2 if size else 1]:
+            try:
+                pixels = function(contents, size)
+            except PictureError as error:
+                said = str(error)
+            else:
+                assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
+                continue
+            assert said.startswith("the picture: ")
+
+    one()
+    print(done)
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_files_do_no_harm():
+    program = "import runpy, sys; runpy.run_path(sys.argv[1])['mutated'](10_000)"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program, __file__],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-6000:]
+    assert int(done.stdout) >= 9_000
