@@ -10,7 +10,7 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 COMMAND = typer.main.get_command(__import__("resnetkit.cli.commands", fromlist=["app"]).app)
 
 
@@ -34,6 +34,9 @@ def commands() -> list[str]:
 def test_commands_parse(line):
     name, *arguments = shlex.split(line)[1:]
     command = COMMAND.commands[name]  # type: ignore[attr-defined]
+    while hasattr(command, "commands"):  # a group, such as `resnet study`
+        name, *arguments = arguments
+        command = command.commands[name]
     command.make_context(name, list(arguments))
 
 
