@@ -59,6 +59,18 @@ def test_the_map_of_the_house_is_the_house():
     assert sorted(named) == sorted(there)
 
 
+def test_the_chinese_readme_shows_the_same():
+    """The same commands, outputs, code and rooms as the English one."""
+    english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    for language in ("console", "text", "python"):
+        assert blocks(chinese, language) == blocks(english, language)
+    rooms = [
+        re.findall(r"^\| `([^|]*) \|", path.read_text(encoding="utf-8"), re.M)
+        for path in (english, chinese)
+    ]
+    assert [row.replace("、", ", ") for row in rooms[1]] == rooms[0]
+
+
 @pytest.mark.slow
 def test_python_blocks_run(tmp_path, monkeypatch):
     from resnetkit.data.digits import write_digits

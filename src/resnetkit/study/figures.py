@@ -90,53 +90,48 @@ def signals(
 def responses(found: Sequence[Responses], path: Path) -> None:
     """Figure 7: standard deviations by layer, in the order of the layers and of their size."""
     figure = Figure(figsize=(9, 6), layout="constrained")
+    shades = {"plain": matplotlib.colormaps["Blues"], "resnet": matplotlib.colormaps["Oranges"]}
+    deepest = max(len(one.values) for one in found)
     for axes, ordered in zip(figure.subplots(2, 1), (False, True), strict=True):
         for one in found:
             values = sorted(one.values, reverse=True) if ordered else one.values
-            deep = len(one.values) == max(len(other.values) for other in found)
-            plain = "plain" in one.net
-            axes.plot(
-                range(1, len(values) + 1),
-                values,
-                color=COLOURS[0] if plain else COLOURS[1],
-                linestyle="-" if deep else "--",
-                linewidth=1.4,
-                label=one.net,
-            )
+            shade = shades["plain" if "plain" in one.net else "resnet"]
+            colour = shade(0.25 + 0.65 * len(values) / deepest)  # the deeper, the darker
+            axes.plot(range(1, len(values) + 1), values, color=colour, label=one.net)
         axes.set_ylim(bottom=0)
         _plain(axes, "layer, by size" if ordered else "layer", "std of the response")
     figure.axes[0].legend(frameon=False, ncols=2)
     _save(figure, path)
 
 
-def _with_range(
-    axes: Any,
-    runs: Sequence[Sequence[float]],
-    colour: str,
-    style: str,
-    width: float,
-    label: str | None,
-) -> None:
-    """The mean of several runs in %, in a band from the least to the greatest."""
-    epochs = range(1, len(runs[0]) + 1)
-    columns = [[100 * value for value in column] for column in zip(*runs, strict=True)]
-    low, high = [min(column) for column in columns], [max(column) for column in columns]
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
-    mean = [sum(column) / len(column) for column in columns]
-    axes.plot(epochs, mean, style, color=colour, linewidth=width, label=label)
+def _mean(runs: Sequence[Sequence[float]]) -> list[float]:
+    """By epoch, in %."""
+    return [100 * sum(column) / len(column) for column in zip(*runs, strict=True)]
 
 
 def errors(found: Sequence[Outcome], groups: Sequence[Sequence[str]], path: Path) -> None:
     """Error by epoch as in figure 6: dashed in training, bold on the validation part; a panel for
-    each group of networks, a colour for each network of it, a band over its seeds."""
+    each group of networks, a colour for each network of it; the mean of its seeds, and in
+    a band the range of their training errors."""
     figure = Figure(figsize=(5.5 * len(groups), 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, names in zip(panels, groups, strict=True):
         for name, colour in zip(names, COLOURS, strict=False):
             rows = [one for one in found if one.net == name]
-            _with_range(axes, [one.train_errors for one in rows], colour, "--", 1.0, None)
-            _with_range(axes, [one.val_errors for one in rows], colour, "-", 2.0, name)
+            training = [one.train_errors for one in rows]
+            low, high = (
+                [100 * pick(column) for column in zip(*training, strict=True)]
+                for pick in (min, max)
+            )
+            epochs = range(1, len(low) + 1)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(epochs, _mean(training), "--", color=colour, linewidth=1)
+            validation = _mean([one.val_errors for one in rows])
+            axes.plot(epochs, validation, color=colour, linewidth=2, label=name)
         _plain(axes, "epoch", "error, %")
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, title="dashed: training; bold: validation", title_fontsize=8)
+        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": len(names)}
+        axes.legend(
+            frameon=False, title="dashed: training; bold: validation", title_fontsize=9, **above
+        )
     _save(figure, path)
