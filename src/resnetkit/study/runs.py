@@ -69,8 +69,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """What makes it this comparison; it goes on only with the same."""
+        inside = self.data.is_relative_to(self.out)  # then the folder may move
+        data = self.data.relative_to(self.out) if inside else self.data.absolute()
         return {
-            "data": str(self.data.absolute()),
+            "data": str(data),
             "nets": {net.name: {"model": net.model, **net.options} for net in self.nets},
             "seeds": list(self.seeds),
             "recipe": self.recipe.model_dump(mode="json"),
@@ -104,11 +106,11 @@ def compare(
         OutputError: ``out`` holds another comparison.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    pictures = folder_of(data, out)
     chosen = recipe.load(recipe_name or ("study-digits" if data == "digits" else "paper-cifar10"))
     chosen = chosen.with_settings({**settings, "model": nets[0].model})
     where = runtime.pick(device, chosen.precision)
     chosen = plan.choose_network(chosen, where)
+    pictures = folder_of(data, out)
     chosen = plan.choose_size(chosen, folder.read(pictures), where)
     comparison = Comparison(out, pictures, tuple(nets), tuple(range(seeds)), chosen)
     comparison = _begin_or_go_on(comparison, minutes, where)
@@ -163,7 +165,8 @@ def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> i
         steps = max(1, training // chosen.batch_size)
         seconds += plan.measure(model, chosen, where, steps, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
-    most = comparison.recipe.epochs or fitting
+    most = plan.choose_epochs(comparison.recipe, training).epochs
+    assert most is not None
     epochs = max(FEWEST_EPOCHS, min(fitting, most))
     say(f"An epoch of all {len(comparison.nets)} nets takes {seconds:.1f} s; training {epochs}.")
     if fitting < FEWEST_EPOCHS:
