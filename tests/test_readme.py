@@ -10,7 +10,7 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 COMMAND = typer.main.get_command(__import__("resnetkit.cli.commands", fromlist=["app"]).app)
 
 
@@ -34,6 +34,9 @@ def commands() -> list[str]:
 def test_commands_parse(line):
     name, *arguments = shlex.split(line)[1:]
     command = COMMAND.commands[name]  # type: ignore[attr-defined]
+    while hasattr(command, "commands"):  # a group, such as `resnet study`
+        name, *arguments = arguments
+        command = command.commands[name]
     command.make_context(name, list(arguments))
 
 
@@ -54,6 +57,18 @@ def test_the_map_of_the_house_is_the_house():
     named = re.findall(r"^\| `([a-z]+)/` \|.*\]\(src/", text, re.M)
     there = [p.parent.name for p in (ROOT / "src" / "resnetkit").glob("*/__init__.py")]
     assert sorted(named) == sorted(there)
+
+
+def test_the_chinese_readme_shows_the_same():
+    """The same commands, outputs, code and rooms as the English one."""
+    english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    for language in ("console", "text", "python"):
+        assert blocks(chinese, language) == blocks(english, language)
+    rooms = [
+        re.findall(r"^\| `([^|]*) \|", path.read_text(encoding="utf-8"), re.M)
+        for path in (english, chinese)
+    ]
+    assert [row.replace("、", ", ") for row in rooms[1]] == rooms[0]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from . import care
+from .study import study
 
 app = typer.Typer(
     name="resnet",
@@ -19,6 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="From a folder of photos to a trusted classifier, with the ResNet family.",
 )
+
+app.add_typer(study)
 
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
 WORKERS = Annotated[

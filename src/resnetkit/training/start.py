@@ -52,7 +52,7 @@ def choose(
     """
     loaded = recipes.load(recipe or "finetune").with_settings(settings)
     asked = settings.get("weights", "auto" if recipe is None else loaded.weights)
-    if asked == "auto" and recorded is not None:
+    if recorded is not None and asked in ("auto", recorded.weights):
         settings = {**settings, **_weights_of(recorded)}
         return recipes.load(recipe or _default(recorded.weights)).with_settings(settings)
     found = None if asked == "none" else _find(loaded, asked)

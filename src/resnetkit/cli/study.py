@@ -1,0 +1,222 @@
+"""``resnet study``: the paper, measured. Each command imports what it needs inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+study = typer.Typer(
+    name="study",
+    no_args_is_help=True,
+    help="The paper, measured on this machine: why residual networks work.",
+)
+
+
+class Form(str, Enum):  # noqa: UP042
+    table = "table"
+    json = "json"
+
+
+FORM = Annotated[Form, typer.Option("--format", help="What is written to standard output.")]
+
+
+def _show(tables: Sequence[object], content: object, form: Form) -> None:
+    """Tables to read, or one JSON document."""
+    import json
+
+    if form is Form.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print("\n\n".join(map(str, tables)))
+
+
+@study.command()
+def tables(
+    format: FORM = Form.table,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for tables.json and blocks.svg."),
+    ] = None,
+) -> None:
+    """Shapes, parameters and multiply-adds of built networks beside the paper's."""
+    from ..storage import write_json, write_text
+    from ..study.diagrams import draw, paper_blocks
+    from ..study.tables import tables as derive
+
+    found = derive()
+    content = [table.to_dict() for table in found]
+    if out is not None:
+        write_json(out / "tables.json", content)
+        write_text(out / "blocks.svg", draw(paper_blocks()))
+    _show(found, content, format)
+
+
+@study.command()
+def blocks(
+    models: Annotated[
+        list[str], typer.Argument(help="Names that `resnet models` lists.", metavar="MODEL...")
+    ],
+    out: Annotated[Path, typer.Option(help="The SVG to write.")] = Path("blocks.svg"),
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="An option of the networks.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Draw the blocks of networks as they are built: one SVG."""
+    from ..storage import write_text
+    from ..study.diagrams import draw, named_blocks
+    from ..training.recipe import parse_settings
+
+    options = parse_settings(settings or [])
+    write_text(out, draw([drawn for name in models for drawn in named_blocks(name, options)]))
+    print(out)
+
+
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+WORKERS = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
+]
+DATA = Annotated[
+    str,
+    typer.Option(
+        help="digits, the path of cifar-10-binary.tar.gz, or a folder.", metavar="digits|PATH"
+    ),
+]
+MINUTES = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="As many epochs as fit, at most the recipe's.", min=0.1, metavar="MINUTES"),
+]
+SEEDS = Annotated[int, typer.Option(help="Train each net so often.", min=1, metavar="N")]
+RECIPE = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="By default study-digits for digits, else paper-cifar10."),
+]
+SETTINGS = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", help="Any other field of the recipe.", metavar="KEY=VALUE"),
+]
+
+
+@study.command()
+def gradients(
+    data: DATA = "digits",
+    steps: Annotated[int, typer.Option(help="Steps of training.", min=1, metavar="N")] = 40,
+    seed: Annotated[int, typer.Option(help="Of weights and batches.", metavar="N")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for gradients.json and the figures.")] = Path(
+        "study/gradients"
+    ),
+    format: FORM = Form.table,
+) -> None:
+    """What residual connections do to the signal: vanishing, exploding, and held."""
+    from ..storage import write_json
+    from ..study import figures
+    from ..study import gradients as measured
+    from ..study.pictures import folder_of, training_tensors
+
+    images, labels = training_tensors(folder_of(data, out), measured.SIDE)
+    stacks = measured.stacks(images, labels, steps, seed)
+    nets = measured.nets(images, labels, steps, seed)
+    responses = measured.trained_responses(images, labels, steps, seed)
+    figures.stacks(stacks, out / "stacks.svg")
+    figures.signals(nets, out / "gradients.svg")
+    figures.responses(responses, out / "responses.svg")
+    content = measured.to_dict(stacks, nets, responses)
+    write_json(out / "gradients.json", content)
+    shown = [measured.signal_table(stacks), measured.signal_table(nets)]
+    shown += [measured.response_table(responses), f"figures and gradients.json are in {out}"]
+    _show(shown, content, format)
+
+
+@study.command()
+def degradation(
+    data: DATA = "digits",
+    depths: Annotated[str, typer.Option(help="Of the nets.", metavar="N,N,...")] = "20,56",
+    minutes: MINUTES = None,
+    seeds: SEEDS = 1,
+    device: DEVICE = "auto",
+    workers: WORKERS = None,
+    recipe: RECIPE = None,
+    settings: SETTINGS = None,
+    out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")] = Path(
+        "study/degradation"
+    ),
+    format: FORM = Form.table,
+) -> None:
+    """Plain nets get worse with depth, residual ones do not: section 4.2 and figure 6."""
+    from ..storage import write_json
+    from ..study import degradation as measured
+    from ..study import figures, runs
+    from ..training.recipe import parse_settings
+
+    numbers = measured.parse_depths(depths)
+    comparison, found = runs.compare(
+        measured.nets(numbers),
+        data,
+        out,
+        recipe_name=recipe,
+        minutes=minutes,
+        seeds=seeds,
+        device=device,
+        workers=workers,
+        settings=parse_settings(settings or []),
+    )
+    responses = measured.response_deviations(comparison, found)
+    table6 = measured.table6(comparison, found, device)
+    figures.errors(found, measured.groups(numbers), out / "degradation.svg")
+    figures.responses(responses, out / "responses.svg")
+    content = measured.to_dict(comparison, found, responses, table6)
+    write_json(out / "degradation.json", content)
+    shown = [runs.table(found), "\n".join(measured.verdicts(found, numbers))]
+    shown += [str(table6)] if table6 else []
+    _show([*shown, f"figures and degradation.json are in {out}"], content, format)
+
+
+@study.command()
+def shortcuts(
+    data: DATA = "digits",
+    model: Annotated[str, typer.Option(help="The net to train.")] = "cifar_resnet20",
+    minutes: MINUTES = None,
+    seeds: SEEDS = 1,
+    device: DEVICE = "auto",
+    workers: WORKERS = None,
+    recipe: RECIPE = None,
+    settings: SETTINGS = None,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Only parameters and multiply-adds; no training.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")] = Path(
+        "study/shortcuts"
+    ),
+    format: FORM = Form.table,
+) -> None:
+    """Options A, B and C of table 3: what they cost, and what they bring."""
+    from ..storage import write_json
+    from ..study import figures, runs
+    from ..study import shortcuts as measured
+    from ..training.recipe import parse_settings
+
+    tables = [measured.costs("resnet34", 224), measured.costs("cifar_resnet20", 32)]
+    shown: list[object] = [*tables, measured.published_errors()]
+    content = {"costs": [table.to_dict() for table in tables]}
+    if not costs:
+        comparison, found = runs.compare(
+            measured.nets(model),
+            data,
+            out,
+            recipe_name=recipe,
+            minutes=minutes,
+            seeds=seeds,
+            device=device,
+            workers=workers,
+            settings=parse_settings(settings or []),
+        )
+        figures.errors(found, [[net.name for net in comparison.nets]], out / "shortcuts.svg")
+        content |= {"trained": [{**comparison.to_dict(), "outcomes": [o.to_dict() for o in found]}]}
+        write_json(out / "shortcuts.json", content)
+        shown += [runs.table(found), f"shortcuts.svg and shortcuts.json are in {out}"]
+    _show(shown, content, format)

@@ -1,0 +1,1 @@
+"""The paper, measured: why residual networks work, shown on the reader's own machine."""

@@ -1,0 +1,137 @@
+"""The study's figures as SVG files. They speak in numbers and in the names of the networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from ..storage import atomic
+
+if TYPE_CHECKING:
+    from .gradients import Layer, Responses, Signal
+    from .runs import Outcome
+
+COLOURS = ("#1f5fa8", "#d9721a", "#3a923a", "#8c4fa8", "#666666", "#b8293d")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasSVG(figure)
+    # The same numbers give the same bytes: no date, no random ids.
+    with matplotlib.rc_context({"svg.hashsalt": "resnetkit"}), atomic(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _plain(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _by_layer(axes: Any, signals: Sequence[Signal], when: str, what: str) -> None:
+    """One line a network on a logarithmic scale; a cross where a value is no longer finite."""
+    ceiling = 0.0
+    for signal, colour in zip(signals, COLOURS, strict=False):
+        layers: Sequence[Layer] = getattr(signal, when)[:-1]  # the head is no hidden layer
+        values = [getattr(layer, what) for layer in layers]
+        shown = [value if math.isfinite(value) and value > 0 else math.nan for value in values]
+        axes.plot(range(1, len(values) + 1), shown, color=colour, linewidth=1.4, label=signal.net)
+        ceiling = max([ceiling, *(value for value in shown if math.isfinite(value))])
+    for row, (signal, colour) in enumerate(zip(signals, COLOURS, strict=False)):
+        values = [getattr(layer, what) for layer in getattr(signal, when)[:-1]]
+        lost = [i + 1 for i, value in enumerate(values) if not math.isfinite(value)]
+        height = ceiling * 10 ** (1 + row)
+        axes.plot(lost, [height] * len(lost), "x", color=colour, markersize=3)
+    axes.set_yscale("log")
+
+
+def stacks(found: Sequence[Signal], path: Path) -> None:
+    """`signals` at initialisation, with the gradient with respect to what a layer puts out."""
+    signals(found, path, what="backward", after=False)
+
+
+def signals(
+    found: Sequence[Signal], path: Path, *, what: str = "gradient", after: bool = True
+) -> None:
+    """Activation and gradient by layer at initialisation (and after the steps, in a second row),
+    and the loss by step; crosses are values that are infinite or not a number."""
+    of = {"gradient": "of the weights", "backward": "of the output"}[what]
+    rows: list[tuple[str, str]] = [("before", "at initialisation")]
+    if after:
+        rows.append(("after", f"after {found[0].steps} steps"))
+    figure = Figure(figsize=(12, 3.4 * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for (when, title), (left, middle, right) in zip(rows, grid, strict=True):
+        _by_layer(left, found, when, "activation")
+        _plain(left, "layer", f"std of the output, {title}")
+        _by_layer(middle, found, when, what)
+        _plain(middle, "layer", f"gradient {of}, {title}")
+        right.axis("off")
+    losses = grid[0][2]
+    losses.axis("on")
+    for signal, colour in zip(found, COLOURS, strict=False):
+        shown = [value if value < 10 else math.nan for value in signal.losses]
+        losses.plot(range(1, signal.steps + 1), shown, color=colour, linewidth=1.4)
+        if not math.isfinite(signal.losses[-1]):
+            last = sum(map(math.isfinite, signal.losses))
+            losses.plot([last + 1], [0.0], "x", color=colour, markersize=7, clip_on=False)
+    losses.set_ylim(0, 4)
+    _plain(losses, "step", "training loss")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    _save(figure, path)
+
+
+def responses(found: Sequence[Responses], path: Path) -> None:
+    """Figure 7: standard deviations by layer, in the order of the layers and of their size."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    shades = {"plain": matplotlib.colormaps["Blues"], "resnet": matplotlib.colormaps["Oranges"]}
+    deepest = max(len(one.values) for one in found)
+    for axes, ordered in zip(figure.subplots(2, 1), (False, True), strict=True):
+        for one in found:
+            values = sorted(one.values, reverse=True) if ordered else one.values
+            shade = shades["plain" if "plain" in one.net else "resnet"]
+            colour = shade(0.25 + 0.65 * len(values) / deepest)  # the deeper, the darker
+            axes.plot(range(1, len(values) + 1), values, color=colour, label=one.net)
+        axes.set_ylim(bottom=0)
+        _plain(axes, "layer, by size" if ordered else "layer", "std of the response")
+    figure.axes[0].legend(frameon=False, ncols=2)
+    _save(figure, path)
+
+
+def _mean(runs: Sequence[Sequence[float]]) -> list[float]:
+    """By epoch, in %."""
+    return [100 * sum(column) / len(column) for column in zip(*runs, strict=True)]
+
+
+def errors(found: Sequence[Outcome], groups: Sequence[Sequence[str]], path: Path) -> None:
+    """Error by epoch as in figure 6: dashed in training, bold on the validation part; a panel for
+    each group of networks, a colour for each network of it; the mean of its seeds, and in
+    a band the range of their training errors."""
+    figure = Figure(figsize=(5.5 * len(groups), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for axes, names in zip(panels, groups, strict=True):
+        for name, colour in zip(names, COLOURS, strict=False):
+            rows = [one for one in found if one.net == name]
+            training = [one.train_errors for one in rows]
+            low, high = (
+                [100 * pick(column) for column in zip(*training, strict=True)]
+                for pick in (min, max)
+            )
+            epochs = range(1, len(low) + 1)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(epochs, _mean(training), "--", color=colour, linewidth=1)
+            validation = _mean([one.val_errors for one in rows])
+            axes.plot(epochs, validation, color=colour, linewidth=2, label=name)
+        _plain(axes, "epoch", "error, %")
+        axes.set_ylim(bottom=0)
+        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": len(names)}
+        axes.legend(
+            frameon=False, title="dashed: training; bold: validation", title_fontsize=9, **above
+        )
+    _save(figure, path)

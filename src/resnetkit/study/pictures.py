@@ -1,0 +1,49 @@
+"""The pictures of a study as tensors, and the digits where nothing else is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import randomness
+from ..data import folder
+from ..data.cache import Pictures
+from ..data.digits import write_digits
+from ..data.transforms import Preprocessing, normalize, stack
+from ..errors import DataError
+from . import cifar10
+
+
+def folder_of(data: str, out: Path) -> Path:
+    """The folder that ``data`` means: ``digits`` and archives of CIFAR-10 are written below
+    ``out`` once, any other folder or manifest is taken as it is.
+
+    Raises:
+        DataError: an archive that cannot be read.
+    """
+    if data == "digits":
+        target = out / "digits"
+        return target if (target / "train").is_dir() else write_digits(target)
+    if data.endswith((".tar.gz", ".tgz", ".tar")):
+        return cifar10.unpack(Path(data), out / "cifar10")
+    return Path(data)
+
+
+def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, Tensor]:
+    """The training pictures of a folder, at most so many, in an order that mixes the classes:
+    (N, 3, size, size) normalised float32 and labels (N,) int64.
+
+    Raises:
+        DataError: the folder has no part to train on.
+    """
+    listing = folder.read(data)
+    part = listing.parts.get("train") or listing.parts.get("all")
+    if part is None:
+        raise DataError(f"{data} has only {', '.join(listing.parts)}: nothing to train on")
+    preset = Preprocessing(size, size)
+    pictures = Pictures(part, preset)
+    order = randomness.order(0, 0, len(part))[:most]
+    images = stack([preset.crop(pictures[int(i)]) for i in order])
+    return normalize(images, preset).contiguous(), pictures.labels()[torch.from_numpy(order)]

@@ -1,0 +1,244 @@
+"""Several networks trained by one recipe, to compare them: a folder of runs that can be resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import runtime
+from ..data import folder
+from ..errors import Interrupted, OutputError
+from ..models import summarize
+from ..models.registry import get_skeleton
+from ..progress import say
+from ..storage import write_json, write_text
+from ..training import plan, recipe
+from ..training.loop import train
+from ..training.recipe import Recipe
+from .pictures import folder_of
+
+FEWEST_EPOCHS = 4  # with fewer, no curve could be compared
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network to compare: what it is called, its architecture, and options of it."""
+
+    name: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: errors (0 to 1) by epoch. Those in training are of the augmented pictures,
+    while the weights still changed; those of validation are of whole pictures, after the epoch."""
+
+    net: str
+    seed: int
+    parameters: int
+    macs: int
+    train_errors: tuple[float, ...]
+    val_errors: tuple[float, ...]
+    folder: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "folder": self.folder.name}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is trained: the nets, the seeds, the pictures and the recipe, epochs included."""
+
+    out: Path
+    data: Path
+    nets: tuple[Net, ...]
+    seeds: tuple[int, ...]
+    recipe: Recipe
+
+    def settings(self, net: Net, seed: int) -> dict[str, Any]:
+        """What one run changes in the recipe."""
+        options = {**self.recipe.model_options, **net.options}
+        return {"model": net.model, "model_options": options, "seed": seed}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What makes it this comparison; it goes on only with the same."""
+        inside = self.data.is_relative_to(self.out)  # then the folder may move
+        data = self.data.relative_to(self.out) if inside else self.data.absolute()
+        return {
+            "data": str(data),
+            "nets": {net.name: {"model": net.model, **net.options} for net in self.nets},
+            "seeds": list(self.seeds),
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+
+def compare(
+    nets: Sequence[Net],
+    data: str,
+    out: Path,
+    *,
+    recipe_name: str | None,
+    minutes: float | None,
+    seeds: int,
+    device: str,
+    workers: int | None,
+    settings: dict[str, Any],
+) -> tuple[Comparison, list[Outcome]]:
+    """Train every net with every seed, or go on where that was stopped.
+
+    Args:
+        data: ``digits``, an archive of CIFAR-10, or a folder.
+        out: one run a net and seed, and ``study.json``, which says what is compared.
+        recipe_name: a built-in recipe or a YAML file; by default `study-digits` for digits and
+            `paper-cifar10` for anything else.
+        minutes: epochs are as many as fit, and no more than the recipe has; None takes those.
+        seeds: each net is trained with seeds 0 to ``seeds`` - 1.
+        settings: other values for fields of the recipe.
+
+    Raises:
+        OutputError: ``out`` holds another comparison.
+        Interrupted: a signal asked to stop; everything is saved.
+    """
+    chosen = recipe.load(recipe_name or ("study-digits" if data == "digits" else "paper-cifar10"))
+    chosen = chosen.with_settings({**settings, "model": nets[0].model})
+    where = runtime.pick(device, chosen.precision)
+    chosen = plan.choose_network(chosen, where)
+    pictures = folder_of(data, out)
+    chosen = plan.choose_size(chosen, folder.read(pictures), where)
+    comparison = Comparison(out, pictures, tuple(nets), tuple(range(seeds)), chosen)
+    comparison = _begin_or_go_on(comparison, minutes, where)
+    write_text(out / "recipe.yaml", comparison.recipe.to_yaml())
+    for seed in comparison.seeds:
+        for net in comparison.nets:
+            _train(comparison, net, seed, device, workers)
+    return comparison, [read(comparison, net, s) for net in nets for s in comparison.seeds]
+
+
+def _begin_or_go_on(
+    comparison: Comparison, minutes: float | None, where: runtime.Runtime
+) -> Comparison:
+    """The comparison with its number of epochs: recorded before, or chosen and recorded now."""
+    record = comparison.out / "study.json"
+    if record.exists():
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        if minutes is not None:  # the clock may say another number of epochs today
+            epochs = {"epochs": saved["recipe"]["epochs"]}
+            comparison = _with(comparison, epochs)
+        now = json.loads(json.dumps(comparison.to_dict()))
+        if now != saved:
+            wrong = [key for key in now if now[key] != saved.get(key)]
+            raise OutputError(
+                f"{comparison.out} holds another comparison ({', '.join(wrong)} differ). Go on "
+                "with the command that began it, or name another folder with --out"
+            )
+        return comparison
+    if minutes is not None:
+        comparison = _with(comparison, {"epochs": _epochs(comparison, minutes, where)})
+    write_json(record, comparison.to_dict())
+    return comparison
+
+
+def _with(comparison: Comparison, settings: dict[str, Any]) -> Comparison:
+    chosen = comparison.recipe.with_settings(settings)
+    return Comparison(comparison.out, comparison.data, comparison.nets, comparison.seeds, chosen)
+
+
+def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> int:
+    """As many epochs as fit into ``minutes`` for all nets and seeds, from measured steps."""
+    listing = folder.read(comparison.data)
+    parts = {name: len(part) for name, part in listing.parts.items()}
+    val = parts.get("val", 0)
+    training = parts.get("train", parts.get("all", 0))
+    seconds = 0.0
+    for net in comparison.nets:
+        settings = {**comparison.settings(net, 0), "epochs": 1}
+        chosen = comparison.recipe.with_settings(settings)
+        model, _ = plan.make_network(chosen, len(listing.classes))
+        model = model.to(where.device)
+        steps = max(1, training // chosen.batch_size)
+        seconds += plan.measure(model, chosen, where, steps, val)
+    fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
+    most = plan.choose_epochs(comparison.recipe, training).epochs
+    assert most is not None
+    epochs = max(FEWEST_EPOCHS, min(fitting, most))
+    say(f"An epoch of all {len(comparison.nets)} nets takes {seconds:.1f} s; training {epochs}.")
+    if fitting < FEWEST_EPOCHS:
+        say(f"{minutes:g} minutes are enough for {fitting}; it will take longer.")
+    return epochs
+
+
+def _train(comparison: Comparison, net: Net, seed: int, device: str, workers: int | None) -> None:
+    path = _folder(comparison, net, seed)
+    if (path / "metrics.json").exists():
+        return
+    say(f"\n{net.name}, seed {seed}")
+    source = comparison.out / "recipe.yaml"
+    try:
+        train(
+            comparison.data,
+            source,
+            out=path,
+            device=device,
+            workers=workers,
+            resume=path.exists(),
+            **comparison.settings(net, seed),
+        )
+    except Interrupted as error:
+        raise Interrupted(
+            "stopped; everything is saved, and the same command goes on", error.exit_code
+        ) from error
+
+
+def _folder(comparison: Comparison, net: Net, seed: int) -> Path:
+    return comparison.out / f"{net.name}-seed{seed}"
+
+
+def read(comparison: Comparison, net: Net, seed: int) -> Outcome:
+    """A finished run, from its files."""
+    path = _folder(comparison, net, seed)
+    with (path / "history.csv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    classes = json.loads((path / "classes.json").read_text(encoding="utf-8"))
+    options = {**comparison.recipe.model_options, **net.options, "num_classes": len(classes)}
+    assert comparison.recipe.image_size is not None
+    counted = summarize(get_skeleton(net.model, **options), comparison.recipe.image_size)
+    errors = {
+        part: tuple(round(1 - float(row[f"{part}_accuracy"]), 6) for row in rows)
+        for part in ("train", "val")
+    }
+    return Outcome(
+        net.name, seed, counted.parameters, counted.macs, errors["train"], errors["val"], path
+    )
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Each net with the errors of its last epoch: mean over the seeds, least and greatest."""
+    width = max(len("net"), *(len(one.net) for one in outcomes))
+    head = f"{'net':{width}}  {'parameters':>10}  {'mult-adds':>10}"
+    lines = [f"{head}  {'training error':>24}  {'validation error':>24}"]
+    for name in dict.fromkeys(one.net for one in outcomes):
+        one = next(one for one in outcomes if one.net == name)
+        errors = [_spread(last_errors(outcomes, name, w)) for w in ("train_errors", "val_errors")]
+        numbers = f"{one.parameters:10,}  {one.macs / 1e6:8,.2f} M"
+        lines.append(f"{name:{width}}  {numbers}  {errors[0]:>24}  {errors[1]:>24}")
+    runs = len({one.seed for one in outcomes})
+    return "\n".join([*lines, f"{runs} seed(s), {len(outcomes[0].val_errors)} epochs each"])
+
+
+def last_errors(outcomes: Sequence[Outcome], net: str, which: str = "train_errors") -> list[float]:
+    """The last epoch's ``train_errors`` or ``val_errors`` of a net, a value for each seed."""
+    return [getattr(one, which)[-1] for one in outcomes if one.net == net]
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.2f} %"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({100 * min(values):.2f} to {100 * max(values):.2f})"
