@@ -114,6 +114,7 @@ def train(
         "val_split": val_split,
         "seed": seed,
     }
+    from ..progress import answer
     from ..training.loop import train as run_training
     from ..training.recipe import parse_settings
     from .show import closing_lines
@@ -123,7 +124,7 @@ def train(
     run = run_training(
         data, recipe, out=out, device=device, workers=workers, resume=resume, **given
     )
-    print(closing_lines(run))
+    answer(closing_lines(run))
 
 
 @app.command()

@@ -8,7 +8,7 @@ A batch is f(seed, epoch, its place in the epoch), whoever prepares it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,11 +22,15 @@ from .transforms import Augmentation, stack
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` (n, 3, S, S) uint8, ``labels`` (n,) int64, ``indices`` (n,) into the part."""
+    """``labels`` (N,) int64 and ``indices`` (N,) into the part are those of the whole batch;
+    ``images`` (n, 3, S, S) uint8 are at its ``places``: all of it, or one rank's share. The first
+    ``lead`` of them belong to another rank and are here only to be mixed into the next."""
 
     images: Tensor
     labels: Tensor
     indices: np.ndarray
+    places: np.ndarray | slice = field(default_factory=lambda: slice(None))
+    lead: int = 0
 
 
 class Loader:
@@ -36,10 +40,23 @@ class Loader:
         pictures: the source.
         batch_size: pictures in a batch.
         workers: threads that prepare batches ahead; 0 prepares each when it is asked for.
+        rank, ranks: which share of each batch to make, and of how many: consecutive pictures.
+        mixed: whether `mixing.mix` follows. It mixes each picture with the one before it in the
+            whole batch (before the first comes the last), so that a rank also needs the picture
+            before its share: one more to read, instead of pictures sent between ranks in each step.
     """
 
-    def __init__(self, pictures: Pictures, batch_size: int, workers: int) -> None:
+    def __init__(
+        self,
+        pictures: Pictures,
+        batch_size: int,
+        workers: int,
+        rank: int = 0,
+        ranks: int = 1,
+        mixed: bool = False,
+    ) -> None:
         self.pictures, self.batch_size, self.workers = pictures, batch_size, workers
+        self.rank, self.ranks, self.mixed = rank, ranks, mixed
 
     def training_batches(self) -> int:
         """Batches in an epoch of training. A smaller rest waits for an epoch that has it earlier
@@ -75,8 +92,27 @@ class Loader:
         self, chunks: Iterable[np.ndarray], make: Callable[[int], Tensor]
     ) -> Iterator[Batch]:
         def prepare(indices: np.ndarray) -> Batch:
-            images = stack([make(int(i)) for i in indices])
+            places, lead = self._share(len(indices))
+            images = stack([make(int(i)) for i in indices[places]])
             labels = torch.from_numpy(self.pictures.part.labels[indices].astype(np.int64))
-            return Batch(images, labels, indices)
+            return Batch(images, labels, indices, places, lead)
 
         return map_ahead(prepare, chunks, self.workers)
+
+    def _share(self, count: int) -> tuple[np.ndarray | slice, int]:
+        """Places of this rank's pictures in a batch of ``count``; how many are only mixed in."""
+        if self.ranks == 1:
+            return slice(None), 0
+        own = shares(np.arange(count), self.ranks)[self.rank]
+        if not self.mixed:
+            return own, 0
+        return np.concatenate([(own[:1] - 1) % count, own]), 1
+
+
+def shares(batch: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """A whole batch cut into the share of each rank.
+
+    >>> [share.tolist() for share in shares(np.arange(5), 2)]
+    [[0, 1, 2], [3, 4]]
+    """
+    return np.array_split(batch, ranks)
