@@ -1,6 +1,7 @@
 """What long work shows while it works: a live bar on a terminal, plain lines elsewhere.
 
-Everything goes to standard error, so that standard output holds results alone.
+Everything goes to standard error, so that standard output holds results alone. Of the processes of
+one run, the first one speaks for all; the others are silent here, so that nobody else asks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from . import runtime
+from .errors import ResnetkitError
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Advance = Callable[[str], None]
@@ -27,7 +31,22 @@ Advance = Callable[[str], None]
 
 def say(text: str = "") -> None:
     """One line (or several) on standard error; ``[`` and ``]`` have no special meaning."""
-    console.print(text, markup=False)
+    if runtime.rank() == 0:
+        console.print(text, markup=False)
+
+
+def answer(text: str) -> None:
+    """A result, on standard output."""
+    if runtime.rank() == 0:
+        print(text)
+
+
+def complain(error: ResnetkitError) -> None:
+    """Why the command fails. Of the other processes one line each: most often they met the same."""
+    if runtime.rank() == 0:
+        print(f"resnet: {error}", file=sys.stderr)
+    else:
+        print(f"resnet: process {runtime.rank()}: {error}".splitlines()[0], file=sys.stderr)
 
 
 def printable(text: str) -> str:
@@ -47,6 +66,9 @@ def bar(what: str, total: int, done: int = 0, every: float = 10.0) -> Iterator[A
     On a terminal this is a live bar with the time left, which goes away when the work is done;
     elsewhere a line appears at most ``every`` seconds.
     """
+    if runtime.rank() != 0:
+        yield lambda text: None
+        return
     if not console.is_terminal:
         yield _lines(what, total, done, every)
         return

@@ -1,22 +1,32 @@
-"""What the machine has: device, precision, threads, versions. The one reader of the hardware."""
+"""What the machine has: device, precision, threads, ranks, versions. The one reader of the hardware
+and of what torchrun tells the processes that it starts."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import distributed
 
-from .errors import RecipeError
+from .errors import RecipeError, ResnetkitError, TrainingError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Given = ParamSpec("Given")
+
+PATIENCE = timedelta(days=1)
+"""How long one rank waits for another, which may be measuring or writing: PyTorch's own limits (10
+or 30 minutes) would end a run in a long evaluation. Waiting for a rank that has died is not left to
+this: its connection breaks, and torchrun stops the others."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +36,14 @@ class Runtime:
     Args:
         device: ``cpu``, ``cuda`` or ``mps``.
         precision: ``"bf16"`` computes convolutions under autocast, ``"fp32"`` does not.
+        rank: which of the processes of this run this one is, from 0; see `connected`.
+        world_size: how many processes there are.
     """
 
     device: torch.device
     precision: str
+    rank: int = 0
+    world_size: int = 1
 
     def autocast(self) -> torch.autocast:
         """The context in which the network runs forward."""
@@ -43,6 +57,94 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
+    def once(
+        self, function: Callable[Given, Result], *args: Given.args, **named: Given.kwargs
+    ) -> Result:
+        """What ``function`` gives on the first rank, which alone calls it; the others wait for it.
+
+        All ranks must come here. The result is pickled on its way.
+
+        Raises:
+            TrainingError: on the other ranks, where it failed on the first, which has the error.
+        """
+        if self.world_size == 1:
+            return function(*args, **named)
+        answer: list[Any] = [None, None]  # the result, or what went wrong
+        failure = None
+        if self.rank == 0:
+            try:
+                answer[0] = function(*args, **named)
+            except Exception as error:
+                failure, answer[1] = error, str(error)
+        distributed.broadcast_object_list(answer, src=0)
+        if failure is not None:
+            raise failure
+        if answer[1] is not None:
+            raise TrainingError(f"the first process could not go on: {answer[1]}")
+        result: Result = answer[0]
+        return result
+
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of every rank, in the order of the ranks; all ranks must come here with
+        equally many."""
+        mine = torch.tensor(numbers, dtype=torch.float64)
+        if self.world_size == 1:
+            return [mine.tolist()]
+        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
+        distributed.all_gather(rows, mine)
+        return [row.tolist() for row in rows]
+
+
+def world_size() -> int:
+    """How many processes torchrun started for this run; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_world_size() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Which of them this one is. The first, 0, alone writes, prints and measures."""
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """While this is open, the processes of one run can reach each other: tensors on the CPU go
+    through gloo, those on GPUs through NCCL. Without torchrun it does nothing.
+
+    Raises:
+        TrainingError: another process died, and the connection to it with it.
+    """
+    if world_size() == 1 or distributed.is_initialized():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda and _local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(_local_rank())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, ResnetkitError) or not _is_of_the_connection(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended; its own message says why"
+        ) from error
+    finally:
+        distributed.destroy_process_group()
+
+
+def _is_of_the_connection(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, distributed.DistError) or "gloo" in text or "NCCL" in text
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
 
 def pick(device: str = "auto", precision: str = "auto") -> Runtime:
     """Choose a device (CUDA, then Apple's MPS, then the CPU) and a precision that it is fast in.
@@ -55,24 +157,40 @@ def pick(device: str = "auto", precision: str = "auto") -> Runtime:
         raise RecipeError(f"precision is auto, bf16 or fp32; got {precision!r}")
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(chosen) else "fp32"
-    return Runtime(chosen, precision)
+    return Runtime(chosen, precision, rank(), world_size())
 
 
 def _device(name: str) -> torch.device:
+    several = world_size() > 1
     there = {
         "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+        "mps": torch.backends.mps.is_available() and not several,  # it cannot exchange gradients
         "cpu": True,
     }
     if name == "auto":
-        return torch.device(next(kind for kind, usable in there.items() if usable))
+        name = next(kind for kind, usable in there.items() if usable)
     kind = name.partition(":")[0]
     if kind not in there:
         raise RecipeError(f"device is auto, cpu, cuda, cuda:N or mps; got {name!r}")
     if not there[kind]:
         usable = ", ".join(kind for kind, usable in there.items() if usable)
         raise RecipeError(f"device {name!r} was asked for, but this machine has only: {usable}")
+    if several and kind == "cuda":
+        return _own_gpu(name)
     return torch.device(name)
+
+
+def _own_gpu(name: str) -> torch.device:
+    """Each process of a machine has the GPU of its number there."""
+    if name != "cuda":
+        raise RecipeError(f"each process has a GPU of its own: expected cuda, got {name!r}")
+    gpus = torch.cuda.device_count()
+    if local_world_size() > gpus:
+        raise RecipeError(
+            f"{local_world_size()} processes were started on a machine with {gpus} GPU(s): start "
+            f"torchrun with --nproc-per-node {gpus}, or compute on the CPU with --device cpu"
+        )
+    return torch.device("cuda", _local_rank())
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
@@ -110,8 +228,9 @@ def map_ahead(
 
 
 def default_workers() -> int:
-    """Threads that read pictures: one a core, at most 16. They never take compute threads away."""
-    return max(1, min(16, cores()))
+    """Threads that read pictures: one a core, at most 16; processes of a machine share its cores.
+    They never take compute threads away."""
+    return max(1, min(16, cores() // local_world_size()))
 
 
 def cores() -> int:
@@ -143,6 +262,7 @@ def environment() -> dict[str, Any]:
         "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
         "cores": cores(),
         "compute_threads": torch.get_num_threads(),
+        "processes": world_size(),
         "gpu": gpu,
         "versions": versions,
     }

@@ -15,7 +15,7 @@ import torch
 from resnetkit import storage, train
 from resnetkit.errors import Interrupted, OutputError, TrainingError
 from resnetkit.training import loop
-from resnetkit.training.interrupts import Interrupts
+from resnetkit.training.interrupts import Interrupts, leave
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
 
@@ -143,7 +143,7 @@ def test_a_signal_is_noted_first_and_stops_the_second_time():
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.asked == signal.SIGINT
         with pytest.raises(Interrupted) as caught:
-            interrupts.leave("resnet train --resume x")
+            leave(interrupts.asked, "resnet train --resume x")
         assert caught.value.exit_code == 130
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

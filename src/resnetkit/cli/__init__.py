@@ -25,7 +25,9 @@ def main() -> None:
     try:
         app()
     except ResnetkitError as error:
-        print(f"resnet: {error}", file=sys.stderr)
+        from ..progress import complain
+
+        complain(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("resnet: interrupted", file=sys.stderr)

@@ -126,6 +126,7 @@ def train(
         "val_split": val_split,
         "seed": seed,
     }
+    from ..progress import answer
     from ..training.loop import train as run_training
     from ..training.settings import parse_settings
     from .show import closing_lines
@@ -137,15 +138,17 @@ def train(
         from ..training.finders import find_lr as run_finder
         from .show import show_learning_rates
 
-        print(show_learning_rates(run_finder(data, recipe, **given), out))
+        answer(show_learning_rates(run_finder(data, recipe, **given), out))
     elif seeds is not None:
         from ..training.repeats import parse_seeds, train_seeds
         from .show import seeds_table
 
         chosen = parse_seeds(seeds)
-        print(seeds_table(train_seeds(data, recipe, seeds=chosen, out=out, resume=resume, **given)))
+        answer(
+            seeds_table(train_seeds(data, recipe, seeds=chosen, out=out, resume=resume, **given))
+        )
     else:
-        print(closing_lines(run_training(data, recipe, out=out, resume=resume, **given)))
+        answer(closing_lines(run_training(data, recipe, out=out, resume=resume, **given)))
 
 
 @app.command()

@@ -69,7 +69,7 @@ def blocks(
     """Draw the blocks of networks as they are built: one SVG."""
     from ..storage import write_text
     from ..study.diagrams import draw, named_blocks
-    from ..training.recipe import parse_settings
+    from ..training.settings import parse_settings
 
     options = parse_settings(settings or [])
     write_text(out, draw([drawn for name in models for drawn in named_blocks(name, options)]))
@@ -151,7 +151,7 @@ def degradation(
     from ..storage import write_json
     from ..study import degradation as measured
     from ..study import figures, runs
-    from ..training.recipe import parse_settings
+    from ..training.settings import parse_settings
 
     numbers = measured.parse_depths(depths)
     comparison, found = runs.compare(
@@ -198,7 +198,7 @@ def shortcuts(
     from ..storage import write_json
     from ..study import figures, runs
     from ..study import shortcuts as measured
-    from ..training.recipe import parse_settings
+    from ..training.settings import parse_settings
 
     tables = [measured.costs("resnet34", 224), measured.costs("cifar_resnet20", 32)]
     shown: list[object] = [*tables, measured.published_errors()]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import DataError, PictureError
 from ..progress import say
-from ..runtime import available_memory, map_ahead
+from ..runtime import available_memory, local_world_size, map_ahead
 from . import decode, disk, files
 from .folder import Part
 from .pixels import Pixels
@@ -100,10 +100,14 @@ def scan(
     two runs that need the same file, one writes it and the other waits. Where the file cannot be
     written, that is said, and what does not fit into memory is decoded whenever it is needed.
 
+    Of several processes on a machine each reads every picture, so that nothing has to be sent, and
+    each may take its part of the memory: pixels of which so many copies do not fit lie in the file,
+    which the first to come writes and whose pages all share.
+
     Raises:
         DataError: a picture was changed in the meantime.
     """
-    budget = int(available_memory() * RAM_SHARE)
+    budget = int(available_memory() * RAM_SHARE / local_world_size())
     expected = expected_bytes(part, preprocessing)
     ticks = _at_most(len(part), advance)
     if expected > budget:

@@ -8,7 +8,7 @@ A batch is f(seed, epoch, its place in the epoch), whoever prepares it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,11 +23,15 @@ from .transforms import Augmentation, stack
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` (n, 3, S, S) uint8, ``labels`` (n,) int64, ``indices`` (n,) into the part."""
+    """``labels`` (N,) int64 and ``indices`` (N,) into the part are those of the whole batch;
+    ``images`` (n, 3, S, S) uint8 are at its ``places``: all of it, or one rank's share. The first
+    ``lead`` of them belong to another rank and are here only to be mixed into the next."""
 
     images: Tensor
     labels: Tensor
     indices: np.ndarray
+    places: np.ndarray | slice = field(default_factory=lambda: slice(None))
+    lead: int = 0
 
 
 class Loader:
@@ -39,6 +43,10 @@ class Loader:
         workers: threads that prepare batches ahead; 0 prepares each when it is asked for.
         sampling, repeats: which pictures an epoch of training shows: all, ``shuffled``, or every
             class equally often, ``balanced``; each so often. See `epoch_order`.
+        rank, ranks: which share of each batch to make, and of how many: consecutive pictures.
+        mixed: whether `mixing.mix` follows. It mixes each picture with the one before it in the
+            whole batch (before the first comes the last), so that a rank also needs the picture
+            before its share: one more to read, instead of pictures sent between ranks in each step.
     """
 
     def __init__(
@@ -46,12 +54,16 @@ class Loader:
         pictures: Pictures,
         batch_size: int,
         workers: int,
+        rank: int = 0,
+        ranks: int = 1,
+        mixed: bool = False,
         *,
         sampling: str = "shuffled",
         repeats: int = 1,
     ) -> None:
-        self.pictures, self.batch_size, self.workers = pictures, batch_size, workers
         self.balanced, self.repeats = sampling == "balanced", repeats
+        self.pictures, self.batch_size, self.workers = pictures, batch_size, workers
+        self.rank, self.ranks, self.mixed = rank, ranks, mixed
 
     def training_batches(self) -> int:
         """Batches in an epoch of training. A smaller rest waits for an epoch that has it earlier
@@ -96,9 +108,28 @@ class Loader:
         """A batch of each chunk: ``(n, 2)``, pictures and their copies."""
 
         def prepare(chunk: np.ndarray) -> Batch:
-            images = stack([make(picture, copy) for picture, copy in chunk.tolist()])
             indices = chunk[:, 0]
+            places, lead = self._share(len(indices))
+            images = stack([make(picture, copy) for picture, copy in chunk[places].tolist()])
             labels = torch.from_numpy(self.pictures.part.labels[indices].astype(np.int64))
-            return Batch(images, labels, indices)
+            return Batch(images, labels, indices, places, lead)
 
         return map_ahead(prepare, chunks, self.workers)
+
+    def _share(self, count: int) -> tuple[np.ndarray | slice, int]:
+        """Places of this rank's pictures in a batch of ``count``; how many are only mixed in."""
+        if self.ranks == 1:
+            return slice(None), 0
+        own = shares(np.arange(count), self.ranks)[self.rank]
+        if not self.mixed:
+            return own, 0
+        return np.concatenate([(own[:1] - 1) % count, own]), 1
+
+
+def shares(batch: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """A whole batch cut into the share of each rank.
+
+    >>> [share.tolist() for share in shares(np.arange(5), 2)]
+    [[0, 1, 2], [3, 4]]
+    """
+    return np.array_split(batch, ranks)

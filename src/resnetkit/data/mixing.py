@@ -44,7 +44,8 @@ def mix(
     method = chance.choice(methods)
     alpha = mixup if method == "mixup" else cutmix
     share = chance.betavariate(alpha, alpha)
-    partner = images.roll(1, 0)  # the order of the batch is random already
+    # The one before it, as the order of the batch is random already; `Loader` relies on this.
+    partner = images.roll(1, 0)
     if method == "mixup":
         images = images * share + partner * (1 - share)
     else:

@@ -79,7 +79,10 @@ class Preprocessing:
             ModelFileError: values that this version does not know.
         """
         try:
-            made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            known: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+            }
+            made = cls(**known)
         except TypeError as error:
             raise ModelFileError(f"unknown preprocessing in the model file: {error}") from error
         sizes = ((made.crop_size, 4096), (made.resize_size, 8192))

@@ -131,8 +131,8 @@ class Predictor:
     def _input(self, picture: Picture) -> Tensor | PictureError:
         """``(3, S, S)`` uint8."""
         try:
-            is_path = isinstance(picture, str | os.PathLike)
-            pixels = self.preprocessing.pixels(Path(picture) if is_path else picture)
+            source = Path(picture) if isinstance(picture, str | os.PathLike) else picture
+            pixels = self.preprocessing.pixels(source)
         except PictureError as error:
             return error
         return self.preprocessing.crop(pixels)

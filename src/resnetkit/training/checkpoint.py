@@ -55,7 +55,10 @@ class Checkpoints:
         self._lock = ExitStack()
 
     def __enter__(self) -> Checkpoints:
-        """Hold the folder: two runs never write to one.
+        return self
+
+    def hold(self) -> None:
+        """Hold the folder until this is left: two runs never write to one.
 
         Raises:
             OutputError: another process holds it.
@@ -64,7 +67,6 @@ class Checkpoints:
             self._lock.enter_context(storage.locked(self.folder / LOCK, wait=False))
         except BlockingIOError:
             raise OutputError(f"Another run is writing to {self.folder.parent} right now") from None
-        return self
 
     def __exit__(self, *error: object) -> None:
         """What was saved reaches the disk, also when the run ends by an error."""

@@ -31,16 +31,6 @@ class Interrupts:
     def __exit__(self, *error: object) -> None:
         self._restore()
 
-    def leave(self, how_to_resume: str) -> None:
-        """End the run, after a signal, where everything is saved.
-
-        Raises:
-            Interrupted: always.
-        """
-        assert self.asked is not None
-        message = f"Stopped; everything is saved. To go on: {how_to_resume}"
-        raise Interrupted(message, 128 + self.asked)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
         self._restore()
@@ -50,3 +40,14 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def leave(number: int, how_to_resume: str) -> None:
+    """End the run where everything is saved, after the signal ``number`` to this process or to
+    another one of the run.
+
+    Raises:
+        Interrupted: always.
+    """
+    message = f"Stopped; everything is saved. To go on: {how_to_resume}"
+    raise Interrupted(message, 128 + number)

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from .. import randomness, runtime
 from ..data import folder
 from ..data.cache import Pictures
-from ..data.loader import Batch, Loader
+from ..data.loader import Batch, Loader, shares
 from ..data.mixing import mix
 from ..data.transforms import normalize
 from ..errors import TrainingError
@@ -25,10 +26,10 @@ from ..evaluation.metrics import accuracy_and_loss
 from ..models import modelfile
 from ..progress import bar, say
 from ..runtime import Runtime
-from . import plan, start
+from . import parallel, plan, start
 from .checkpoint import Checkpoints
 from .ema import Average
-from .interrupts import Interrupts
+from .interrupts import Interrupts, leave
 from .optim import (
     class_weights,
     learning_rate,
@@ -36,7 +37,7 @@ from .optim import (
     set_learning_rate,
     set_trainable,
 )
-from .preparation import identity_of, prepare
+from .preparation import Prepared, check_equal, identity_of, prepare
 from .recipe import Recipe
 from .run import (
     Run,
@@ -47,10 +48,12 @@ from .run import (
     recorded_data,
     write_beginning,
     write_end,
+    write_epoch,
 )
 from .state import State
 
 
+@runtime.connected()
 def train(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -62,6 +65,9 @@ def train(
     **settings: Any,
 ) -> Run:
     """Train a network on a folder of pictures.
+
+    Under torchrun every process comes here, and each takes its share of every batch. What
+    `Runtime.once` is given is done by the first of them alone: it measures and writes for all.
 
     Args:
         data: a folder of classes, a folder of splits, or a CSV manifest; see `data.folder`. With
@@ -83,16 +89,23 @@ def train(
     # What to do: the recipe, with everything it leaves open found from the data and the machine.
     if resume and is_run(data):
         out, recipe, data = data, Path(data) / "recipe.yaml", recorded_data(data)
+    where = runtime.pick(device)
     listing = folder.read(data)
-    run, saved = RunFolder.open(out, f"{listing.name}-{start.model(recipe, settings)}", resume)
-    chosen = start.choose(recipe, settings, run.recorded_recipe() if resume else None)
+    name = f"{listing.name}-{start.model(recipe, settings)}"
+    run, saved = where.once(RunFolder.open, out, name, resume)
+    recorded = where.once(run.recorded_recipe) if resume else None
+    chosen = where.once(start.choose, recipe, settings, recorded)
     where = runtime.pick(device, chosen.precision)
     chosen = plan.choose_network(chosen, where)
+    parallel.check(chosen, where)
     workers = runtime.default_workers() if workers is None else workers
     chosen = plan.choose_size(chosen, listing, where)
     prepared = prepare(listing, chosen, workers)
+    parallel.check_pictures(len(prepared.train), where)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
     assert chosen.epochs is not None
+    identity = identity_of(prepared, chosen)
+    check_equal(identity, where)
 
     # The network: its initial weights are f(seed), or those of a file.
     model, options = plan.make_network(chosen, len(listing.classes))
@@ -100,12 +113,21 @@ def train(
         start.load(model, chosen)
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
     model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
+    model = parallel.synchronized(model, chosen)
     average = Average(model, chosen.ema) if chosen.ema else None
-    identity = identity_of(prepared, chosen)
-    state = State(model, make_optimizer(model, chosen), identity, average)
+    optimizer = make_optimizer(model, chosen)
+    state = State(model, optimizer, identity, average, world_size=where.world_size)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
-    sampling, repeats = chosen.sampling, chosen.repeats
-    loader = Loader(prepared.train, chosen.batch_size, workers, sampling=sampling, repeats=repeats)
+    loader = Loader(
+        prepared.train,
+        chosen.batch_size,
+        workers,
+        where.rank,
+        where.world_size,
+        mixed=chosen.mixup > 0 or chosen.cutmix > 0,
+        sampling=chosen.sampling,
+        repeats=chosen.repeats,
+    )
     batches = loader.training_batches()
     steps = chosen.steps or batches * chosen.epochs
 
@@ -113,18 +135,18 @@ def train(
     if saved is None:
         expected = plan.measure(model, chosen, where, batches, len(prepared.val))
         say(plan.describe(prepared, chosen, where, model, workers, expected))
-        run.claim()
-        write_beginning(run, prepared, chosen, data)
+        run = where.once(write_beginning, run, prepared, chosen, data)
         say(f"{'results in':14}{run.path}\n")
     else:
         state.restore(saved)
-        if run.is_finished():
+        if where.once(run.is_finished):
             say(f"{run.path} is finished already; nothing was changed.")
-            return run.result(chosen, state.history)
+            return where.once(run.result, chosen, state.history)
         say(f"Going on with {run.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
 
     saving = Checkpoints(run.path / "state", chosen.checkpoint_seconds)
     with saving as checkpoints, Interrupts() as interrupts:
+        where.once(checkpoints.hold)
         while state.epoch < chosen.epochs and not state.is_stuck(chosen.patience):
             # An epoch of training: order and pictures are f(seed, epoch).
             size, first = chosen.train_size(state.epoch), state.batch
@@ -135,18 +157,21 @@ def train(
                 clock = time.perf_counter()
                 for batch in coming:
                     set_trainable(model, chosen, state.step, steps)
+                    state.network = parallel.wrap(model, chosen, where, state.network)
                     rate = learning_rate(chosen, state.step, steps)
                     loss, right = training_step(state, batch, chosen, where, rate, weights)
-                    check_finite(loss, state.step, batch, prepared.train)
+                    # One exchange a step: all ranks must agree on when to save and to stop.
+                    told = where.gather([loss, right, checkpoints.due(), interrupts.asked or 0])
+                    losses, rights, dues, signals = zip(*told, strict=True)
+                    check_finite(losses, state.step, batch, prepared.train)
                     seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                    state.end_step(loss, right, len(batch.indices), seconds)
+                    state.end_step(sum(losses), int(sum(rights)), len(batch.indices), seconds)
                     advance(state.tally.text())
-                    pause(state, checkpoints, interrupts, run, checkpoints.due())
+                    pause(state, checkpoints, where, run, bool(dues[0]), int(max(signals)))
 
             # What it reached, on pictures that it is not trained on; the best model is kept.
             state.check_finite()
-            logits = predict_logits(state.evaluated, prepared.val, where.device, workers)
-            accuracy, val_loss = accuracy_and_loss(logits, prepared.val.labels())
+            accuracy, val_loss = where.once(validate, state, prepared, where, workers)
             row = {
                 "epoch": state.epoch + 1,
                 "image_size": size,
@@ -156,23 +181,19 @@ def train(
                 "val_loss": val_loss,
                 "val_accuracy": accuracy,
             }
-            if state.end_epoch(row, time.perf_counter() - clock):
-                header = make_header(prepared, chosen, options, row)
-                modelfile.write(run.model, state.evaluated.state_dict(), header)
-            run.write_rows("history.csv", state.history)
-            run.write_rows("timings.csv", state.timings)
+            better = state.end_epoch(row, time.perf_counter() - clock)
+            header = make_header(prepared, chosen, options, row)
+            where.once(write_epoch, run, state, header, better)
             say(epoch_line(row, state.timings[-1], chosen.epochs))
-            pause(state, checkpoints, interrupts, run, due=True)
-        checkpoints.finish()
+            (signal,) = max(where.gather([interrupts.asked or 0]))
+            pause(state, checkpoints, where, run, due=True, signal=int(signal))
+        where.once(checkpoints.finish)
     if state.epoch < chosen.epochs:
         say(f"No better epoch in {chosen.patience}; stopped early.")
 
     # The evidence comes from the saved file, by the road that anyone takes later.
     header = make_header(prepared, chosen, options, state.history[-1])
-    modelfile.write(run.last, state.evaluated.state_dict(), header)
-    evaluation = evaluate_part(run.model, prepared.val.part, "val", device=device, workers=workers)
-    write_end(run, chosen, state.history, evaluation)
-    return run.result(chosen, state.history)
+    return where.once(finish, run, state, header, prepared, chosen, device, workers)
 
 
 def training_step(
@@ -186,29 +207,36 @@ def training_step(
     """Forward, backward, update. Returns the mean loss, and how many pictures were right.
 
     ``weights`` are those of the classes in the loss. A batch may be computed in parts, whose
-    gradients add up; only batch norm sees the parts.
+    gradients add up; only batch norm sees the parts. Of several ranks each computes its share, and
+    returns its share of the mean loss: the sum over the ranks is that of the whole batch.
     """
     model, optimizer = state.model, state.optimizer
-    torch.manual_seed(randomness.derive(recipe.seed, "network", state.step, 0))
+    torch.manual_seed(randomness.derive(recipe.seed, "network", state.step, where.rank))
     images = normalize(batch.images.to(where.device), recipe.preprocessing())  # (n, 3, S, S)
-    labels = batch.labels.to(where.device)  # (n,)
+    everyone = batch.labels.to(where.device)  # (N,) of the whole batch
+    whole = len(everyone) if weights is None else weights[everyone].sum()
+    labels = everyone[batch.places]  # (n,)
     images, targets = mix(
         images, labels, recipe.mixup, recipe.cutmix, state.classes, recipe.seed, state.step
     )
+    images, targets, labels = (x[batch.lead :] for x in (images, targets, labels))
     if not recipe.channels_last:
         images = images.contiguous()
 
-    count, total, right = len(labels), 0.0, 0
-    parts = [x.tensor_split(min(recipe.accumulate, count)) for x in (images, targets, labels)]
-    for image, target, label in zip(*parts, strict=True):
-        with where.autocast():
-            logits = model(image)  # (n, classes)
-        smoothing = recipe.label_smoothing
-        loss = F.cross_entropy(
-            logits.float(), target, weights, reduction="sum", label_smoothing=smoothing
-        )
-        loss = loss / (count if weights is None else weights[labels].sum())
-        loss.backward()  # type: ignore[no-untyped-call]
+    total, right = 0.0, 0
+    count = min(recipe.accumulate, len(everyone) // where.world_size)  # the same on all ranks
+    parts = [x.tensor_split(count) for x in (images, targets, labels)]
+    for number, (image, target, label) in enumerate(zip(*parts, strict=True), 1):
+        with parallel.exchange(state.forward, last=number == count):
+            with where.autocast():
+                logits = state.forward(image)  # (n, classes)
+            smoothing = recipe.label_smoothing
+            loss = F.cross_entropy(
+                logits.float(), target, weights, reduction="sum", label_smoothing=smoothing
+            )
+            loss = loss / whole
+            # The exchange takes the mean of the ranks' gradients; what is wanted is their sum.
+            (loss * where.world_size).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         right += int((logits.detach().argmax(1) == label).sum())
     if recipe.clip_norm is not None:
@@ -221,24 +249,51 @@ def training_step(
     return total, right
 
 
-def check_finite(loss: float, step: int, batch: Batch, pictures: Pictures) -> None:
-    """Stop before a network that is no longer finite is saved."""
-    if math.isfinite(loss):
+def check_finite(losses: Sequence[float], step: int, batch: Batch, pictures: Pictures) -> None:
+    """Stop before a network that is no longer finite is saved. ``losses`` are those of the ranks,
+    all of which find the same."""
+    wrong = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+    if not wrong:
         return
-    names = ", ".join(str(pictures.part.paths[i]) for i in batch.indices)
+    of_rank = shares(batch.indices, len(losses))
+    names = ", ".join(str(pictures.part.paths[i]) for rank in wrong for i in of_rank[rank])
+    which = "this batch" if len(losses) == 1 else f"this batch on rank {', '.join(map(str, wrong))}"
     raise TrainingError(
-        f"The loss is {loss} at step {step + 1}. A lower learning rate (--lr) usually helps. "
-        f"The model files of the last whole epoch are kept. Pictures of this batch: {names}"
+        f"The loss is {losses[wrong[0]]} at step {step + 1}. A lower learning rate (--lr) usually "
+        "helps. The model files of the last whole epoch are kept. "
+        f"Pictures of {which}: {names}"
     )
 
 
 def pause(
-    state: State, checkpoints: Checkpoints, interrupts: Interrupts, run: RunFolder, due: bool
+    state: State, checkpoints: Checkpoints, where: Runtime, run: RunFolder, due: bool, signal: int
 ) -> None:
     """Save the state where that is due, and leave where a signal asked for it."""
-    if due or interrupts.asked:
+    if due or signal:
         state.check_finite()
-        checkpoints.save(state.snapshot())
-    if interrupts.asked:
-        checkpoints.wait()
-        interrupts.leave(f"resnet train --resume {shlex.quote(str(run.path))}")
+        where.once(lambda: checkpoints.save(state.snapshot()))
+    if signal:
+        where.once(checkpoints.wait)  # no rank leaves before everything is on the disk
+        leave(signal, f"{parallel.command(where)} train --resume {shlex.quote(str(run.path))}")
+
+
+def validate(state: State, prepared: Prepared, where: Runtime, workers: int) -> tuple[float, float]:
+    """Accuracy and loss on the validation part."""
+    logits = predict_logits(state.evaluated, prepared.val, where.device, workers)
+    return accuracy_and_loss(logits, prepared.val.labels())
+
+
+def finish(
+    run: RunFolder,
+    state: State,
+    header: modelfile.Header,
+    prepared: Prepared,
+    recipe: Recipe,
+    device: str,
+    workers: int,
+) -> Run:
+    """Write the last model, and the evidence of what the best one is worth."""
+    modelfile.write(run.last, state.evaluated.state_dict(), header)
+    evaluation = evaluate_part(run.model, prepared.val.part, "val", device=device, workers=workers)
+    write_end(run, recipe, state.history, evaluation)
+    return run.result(recipe, state.history)

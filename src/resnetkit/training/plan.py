@@ -122,7 +122,8 @@ def measure(
     model: nn.Module, recipe: Recipe, runtime: Runtime, batches: int, validated: int
 ) -> float:
     """Seconds that a run will take, from ten training steps and one of evaluation on a copy of the
-    network. The real network and every source of chance stay as they are."""
+    network: this process's share of them, not compiled, without the exchange of gradients. The real
+    network and every source of chance stay as they are."""
     assert recipe.epochs is not None
     say("Measuring ten steps.")
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
@@ -145,7 +146,7 @@ def _training_step(
     runtime: Runtime,
     size: int,
 ) -> Callable[[], None]:
-    images, labels = _made_batch(recipe.batch_size, size, runtime)
+    images, labels = _made_batch(recipe.batch_size // runtime.world_size, size, runtime)
 
     def step() -> None:
         with runtime.autocast():
@@ -208,6 +209,7 @@ def describe(
     growing = f"{sizes[0]} growing to {sizes[-1]}" if sizes[0] != sizes[-1] else f"{sizes[0]}"
     options = "".join(f", {key} {value}" for key, value in recipe.model_options.items())
     minutes = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    processes = f"{runtime.world_size} processes of " if runtime.world_size > 1 else ""
     rows = {
         "network": f"{recipe.model}{options}, {parameters:,} parameters, {_origin(recipe)}",
         "pictures": f"trained at {growing} px, evaluated at {recipe.image_size} px (shorter side "
@@ -215,8 +217,8 @@ def describe(
         "augmentation": wording.augmentation(recipe),
         "training": wording.training(recipe, len(train)),
         "optimiser": wording.optimiser(recipe),
-        "machine": f"{runtime.device}, {runtime.precision}, {torch.get_num_threads()} compute "
-        f"threads, {workers} threads that read pictures",
+        "machine": f"{runtime.device}, {runtime.precision}, {processes}{torch.get_num_threads()} "
+        f"compute threads, {workers} threads that read pictures",
         "expected": f"{minutes} (from ten measured steps)",
     }
     lines += [f"{name:14}{text}" for name, text in rows.items()]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.cache import Pictures, Scan, check_readable, digest, scan
 from ..data.folder import DataSet, Part, split
+from ..errors import DataError
 from ..progress import bar
+from ..randomness import derive
+from ..runtime import Runtime
 from .recipe import Recipe
 
 
@@ -90,3 +94,18 @@ def identity_of(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
         data[f"{name} pictures"] = len(digests)
         data[f"{name} contents"] = digest("".join(digests).encode())
     return {"recipe": recipe.model_dump(mode="json"), "data": data}
+
+
+def check_equal(identity: dict[str, Any], runtime: Runtime) -> None:
+    """Make sure that all ranks are about to do the same: each has read the pictures for itself.
+
+    Raises:
+        DataError: another one has other pictures, or another recipe.
+    """
+    seen = runtime.gather([derive(json.dumps(identity, sort_keys=True)) >> 11])  # 52 bits: exact
+    if any(other != seen[0] for other in seen):
+        ranks = ", ".join(str(rank) for rank, other in enumerate(seen) if other != seen[0])
+        raise DataError(
+            f"rank {ranks} has read other pictures or another recipe than rank 0: every machine "
+            "needs the same files, and the same command"
+        )

@@ -114,7 +114,7 @@ class Recipe(BaseModel):
         None, description="by default as many as show 40,000 pictures, between 16 and 300"
     )
     steps: Positive | None = Field(None, description="length of the run, in place of epochs")
-    batch_size: Positive = Field(32, description="pictures a step")
+    batch_size: Positive = Field(32, description="pictures a step, of all processes together")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = Field(0.003, description="the greatest learning rate")
     momentum: Share = Field(0.9, description="of SGD")
@@ -152,6 +152,12 @@ class Recipe(BaseModel):
         "auto", description="bf16 where the hardware multiplies it"
     )
     channels_last: bool = Field(True, description="store maps as (N, H, W, C): faster")
+    compile: bool = Field(
+        False, description="compile the training step with torch.compile; needs a C++ compiler"
+    )
+    sync_bn: bool = Field(
+        False, description="batch norm over the batch of all processes; on CUDA GPUs"
+    )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         30.0, description="between two saves of the state within an epoch"
     )

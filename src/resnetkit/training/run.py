@@ -21,6 +21,7 @@ from ..data.loader import Loader
 from ..data.transforms import stack
 from ..errors import OutputError
 from ..evaluation.evaluate import Evaluation
+from ..models import modelfile
 from ..models.modelfile import Header
 from ..progress import say
 from ..report import plots
@@ -28,6 +29,7 @@ from ..runtime import environment
 from .checkpoint import Snapshot, read
 from .preparation import Prepared
 from .recipe import Recipe, load
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,14 @@ def recorded_data(path: str | os.PathLike[str]) -> str:
 
 def write_beginning(
     run: RunFolder, prepared: Prepared, recipe: Recipe, data: str | os.PathLike[str]
-) -> None:
-    """What is known before the first step: recipe, classes, split, environment, and the inputs
-    as the network will see them."""
+) -> RunFolder:
+    """Claim the folder, and write what is known before the first step: recipe, classes, split,
+    environment, and the inputs as the network will see them. Returns the folder that it became.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    run.claim()
     run.write_text("recipe.yaml", recipe.to_yaml())
     run.write_json("environment.json", {"data": str(Path(data).absolute()), **environment()})
     run.write_json("classes.json", list(prepared.data.classes))
@@ -201,6 +208,15 @@ def write_beginning(
     captions = [classes[prepared.val.part.labels[i]] for i in spread]
     title = "Validation pictures, as the network sees them"
     plots.pictures(_shown(stack(crops)), captions, run.path / "val_batch.png", title)
+    return run
+
+
+def write_epoch(run: RunFolder, state: State, header: Header, better: bool) -> None:
+    """What is known after an epoch; the model too, where it is ``better`` than all before."""
+    if better:
+        modelfile.write(run.model, state.evaluated.state_dict(), header)
+    run.write_rows("history.csv", state.history)
+    run.write_rows("timings.csv", state.timings)
 
 
 def _shown(images: Tensor) -> list[np.ndarray]:

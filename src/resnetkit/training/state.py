@@ -58,6 +58,8 @@ class State:
     optimizer: torch.optim.Optimizer
     identity: dict[str, Any]  # of the run: its recipe, its data
     average: Average | None = None
+    network: nn.Module | None = None  # what the training step runs forward; by default the model
+    world_size: int = 1
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -69,6 +71,11 @@ class State:
     @property
     def classes(self) -> int:
         return len(self.identity["data"]["classes"])
+
+    @property
+    def forward(self) -> nn.Module:
+        """What the training step runs: the model, or what is wrapped around it."""
+        return self.model if self.network is None else self.network
 
     @property
     def evaluated(self) -> nn.Module:
@@ -128,6 +135,7 @@ class State:
             "tally": asdict(self.tally),
             "best": best,
             "compute_threads": torch.get_num_threads(),
+            "world_size": self.world_size,
             "identity": self.identity,
         }
         # A copy in the memory order of the original: cheap, and contiguous only on the disk.
@@ -145,6 +153,12 @@ class State:
         """
         check_same(snapshot.values["identity"], self.identity)
         set_compute_threads(snapshot.values["compute_threads"])
+        before = snapshot.values["world_size"]
+        if before != self.world_size:
+            say(
+                f"The run was saved with {before} process(es) and goes on with {self.world_size}, "
+                "on the same batches: bits will differ."
+            )
         for index, parameter in enumerate(self._parameters()):
             for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
                 saved = snapshot.tensors.get(f"optimizer.{index}.{key}")

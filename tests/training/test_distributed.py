@@ -1,0 +1,355 @@
+"""Two real processes on this machine, started by torchrun, against one.
+
+Each test that starts them runs a short script or the command itself under `torchrun`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from resnetkit import randomness, train
+from resnetkit.data import folder
+from resnetkit.data.cache import Pictures
+from resnetkit.data.loader import Loader, shares
+from resnetkit.data.transforms import Preprocessing
+from resnetkit.errors import DataError, RecipeError
+from resnetkit.models import get_model, modelfile
+from resnetkit.runtime import Runtime
+from resnetkit.training import checkpoint, parallel
+from resnetkit.training.recipe import load
+
+CPU = torch.device("cpu")
+FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
+FLAGS = [
+    "--model", "cifar_resnet20", "--set", "model_options={width: 8}", "--epochs", "3",
+    "--batch-size", "8", "--image-size", "32", "--set", "checkpoint_seconds=0",
+    "--set", "precision=fp32", "--workers", "1",
+]  # fmt: skip
+
+STEPS = """
+import sys
+import torch
+from torch import nn
+from resnetkit import runtime
+from resnetkit.data import folder
+from resnetkit.data.cache import Pictures
+from resnetkit.data.loader import Loader
+from resnetkit.models import get_model
+from resnetkit.training import loop, parallel
+from resnetkit.training.optim import class_weights, make_optimizer
+from resnetkit.training.recipe import load
+
+data, out, mixed = sys.argv[1], sys.argv[2], sys.argv[3] == "mixed"
+recipe = load("fast").with_settings({
+    "image_size": 32, "resize_size": 32, "batch_size": 8, "optimizer": "sgd", "momentum": 0.0,
+    "class_weights": "balanced", "accumulate": 2, "precision": "fp32",
+    "mixup": 0.4 * mixed, "cutmix": 1.0 * mixed,
+})
+with runtime.connected():
+    where = runtime.pick("cpu", "fp32")
+    part = folder.read(data).parts["all"]
+    torch.manual_seed(0)
+    # Batch norm sees the share of its rank alone; without it the ranks compute what one does.
+    norm = lambda maps: nn.GroupNorm(2, maps)
+    model = get_model("cifar_resnet20", width=4, num_classes=3, norm_layer=norm)
+    network = parallel.wrap(model, recipe, where)
+    state = loop.State(
+        model, make_optimizer(model, recipe), {"data": {"classes": [1, 2, 3]}}, network=network
+    )
+    weights = class_weights(recipe, part.counts(3), where.device)
+    seen = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    pictures = Pictures(part, recipe.preprocessing())
+    loader = Loader(pictures, 8, 1, where.rank, where.world_size, mixed=mixed)
+    steps = []
+    for batch in loader.training(recipe.augmentation(), 24, recipe.seed, 0):
+        loss, right = loop.training_step(state, batch, recipe, where, 0.05, weights)
+        steps.append({
+            "pictures": batch.indices[batch.places][batch.lead:].tolist(),
+            "images": torch.cat(seen),
+            "loss": sum(row[0] for row in where.gather([loss])),
+            "right": sum(row[0] for row in where.gather([right])),
+            "chance": torch.initial_seed(),
+            "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
+        })
+        seen.clear()
+        state.step += 1
+    torch.save(steps, f"{out}.{where.rank}")
+"""
+
+COMMAND = """
+import os, sys
+from pathlib import Path
+from torch.nn import functional as F
+from resnetkit.cli import main
+from resnetkit.training import loop
+
+rank, what, at, codes = int(os.environ["RANK"]), sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+sys.argv = ["resnet", *sys.argv[4:]]
+real, calls = loop.training_step, 0
+
+def step(*args):
+    global calls
+    calls += 1
+    if calls == at and rank == 1:
+        if what == "die":
+            os.kill(os.getpid(), 9)
+        plain = F.cross_entropy  # what == "nan"
+        F.cross_entropy = lambda *a, **b: plain(*a, **b) * float("nan")
+    return real(*args)
+
+if what != "wait":
+    loop.training_step = step
+try:
+    main()
+except SystemExit as end:
+    (codes / str(rank)).write_text(str(end.code))
+    raise
+"""
+
+
+def torchrun(*arguments, ranks=2):
+    """The command line that starts ``ranks`` processes, on a free port."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    return [*start, "--nproc-per-node", str(ranks), sys.executable, *map(str, arguments)]
+
+
+def run(command, **more):
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text):
+        path = tmp_path / "script.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixing", ["mixed", "plain"])
+def test_two_processes_compute_what_one_does(flat_folder, tmp_path, script, mixing):
+    """Pictures, their order, augmentation and mixing are equal to the bit; loss and update up to
+    the order of sums, with class weights and accumulation."""
+    for number in range(9):  # so that the classes have different weights
+        (flat_folder / "red" / f"{number:03d}.png").unlink()
+    path = script(STEPS)
+    for command, name in (
+        ([sys.executable, str(path)], "one"),
+        (torchrun(path), "two"),
+    ):
+        done = run([*command, str(flat_folder), str(tmp_path / name), mixing])
+        assert done.returncode == 0, done.stderr
+    alone, first, second = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    assert len(alone) == len(first) == len(second) == 4
+    for one, left, right in zip(alone, first, second, strict=True):
+        assert left["pictures"] + right["pictures"] == one["pictures"]
+        assert torch.equal(torch.cat([left["images"], right["images"]]), one["images"])
+        assert left["loss"] == right["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert left["right"] == right["right"] == one["right"]
+        assert torch.equal(left["weights"], right["weights"])
+        torch.testing.assert_close(left["weights"], one["weights"], rtol=1e-4, atol=1e-6)
+        assert left["chance"] == one["chance"] != right["chance"]
+    moved = (alone[-1]["weights"] - alone[0]["weights"]).abs().max()
+    assert moved > 1e-3  # there was something to compare
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_like_any_other(flat_folder, tmp_path):
+    out = tmp_path / "run"
+    done = run(torchrun("-m", "resnetkit", "train", flat_folder, "--out", out, *FLAGS))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("epoch 3/3") == 1  # one process speaks for both
+    assert done.stdout.count("resnet evaluate") == 1
+    assert "2 processes of" in done.stderr
+    with (out / "history.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == 3
+    network, _ = modelfile.read(out / "model.safetensors")
+    plain = get_model("cifar_resnet20", width=8, num_classes=3).state_dict()
+    assert list(network.state_dict()) == list(plain)
+    assert json.loads((out / "environment.json").read_text())["processes"] == 2
+
+    # What one process measures from the file is what the run wrote.
+    measured = tmp_path / "measured"
+    arguments = [out / "model.safetensors", flat_folder, "--split", "val", "--out", measured]
+    done = run([sys.executable, "-m", "resnetkit", "evaluate", *map(str, arguments)])
+    assert done.returncode == 0, done.stderr
+    assert (measured / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_stops_the_other_and_the_run_ends_in_the_same_bits(
+    flat_folder, tmp_path, script
+):
+    begin = ["train", flat_folder, *FLAGS, "--resume", "--set", "ema=0.9", "--set", "mixup=0.2"]
+    whole = run(torchrun("-m", "resnetkit", *begin, "--out", tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    path, out = script(COMMAND), tmp_path / "run"
+    for at in (3, 5):  # within the first epoch and the second: five batches make an epoch
+        done = run(torchrun(path, "die", at, tmp_path, *begin, "--out", out))
+        assert done.returncode == 1
+        assert "another process of this run has ended" in done.stderr
+        assert (tmp_path / "0").read_text() == "1"
+    assert json.loads((out / "state" / "manifest.json").read_text())["step"] == 2 + 4
+    done = run(torchrun("-m", "resnetkit", "train", "--resume", out))
+    assert done.returncode == 0, done.stderr
+    for name in FILES:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both(flat_folder, tmp_path, script):
+    out = tmp_path / "run"
+    begin = ["train", flat_folder, *FLAGS, "--out", out]
+    done = run(torchrun(script(COMMAND), "nan", 3, tmp_path, *begin))
+    assert done.returncode == 1
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["1", "1"]
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("resnet: The loss")]
+    assert "The loss is nan at step 3" in line
+    with (out / "split.csv").open() as lines:
+        rows = [row["path"] for row in csv.DictReader(lines) if row["split"] == "train"]
+    batch = randomness.order(0, 0, len(rows))[16:24]
+    named = line.split("on rank 1: ")[1].split(", ")
+    assert named == [rows[i] for i in shares(batch, 2)[1]]
+    assert checkpoint.read(out / "state").values["step"] == 2  # nothing broken was saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["torchrun", "one process"])
+def test_a_signal_saves_and_stops_all(flat_folder, tmp_path, script, to):
+    out = tmp_path / "run"
+    begin = ["train", flat_folder, *FLAGS, "--out", out, "--set", "epochs=60"]
+    command = torchrun(script(COMMAND), "wait", 0, tmp_path, *begin)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    manifest = out / "state" / "manifest.json"
+    deadline = time.monotonic() + 120
+    while not manifest.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    number = process.pid if to == "torchrun" else second_of(process.pid)
+    os.kill(number, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert error.count("To go on: torchrun --standalone --nproc-per-node 2 -m resnetkit train") == 1
+    codes = [int((tmp_path / rank).read_text()) for rank in "01"]
+    assert codes == [143, 143], error
+    saved = checkpoint.read(out / "state").values
+    assert saved["world_size"] == 2
+    assert 0 < saved["step"] < 60 * 5
+
+
+def second_of(parent):
+    """The process of rank 1 below torchrun."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for child in children:
+        if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    raise AssertionError(children)
+
+
+def test_another_number_of_processes_is_said_and_goes_on(
+    flat_folder, small, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    train(flat_folder, out=out, **small)
+    saved = checkpoint.read(out / "state")
+    saved.values["world_size"] = 2  # as two processes would have saved it
+    checkpoint.write(out / "state", saved)
+    capsys.readouterr()
+    train(out, resume=True)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "saved with 2 process(es) and goes on with 1" in told
+    assert "bits will differ" in told
+
+
+def test_the_shares_of_a_batch_are_the_batch(flat_folder):
+    part = folder.read(flat_folder).parts["all"]
+    pictures = Pictures(part, Preprocessing(32, 32))
+    augmentation = load("fast").augmentation()
+    whole = list(Loader(pictures, 12, 0).training(augmentation, 24, 0, 1))
+    for ranks in (2, 3):
+        for mixed in (False, True):
+            loaders = [Loader(pictures, 12, 0, rank, ranks, mixed) for rank in range(ranks)]
+            told = [list(loader.training(augmentation, 24, 0, 1)) for loader in loaders]
+            for one, *of_ranks in zip(whole, *told, strict=True):
+                for batch in of_ranks:
+                    assert np.array_equal(batch.indices, one.indices)
+                    assert torch.equal(batch.images, one.images[batch.places])
+                    assert batch.lead == mixed
+                places = [batch.places[batch.lead :] for batch in of_ranks]
+                assert np.concatenate(places).tolist() == list(range(12))
+                if mixed:
+                    assert [batch.places[0] for batch in of_ranks] == [
+                        (own[0] - 1) % 12 for own in places
+                    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "fitting"), [(9, 2, "8 or 10"), (2, 4, "4"), (100, 8, "96 or 104")]
+)
+def test_a_batch_that_cannot_be_shared_names_sizes_that_can(size, ranks, fitting):
+    recipe = load("fast").with_settings({"batch_size": size})
+    with pytest.raises(RecipeError, match=rf"shared evenly: {fitting} would do"):
+        parallel.check(recipe, Runtime(CPU, "fp32", 0, ranks))
+    for good in fitting.split(" or "):
+        parallel.check(
+            recipe.with_settings({"batch_size": int(good)}), Runtime(CPU, "fp32", 0, ranks)
+        )
+
+
+def test_fewer_pictures_than_processes():
+    with pytest.raises(DataError, match="--nproc-per-node 3 or less"):
+        parallel.check_pictures(3, Runtime(CPU, "fp32", 0, 4))
+
+
+def test_sync_bn_is_for_gpus_and_keeps_the_names(flat_folder, small, tmp_path):
+    with pytest.raises(RecipeError, match="only on CUDA GPUs, and this run is on cpu"):
+        train(flat_folder, out=tmp_path / "run", device="cpu", **small, sync_bn=True)
+    assert not (tmp_path / "run").exists()
+    model = get_model("cifar_resnet20", num_classes=3)
+    names, first = list(model.state_dict()), model.conv1.weight
+    recipe = load("fast").with_settings({"sync_bn": True})
+    changed = parallel.synchronized(model, recipe)
+    assert list(changed.state_dict()) == names
+    assert changed.conv1.weight is first
+    assert isinstance(changed.bn1, nn.SyncBatchNorm)
+
+
+def test_compile_without_a_compiler_says_so(flat_folder, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RecipeError, match="no-such-compiler is not on the PATH"):
+        train(flat_folder, out=tmp_path / "run", **small, compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_compiled_run_has_plain_names_and_is_resumed(flat_folder, tmp_path, script, ranks):
+    out = tmp_path / "run"
+    begin = ["train", flat_folder, *FLAGS, "--set", "compile=true", "--resume", "--out", out]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    if ranks == 2:  # interrupted
+        done = run(torchrun(script(COMMAND), "die", 7, tmp_path, *begin), env=environment)
+        assert done.returncode == 1
+        assert checkpoint.read(out / "state").values["step"] == 6
+    done = run(torchrun("-m", "resnetkit", *begin, ranks=ranks), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache").rglob("*.cpp"))  # something was compiled
+    saved = checkpoint.read(out / "state").tensors
+    plain = get_model("cifar_resnet20", width=8, num_classes=3).state_dict()
+    assert {name for name in saved if name.startswith("model.")} == {f"model.{k}" for k in plain}
+    network, _ = modelfile.read(out / "model.safetensors")
+    assert list(network.state_dict()) == list(plain)
