@@ -59,9 +59,9 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def bar(what: str, total: int, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
-    """Shows ``what`` as ``total`` units of work, of which ``done`` are; yields the function to call
-    after each further unit.
+def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
+    """Shows ``what`` as ``total`` units of work (None: nobody knows), of which ``done`` are; yields
+    the function to call after each further unit.
 
     On a terminal this is a live bar with the time left, which goes away when the work is done;
     elsewhere a line appears at most ``every`` seconds.
@@ -89,14 +89,15 @@ def bar(what: str, total: int, done: int = 0, every: float = 10.0) -> Iterator[A
         yield advance
 
 
-def _lines(what: str, total: int, done: int, every: float) -> Advance:
+def _lines(what: str, total: int | None, done: int, every: float) -> Advance:
     last = time.monotonic()
 
     def advance(text: str = "") -> None:
         nonlocal done, last
         done += 1
-        if time.monotonic() - last >= every and done < total:
+        if time.monotonic() - last >= every and done != total:
             last = time.monotonic()
-            print(f"{what} {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+            count = f"{done}/{total}" if total is not None else f"{done}"
+            print(f"{what} {count} {text}".rstrip(), file=sys.stderr, flush=True)
 
     return advance

@@ -139,7 +139,9 @@ def test_a_closed_pipe_ends_quietly(model, pictures):
     command = f"{sys.executable} -m resnetkit predict {model} {pictures} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=60)
     assert done.stdout.count(b"\n") == 1
-    assert done.stderr == b""
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [b"engine"]
+    status = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], timeout=60)
+    assert status.returncode == 141  # as SIGPIPE ends others
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,11 @@ def test_a_closed_pipe_ends_quietly(model, pictures):
         (("train", "full", "--epochs", "many"), 2, "epochs"),
         (("evaluate", "text.safetensors", "full"), 1, "is no resnetkit model file"),
         (("predict", "gone.safetensors", "x.png"), 1, "gone.safetensors does not exist"),
+        (("predict", "x.jpg"), 2, "Type:\n  resnet predict model.safetensors x.jpg"),
+        (("predict", "a b.jpg", "c.jpg"), 2, "resnet predict model.safetensors 'a b.jpg' c.jpg"),
+        (("predict", "full"), 2, "resnet predict model.safetensors full"),
+        (("predict", "m.safetensors"), 2, "resnet predict m.safetensors PICTURE..."),
+        (("predict", "m", "x.png", "--resume"), 1, "m does not exist"),
         (("models", "vgg*"), 2, "No model matches 'vgg*'"),
         (("train", "full", "--out", "text.safetensors/x"), 1, "text.safetensors is a file"),
         (("train", "full", "--set", "crop_scale=[1"), 2, "no valid YAML"),
@@ -188,13 +195,18 @@ def test_signals(flat_folder, tmp_path, sent, code):
     assert b"Traceback" not in error
 
 
-def test_lists_and_folders_without_pictures(model, tmp_path):
+def test_sources_without_pictures_are_rows_and_stop_nobody(model, pictures, tmp_path):
     (tmp_path / "list.txt").write_text("\n")
     (tmp_path / "empty").mkdir()
-    for argument in (f"@{tmp_path / 'list.txt'}", "@-", tmp_path / "empty", tmp_path / "*.png"):
-        done = resnet("predict", model, argument, input=b"")
-        assert done.returncode == 1, argument
-        assert b"Traceback" not in done.stderr
+    good = pictures / "red" / "000.png"
+    empty = [f"@{tmp_path / 'list.txt'}", "@-", tmp_path / "empty", tmp_path / "*.png"]
+    empty += [f"@{tmp_path / 'gone.txt'}", tmp_path / "gone.png", "nul\\0.png"]
+    done = resnet("predict", model, good, *empty, good, input=b"")
+    assert done.returncode == 3, done.stderr
+    found = [json.loads(line) for line in lines(done)]
+    assert [row["source"] for row in found] == [str(a) for a in [good, *empty, good]]
+    assert [row["error"] is None for row in found] == [True, *[False] * len(empty), True]
+    assert b"Traceback" not in done.stderr
 
 
 def test_names_that_a_terminal_cannot_show(model, pictures, tmp_path):

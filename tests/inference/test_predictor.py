@@ -84,6 +84,72 @@ def test_stream_reads_ahead_only_a_little(predictor, paths):
     assert taken <= 4 * (2 + 2 * 2 + 1)
 
 
+def test_threshold(predictor, paths):
+    answer = predictor(paths[0], threshold=1.0)
+    plain = predictor(paths[0])
+    assert plain.probability < 1.0
+    assert (answer.class_name, answer.to_dict()["class"]) == ("unknown", "unknown")
+    assert (answer.top, answer.probability) == (plain.top, plain.probability)
+    assert predictor(paths[0], threshold=plain.probability).class_name == plain.class_name
+
+
+def test_features_are_what_the_last_layer_sees(predictor, paths):
+    for answer in predictor.stream(paths[:5], features=True):
+        row = torch.softmax(predictor.model.fc(torch.from_numpy(answer.features)), 0)
+        assert float(row.max()) == pytest.approx(answer.probability, abs=1e-6)
+        assert predictor.classes[int(row.argmax())] == answer.class_name
+    assert predictor(paths[0]).features is None
+
+
+def test_arrays_tensors_and_iterators_of_pictures(predictor, paths):
+    pixels = []
+    for path in paths[:3]:
+        with Image.open(path) as image:
+            pixels.append(np.asarray(image.convert("RGB")))
+    stack = np.stack(pixels)
+    expected = [answer.top for answer in predictor(paths[:3])]
+    tensor = torch.from_numpy(stack).permute(0, 3, 1, 2)
+    for several in (stack, tensor, tensor / 255, pixels, iter(pixels), tuple(pixels), paths[:3]):
+        assert [answer.top for answer in predictor(several)] == expected
+    assert predictor([]) == []
+    with pytest.raises(PictureError, match="got int"):
+        predictor(5)
+    mixed = predictor([paths[0], 5, None, tensor[1]])
+    assert [answer.error is None for answer in mixed] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("first", [0, 8, 24])
+def test_beginning_later_changes_no_bit(predictor, paths, first):
+    whole = list(predictor.stream(paths, batch_size=8))
+    assert list(predictor.stream(iter(paths), batch_size=8, first=first)) == whole[first:]
+
+
+def test_auto_begins_with_the_reference_and_says_what_it_takes(trained, paths, monkeypatch):
+    from resnetkit.inference import engines, predictor
+
+    said = []
+    monkeypatch.setattr(predictor, "FEW", 16)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)  # nothing else is installed
+    monkeypatch.setattr(engines.runtime, "_has_fast_bf16", lambda device: True)
+    one = predictor.Predictor(trained / "model.safetensors", "cpu", note=said.append)
+    one(paths[0])
+    one(paths[:15])
+    assert [text.split(" (")[0] for text in said] == ["engine eager, fp32"]
+    answers = list(one.stream(iter(paths), batch_size=8))
+    assert [text.split(" (")[0] for text in said[1:]] == ["engine eager, bf16"]
+    reference = predictor.Predictor(trained / "model.safetensors", "cpu", "eager")(paths)
+    assert answers[:16] == reference[:16]  # nobody knows how many an iterator has
+    assert answers[16:] != reference[16:]
+    known = one(paths)
+    for a, b in zip(known, reference, strict=True):
+        assert a.class_name == b.class_name
+        assert a.probability == pytest.approx(b.probability, abs=0.02)
+    assert (
+        list(one.stream(iter(paths), first=16, total=60, batch_size=8))
+        == list(one.stream(paths, batch_size=8))[16:]
+    )
+
+
 def test_json(predictor, trained, paths):
     line = json.loads(json.dumps(predictor(paths[0]).to_dict()))
     assert list(line) == ["source", "class", "probability", "top", "model", "error"]

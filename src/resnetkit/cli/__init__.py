@@ -35,6 +35,6 @@ def main() -> None:
     except PermissionError as error:
         print(f"resnet: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output has left
-        sys.stderr.close()
-        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output has left; end as SIGPIPE ends others
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from . import care
+from . import answers, care
 from .study import study
 
 app = typer.Typer(
@@ -29,12 +27,6 @@ WORKERS = Annotated[
     typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
 ]
 MODEL_FILE = Annotated[Path, typer.Argument(help="A model.safetensors that training wrote.")]
-
-
-class Format(str, Enum):  # noqa: UP042
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
 
 
 def _version(asked: bool) -> None:
@@ -193,31 +185,7 @@ def evaluate(
         write_evaluation(found, out)
 
 
-@app.command()
-def predict(
-    model: MODEL_FILE,
-    pictures: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, @list.txt, @-, or - (one picture).")
-    ],
-    top_k: Annotated[int, typer.Option(help="Classes to name.", min=1, metavar="N")] = 5,
-    format: Annotated[
-        Optional[Format],  # noqa: UP045
-        typer.Option(help="By default a table on a terminal, JSON Lines in a pipe."),
-    ] = None,
-    device: DEVICE = "auto",
-    workers: WORKERS = None,
-) -> None:
-    """Name what is on photos: the classes and their probabilities."""
-    from ..inference.predictor import Predictor
-    from .show import write_predictions
-    from .sources import expand
-
-    chosen = format or (Format.table if sys.stdout.isatty() else Format.jsonl)
-    predictor = Predictor(model, device)
-    answers = predictor.stream(expand(pictures), top_k=top_k, workers=workers)
-    failed = write_predictions(answers, chosen.value)
-    if failed:
-        raise typer.Exit(3)
+app.command()(answers.predict)
 
 
 @app.command()
@@ -287,4 +255,5 @@ def convert(
     print(f"{target}: {found.architecture} ({named})")
 
 
+app.command()(answers.bench)
 app.command()(care.check)

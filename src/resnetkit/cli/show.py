@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shlex
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +11,6 @@ from ..storage import write_json
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
-    from ..inference.predictor import Prediction
     from ..training.finders import LearningRates
     from ..training.repeats import Repeats
     from ..training.run import Run
@@ -55,32 +50,6 @@ def write_evaluation(found: Evaluation, out: Path) -> None:
     title = f"{found.split}: {found.metrics['accuracy']:.2%} right"
     matrix = found.metrics["confusion_matrix"]
     confusion_matrix(matrix, found.classes, out / "confusion_matrix.png", title)
-
-
-def write_predictions(answers: Iterable[Prediction], format: str) -> int:
-    """Write answers as they come; returns how many pictures could not be read."""
-    failed = 0
-    rows = csv.writer(sys.stdout, lineterminator="\n")
-    if format == "csv":
-        rows.writerow(["source", "class", "probability", "model", "error"])
-    for answer in answers:
-        failed += answer.error is not None
-        if format == "jsonl":
-            print(json.dumps(answer.to_dict(), ensure_ascii=False), flush=True)
-        elif format == "csv":
-            rows.writerow(
-                [answer.source, answer.class_name, answer.probability, answer.model, answer.error]
-            )
-        elif answer.error is not None:
-            print(f"{printable(answer.source)}  ERROR  {printable(answer.error)}", flush=True)
-        else:
-            others = "  ".join(f"{name} {p:.1%}" for name, p in answer.top[1:])
-            best = f"{answer.class_name}  {answer.probability:.2%}"
-            print(
-                f"{printable(answer.source)}  {best}" + (f"   ({others})" if others else ""),
-                flush=True,
-            )
-    return failed
 
 
 def closing_lines(run: Run) -> str:

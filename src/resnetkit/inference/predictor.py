@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from .. import runtime
@@ -20,9 +19,16 @@ from ..errors import PictureError
 from ..evaluation.metrics import probabilities
 from ..models import modelfile
 from ..storage import sha256
+from . import engines
+from .pictures import Picture, is_picture, name_of, working_pixels
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A path, the bytes of a file, a PIL picture, or ``(H, W, 3)`` uint8 pixels."""
+BATCH_SIZE = 32
+FEW = 128
+"""Pictures below which the engine ``auto`` stays with the eager network: another one takes longer
+to start than it would save."""
+
+UNKNOWN = "unknown"
+"""The class of a picture whose most probable class is less probable than the threshold."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +39,29 @@ class Prediction:
         source: the path, or what kind of picture it was.
         top: ``(class, probability)``, the most probable first.
         model: 12 hex digits of the model file's SHA-256.
+        threshold: the least probability with which a class is named.
+        features: ``(C,)`` float32, what the network's last layer sees, where it was asked for.
+        picture: what was given; a notebook shows it.
     """
 
     source: str
     top: tuple[tuple[str, float], ...]
     model: str
     error: str | None = None
+    threshold: float = 0.0
+    features: np.ndarray | None = field(default=None, repr=False, compare=False)
+    picture: Picture | None = field(default=None, repr=False, compare=False)
 
     @property
     def class_name(self) -> str | None:
-        """The most probable class."""
-        return self.top[0][0] if self.top else None
+        """The most probable class; ``unknown`` where it is less probable than the threshold."""
+        if not self.top:
+            return None
+        return self.top[0][0] if self.top[0][1] >= self.threshold else UNKNOWN
 
     @property
     def probability(self) -> float | None:
-        """Its probability, in [0, 1]."""
+        """That of the most probable class, in [0, 1]."""
         return self.top[0][1] if self.top else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,6 +75,20 @@ class Prediction:
             "error": self.error,
         }
 
+    def _repr_html_(self) -> str:
+        from .notebook import card
+
+        return card(self)
+
+
+class Predictions(list[Prediction]):
+    """The answers for several pictures, in their order: a list that a notebook shows."""
+
+    def _repr_html_(self) -> str:
+        from .notebook import cards
+
+        return cards(self)
+
 
 class Predictor:
     """A model file, ready to answer.
@@ -68,6 +96,10 @@ class Predictor:
     Args:
         model_file: what training wrote.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        engine: ``eager``, ``compile``, ``openvino`` or ``onnx``; ``auto`` is ``eager`` for fewer
+            than `FEW` pictures, and for more the fastest that is installed and exact enough.
+        precision: ``fp32``, ``bf16``, or ``auto``: what the engine is used with.
+        note: is told which engine was taken.
 
     Attributes:
         model: the network, eager, fp32, in eval mode.
@@ -76,94 +108,144 @@ class Predictor:
 
     Raises:
         ModelFileError: the file is no model file.
+        RecipeError: a device, engine or precision that this machine has not.
     """
 
     model: nn.Module
 
-    def __init__(self, model_file: str | os.PathLike[str], device: str = "auto") -> None:
+    def __init__(
+        self,
+        model_file: str | os.PathLike[str],
+        device: str = "auto",
+        engine: str = "auto",
+        precision: str = "auto",
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         path = Path(model_file)
         network, self.header = modelfile.read(path)
         self.device = runtime.pick(device, "fp32").device
         self.model = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.classes, self.preprocessing = self.header.classes, self.header.preprocessing
         self.digest = sha256(path)[:12]
+        self._asked, self._note = engines.check(engine, precision, self.device), note
+        self._started: dict[engines.Choice, engines.Engine] = {}
 
     @overload
-    def __call__(self, pictures: Picture, top_k: int = 5) -> Prediction: ...  # type: ignore[overload-overlap]
+    def __call__(self, pictures: Picture, top_k: int = 5, threshold: float = 0.0) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, pictures: Iterable[Picture], top_k: int = 5) -> list[Prediction]: ...
     def __call__(
-        self, pictures: Picture | Iterable[Picture], top_k: int = 5
-    ) -> Prediction | list[Prediction]:
-        """Classify one picture, or several.
+        self, pictures: Iterable[Picture], top_k: int = 5, threshold: float = 0.0
+    ) -> Predictions: ...
+    def __call__(
+        self, pictures: Picture | Iterable[Picture], top_k: int = 5, threshold: float = 0.0
+    ) -> Prediction | Predictions:
+        """Classify one picture, or several: a list, an iterator, an array ``(N, H, W, 3)``, a
+        tensor ``(N, 3, H, W)``.
 
         Raises:
             PictureError: a single picture cannot be read. Among several, its answer says so.
         """
-        if isinstance(pictures, str | os.PathLike | bytes | Image.Image | np.ndarray):
-            answer = next(self.stream([pictures], top_k))
+        if is_picture(pictures):
+            answer = next(self.stream([pictures], top_k, threshold=threshold))
             if answer.error is not None:
                 raise PictureError(answer.error)
             return answer
-        return list(self.stream(pictures, top_k))
+        several: Iterable[Picture] = pictures  # type: ignore[assignment]
+        return Predictions(self.stream(several, top_k, threshold=threshold))
 
     def stream(
         self,
         pictures: Iterable[Picture],
         top_k: int = 5,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         workers: int | None = None,
+        *,
+        threshold: float = 0.0,
+        features: bool = False,
+        first: int = 0,
+        total: int | None = None,
     ) -> Iterator[Prediction]:
         """Classify any number of pictures in constant memory; answers come in order.
 
         Pictures of the next batches are decoded while the network works.
+
+        Args:
+            top_k: classes to name.
+            threshold: least probability with which a class is named, else it is ``unknown``.
+            features: also keep what the last layer sees.
+            first: pictures to leave out at the beginning. Where it is a multiple of ``batch_size``,
+                the others get the same bits as they would without it.
+            total: pictures that there are, where that is known: of an iterator, nobody knows, and
+                the engine ``auto`` begins with the eager network.
         """
         workers = runtime.default_workers() if workers is None else workers
-        prepared = runtime.map_ahead(self._prepare, _chunks(pictures, batch_size), workers)
-        for names, inputs in prepared:
-            yield from self._answer(names, inputs, top_k)
+        total = len(pictures) if total is None and isinstance(pictures, Sized) else total
+        chunks = _chunks(islice(pictures, first, None), batch_size)
+        done = first
+        for given, inputs in runtime.map_ahead(self._prepare, chunks, workers):
+            engine = self._engine((total or done) >= FEW, batch_size)
+            yield from self._answer(engine, given, inputs, top_k, threshold, features)
+            done += len(given)
+
+    def _engine(self, many: bool, batch_size: int) -> engines.Engine:
+        choice = engines.choose(self._asked, self.device, many)
+        if choice not in self._started:
+            engine = engines.start(
+                choice, self.model, self.preprocessing.crop_size, self.device, batch_size
+            )
+            self._note(str(engine))
+            self._started[choice] = engine
+        return self._started[choice]
 
     def _prepare(
         self, pictures: Sequence[Picture]
-    ) -> tuple[list[str], list[Tensor | PictureError]]:
-        return [_name(p) for p in pictures], [self._input(p) for p in pictures]
+    ) -> tuple[Sequence[Picture], list[Tensor | PictureError]]:
+        return pictures, [self._input(picture) for picture in pictures]
 
     def _input(self, picture: Picture) -> Tensor | PictureError:
         """``(3, S, S)`` uint8."""
         try:
-            source = Path(picture) if isinstance(picture, str | os.PathLike) else picture
-            pixels = self.preprocessing.pixels(source)
+            return self.preprocessing.crop(working_pixels(picture, self.preprocessing))
         except PictureError as error:
             return error
-        return self.preprocessing.crop(pixels)
 
     def _answer(
-        self, names: list[str], inputs: list[Tensor | PictureError], top_k: int
+        self,
+        engine: engines.Engine,
+        pictures: Sequence[Picture],
+        inputs: list[Tensor | PictureError],
+        top_k: int,
+        threshold: float,
+        with_features: bool,
     ) -> Iterator[Prediction]:
         readable = [x for x in inputs if isinstance(x, Tensor)]
-        rows: Iterator[Tensor] = iter(())
+        rows: Iterator[tuple[Tensor, np.ndarray]] = iter(())
         if readable:
             images = normalize(stack(readable).to(self.device), self.preprocessing)
-            with torch.inference_mode():
-                rows = iter(probabilities(self.model(images).float().cpu()))
-        for name, given in zip(names, inputs, strict=True):
+            vectors, logits = engine(images)
+            found = probabilities(logits.float().cpu())
+            rows = iter(zip(found, vectors.float().cpu().numpy(), strict=True))
+        for picture, given in zip(pictures, inputs, strict=True):
+            name = name_of(picture)
             if isinstance(given, PictureError):
-                yield Prediction(name, (), self.digest, str(given))
+                yield Prediction(name, (), self.digest, str(given), threshold, picture=picture)
                 continue
-            best = next(rows).topk(min(top_k, len(self.classes)))
+            row, vector = next(rows)
+            best = row.topk(min(top_k, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            yield Prediction(name, tuple((self.classes[i], p) for i, p in pairs), self.digest)
+            top = tuple((self.classes[i], p) for i, p in pairs)
+            kept = vector.copy() if with_features else None
+            yield Prediction(name, top, self.digest, None, threshold, kept, picture)
 
 
-def load(model_file: str | os.PathLike[str], device: str = "auto") -> Predictor:
+def load(
+    model_file: str | os.PathLike[str],
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+) -> Predictor:
     """Open a model file; see `Predictor`."""
-    return Predictor(model_file, device)
-
-
-def _name(picture: Picture) -> str:
-    if isinstance(picture, str | os.PathLike):
-        return os.fspath(picture)
-    return f"<{type(picture).__name__}>"
+    return Predictor(model_file, device, engine, precision)
 
 
 def _chunks(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:

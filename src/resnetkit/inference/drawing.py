@@ -1,0 +1,128 @@
+"""Pictures with their class and probability drawn on them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import OutputError
+from ..progress import printable
+from .pictures import full_pixels
+from .predictor import Prediction
+
+SMALLEST, LARGEST = 224, 1600  # sides of what is written, in pixels
+
+
+@cache
+def font_for(text: str) -> tuple[str, str]:
+    """The installed font that has the most of the text's letters, and the letters that it lacks.
+
+    DejaVu Sans, which comes with matplotlib, has Latin, Greek, Cyrillic and more; the others are
+    only looked at for what it lacks.
+    """
+    from matplotlib import font_manager
+
+    first = font_manager.findfont("DejaVu Sans")
+    best, lacking = str(first), _lacking(str(first), text)
+    for path in sorted(font_manager.findSystemFonts()) if lacking else ():
+        missing = _lacking(path, text)
+        if missing is not None and len(missing) < len(lacking or text):
+            best, lacking = path, missing
+        if not lacking:
+            break
+    return best, lacking or ""
+
+
+def missing_letters(names: tuple[str, ...]) -> str:
+    """The letters of the names that no font chosen for them has."""
+    return "".join(sorted({c for name in names for c in font_for(printable(name))[1]}))
+
+
+def save(answer: Prediction, folder: Path, number: int) -> Path | None:
+    """Write the picture of an answer with class and probability on it; None where it has an error.
+
+    Args:
+        number: of the picture among all; it begins the file's name, so that none is written twice.
+
+    Raises:
+        OutputError: there is no writing to the folder.
+    """
+    if answer.error is not None or answer.picture is None:
+        return None
+    stem = re.sub(r"[^\w.-]+", "_", Path(answer.source).stem)[:60]
+    path = folder / f"{number:06d}-{stem}.jpg"
+    picture = label(full_pixels(answer.picture), f"{answer.class_name}", answer.probability or 0.0)
+    try:
+        picture.save(path, "JPEG", quality=90)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
+    """``(H, W, 3)`` uint8 with a dark band at the lower edge that says ``name  97.3%``.
+
+    Very small pictures are enlarged and very large ones shrunk. Letters that no installed font has
+    are written as their numbers.
+    """
+    picture = _in_size(Image.fromarray(pixels))
+    name = printable(name)
+    path, lacking = font_for(name)
+    shown = "".join(
+        repr(c.encode("unicode_escape").decode())[1:-1] if c in lacking else c for c in name
+    )
+    shown = shown.replace("\\\\", "\\")
+    text, font = _fit(shown, f"  {probability:.1%}", path, picture.width - 16, picture.height)
+    draw = ImageDraw.Draw(picture)
+    height = round(font.size * 1.7)
+    draw.rectangle((0, picture.height - height, picture.width, picture.height), (0, 0, 0))
+    middle = (8, picture.height - height / 2)
+    draw.text(middle, text, (255, 255, 255), font, "lm")
+    return picture
+
+
+def _in_size(picture: Image.Image) -> Image.Image:
+    shorter, longer = min(picture.size), max(picture.size)
+    factor = min(max(1.0, SMALLEST / shorter), LARGEST / longer)
+    if factor == 1:
+        return picture
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+    method = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+    return picture.resize((max(width, SMALLEST // 2), max(height, SMALLEST // 4)), method)
+
+
+def _fit(
+    name: str, tail: str, path: str, width: int, height: int
+) -> tuple[str, ImageFont.FreeTypeFont]:
+    """The text, cut where it has to be, and the font in the largest size in which it fits."""
+    size = max(14, min(height, width) // 14)
+    font = ImageFont.truetype(path, size)
+    while size > 12 and font.getlength(name + tail) > width:
+        size -= 1
+        font = ImageFont.truetype(path, size)
+    text = name
+    while len(text) > 1 and font.getlength(text + tail) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text + tail, font
+
+
+def _lacking(path: str, text: str) -> str | None:
+    """The letters that the font has not; None where it cannot be read or drawn with."""
+    letters = {c for c in text if not c.isspace()}
+    try:
+        there = _letters(path)
+    except (OSError, RuntimeError):
+        return None
+    return "".join(sorted(c for c in letters if ord(c) not in there))
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    ImageFont.truetype(path, 12)  # Pillow refuses fonts made of bitmaps
+    return frozenset(FT2Font(path).get_charmap())

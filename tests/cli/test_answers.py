@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnetkit
+
+
+def resnet(*arguments, cwd=None, input=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "resnetkit", *map(str, arguments)],
+        capture_output=True,
+        cwd=cwd,
+        input=input,
+        env={**os.environ, "COLUMNS": "100", **environment},
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def model(trained):
+    return trained / "model.safetensors"
+
+
+@pytest.fixture
+def pictures(trained):
+    return trained.parent / "data"
+
+
+def test_order_is_that_of_the_sources(model, pictures, tmp_path):
+    files = [str(p) for p in sorted((pictures / "red").glob("*.png"))][::-1]
+    for folder in ("b", "a/z", "a/b"):
+        (tmp_path / "tree" / folder).mkdir(parents=True)
+        for name in ("2.png", "10.png", "x.txt", ".hidden.png"):
+            shutil.copy(files[0], tmp_path / "tree" / folder / name)
+    done = resnet("predict", model, *files, "tree", files[0], cwd=tmp_path)
+    found = [json.loads(line)["source"] for line in done.stdout.splitlines()]
+    inside = [f"tree/{f}/{n}.png" for f in ("a/b", "a/z", "b") for n in ("10", "2")]
+    assert found == [*files, *inside, files[0]]
+
+
+def test_a_list_that_can_be_read_only_once(model, pictures):
+    command = f"{sys.executable} -m resnetkit predict {model} @<(find {pictures}/red -name '00*')"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 10
+
+
+def test_threshold_and_top_k(model, pictures):
+    done = resnet("predict", model, pictures / "red" / "000.png", "--threshold", 1, "--top-k", 2)
+    row = json.loads(done.stdout)
+    assert row["class"] == "unknown"
+    assert len(row["top"]) == 2
+    assert row["probability"] == row["top"][0]["probability"]
+
+
+def test_embeddings(model, pictures, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    done = resnet(
+        "predict", model, tmp_path / "bad.png", pictures, "--embeddings", tmp_path / "e.npz"
+    )
+    assert done.returncode == 3
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    with np.load(tmp_path / "e.npz") as found:
+        assert found["sources"].tolist() == [r["source"] for r in rows if not r["error"]]
+        features = found["features"]
+    predictor = resnetkit.load(model, "cpu")
+    assert features.shape == (60, predictor.model.fc.in_features)
+    weight, bias = (p.detach().numpy() for p in predictor.model.fc.parameters())
+    named = (features @ weight.T + bias).argmax(1)
+    assert [predictor.classes[i] for i in named] == [r["class"] for r in rows[1:]]
+
+
+def test_save_images(model, pictures, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    red = pictures / "red" / "000.png"
+    done = resnet(
+        "predict", model, red, tmp_path / "bad.png", red, "-", "--save-images", tmp_path / "drawn",
+        input=red.read_bytes(),
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 4
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["000000-000.jpg", "000002-000.jpg", "000003-_bytes_.jpg"]
+    with Image.open(tmp_path / "drawn" / names[0]) as image:
+        assert min(image.size) >= 224
+    done = resnet("predict", model, red, "--save-images", tmp_path / "drawn")
+    assert done.returncode == 1
+    assert b"is in use" in done.stderr
+
+
+def test_a_file_of_rows_is_continued(model, pictures, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    sources = [tmp_path / "bad.png", pictures, pictures, tmp_path / "gone"]
+    for name in ("rows.csv", "rows.jsonl"):
+        file = tmp_path / name
+        done = resnet("predict", model, *sources, "--out", file, "--engine", "eager")
+        assert (done.returncode, done.stdout) == (3, b""), done.stderr
+        whole = file.read_bytes()
+        for cut in (0, 3, len(whole) // 3, len(whole) - 5, len(whole)):
+            file.write_bytes(whole[:cut])
+            done = resnet(
+                "predict", model, *sources, "--out", file, "--resume", "--engine", "eager"
+            )
+            assert done.returncode == 3, done.stderr
+            assert file.read_bytes() == whole, (name, cut)
+        done = resnet("predict", model, *sources, "--out", file)
+        assert done.returncode == 1
+        assert b"add --resume" in done.stderr
+    with (tmp_path / "rows.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + 122
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_and_continued(model, pictures, tmp_path):
+    sources = [pictures] * 20
+    command = [sys.executable, "-m", "resnetkit", "predict", model, *sources, "--engine", "eager"]
+    whole = tmp_path / "whole.jsonl"
+    subprocess.run([*map(str, command), "--out", whole], check=True, capture_output=True)
+    file = tmp_path / "cut.jsonl"
+    for number in range(4):
+        process = subprocess.Popen(
+            [*map(str, command), "--out", file, "--resume"], stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = file.read_bytes().count(b"\n") if file.exists() else 0
+            if lines > 250 * (number + 1):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+    assert file.read_bytes() != b""
+    done = subprocess.run([*map(str, command), "--out", file, "--resume"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--resume",), 2, "name it with --out FILE"),
+        (("--out", "r", "--resume", "--embeddings", "e.npz"), 2, "leave --resume away"),
+        (("--out", "r", "--format", "table"), 2, "--format jsonl or csv"),
+        (("--embeddings", "e.npy"), 1, "written as .npz"),
+        (("--engine", "tensorrt"), 2, "engine is auto, eager"),
+        (("--engine", "onnx", "--precision", "bf16"), 2, "the engine onnx computes in fp32"),
+        (("--threshold", "2"), 2, "threshold"),
+        (("--out", "/proc/no/rows.csv"), 1, "cannot be written"),
+    ],
+)
+def test_mistakes_are_explained(model, pictures, tmp_path, arguments, code, message):
+    done = resnet("predict", model, pictures / "red" / "000.png", *arguments, cwd=tmp_path)
+    error = done.stderr.decode()
+    assert done.returncode == code, error
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_bench(model):
+    done = resnet("bench", model, "--engine", "eager", "--batch-size", 2, "--seconds", 0.05)
+    assert done.returncode == 0, done.stderr
+    assert "pictures/s" in done.stdout.decode()
+    done = resnet(
+        "bench", model, "--engine", "eager", "--batch-size", 2, "--seconds", 0.05,
+        "--format", "json",
+    )  # fmt: skip
+    assert json.loads(done.stdout)["throughput"][0]["batch_size"] == 2
+    assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_pictures(model, pictures, tmp_path):
+    """Many more pictures of the same kind take no more memory, but for their listed names."""
+    source = next((pictures / "red").glob("*.png"))
+
+    def peak(count):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            os.link(source, folder / f"{number}.png")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "resnetkit", "predict", str(model), str(folder), "--engine",
+             "eager"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        assert status == 0
+        return usage.ru_maxrss / 1024
+
+    assert peak(6000) < peak(600) + 25  # MB

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+from resnetkit.errors import RecipeError
+from resnetkit.inference import bench
+from resnetkit.models import modelfile, summarize
+
+
+@pytest.mark.slow
+def test_measure(trained):
+    file, said = trained / "model.safetensors", []
+    found = bench.measure(file, ["eager"], [1, 4], 0.05, device="cpu", note=said.append)
+    assert json.loads(json.dumps(found)) == found
+    network, header = modelfile.read(file)
+    assert found["macs"] == summarize(network, header.preprocessing.crop_size).macs
+    kinds = list(found["limits"])
+    assert kinds[0] == "fp32"
+    assert [(row["precision"], row["batch_size"]) for row in found["throughput"]] == [
+        (kind, size) for kind in kinds for size in (1, 4)
+    ]
+    for row in found["throughput"]:
+        rate = row["pictures_per_second"] * found["macs"]
+        assert row["share_of_limit"] == pytest.approx(rate / found["limits"][row["precision"]])
+        assert 0 < row["share_of_limit"] < 1
+        assert 50 < row["peak_memory_mb"] < 4000
+    for row in found["latency"]:
+        assert 0 < row["p50_ms"] <= row["p95_ms"]
+        assert row["n"] >= 3
+    text = bench.table(found)
+    assert text.count("eager") == len(found["throughput"]) + len(found["latency"])
+    assert len(said) == 1 + len(kinds)
+
+
+def test_the_clock_measures_what_runs():
+    taken = bench._times(lambda: time.sleep(0.02), torch.device("cpu"), 0.1)
+    assert len(taken) >= 3
+    assert 0.02 <= min(taken) < 0.04
+
+
+def test_the_limit_is_that_of_a_plain_product():
+    a = torch.randn(bench.SIDE, bench.SIDE)
+    begun = time.perf_counter()
+    a @ a
+    rate = bench.SIDE**3 / (time.perf_counter() - begun)
+    assert bench.matmul_limit("fp32", torch.device("cpu"), 0.3) == pytest.approx(rate, rel=0.9)
+
+
+def test_engines_that_are_not_there_are_told(trained):
+    with pytest.raises(RecipeError, match="engine is auto"):
+        bench.measure(trained / "model.safetensors", ["tensorrt"], seconds=0.01)

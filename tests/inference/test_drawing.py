@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from resnetkit.inference import drawing
+from resnetkit.inference.predictor import Prediction
+
+
+def band(picture):
+    """The pixels of the lower edge, where the text stands."""
+    return np.asarray(picture.convert("L"), dtype=float)[-20:]
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+@pytest.mark.parametrize("size", [(28, 28), (500, 375), (375, 500), (3000, 40), (40, 3000)])
+def test_the_text_has_contrast_on_any_ground(grey, size):
+    pixels = np.full((size[1], size[0], 3), grey, np.uint8)
+    there = band(drawing.label(pixels, "rose", 0.973))
+    light, dark = np.percentile(there, [99.5, 20])
+    assert (light + 12) / (dark + 12) > 4.5  # the ratio that readers are owed
+    assert (there > 200).mean() > 0.001  # letters
+
+
+def test_different_answers_are_drawn_differently_and_long_names_are_cut():
+    pixels = np.full((224, 224, 3), 90, np.uint8)
+    one = drawing.label(pixels, "rose", 0.9)
+    assert np.asarray(one).tobytes() != np.asarray(drawing.label(pixels, "rose", 0.8)).tobytes()
+    assert np.asarray(one).tobytes() != np.asarray(drawing.label(pixels, "nose", 0.9)).tobytes()
+    long = drawing.label(pixels, "Taraxacum sect. Ruderalia, a very common flower " * 3, 0.5)
+    assert long.size == (224, 224)
+    assert (band(long)[:, -6:] < 200).all()  # nothing runs over the edge
+
+
+def test_a_font_is_chosen_by_its_glyphs(monkeypatch):
+    path, lacking = drawing.font_for("Löwenzahn одуванчик αβγ")
+    assert "DejaVu" in path
+    assert lacking == ""
+    drawing.font_for.cache_clear()
+    monkeypatch.setattr(
+        drawing,
+        "_letters",
+        lambda p: frozenset(map(ord, "abc花")) if "Serif" in p else frozenset(map(ord, "abc")),
+    )
+    path, lacking = drawing.font_for("ab花")
+    assert "Serif" in path
+    assert lacking == ""
+    assert drawing.missing_letters(("ab花", "c薔")) == "薔"
+    drawing.font_for.cache_clear()
+
+
+def test_letters_that_no_font_has_are_written_as_numbers(monkeypatch):
+    shown = []
+    monkeypatch.setattr(drawing, "font_for", lambda text: (drawing_font(), "花"))
+    original = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, xy, text, *a, **k: (shown.append(text), original(self, xy, text, *a, **k))[1],
+    )
+    drawing.label(np.zeros((300, 300, 3), np.uint8), "花 a\\b", 0.5)
+    assert shown == ["\\u82b1 a\\b  50.0%"]
+
+
+def drawing_font():
+    from matplotlib import font_manager
+
+    return font_manager.findfont("DejaVu Sans")
+
+
+def test_files_never_collide(tmp_path):
+    picture = np.zeros((40, 40, 3), np.uint8)
+    names = [
+        "a/1.jpg",
+        "b/1.jpg",
+        "b/1.jpg",
+        "../../1.jpg",
+        "x" * 300,
+        "n\0ul",
+        "花/.jpg",
+        "\udcff",
+    ]
+    paths = [
+        drawing.save(Prediction(name, (("rose", 0.5),), "", picture=picture), tmp_path, number)
+        for number, name in enumerate(names)
+    ]
+    assert len(set(paths)) == len(names)
+    assert all(path.parent == tmp_path for path in paths)
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size == (224, 224)
+    assert drawing.save(Prediction("x", (), "", "broken"), tmp_path, 99) is None

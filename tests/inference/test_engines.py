@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from resnetkit.errors import RecipeError
+from resnetkit.inference import engines
+from resnetkit.inference.engines import Choice
+from resnetkit.models import get_model
+
+CPU = torch.device("cpu")
+SIZE, BATCH = 64, 4
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Running statistics as training leaves them: of all values, none of them trivial."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+    model.train()
+    with torch.no_grad():
+        for _ in range(30):
+            model(torch.randn(8, 3, SIZE, SIZE))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """torchvision's ResNet-18, and ours with the same weights."""
+    theirs = settle(torchvision.models.resnet18(weights=None, num_classes=10))
+    ours = get_model("resnet18", num_classes=10)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours.eval().to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("resnet50", {"width": 16, "stride_on": "1x1"}),
+        ("resnext50_32x4d", {}),
+        ("cifar_resnet20", {}),
+        ("cifar_resnet20", {"shortcut": "C"}),
+        ("darknet53", {}),
+    ],
+)
+def test_folding_changes_no_answer(name, options):
+    model = settle(get_model(name, num_classes=7, **options))
+    before = copy.deepcopy(model.state_dict())
+    folded = engines.fold(model)
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    x = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-3, atol=1e-3)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+def test_norms_without_statistics_stay():
+    model = get_model("resnet18", norm_layer=lambda c: nn.BatchNorm2d(c, track_running_stats=False))
+    norms = [m for m in engines.fold(model).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 20
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice("eager", "fp32"),
+        Choice("eager", "bf16"),
+        pytest.param(Choice("openvino", "fp32"), marks=pytest.mark.slow),
+        pytest.param(Choice("openvino", "bf16"), marks=pytest.mark.slow),
+        pytest.param(Choice("onnx", "fp32"), marks=pytest.mark.slow),
+        pytest.param(Choice("compile", "fp32"), marks=pytest.mark.slow),
+        pytest.param(Choice("compile", "bf16"), marks=pytest.mark.slow),
+    ],
+)
+def test_every_engine_agrees_with_torchvision_for_any_number_of_pictures(pair, choice):
+    theirs, ours = pair
+    if choice.engine in ("openvino", "onnx"):
+        pytest.importorskip({"onnx": "onnxruntime"}.get(choice.engine, choice.engine))
+    engine = engines.start(choice, ours, SIZE, CPU, BATCH)
+    assert choice.engine in str(engine)
+    assert f"torch {torch.__version__.split('+')[0]}" in str(engine)
+    exact = choice.precision == "fp32"
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for count in (BATCH, 1, 3, 9, BATCH):
+            torch.manual_seed(count)
+            x = torch.randn(count, 3, SIZE, SIZE)
+            with torch.no_grad():
+                expected = theirs(x)
+            features, logits = engine(x)
+            assert features.shape == (count, 512)
+            assert features.dtype == logits.dtype == torch.float32
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 if exact else 0.05)
+            found, wanted = logits.softmax(1), expected.softmax(1)
+            assert (found - wanted).abs().max() < (1e-4 if exact else 0.02)
+            assert torch.equal(found.argmax(1), wanted.argmax(1))
+            with torch.inference_mode():
+                torch.testing.assert_close(ours.fc(features), logits)
+
+
+def test_the_eager_engine_is_the_network_itself(pair):
+    _, ours = pair
+    engine = engines.start(Choice("eager", "fp32"), ours, SIZE, CPU, BATCH)
+    x = torch.randn(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(engine(x)[1], ours(x))
+    shared = {p.data_ptr() for p in ours.parameters()}
+    assert {p.data_ptr() for p in engine.reference.parameters()} <= shared  # nothing is copied
+
+
+def test_near_ties_are_settled_by_the_reference(pair):
+    _, ours = pair
+    model = copy.deepcopy(ours)
+    with torch.no_grad():  # two classes that are the same but for a little
+        model.fc.weight[1] = model.fc.weight[0]
+        model.fc.bias[:2] = 30.0
+        model.fc.bias[1] += 1e-5
+    x = torch.randn(6, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = model(x)
+    features, logits = engines.start(Choice("eager", "bf16"), model, SIZE, CPU, BATCH)(x)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.fc(features), logits)
+    # Far from a tie the answers are those of bf16.
+    far = engines.start(Choice("eager", "bf16"), ours, SIZE, CPU, BATCH)
+    torch.testing.assert_close(far(x)[0], far.features(x))
+
+
+def test_what_auto_takes(monkeypatch):
+    def taken(there, precision="auto", fast="bf16", engine="auto", many=True, device=CPU):
+        monkeypatch.setattr(
+            engines, "find_spec", lambda name: name if name.startswith(there) else None
+        )
+        monkeypatch.setattr(engines.runtime, "_has_fast_bf16", lambda device: fast == "bf16")
+        return tuple(engines.choose(Choice(engine, precision), device, many))
+
+    both = ("openvino", "onnx")
+    assert taken(both) == ("openvino", "bf16")
+    assert taken(both, fast="fp32") == ("openvino", "fp32")
+    assert taken(("onnx",)) == ("eager", "bf16")
+    assert taken(("onnx",), fast="fp32") == ("onnx", "fp32")
+    assert taken((), fast="fp32") == ("eager", "fp32")
+    assert taken(both, precision="fp32") == ("openvino", "fp32")
+    assert taken(both, many=False) == ("eager", "fp32")
+    assert taken(both, many=False, engine="openvino") == ("openvino", "bf16")
+    assert taken(both, engine="eager") == ("eager", "fp32")
+    assert taken(both, engine="onnx") == ("onnx", "fp32")
+
+
+def test_what_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    for engine in ("openvino", "onnx"):
+        with pytest.raises(RecipeError, match=rf'pip install "resnetkit\[{engine}\]"'):
+            engines.check(engine, "auto", CPU)
+    monkeypatch.setattr(engines.shutil, "which", lambda name: None)
+    with pytest.raises(RecipeError, match="needs a C\\+\\+ compiler"):
+        engines.check("compile", "auto", CPU)
+    monkeypatch.undo()
+    with pytest.raises(RecipeError, match="engine is auto, eager, compile, openvino or onnx"):
+        engines.check("tensorrt", "auto", CPU)
+    with pytest.raises(RecipeError, match="precision is auto, fp32 or bf16"):
+        engines.check("auto", "int8", CPU)
+    with pytest.raises(RecipeError, match="computes in fp32"):
+        engines.check("onnx", "bf16", CPU)
+    with pytest.raises(RecipeError, match="--device cpu"):
+        engines.check("openvino", "auto", torch.device("cuda"))

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from resnetkit.errors import OutputError
+from resnetkit.inference import rows
+from resnetkit.inference.pictures import Unreadable
+from resnetkit.inference.predictor import BATCH_SIZE, Prediction
+
+DIGEST = "0123456789ab"
+ODD = ["plain.png", 'quo"te.png', "new\nline.png", "com,ma.png", "花.png", "bad\udcff.png", ""]
+NAMES = [f"{i}{ODD[i % len(ODD)]}" for i in range(2 * BATCH_SIZE + 5)]
+
+
+def answer(name, shift=0.0):
+    if name.startswith("7"):
+        return Prediction(name, (), DIGEST, f'{name}: cannot be decoded ("EOF",\n)')
+    return Prediction(name, (("ro\nse", 0.75 + shift), ("tulip", 0.25 - shift)), DIGEST)
+
+
+def write(path, form, resume=False, names=NAMES, shift=0.0, stop=None):
+    """What `resnet predict` does, with answers that are a function of the name."""
+    with rows.RowsFile(path, form, DIGEST, resume) as file:
+        for number, name in enumerate(file.checked(names)):
+            if number == stop:
+                break
+            if number >= file.first:
+                file.write(answer(name, shift))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(tmp_path, form):
+    whole = write(tmp_path / "whole", form)
+    for cut in [*range(0, len(whole), 13), *range(len(whole) - 150, len(whole) + 1)]:
+        path = tmp_path / "cut"
+        path.write_bytes(whole[:cut])
+        assert write(path, form, resume=True) == whole, cut
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_rows_are_read_by_the_standard_library(tmp_path, form):
+    path = tmp_path / "rows"
+    text = write(path, form).decode()
+    if form == "csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file))
+    else:
+        found = [json.loads(line) for line in text.splitlines()]
+    assert len(found) == len(NAMES)
+    for row, name in zip(found, NAMES, strict=True):
+        expected = answer(name).to_dict()
+        shown = name.encode("utf-8", "backslashreplace").decode() if form == "csv" else name
+        assert row["source"] == shown
+        assert (row["class"] or None) == expected["class"]
+        assert (row["probability"] or None) in (
+            expected["probability"],
+            expected["probability"] and str(expected["probability"]),
+        )
+
+
+def test_only_the_last_batch_is_computed_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for count, first in ((0, 0), (1, 0), (BATCH_SIZE, 0), (BATCH_SIZE + 1, BATCH_SIZE)):
+        path.unlink(missing_ok=True)
+        write(path, "jsonl", stop=count)
+        with rows.RowsFile(path, "jsonl", DIGEST, resume=True) as file:
+            assert (file.count, file.first) == (count, first)
+            assert file.failed == sum(name.startswith("7") for name in NAMES[:first])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_what_does_not_fit_is_refused_and_kept(tmp_path, form):
+    path = tmp_path / "rows"
+    write(path, form, stop=40)
+    before = path.read_bytes()
+
+    def refused(message, **options):
+        with pytest.raises(OutputError, match=message):
+            write(path, form, **options)
+        assert path.read_bytes() == before
+
+    refused("exists; add")
+    refused("row 1 is of", resume=True, names=NAMES[::-1])
+    refused("no picture comes", resume=True, names=NAMES[:39])
+    refused("row 1 is of", resume=True, names=[Unreadable("folder", "empty"), *NAMES])
+    refused("other settings", resume=True, shift=0.01)
+    with pytest.raises(OutputError, match=f"answers of the model {DIGEST}"):
+        rows.RowsFile(path, form, "ba9876543210", resume=True)
+    with pytest.raises(OutputError, match=r"no table|not written by"):
+        rows.RowsFile(path, "csv" if form == "jsonl" else "jsonl", DIGEST, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_a_table_row_is_one_line():
+    text = rows.row(answer("new\nline.png"), "table")
+    assert text == "new\\nline.png  ro\\nse  75.00%   (tulip 25.0%)\n"
+    assert rows.row(answer("7"), "table").count("\n") == 1
