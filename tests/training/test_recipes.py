@@ -76,7 +76,7 @@ def from_random():
             yield pytest.param(name, marks=[pytest.mark.slow] if deep else [])
 
 
-@pytest.mark.parametrize("name", from_random())
+@pytest.mark.parametrize("name", list(from_random()))
 def test_a_recipe_runs_and_reaches_optimiser_and_loader(name, flat_folder, tmp_path, monkeypatch):
     steps = observed(monkeypatch)
     run = train(flat_folder, name, out=tmp_path / "run", **shortened(name))
