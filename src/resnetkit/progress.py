@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from . import runtime
-from .errors import ResnetkitError
+from .errors import Interrupted, ResnetkitError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -42,10 +42,11 @@ def answer(text: str) -> None:
 
 
 def complain(error: ResnetkitError) -> None:
-    """Why the command fails. Of the other processes one line each: most often they met the same."""
+    """Why the command ends. Of the other processes one line each: most often they met the same; and
+    none where all were asked to stop."""
     if runtime.rank() == 0:
         print(f"resnet: {error}", file=sys.stderr)
-    else:
+    elif not isinstance(error, Interrupted):
         print(f"resnet: process {runtime.rank()}: {error}".splitlines()[0], file=sys.stderr)
 
 

@@ -53,7 +53,8 @@ from resnetkit.training.recipe import load
 
 data, out, mixed = sys.argv[1], sys.argv[2], sys.argv[3] == "mixed"
 recipe = load("fast").with_settings({
-    "image_size": 32, "resize_size": 32, "batch_size": 8, "optimizer": "sgd", "momentum": 0.0,
+    "image_size": 32, "resize_size": 32, "epochs": 1, "batch_size": 8, "optimizer": "sgd",
+    "momentum": 0.0,
     "class_weights": "balanced", "accumulate": 2, "precision": "fp32",
     "mixup": 0.4 * mixed, "cutmix": 1.0 * mixed,
 })
