@@ -88,6 +88,7 @@ def test_every_engine_agrees_with_torchvision_for_any_number_of_pictures(pair, c
     assert choice.engine in str(engine)
     assert f"torch {torch.__version__.split('+')[0]}" in str(engine)
     exact = choice.precision == "fp32"
+    torch._dynamo.reset()  # of what other tests have compiled
     with torch._dynamo.config.patch(error_on_recompile=True):
         for count in (BATCH, 1, 3, 9, BATCH):
             torch.manual_seed(count)

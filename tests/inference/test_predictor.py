@@ -95,7 +95,8 @@ def test_threshold(predictor, paths):
 
 def test_features_are_what_the_last_layer_sees(predictor, paths):
     for answer in predictor.stream(paths[:5], features=True):
-        row = torch.softmax(predictor.model.fc(torch.from_numpy(answer.features)), 0)
+        with torch.no_grad():
+            row = torch.softmax(predictor.model.fc(torch.from_numpy(answer.features)), 0)
         assert float(row.max()) == pytest.approx(answer.probability, abs=1e-6)
         assert predictor.classes[int(row.argmax())] == answer.class_name
     assert predictor(paths[0]).features is None
