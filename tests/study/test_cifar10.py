@@ -8,11 +8,14 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from resnetkit.data import folder
+from resnetkit.data.transforms import normalize
 from resnetkit.errors import DataError
-from resnetkit.study import cifar10
+from resnetkit.models import modelfile
+from resnetkit.study import cifar10, degradation, runs
 
 PER_BATCH = 20
 
@@ -123,3 +126,46 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
     archive = write(tmp_path / "e.tar.gz", {"data_batch_1": pickle.dumps(Evil())})
     with pytest.raises(DataError, match="print"):
         cifar10.unpack(archive, tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_the_original_is_compared_with_table_6(batches, tmp_path, monkeypatch):
+    """The whole way from the archive with the paper's recipe, shortened; only the original."""
+    import hashlib
+
+    archive = binary(tmp_path / "c.tar.gz", batches)
+
+    def study(out):
+        nets = degradation.nets([20])
+        settings = {"epochs": 1, "batch_size": 16, "model_options": {"width": 4}}
+        comparison, found = runs.compare(
+            nets,
+            str(archive),
+            out,
+            recipe_name=None,
+            minutes=None,
+            seeds=1,
+            device="cpu",
+            workers=0,
+            settings=settings,
+        )
+        return comparison, found, degradation.table6(comparison, found, "cpu")
+
+    comparison, _, table = study(tmp_path / "other")
+    assert table is None
+    assert comparison.recipe.name == "paper-cifar10"
+    digest = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar10, "ORIGINALS", {digest: "c.tar.gz"})
+    _, found, table = study(tmp_path / "original")
+    assert [(row.what, row.published) for row in table.rows] == [
+        ("plain20, seed 0", None),
+        ("resnet20, seed 0", "8.75"),
+    ]
+    network, header = modelfile.read(found[1].folder / "last.safetensors")
+    pixels, labels = batches["test_batch"]
+    images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
+    with torch.no_grad():
+        answers = network.eval()(normalize(images, header.preprocessing)).argmax(1)
+    truth = [header.classes.index(cifar10.CLASSES[label]) for label in labels]
+    wrong = sum(int(a) != t for a, t in zip(answers, truth, strict=True))
+    assert table.rows[1].derived == pytest.approx(100 * wrong / len(labels))

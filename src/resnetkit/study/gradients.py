@@ -201,7 +201,7 @@ def stacks(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal
         torch.manual_seed(seed)
         pixels = images[0].numel()
         network = Stack(pixels, STACK_DEPTH, STACK_WIDTH, activation, gain, residual)
-        found.append(watch(net, network, images, labels, steps=steps, lr=0.01, seed=seed))
+        found.append(watch(net, network, images, labels, steps=steps, lr=0.003, seed=seed))
     return found
 
 
