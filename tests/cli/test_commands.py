@@ -45,6 +45,8 @@ def test_commands_are_those_that_are_built():
         "models",
         "summary",
         "convert",
+        "report",
+        "explain",
     ):
         assert command in text
     for later in ("serve", "export"):
@@ -263,6 +265,42 @@ def test_convert_makes_a_model_file_of_a_bare_state_dict(tmp_path, pictures):
     assert header.classes == ("blue", "green", "red")
     done = resnet(*arguments, cwd=tmp_path)
     assert (done.returncode, b"m.safetensors exists" in done.stderr) == (1, True)
+
+
+def test_evaluate_writes_the_evidence(model, pictures, tmp_path):
+    done = resnet(
+        "evaluate", model, pictures, "--split", "all", "--calibrate", "--flip", "--image-size", 40,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "95% interval" in lines(done)[1]
+    assert lines(done)[2].startswith("temperature ")
+    assert b"51 of these 60 pictures were trained on" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "confusion_matrix.png", "metrics.json", "per_class.csv", "predictions.csv",
+        "reliability.png", "report.html",
+    ]  # fmt: skip
+    done = resnet("evaluate", model, pictures, "--crops", 5)
+    assert (done.returncode, b"crops is 1 (the centre) or 10" in done.stderr) == (2, True)
+
+
+def test_report_of_a_run_and_of_two(trained, tmp_path):
+    done = resnet("report", trained, "--out", "one.html", cwd=tmp_path)
+    assert lines(done) == ["one.html"]
+    done = resnet("report", trained, trained / "last.safetensors", cwd=tmp_path)
+    assert lines(done) == ["comparison.html"], done.stderr
+    assert b"<!doctype html>" in (tmp_path / "comparison.html").read_bytes()
+
+
+def test_explain_writes_overlays(model, pictures, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    files = [pictures / "red" / "000.png", pictures / "blue" / "000.png", "broken.png"]
+    done = resnet("explain", model, *files, "--class", "red", "--layer", "layer2", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "ERROR" in lines(done)[2]
+    assert sorted(p.name for p in (tmp_path / "explained").iterdir()) == ["000-2.png", "000.png"]
+    done = resnet("explain", model, files[0], "--layer", "layer7", "--out", "x", cwd=tmp_path)
+    assert (done.returncode, b"no layer 'layer7'; it has conv1" in done.stderr) == (2, True)
 
 
 def test_a_full_terminal_shows_a_live_bar(model, pictures):

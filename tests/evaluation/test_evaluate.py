@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from torchvision.datasets import imagenette
 
-from resnetkit import evaluate
+from resnetkit import evaluate, train
 from resnetkit.data.decode import decode
-from resnetkit.data.transforms import center_crop, normalize
+from resnetkit.data.transforms import Preprocessing, center_crop, normalize
 from resnetkit.errors import DataError, PictureError
+from resnetkit.evaluation.calibration import fit_temperature
 from resnetkit.evaluation.evaluate import confusions
-from resnetkit.models import modelfile
+from resnetkit.models import ResNet18_Weights, get_model, modelfile
 
 
 def test_evaluation_repeats_the_report_of_training_exactly(trained):
@@ -106,3 +110,68 @@ def test_confusions_are_sorted(trained):
     wrong = confusions(found)
     assert sum(n for _, _, n in wrong) == found.metrics["errors"]
     assert [n for _, _, n in wrong] == sorted((n for _, _, n in wrong), reverse=True)
+
+
+def test_pictures_of_a_split_folder_that_were_trained_on_are_counted(tmp_path, save, small):
+    data = tmp_path / "parts"
+    save(data / "train", 6)
+    save(data / "val", 3, start=100)
+    save(data / "test", 2, start=200)
+    run = train(data, out=tmp_path / "run", **{**small, "epochs": 1})
+    assert evaluate(run.model, data, "val").notes == ()
+    assert evaluate(run.model, data).split == "test"
+    shutil.copy(data / "train" / "red" / "000.png", data / "test" / "red" / "again.png")
+    (note,) = evaluate(run.model, data).notes
+    assert note == "1 of these 7 pictures were trained on: expect too good a result"
+    (note,) = evaluate(run.model, data, "train").notes
+    assert note.startswith("18 of these 18 pictures")
+
+
+def test_a_temperature_is_fitted_on_the_validation_split(trained, split_folder):
+    file, data = trained / "model.safetensors", trained.parent / "data"
+    before = file.read_bytes()
+    plain = evaluate(file, data, "all")
+    found = evaluate(file, data, "all", calibrate=True)
+    fit = found.metrics.pop("temperature")
+    assert found.metrics == plain.metrics
+    val = evaluate(file, data, "val")
+    assert fit["value"] == fit_temperature(val.logits, val.labels)
+    assert (fit["fitted_on"], fit["pictures"]) == ("val", len(val.part))
+    assert fit["loss_before"] == plain.metrics["loss"]
+    expected = torch.nn.functional.cross_entropy(plain.logits / fit["value"], plain.labels)
+    assert fit["loss_after"] == pytest.approx(float(expected), rel=1e-5)
+    assert file.read_bytes() == before
+    assert (
+        "fitted on the pictures that it is" in evaluate(file, data, "val", calibrate=True).notes[-1]
+    )
+
+
+def test_folders_with_wordnet_ids_and_published_numbers(tmp_path, save):
+    """Against torchvision's own pairs of ids and names."""
+    published = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    pairs = inspect.getsource(imagenette)
+    ids = dict(re.findall(r'"(n\d{8})": \("([^"]+)"', pairs))
+    assert len(ids) == 10
+    torch.manual_seed(0)
+    model = get_model("resnet18", num_classes=1000)
+    numbers = {"data": "ImageNet-1K", "accuracy": 0.69758, "top5_accuracy": 0.89078}
+    header = modelfile.Header(
+        "resnet18",
+        {"num_classes": 1000},
+        tuple(published),
+        Preprocessing(36, 32),
+        metrics={"published": numbers},
+    )
+    modelfile.write(tmp_path / "m.safetensors", model.state_dict(), header)
+    chosen = sorted(ids)[:3]
+    data = save(tmp_path / "val", 2)
+    for folder, name in zip(sorted(data.iterdir()), chosen, strict=True):
+        folder.rename(data / name)
+    found = evaluate(tmp_path / "m.safetensors", data)
+    named = {published[label] for label in found.part.labels}
+    assert named == {ids[name] for name in chosen}
+    assert found.metrics["published"] == numbers
+    assert "and 987 more" in found.notes[0]
+    (data / chosen[0]).rename(data / "n99999999")
+    with pytest.raises(DataError, match="n99999999"):
+        evaluate(tmp_path / "m.safetensors", data)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
 import math
+import warnings
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
+from scipy import stats
 
 from resnetkit.evaluation import metrics
 
@@ -43,3 +47,27 @@ def test_against_counting():
 def test_probabilities_sum_to_one():
     rows = metrics.probabilities(torch.tensor([[1000.0, 0.0], [-3.0, -3.0]]))
     assert rows.tolist() == [[1.0, 0.0], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("right", "count"), [(0, 7), (7, 7), (1, 1), (3, 8), (246, 247), (81, 426)]
+)
+def test_the_interval_is_wilsons(right, count):
+    theirs = stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert metrics.interval(right, count) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_top_five_and_balanced_accuracy_against_scikit_learn():
+    chance = np.random.default_rng(1)
+    logits = torch.from_numpy(chance.normal(size=(300, 9)).astype(np.float32))
+    labels = torch.from_numpy(chance.integers(0, 8, 300))  # the last class never comes
+    found = metrics.compute(logits, labels, list("abcdefghi"))
+    theirs = sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(9))
+    assert found["top5_accuracy"] == pytest.approx(theirs)
+    predicted = logits.argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it remarks on the class that never comes
+        theirs = sklearn.metrics.balanced_accuracy_score(labels, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(theirs)
+    assert "top5_accuracy" not in metrics.compute(logits[:, :5], labels % 5, list("abcde"))
+    assert json.loads(json.dumps(found)) == found

@@ -51,3 +51,17 @@ def test_pictures_are_drawn(tmp_path):
     plots.pictures([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
     marked, unmarked = (colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
     assert not np.array_equal(marked, unmarked)
+
+
+def test_the_reliability_diagram_draws_its_bins(tmp_path):
+    bins = [
+        {"from": 0.0, "to": 0.5, "pictures": 0, "confidence": None, "accuracy": None},
+        {"from": 0.5, "to": 1.0, "pictures": 7, "confidence": 0.8, "accuracy": 0.6},
+    ]
+    plots.reliability(bins, tmp_path / "r.png", "title")
+    pixels, found = colours(tmp_path / "r.png")
+    assert tuple(bytes.fromhex(plots.ORANGE[1:])) in found
+    right_half = pixels[:, pixels.shape[1] // 2 :].reshape(-1, 3).astype(int)
+    left_half = pixels[:, : pixels.shape[1] // 2].reshape(-1, 3).astype(int)
+    blue = [int(((half[:, 2] - half[:, 0]) > 60).sum()) for half in (left_half, right_half)]
+    assert blue[0] == 0 < blue[1]

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from . import answers, care
+from . import answers, care, evidence
+from .evidence import DEVICE, WORKERS
 from .study import study
 
 app = typer.Typer(
@@ -20,13 +21,6 @@ app = typer.Typer(
 )
 
 app.add_typer(study)
-
-DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
-WORKERS = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
-]
-MODEL_FILE = Annotated[Path, typer.Argument(help="A model.safetensors that training wrote.")]
 
 
 def _version(asked: bool) -> None:
@@ -143,49 +137,10 @@ def train(
         answer(closing_lines(run_training(data, recipe, out=out, resume=resume, **given)))
 
 
-@app.command()
-def evaluate(
-    model: MODEL_FILE,
-    data: Annotated[Path, typer.Argument(help="Folder or manifest; classes match by name.")],
-    split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="train, val, test or all; by default test, else val, else all."),
-    ] = None,
-    device: DEVICE = "auto",
-    workers: WORKERS = None,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for metrics.json and confusion_matrix.png."),
-    ] = None,
-) -> None:
-    """Measure a model file on photos with known classes."""
-    from contextlib import ExitStack
-
-    from ..evaluation.evaluate import evaluate as run_evaluation
-    from ..progress import bar, say
-    from ..storage import refuse_used
-    from .show import evaluation_table, write_evaluation
-
-    refuse_used(out)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as shown:
-        found = run_evaluation(
-            model,
-            data,
-            split,
-            device=device,
-            workers=workers,
-            progress=lambda batches: shown.enter_context(bar("evaluating", batches)),
-        )
-    for note in found.notes:
-        say(f"Note: {note}")
-    print(evaluation_table(found))
-    if out is not None:
-        write_evaluation(found, out)
-
-
+app.command()(evidence.evaluate)
 app.command()(answers.predict)
+app.command()(evidence.explain)
+app.command()(evidence.report)
 
 
 @app.command()

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..progress import printable
-from ..storage import write_json
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
+    from ..evaluation.explain import Explanation
     from ..training.finders import LearningRates
     from ..training.repeats import Repeats
     from ..training.run import Run
@@ -23,9 +23,12 @@ def evaluation_table(found: Evaluation) -> str:
     metrics = found.metrics
     right = metrics["pictures"] - metrics["errors"]
     width = max(7, *(len(name) for name in found.classes))
+    low, high = metrics["accuracy_interval"]
     lines = [
         f"{found.split}: accuracy {metrics['accuracy']:.2%} "
         f"({right} of {metrics['pictures']} pictures), loss {metrics['loss']:.4f}",
+        f"95% interval {low:.2%} to {high:.2%}, {_more_numbers(metrics)}",
+        *_comparisons(metrics),
         "",
         f"{'class':{width}}  precision   recall       F1  pictures",
     ]
@@ -42,14 +45,40 @@ def evaluation_table(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def write_evaluation(found: Evaluation, out: Path) -> None:
-    """``metrics.json`` and ``confusion_matrix.png`` in the folder ``out``."""
-    from ..report.plots import confusion_matrix
+def _more_numbers(metrics: dict[str, Any]) -> str:
+    top5 = f"top-5 {metrics['top5_accuracy']:.2%}, " if "top5_accuracy" in metrics else ""
+    balanced, ece = metrics["balanced_accuracy"], metrics["calibration"]["ece"]
+    return f"{top5}balanced accuracy {balanced:.2%}, calibration error {ece:.2%}"
 
-    write_json(out / "metrics.json", found.metrics)
-    title = f"{found.split}: {found.metrics['accuracy']:.2%} right"
-    matrix = found.metrics["confusion_matrix"]
-    confusion_matrix(matrix, found.classes, out / "confusion_matrix.png", title)
+
+def _comparisons(metrics: dict[str, Any]) -> list[str]:
+    """What was published of these weights, and what a temperature would change."""
+    lines = []
+    if "published" in metrics:
+        then = metrics["published"]
+        lines += [
+            "",
+            f"{'':12}  {then['data'] + ', published':>22}  {'measured here':>13}",
+            f"{'top-1':12}  {then['accuracy']:22.2%}  {metrics['accuracy']:13.2%}",
+            f"{'top-5':12}  {then['top5_accuracy']:22.2%}  {metrics['top5_accuracy']:13.2%}",
+        ]
+    if "temperature" in metrics:
+        fit = metrics["temperature"]
+        lines.append(
+            f"temperature {fit['value']:.3f}, fitted on {fit['pictures']} pictures of "
+            f"{fit['fitted_on']}: calibration error {fit['ece_before']:.2%} -> "
+            f"{fit['ece_after']:.2%}, loss {fit['loss_before']:.4f} -> {fit['loss_after']:.4f}"
+        )
+    return lines
+
+
+def explanation_line(item: Explanation, file: Path | None) -> str:
+    """What was explained, and in which file."""
+    source = printable(str(item.source))
+    if file is None:
+        return f"{source}  ERROR  {item.error}"
+    about = "" if item.target == item.answer else f", explained: {item.target}"
+    return f"{source}  {item.answer}  {item.probability:.2%}{about}  {printable(str(file))}"
 
 
 def closing_lines(run: Run) -> str:

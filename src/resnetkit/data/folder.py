@@ -13,7 +13,7 @@ import difflib
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,20 +72,25 @@ class DataSet:
         return self.root.absolute().stem
 
 
-def read(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> DataSet:
+def read(
+    data: str | os.PathLike[str],
+    classes: Sequence[str] | None = None,
+    aliases: Mapping[str, int] | None = None,
+) -> DataSet:
     """List what is in a folder or manifest.
 
     Args:
         data: the folder, or the CSV file.
         classes: those of a trained network, to list pictures for it; by default the classes are
             those of the training split (of the folder, where it is flat), sorted.
+        aliases: what else folders may be called, and which of ``classes`` that is.
 
     Raises:
         DataError: nothing there, no picture, an empty class, fewer than two classes, or a class
             that the training split (or ``classes``) does not have.
     """
     found = survey(data)
-    return _assemble(found.root, found.base, found.splits, classes, found.left_out)
+    return _assemble(found.root, found.base, found.splits, classes, found.left_out, aliases or {})
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ def _assemble(
     found: dict[str, dict[str, Paths]],
     classes: Sequence[str] | None,
     left_out: Counter[str],
+    aliases: Mapping[str, int],
 ) -> DataSet:
     leading = next(split for split in ("train", "all", "val", "test") if split in found)
     own = sorted(found[leading])
@@ -146,15 +152,17 @@ def _assemble(
                 f"Known layouts: {LAYOUTS}"
             )
     names = tuple(own if classes is None else classes)
-    index = {name: i for i, name in enumerate(names)}
+    index = {**aliases, **{name: i for i, name in enumerate(names)}}
     parts, notes = {}, []
     for split, by_class in found.items():
         unknown = sorted(set(by_class) - set(index))
         if unknown:
             _raise_unknown(root, split, unknown, names)
-        absent = [name for name in names if not by_class.get(name)]
+        there = {index[name] for name, paths in by_class.items() if paths}
+        absent = [name for i, name in enumerate(names) if i not in there]
         if absent:
-            notes.append(f"{split} has no pictures of: {', '.join(absent)}")
+            more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+            notes.append(f"{split} has no pictures of: {', '.join(absent[:10])}{more}")
         present = sorted(by_class, key=index.__getitem__)
         numbers = np.array([index[name] for name in present], np.int32)
         labels = np.repeat(numbers, [len(by_class[name]) for name in present])

@@ -128,6 +128,27 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
     Returns:
         ``(3, crop_size, crop_size)`` uint8; black where the resized picture is smaller.
     """
+    pixels = _resized(pixels, resize_size, crop_size)
+    height, width = pixels.shape[:2]
+    return _window(
+        pixels, round((height - crop_size) / 2.0), round((width - crop_size) / 2.0), crop_size
+    )
+
+
+def ten_crops(pixels: np.ndarray, resize_size: int, crop_size: int) -> list[Tensor]:
+    """Resize as `center_crop` does, and cut five squares: top left, top right, bottom left, bottom
+    right, centre; then the same of the mirrored picture. Each ``(3, crop_size, crop_size)``
+    uint8."""
+    pixels = _resized(pixels, resize_size, crop_size)
+    bottom, right = pixels.shape[0] - crop_size, pixels.shape[1] - crop_size
+    middle = round(bottom / 2.0), round(right / 2.0)
+    places = ((0, 0), (0, right), (bottom, 0), (bottom, right), middle)
+    both = pixels, np.ascontiguousarray(pixels[:, ::-1])
+    return [_window(side, top, left, crop_size) for side in both for top, left in places]
+
+
+def _resized(pixels: np.ndarray, resize_size: int, crop_size: int) -> np.ndarray:
+    """Resize the shorter side to ``resize_size``; pad with black where a crop would not fit."""
     height, width = pixels.shape[:2]
     if max(height, width) > 20 * min(height, width):  # resize only what will be seen
         window = 2 * math.ceil(min(height, width) * max(1.0, crop_size / resize_size))
@@ -142,10 +163,12 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
         short_x, short_y = max(0, crop_size - width), max(0, crop_size - height)
         sides = ((short_y // 2, (short_y + 1) // 2), (short_x // 2, (short_x + 1) // 2), (0, 0))
         pixels = np.pad(pixels, sides)
-        height, width = pixels.shape[:2]
-    top, left = round((height - crop_size) / 2.0), round((width - crop_size) / 2.0)
-    window_pixels = pixels[top : top + crop_size, left : left + crop_size]
-    return torch.from_numpy(np.require(window_pixels, requirements="W")).permute(2, 0, 1)
+    return pixels
+
+
+def _window(pixels: np.ndarray, top: int, left: int, size: int) -> Tensor:
+    square = pixels[top : top + size, left : left + size]
+    return torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import runtime
-from ..data import folder
-from ..data.cache import Pictures, file_digest
+from ..data.cache import Pictures
 from ..data.folder import Part
 from ..data.loader import Loader
-from ..data.paths import SPLITS
 from ..data.transforms import normalize
-from ..errors import DataError
 from ..models import modelfile
 from . import metrics
+from .calibration import fit_temperature, reliability
+from .choice import choose, read_for
+from .views import Views, at_size, batches, predict_views
 
 BATCH_SIZE = 64
 """Pictures in a batch of evaluation, in training and after it, so that both give the same bits."""
@@ -40,6 +41,11 @@ class Evaluation:
     logits: Tensor
     metrics: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> Tensor:
+        """``(n,)`` int64: the true classes."""
+        return torch.from_numpy(self.part.labels.astype(np.int64))
 
 
 def predict_logits(
@@ -68,37 +74,68 @@ def predict_logits(
     return torch.cat(rows).clone()
 
 
+Progress = Callable[[int], Callable[[str], None]]
+"""Given the number of batches, gives what to call after each."""
+
+
 def evaluate(
     model_file: str | Path,
     data: str | Path,
     split: str | None = None,
     *,
+    image_size: int | None = None,
+    crops: int = 1,
+    flip: bool = False,
+    calibrate: bool = False,
     device: str = "auto",
     workers: int | None = None,
-    progress: Callable[[int], Callable[[str], None]] = lambda total: _silent,
+    progress: Progress = lambda total: _silent,
 ) -> Evaluation:
     """Measure a model file on a data set.
 
     Args:
-        data: a folder or manifest, as for training; classes are matched by name.
+        data: a folder or manifest, as for training; classes are matched by name, and folders that
+            are called by WordNet ids by the published name of these.
         split: ``train``, ``val``, ``test`` or ``all``; by default test, else val, else all. Of a
             flat folder, ``train`` and ``val`` are the pictures that training took for them,
             found again by their contents.
+        image_size: another picture size than the model file's, in pixels.
+        crops, flip: several views of each picture, whose probabilities are averaged; see `Views`.
+        calibrate: also fit a temperature on the validation split, and say in
+            ``metrics["temperature"]`` what it would do here. The logits and every other number
+            stay without it, and so does the model file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         workers: threads that read pictures; by default one a core.
-        progress: given the number of batches, gives what to call after each.
 
     Raises:
         ModelFileError: the file is no model file.
+        RecipeError: a picture size or number of crops that there is not.
         DataError: there is no such split, or it has a class that the network does not know.
         PictureError: a picture cannot be read.
     """
     header = modelfile.read_header(model_file)
-    listing = folder.read(data, classes=header.classes)
-    part, name, notes = _choose(listing, split, header)
-    advance = progress(-(-len(part) // BATCH_SIZE))
-    found = evaluate_part(model_file, part, name, device=device, workers=workers, advance=advance)
-    return replace(found, notes=listing.notes + notes)
+    listing = read_for(header, data)
+    chosen = choose(listing, split, header)
+    how: dict[str, Any] = {
+        "device": device,
+        "workers": workers,
+        "image_size": image_size,
+        "views": Views(crops, flip),
+    }
+    part = chosen.part
+    advance = progress(batches(len(part), how["views"]))
+    found = evaluate_part(model_file, part, chosen.split, advance=advance, **how)
+    notes = listing.notes + chosen.notes
+    if calibrate:
+        fitted = found
+        if chosen.split != "val":
+            val = choose(listing, "val", header).part
+            advance = progress(batches(len(val), how["views"]))
+            fitted = evaluate_part(model_file, val, "val", advance=advance, **how)
+        else:
+            notes += ("the temperature was fitted on the pictures that it is measured on",)
+        found = replace(found, metrics={**found.metrics, "temperature": _temper(fitted, found)})
+    return replace(found, notes=notes)
 
 
 def evaluate_part(
@@ -106,6 +143,8 @@ def evaluate_part(
     part: Part,
     split: str,
     *,
+    image_size: int | None = None,
+    views: Views = Views(),  # noqa: B008 (it is frozen)
     device: str = "auto",
     workers: int | None = None,
     advance: Callable[[str], None] = _silent,
@@ -115,61 +154,42 @@ def evaluate_part(
     chosen = runtime.pick(device, "fp32").device
     workers = runtime.default_workers() if workers is None else workers
     network = network.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pictures = Pictures(part, header.preprocessing)
-    logits = predict_logits(network, pictures, chosen, workers, advance)
-    measured = {"split": split, **metrics.compute(logits, pictures.labels(), header.classes)}
+    preprocessing = at_size(header.preprocessing, image_size)
+    pictures = Pictures(part, preprocessing)
+    if views.count == 1:
+        logits = predict_logits(network, pictures, chosen, workers, advance)
+    else:
+        logits = predict_views(network, pictures, views, chosen, workers, advance)
+    seen = {
+        "image_size": preprocessing.crop_size,
+        "resize_size": preprocessing.resize_size,
+        "crops": views.crops,
+        "flip": views.count > 1,
+    }
+    measured = {
+        "split": split,
+        "views": seen,
+        **metrics.compute(logits, pictures.labels(), header.classes),
+    }
+    if "published" in header.metrics:
+        measured["published"] = header.metrics["published"]
     return Evaluation(part, split, header.classes, logits, measured)
 
 
-def _choose(
-    listing: folder.DataSet, split: str | None, header: modelfile.Header
-) -> tuple[Part, str, tuple[str, ...]]:
-    """The part to evaluate, its name, and remarks."""
-    recorded = {
-        name: frozenset(part["digests"])
-        for name, part in header.data.get("parts", {}).items()
-        if name in ("train", "val") and part["digests"]
+def _temper(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
+    """A temperature fitted on one evaluation, and what it does to the loss and the calibration of
+    another."""
+    value = fit_temperature(fitted.logits, fitted.labels)
+    after = measured.logits / value
+    return {
+        "value": value,
+        "fitted_on": fitted.split,
+        "pictures": len(fitted.part),
+        "ece_before": measured.metrics["calibration"]["ece"],
+        "ece_after": reliability(after, measured.labels)["ece"],
+        "loss_before": measured.metrics["loss"],
+        "loss_after": metrics.accuracy_and_loss(after, measured.labels)[1],
     }
-    split = SPLITS.get(split, split) if split else None
-    flat = listing.parts.get("all")
-    if flat is not None and recorded and split in (None, "train", "val", "all"):
-        return _choose_from_flat(flat, split, recorded)
-    there = [name for name in ("test", "val", "all", "train") if name in listing.parts]
-    chosen = split or there[0]
-    if chosen in listing.parts:
-        return listing.parts[chosen], chosen, ()
-    if flat is not None:
-        there += sorted(recorded)
-    raise DataError(
-        f"{listing.root} has no split {chosen!r}; it has {', '.join(there)}. "
-        "Choose one with --split"
-    )
-
-
-def _choose_from_flat(
-    flat: Part, split: str | None, recorded: dict[str, frozenset[str]]
-) -> tuple[Part, str, tuple[str, ...]]:
-    """The pictures that training took for ``split``, found again by their contents; by default
-    those of validation where most of them are here, else all."""
-    here = [file_digest(flat.path(i)) for i in range(len(flat))]
-    wanted = recorded.get(split or "val", frozenset())
-    found = [i for i, digest in enumerate(here) if digest in wanted]
-    if split in ("train", "val") and not found:
-        raise DataError(f"None of the pictures that training took for {split!r} is here")
-    missing, others = len(wanted - set(here)), len(here) - len(found)
-    if split != "all" and wanted and (split or missing <= len(wanted) / 2):
-        name, notes = split or "val", []
-        if missing:
-            notes.append(
-                f"{missing} of the {len(wanted)} pictures that training took for {name!r} are "
-                "not here"
-            )
-        if others and not split:
-            notes.append(f"{others} other pictures were left out; --split all takes them too")
-        return flat.select(found), name, tuple(notes)
-    seen = sum(digest in recorded.get("train", ()) for digest in here)
-    warning = f"{seen} of these {len(here)} pictures were trained on: expect too good a result"
-    return flat, "all", (warning,) if seen else ()
 
 
 def confusions(evaluation: Evaluation) -> Sequence[tuple[str, str, int]]:

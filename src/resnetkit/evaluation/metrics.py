@@ -1,7 +1,8 @@
-"""Predictions -> numbers. scikit-learn computes them."""
+"""Predictions -> numbers. scikit-learn computes what it knows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .calibration import reliability
+
+NORMAL_95 = 1.959963984540054
+"""Of a normal distribution, 95 % lies within so many standard deviations."""
 
 
 def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -22,10 +28,31 @@ def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return right / len(labels), float(F.cross_entropy(logits.double(), labels))
 
 
+def interval(right: int, count: int, z: float = NORMAL_95) -> tuple[float, float]:
+    """Wilson's score interval of a share: where the true accuracy lies, given that ``right`` of
+    ``count`` pictures were right (Wilson 1927, doi:10.2307/2276774). By default of 95 %.
+
+    >>> [round(x, 3) for x in interval(95, 100)]
+    [0.888, 0.978]
+    """
+    share = right / count
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = ((centre + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
+    return (0.0 if right == 0 else low), (1.0 if right == count else high)
+
+
+def in_top(logits: Tensor, labels: Tensor, k: int = 5) -> Tensor:
+    """``(n,)`` bool: whether the true class is among the ``k`` most probable."""
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1)
+
+
 def compute(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """What ``metrics.json`` holds, from the same arguments and the names of the classes.
 
-    Precision and recall of a class that was never predicted, or never came, are 0.
+    Precision and recall of a class that was never predicted, or never came, are 0; averages are of
+    the classes that came, so that the macro recall is the balanced accuracy. ``top5_accuracy`` is
+    there where there are more than five classes. ``calibration`` is described at `reliability`.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -35,17 +62,25 @@ def compute(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
         truth, predicted, labels=everyone, zero_division=0.0
     )
     accuracy, loss = accuracy_and_loss(logits, labels)
+    errors = int((truth != predicted).sum())
     came = support > 0
+    more = {}
+    if len(classes) > 5:
+        more["top5_accuracy"] = float(in_top(logits, labels).double().mean())
     return {
         "pictures": len(labels),
         "accuracy": accuracy,
-        "errors": int((truth != predicted).sum()),
+        "accuracy_interval": list(interval(len(labels) - errors, len(labels))),
+        **more,
+        "errors": errors,
         "loss": loss,
+        "balanced_accuracy": float(recall[came].mean()),
         "macro": {
             "precision": float(precision[came].mean()),
             "recall": float(recall[came].mean()),
             "f1": float(f1[came].mean()),
         },
+        "calibration": reliability(logits, labels),
         "per_class": [
             {
                 "class": name,

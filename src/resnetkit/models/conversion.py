@@ -72,7 +72,10 @@ def convert(
             f"{sizes['resize_size']}, crop {sizes['crop_size']} px, ImageNet's mean and deviation"
         )
     prepared = Preprocessing.from_dict({**sizes, **(preprocessing or {})})
-    write(Path(target), found.tensors, Header(found.architecture, found.options, names, prepared))
+    header = Header(
+        found.architecture, found.options, names, prepared, metrics=_published_metrics(published)
+    )
+    write(Path(target), found.tensors, header)
     return Recognised(found.architecture, found.options, found.tensors, tuple(notes))
 
 
@@ -125,6 +128,15 @@ def _published(path: Path) -> WeightsEnum | None:
         if digest.startswith(hash_in_name(member.url)):
             return member
     return None
+
+
+def _published_metrics(published: WeightsEnum | None) -> dict[str, Any]:
+    """What was published of the weights, as shares: beside it stands what is measured later."""
+    if published is None:
+        return {}
+    measured = published.meta["_metrics"]["ImageNet-1K"]
+    shares = {"accuracy": measured["acc@1"] / 100, "top5_accuracy": measured["acc@5"] / 100}
+    return {"published": {"weights": repr(published), "data": "ImageNet-1K", **shares}}
 
 
 def _input_sizes(found: Recognised, published: WeightsEnum | None) -> dict[str, Any]:

@@ -142,6 +142,13 @@ def imagenet_classes() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
+def imagenet_ids() -> list[str]:
+    """Their 1000 WordNet ids, by which the folders of ImageNet are called; sorted, which is what
+    the order of the logits comes from."""
+    path = Path(__file__).with_name("imagenet_ids.txt")
+    return path.read_text(encoding="utf-8").split()
+
+
 _CATEGORIES = imagenet_classes()
 _VISION = "https://github.com/pytorch/vision/"
 _PAPER = _VISION + "tree/main/references/classification#resnet"

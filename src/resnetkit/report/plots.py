@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..storage import atomic
+from .fonts import drawing
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9721a", "#666666"
 
@@ -29,6 +30,11 @@ def _save(figure: Figure, path: Path) -> None:
 
 def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Loss and accuracy by epoch, for training and validation, from the rows of ``history.csv``."""
+    with drawing([title]) as (title,):
+        _save(_curves(history, title), path)
+
+
+def _curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
@@ -53,7 +59,7 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     )
     axes.margins(x=0.06, y=0.09)  # room for that text
     axes.legend(loc="lower right", frameon=False)
-    _save(figure, path)
+    return figure
 
 
 def learning_rates(
@@ -76,6 +82,11 @@ def learning_rates(
 
 def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
     """Truth by row, prediction by column. Colours are shares of the row; numbers are counts."""
+    with drawing([title, *classes]) as (title, *names):
+        _save(_confusion_matrix(matrix, names, title), path)
+
+
+def _confusion_matrix(matrix: Any, classes: Sequence[str], title: str) -> Figure:
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     numbered = len(classes) <= 50  # beyond, the counts would be too small to read
@@ -96,7 +107,32 @@ def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str
             if count:
                 colour = "white" if shares[i, j] > 0.5 else "black"
                 axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
-    _save(figure, path)
+    return figure
+
+
+def reliability(bins: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Accuracy by probability, from the ``bins`` of the metrics, above how many answers each bin
+    has. On the diagonal a probability means what it says."""
+    with drawing([title]) as (title,):
+        _save(_reliability([row for row in bins if row["pictures"]], title), path)
+
+
+def _reliability(bins: Sequence[dict[str, Any]], title: str) -> Figure:
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    figure.suptitle(title)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    left = [row["from"] for row in bins]
+    width = [row["to"] - row["from"] for row in bins]
+    heights = [row["accuracy"] for row in bins]
+    upper.bar(left, heights, width, align="edge", color=BLUE, alpha=0.75, edgecolor="white")
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    upper.scatter([row["confidence"] for row in bins], heights, color=ORANGE, s=18, zorder=3)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    lower.bar(left, [row["pictures"] for row in bins], width, align="edge", color=GREY)
+    lower.set(xlabel="probability of the answer", ylabel="pictures")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def pictures(
@@ -114,6 +150,17 @@ def pictures(
         captions: one below each.
         marked: which captions to draw in orange; a wrong answer, say.
     """
+    with drawing([title, *captions]) as (title, *lines):
+        _save(_pictures(images, lines, title, marked, columns), path)
+
+
+def _pictures(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    title: str,
+    marked: Sequence[bool],
+    columns: int,
+) -> Figure:
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.35 * columns, 1.7 * rows + 0.5), layout="constrained")
     figure.suptitle(title)
@@ -124,4 +171,4 @@ def pictures(
             axes.imshow(images[i])
             colour = ORANGE if i < len(marked) and marked[i] else "black"
             axes.set_title(captions[i], y=-0.22, fontsize=8, color=colour)
-    _save(figure, path)
+    return figure

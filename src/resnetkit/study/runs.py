@@ -129,7 +129,7 @@ def _begin_or_go_on(
     if record.exists():
         saved = json.loads(record.read_text(encoding="utf-8"))
         # One that was written before a field of recipes was thought of means its default.
-        written = Recipe().with_settings(saved["recipe"])
+        written = Recipe.model_validate({}).with_settings(saved["recipe"])
         saved["recipe"] = written.model_dump(mode="json")
         if minutes is not None:  # the clock may say another number of epochs today
             epochs = {"epochs": saved["recipe"]["epochs"]}

@@ -295,5 +295,5 @@ def finish(
     """Write the last model, and the evidence of what the best one is worth."""
     modelfile.write(run.last, state.evaluated.state_dict(), header)
     evaluation = evaluate_part(run.model, prepared.val.part, "val", device=device, workers=workers)
-    write_end(run, recipe, state.history, evaluation)
+    write_end(run, recipe, state.history, evaluation, device)
     return run.result(recipe, state.history)

@@ -24,7 +24,7 @@ from ..evaluation.evaluate import Evaluation
 from ..models import modelfile
 from ..models.modelfile import Header
 from ..progress import say
-from ..report import plots
+from ..report import html, plots
 from ..runtime import environment
 from .checkpoint import Snapshot, read
 from .preparation import Prepared
@@ -256,9 +256,13 @@ def epoch_line(row: dict[str, Any], timing: dict[str, Any], epochs: int) -> str:
 
 
 def write_end(
-    run: RunFolder, recipe: Recipe, history: Sequence[dict[str, Any]], evaluation: Evaluation
+    run: RunFolder,
+    recipe: Recipe,
+    history: Sequence[dict[str, Any]],
+    evaluation: Evaluation,
+    device: str,
 ) -> None:
-    """The evidence: figures and metrics of the best model, measured from its file."""
+    """The evidence: report, figures and metrics of the best model, measured from its file."""
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
     plots.curves(history, run.path / "curves.png", title)
     accuracy, pictures = evaluation.metrics["accuracy"], evaluation.metrics["pictures"]
@@ -268,4 +272,5 @@ def write_end(
         run.path / "confusion_matrix.png",
         f"{evaluation.split}: {accuracy:.2%} of {pictures} pictures right",
     )
+    html.write(run.path / "report.html", evaluation, run.model, device)
     run.write_json("metrics.json", evaluation.metrics)  # last: its presence says "finished"

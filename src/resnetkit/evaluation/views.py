@@ -1,0 +1,103 @@
+"""Several views of a picture, whose answers are averaged; and other picture sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.cache import Pictures
+from ..data.transforms import Preprocessing, normalize, stack, ten_crops
+from ..errors import RecipeError
+from ..runtime import map_ahead
+
+VIEWS_AT_ONCE = 64
+"""Views in a batch; pictures are ten times fewer where each has ten."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of a picture are shown to the network.
+
+    Args:
+        crops: 1, the centre; or 10, as in the paper's tests: the four corners and the centre,
+            each mirrored too (arXiv:1512.03385, section 3.4).
+        flip: the mirrored picture too; ten crops have it anyway.
+
+    Raises:
+        RecipeError: another number of crops.
+    """
+
+    crops: int = 1
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crops not in (1, 10):
+            raise RecipeError(f"crops is 1 (the centre) or 10 (corners too); got {self.crops}")
+
+    @property
+    def count(self) -> int:
+        """Views of a picture."""
+        return 10 if self.crops == 10 else 1 + self.flip
+
+    def cut(self, pixels: np.ndarray, preprocessing: Preprocessing) -> Sequence[Tensor]:
+        """Working pixels -> views, each ``(3, S, S)`` uint8."""
+        if self.crops == 10:
+            return ten_crops(pixels, preprocessing.resize_size, preprocessing.crop_size)
+        centre = preprocessing.crop(pixels)
+        return [centre, centre.flip(-1)] if self.flip else [centre]
+
+
+def predict_views(
+    model: nn.Module,
+    pictures: Pictures,
+    views: Views,
+    device: torch.device,
+    workers: int,
+    advance: Callable[[str], None],
+) -> Tensor:
+    """``(n, classes)`` float32 on the CPU: the logarithm of the mean of the views' probabilities,
+    so that its softmax is that mean. The network is in eval mode; ``advance`` is called after each
+    `batches`.
+
+    Raises:
+        PictureError: a picture cannot be read.
+    """
+    preprocessing = pictures.preprocessing
+
+    def prepare(indices: np.ndarray) -> Tensor:
+        return stack([view for i in indices for view in views.cut(pictures[int(i)], preprocessing)])
+
+    rows = []
+    chunks = np.array_split(np.arange(len(pictures)), batches(len(pictures), views))
+    with torch.inference_mode():
+        for images in map_ahead(prepare, chunks, workers):
+            shown = model(normalize(images.to(device), preprocessing)).cpu()
+            each = torch.softmax(shown.double(), 1).view(-1, views.count, shown.shape[1])
+            smallest = torch.finfo(torch.float32).tiny
+            rows.append(each.mean(1).clamp(min=smallest).log().float())
+            advance("")
+    return torch.cat(rows).clone()
+
+
+def batches(pictures: int, views: Views) -> int:
+    """Into how many batches so many pictures go."""
+    return -(-pictures // max(1, VIEWS_AT_ONCE // views.count))
+
+
+def at_size(preprocessing: Preprocessing, image_size: int | None) -> Preprocessing:
+    """The same for another picture size, None for its own; the shorter side to which pictures are
+    resized is scaled with it.
+
+    Raises:
+        RecipeError: a size that is not between 1 and 4096.
+    """
+    if image_size is None or image_size == preprocessing.crop_size:
+        return preprocessing
+    if not 1 <= image_size <= 4096:
+        raise RecipeError(f"image size is 1 to 4096 pixels; got {image_size}")
+    resize_size = round(preprocessing.resize_size * image_size / preprocessing.crop_size)
+    return replace(preprocessing, crop_size=image_size, resize_size=max(1, resize_size))

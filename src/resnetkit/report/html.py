@@ -1,0 +1,197 @@
+"""The report: one HTML file with everything in it, which asks nothing of any network."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from ..evaluation.evaluate import Evaluation, confusions
+from ..evaluation.findings import doubtful_labels, least_sure, worst_errors
+from ..models.registry import get_skeleton
+from ..storage import write_text
+from . import charts
+from .charts import Line
+from .record import Record, read
+from .thumbnails import SIDE, thumbnails
+
+WORST, UNSURE, DOUBTFUL = 24, 12, 24
+"""How many pictures are shown at most: with these the page has one or two megabytes."""
+MOST_CONFUSIONS = 12
+
+
+def write(path: Path, found: Evaluation, model_file: str | Path, device: str = "auto") -> None:
+    """Write the report on an evaluation of a model file, which may lie in the folder of a run."""
+    record = read(model_file)
+    worst, unsure = worst_errors(found, WORST), least_sure(found, UNSURE)
+    doubtful, doubts = doubtful_labels(found, DOUBTFUL)
+    shown = thumbnails(record.file, found, worst + unsure + doubtful, device)
+    rows = found.metrics["per_class"]
+    render(
+        path,
+        "report.html",
+        title=_title(record),
+        record=record,
+        found=found,
+        metrics=found.metrics,
+        story=story(record, found),
+        curves=curves([record]),
+        best=best_row(record),
+        rows=[{**row, **extra} for row, extra in zip(rows, _predicted(found), strict=True)],
+        matrix=charts.matrix(np.asarray(found.metrics["confusion_matrix"]), found.classes),
+        confusions=_confusions(found),
+        reliability=charts.reliability(found.metrics["calibration"]["bins"]),
+        worst=worst,
+        unsure=unsure,
+        doubtful=doubtful,
+        doubts=doubts,
+        shown=shown,
+        recipe=recipe_rows(record),
+        environment=environment_rows(record),
+        commands=commands(record, found),
+    )
+
+
+def render(path: Path, template: str, **values: Any) -> None:
+    """Fill in one of the templates; everything that is no `Markup` is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "plain": plain, "command": shlex.quote}
+    text = environment.get_template(template).render(side=SIDE, **values)
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a person reads it.
+
+    >>> percent(0.98765), percent(1.0), percent(0.99999)
+    ('98.8 %', '100 %', '>99.9 %')
+    """
+    text = f"{100 * share:.{digits}f}"
+    if share < 1 and float(text) >= 100:
+        return f">{100 - 10**-digits:.{digits}f} %"
+    return f"{float(text):g} %" if float(text) in (0, 100) else f"{text} %"
+
+
+def plain(value: Any) -> str:
+    """A setting's value as one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _title(record: Record) -> str:
+    data = record.header.data.get("name")
+    return f"{data} · {record.header.architecture}" if data else record.header.architecture
+
+
+def parameters(record: Record) -> int:
+    """Of the network, counted on a skeleton."""
+    header = record.header
+    return sum(p.numel() for p in get_skeleton(header.architecture, **header.options).parameters())
+
+
+def story(record: Record, found: Evaluation) -> dict[str, Any]:
+    """What was trained on what and measured on what, in numbers."""
+    parts = record.header.data.get("parts", {})
+    return {
+        "parameters": parameters(record),
+        "trained_on": parts.get("train", {}).get("count"),
+        "data": record.header.data.get("name"),
+        "epochs": len(record.history) or record.header.recipe.get("epochs"),
+        "classes": len(found.classes),
+        "chosen_on": found.split == "val" and bool(parts),
+        "file": record.file.name,
+    }
+
+
+def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Loss and accuracy by epoch: of one run for both parts, of several for validation alone."""
+    runs = [record for record in records if record.history]
+    panels = []
+    for what in ("loss", "accuracy"):
+        series = []
+        for record in runs:
+            epochs = [row["epoch"] for row in record.history]
+            kinds = {"val": "validation"} if len(records) > 1 else PARTS
+            for part, label in kinds.items():
+                style = f"s{records.index(record)}" if len(records) > 1 else part
+                values = [row[f"{part}_{what}"] for row in record.history]
+                name = record.name if len(records) > 1 else label
+                series.append(Line(name, style, epochs, values))
+        if series:
+            chart = charts.lines(series, "epoch", share=what == "accuracy")
+            panels.append({"what": what, "chart": chart, "series": series})
+    return panels
+
+
+PARTS = {"train": "training (augmented pictures)", "val": "validation"}
+
+
+def best_row(record: Record) -> dict[str, float] | None:
+    """The epoch whose model was kept."""
+    if not record.history:
+        return None
+    return max(record.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+
+
+def _predicted(found: Evaluation) -> list[dict[str, Any]]:
+    """For each class: how often it was the answer, and what it was mistaken for most."""
+    matrix = np.asarray(found.metrics["confusion_matrix"])
+    wrong = matrix - np.diag(np.diag(matrix))
+    rows = []
+    for i, answered in enumerate(matrix.sum(0).tolist()):
+        j = int(wrong[i].argmax())
+        count = int(wrong[i, j])
+        rows.append({"answered": answered, "taken_for": found.classes[j], "times": count})
+    return rows
+
+
+def _confusions(found: Evaluation) -> list[dict[str, Any]]:
+    totals = {row["class"]: row["pictures"] for row in found.metrics["per_class"]}
+    return [
+        {"truth": truth, "answer": answer, "count": count, "share": count / totals[truth]}
+        for truth, answer, count in confusions(found)[:MOST_CONFUSIONS]
+    ]
+
+
+def recipe_rows(record: Record) -> list[tuple[str, str]]:
+    """The settings that the model was trained with."""
+    recipe = record.header.recipe.items()
+    return [(key.replace("_", " "), plain(value)) for key, value in recipe]
+
+
+def environment_rows(record: Record) -> list[tuple[str, str]]:
+    """The machine and the versions."""
+    known = dict(record.environment or {})
+    versions = known.pop("versions", {})
+    known.pop("data", None)
+    rows = [(key.replace("_", " "), plain(value)) for key, value in known.items()]
+    return rows + [(key, str(value)) for key, value in versions.items()]
+
+
+def commands(record: Record, found: Evaluation) -> list[tuple[str, str]]:
+    """(what for, what to type)."""
+    data, file = shlex.quote(record.data or str(found.part.root)), shlex.quote(str(record.file))
+    recipe = shlex.quote(str(record.file.parent / "recipe.yaml"))
+    again = [("train again", f"resnet train {data} --recipe {recipe}")] if record.is_run else []
+    views = found.metrics["views"]
+    more = "" if not views["flip"] else " --crops 10" if views["crops"] == 10 else " --flip"
+    if views["image_size"] != record.header.preprocessing.crop_size:
+        more += f" --image-size {views['image_size']}"
+    measure = f"resnet evaluate {file} {data} --split {found.split}{more}"
+    return [*again, ("measure again", measure), ("use it", f"resnet predict {file} PICTURE...")]

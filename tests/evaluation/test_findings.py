@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnetkit.data.folder import Part
+from resnetkit.data.paths import Paths
+from resnetkit.evaluation import findings
+from resnetkit.evaluation.evaluate import Evaluation
+
+CLASSES = ("a", "b", "c", "never")
+
+
+def made(logits, labels):
+    paths = Paths(f"{i}.png" for i in range(len(labels)))
+    part = Part(Path(), paths, np.asarray(labels, np.int32))
+    return Evaluation(part, "val", CLASSES, torch.as_tensor(logits).float(), {})
+
+
+@pytest.fixture
+def found():
+    chance = np.random.default_rng(5)
+    labels = chance.integers(0, 3, 400)
+    logits = chance.normal(size=(400, 4)) * 1.5
+    logits[np.arange(400), labels] += 2
+    return made(logits, labels)
+
+
+def test_the_worst_errors(found):
+    shares = torch.softmax(found.logits, 1)
+    losses = [-float(torch.log(shares[i, label])) for i, label in enumerate(found.part.labels)]
+    wrong = [i for i in range(400) if int(shares[i].argmax()) != found.part.labels[i]]
+    expected = sorted(wrong, key=lambda i: -losses[i])[:9]
+    worst = findings.worst_errors(found, 9)
+    assert [item.index for item in worst] == expected
+    for item in worst:
+        assert item.suggested == CLASSES[int(shares[item.index].argmax())]
+        assert item.loss == pytest.approx(losses[item.index], rel=1e-4)
+        assert item.probability == pytest.approx(float(shares[item.index].max()), rel=1e-4)
+        assert not item.right
+        assert item.path == f"{item.index}.png"
+
+
+def test_the_least_sure(found):
+    best = torch.softmax(found.logits, 1).amax(1)
+    items = findings.least_sure(found, 400)
+    assert [item.index for item in items] == sorted(range(400), key=lambda i: float(best[i]))
+    assert {item.right for item in items} == {True, False}
+
+
+def test_labels_in_doubt_by_the_rule_written_out(found):
+    shares, labels = torch.softmax(found.logits.double(), 1).numpy(), found.part.labels
+    threshold = [shares[labels == j, j].mean() if (labels == j).any() else 2.0 for j in range(4)]
+    expected = {}
+    for i in range(400):
+        believed = [j for j in range(4) if shares[i, j] >= threshold[j]]
+        if believed:
+            j = max(believed, key=lambda j: shares[i, j])
+            if j != labels[i]:
+                expected[i] = j
+    items, count = findings.doubtful_labels(found, 10**6)
+    assert {item.index: CLASSES.index(item.suggested) for item in items} == expected
+    assert count == len(expected) > 5
+    gaps = [item.probability - item.truth_probability for item in items]
+    assert gaps == sorted(gaps, reverse=True)
+    few, count = findings.doubtful_labels(found, 3)
+    assert ([item.index for item in few], count) == ([item.index for item in items[:3]], len(items))
+
+
+def test_a_planted_wrong_label_comes_first():
+    logits = torch.eye(4)[torch.arange(40) % 3] * 6
+    labels = (np.arange(40) % 3).copy()
+    labels[7] = 2  # it was 1
+    items, count = findings.doubtful_labels(made(logits, labels), 5)
+    assert (count, items[0].index, items[0].truth, items[0].suggested) == (1, 7, "c", "b")
+
+
+def test_disagreements(found):
+    other = made(found.logits.flip(0), found.part.labels)
+    items, count = findings.disagreements([found, other], 12)
+    mine, theirs = found.logits.argmax(1), other.logits.argmax(1)
+    assert count == int((mine != theirs).sum())
+    assert len(items) == 12
+    for item in items:
+        assert item.answers[0][0] == CLASSES[mine[item.index]]
+        assert item.answers[1][0] == CLASSES[theirs[item.index]]
+        assert item.answers[0][0] != item.answers[1][0]
+    assert findings.disagreements([found, found], 5) == ([], 0)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from resnetkit import evaluate
+from resnetkit.evaluation.metrics import probabilities
+from resnetkit.report import files
+
+
+def test_everything_is_written_and_agrees(trained, tmp_path):
+    found = evaluate(trained / "model.safetensors", trained.parent / "data", "all")
+    files.write(found, tmp_path, trained / "model.safetensors")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == found.metrics
+    with (tmp_path / "predictions.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 60
+    shares = probabilities(found.logits)
+    for i, row in enumerate(rows):
+        assert row["path"] == found.part.paths[i]
+        assert row["path"].split("/")[0] == row["truth"]
+        assert row["prediction"] == found.classes[shares[i].argmax()]
+        assert float(row["probability"]) == float(shares[i].max())
+        true = shares[i, found.labels[i]].double()
+        assert float(row["loss"]) == pytest.approx(float(-torch.log(true)), rel=1e-4, abs=1e-6)
+    wrong = sum(row["truth"] != row["prediction"] for row in rows)
+    assert wrong == found.metrics["errors"]
+    with (tmp_path / "per_class.csv").open(newline="") as lines:
+        classes = list(csv.DictReader(lines))
+    assert [row["class"] for row in classes] == ["blue", "green", "red"]
+    assert float(classes[1]["recall"]) == found.metrics["per_class"][1]["recall"]
+    for name in ("confusion_matrix.png", "reliability.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_keep_paths_that_are_no_text(tmp_path):
+    files.write_rows(tmp_path / "x.csv", ["path"], [["r\udcff.png"], ['a "quoted",\nname']])
+    assert b"r\xff.png" in (tmp_path / "x.csv").read_bytes()
+    with (tmp_path / "x.csv").open(newline="", errors="surrogateescape") as lines:
+        assert [row["path"] for row in csv.DictReader(lines)] == [
+            "r\udcff.png",
+            'a "quoted",\nname',
+        ]

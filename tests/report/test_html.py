@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import base64
+import html as standard
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnetkit import evaluate
+from resnetkit.report import html, thumbnails
+from resnetkit.report.record import read
+
+
+def text_of(page):
+    return standard.unescape(re.sub(r"<[^>]+>", " ", page))
+
+
+@pytest.fixture(scope="module")
+def page(trained):
+    return (trained / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_ends_with_a_report(trained, page):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    text = " ".join(text_of(page).split())
+    assert f"{100 * metrics['accuracy']:.1f} %" in text or metrics["accuracy"] == 1
+    assert "data · cifar_resnet20" in text
+    assert "trained for 6 epochs on 51 pictures of data" in text
+    for heading in ("Training", "What is taken for what", "Labels in doubt", "Recipe and repeat"):
+        assert heading in text
+    assert f"resnet train {trained.parent / 'data'} --recipe {trained / 'recipe.yaml'}" in text
+    assert len(page) < 4e6
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
+    assert re.findall(r"url\(|@import|https?://", page) == []
+
+
+def test_the_same_run_gives_the_same_bytes(trained, tmp_path):
+    found = evaluate(trained / "model.safetensors", trained.parent / "data", "val")
+    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    assert (tmp_path / "r.html").read_bytes() == (trained / "report.html").read_bytes()
+
+
+def test_pictures_are_those_of_the_data(trained, tmp_path):
+    found = evaluate(trained / "model.safetensors", trained.parent / "data", "all")
+    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    uris = re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "r.html").read_text())
+    assert len(uris) >= 24
+    for uri in uris[:4]:
+        with Image.open(io.BytesIO(base64.b64decode(uri))) as image:
+            assert image.size == (thumbnails.SIDE, thumbnails.SIDE)
+
+
+def test_names_are_escaped_and_in_any_script(trained, tmp_path, save):
+    """Class names that try to be markup, script, templates; Chinese, Arabic, emoji, long."""
+    from resnetkit import train
+
+    names = ["<img src=x onerror=alert(1)>", "花 زهرة 🌷", "{{ 7 * 7 }}</script>" + "x" * 90]
+    data = save(tmp_path / "data", 8)
+    for folder, name in zip(sorted(data.iterdir()), names, strict=True):
+        folder.rename(data / name.replace("/", "∕"))
+    settings = {"model": "cifar_resnet20", "model_options": {"width": 8}, "image_size": 32}
+    run = train(data, out=tmp_path / "run", epochs=1, batch_size=8, **settings)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "花 زهرة 🌷" in page
+    assert "{{ 7 * 7 }}" in standard.unescape(page)
+    assert page.count("<script") == page.count("</script>")
+
+
+def test_a_picture_that_is_gone_is_said(trained, tmp_path):
+    data = shutil.copytree(trained.parent / "data", tmp_path / "data")
+    found = evaluate(trained / "model.safetensors", data, "val")
+    shutil.rmtree(data)
+    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    assert "the picture is not there any more" in (tmp_path / "r.html").read_text()
+
+
+def test_a_model_file_alone_has_no_curves(trained, tmp_path):
+    copy = shutil.copy(trained / "model.safetensors", tmp_path / "m.safetensors")
+    found = evaluate(copy, trained.parent / "data", "val", calibrate=True, flip=True)
+    html.write(tmp_path / "r.html", found, copy)
+    text = " ".join(text_of((tmp_path / "r.html").read_text()).split())
+    assert "Kept is the model of epoch" not in text
+    assert "--split val --flip" in text
+    assert "a temperature fitted on 9 pictures of val" in text
+    assert not read(copy).is_run
+
+
+def test_shares_and_values_are_readable():
+    assert html.percent(0.5) == "50.0 %"
+    assert html.percent(0.0) == "0 %"
+    assert html.plain({"a": [1, 2.50], "b": None}) == "a 1, 2.5, b none"
+    assert html.plain(False) == "no"
+
+
+def test_heat_is_laid_over_pictures():
+    picture = np.full((8, 8, 3), 100, np.uint8)
+    heat = np.zeros((8, 8))
+    heat[2, 3] = 1
+    found = thumbnails.overlay(picture, heat)
+    assert (abs(found[0, 0].astype(int) - 100) <= 1).all()
+    assert (found[2, 3].astype(int) - 100)[0] > 20  # the hottest place is red
