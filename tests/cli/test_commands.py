@@ -63,7 +63,7 @@ def test_train_evaluate_predict(flat_folder, tmp_path):
     for text in (
         "42 + 6 pictures, 3 classes",
         "No validation part was given",
-        "from ten measured steps",
+        "from a few measured steps",
         "epoch 3/3",
         "runs/squares-cifar_resnet20",
     ):

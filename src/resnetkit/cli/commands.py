@@ -96,6 +96,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run; DATA may be its folder.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the history for TensorBoard too.")
+    ] = False,
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", help="Any other field of the recipe.", metavar="KEY=VALUE"),
@@ -120,6 +123,7 @@ def train(
     given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     given |= parse_settings(settings or [])
     given |= {"device": device, "workers": workers}
+    kept: dict[str, Any] = {"out": out, "resume": resume, "tensorboard": tensorboard}
     if find_lr:
         from ..training.finders import find_lr as run_finder
         from .show import show_learning_rates
@@ -134,7 +138,7 @@ def train(
             seeds_table(train_seeds(data, recipe, seeds=chosen, out=out, resume=resume, **given))
         )
     else:
-        answer(closing_lines(run_training(data, recipe, out=out, resume=resume, **given)))
+        answer(closing_lines(run_training(data, recipe, **kept, **given)))
 
 
 app.command()(evidence.evaluate)

@@ -29,6 +29,7 @@ from ..runtime import Runtime
 from . import parallel, plan, start
 from .checkpoint import Checkpoints
 from .ema import Average
+from .events import Events
 from .interrupts import Interrupts, leave
 from .optim import (
     class_weights,
@@ -62,6 +63,7 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     **settings: Any,
 ) -> Run:
     """Train a network on a folder of pictures.
@@ -79,6 +81,7 @@ def train(
         workers: threads that read pictures; by default one a core. They change no bit.
         resume: go on with a run that was stopped or killed; it ends in the same bits as an
             unbroken one. Where there is nothing to resume yet, begin.
+        tensorboard: write the history for TensorBoard too, into ``tensorboard/`` of the run.
         settings: other values for fields of the recipe, as in ``epochs=5``.
 
     Raises:
@@ -145,7 +148,8 @@ def train(
         say(f"Going on with {run.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
 
     saving = Checkpoints(run.path / "state", chosen.checkpoint_seconds)
-    with saving as checkpoints, Interrupts() as interrupts:
+    watching = Events(run.path / "tensorboard" if tensorboard and where.rank == 0 else None)
+    with saving as checkpoints, watching as events, Interrupts() as interrupts:
         where.once(checkpoints.hold)
         while state.epoch < chosen.epochs and not state.is_stuck(chosen.patience):
             # An epoch of training: order and pictures are f(seed, epoch).
@@ -184,6 +188,7 @@ def train(
             better = state.end_epoch(row, time.perf_counter() - clock)
             header = make_header(prepared, chosen, options, row)
             where.once(write_epoch, run, state, header, better)
+            events.write(row)
             say(epoch_line(row, state.timings[-1], chosen.epochs))
             (signal,) = max(where.gather([interrupts.asked or 0]))
             pause(state, checkpoints, where, run, due=True, signal=int(signal))

@@ -121,11 +121,11 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
 def measure(
     model: nn.Module, recipe: Recipe, runtime: Runtime, batches: int, validated: int
 ) -> float:
-    """Seconds that a run will take, from ten training steps and one of evaluation on a copy of the
+    """Seconds that a run will take, from a few steps of training and evaluation on a copy of the
     network: this process's share of them, not compiled, without the exchange of gradients. The real
     network and every source of chance stay as they are."""
     assert recipe.epochs is not None
-    say("Measuring ten steps.")
+    say("Measuring a few steps.")
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     middle = sorted(sizes)[len(sizes) // 2]
     copy = deepcopy(model)
@@ -176,16 +176,16 @@ def _made_batch(count: int, size: int, runtime: Runtime) -> tuple[torch.Tensor, 
 
 
 def _seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
-    """Median seconds of a step, after one to warm up."""
+    """Median seconds of up to so many steps, after one to warm up; a second of them is enough."""
     step()
-    taken = []
-    for _ in range(times):
+    taken: list[float] = []
+    while len(taken) < times and sum(taken) < 1:
         runtime.synchronize()
         start = time.perf_counter()
         step()
         runtime.synchronize()
         taken.append(time.perf_counter() - start)
-    return sorted(taken)[times // 2]
+    return sorted(taken)[len(taken) // 2]
 
 
 def describe(
@@ -219,7 +219,7 @@ def describe(
         "optimiser": wording.optimiser(recipe),
         "machine": f"{runtime.device}, {runtime.precision}, {processes}{torch.get_num_threads()} "
         f"compute threads, {workers} threads that read pictures",
-        "expected": f"{minutes} (from ten measured steps)",
+        "expected": f"{minutes} (from a few measured steps)",
     }
     lines += [f"{name:14}{text}" for name, text in rows.items()]
     return "\n".join(lines)

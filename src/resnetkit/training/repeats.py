@@ -18,6 +18,8 @@ from . import start
 from .loop import train
 from .run import Run
 
+NO_FIELDS = ("device", "workers", "tensorboard")  # of what `train` takes
+
 
 @dataclass(frozen=True)
 class Repeats:
@@ -70,7 +72,7 @@ def train_seeds(
     """
     if "seed" in settings:
         raise RecipeError("give --seed or --seeds, not both")
-    fields = {k: v for k, v in settings.items() if k not in ("device", "workers")}
+    fields = {k: v for k, v in settings.items() if k not in NO_FIELDS}
     name = f"{folder.read(data).name}-{start.model(recipe, fields)}-seeds"
     path = Path("runs") / name if out is None else Path(out)
     if not resume:
