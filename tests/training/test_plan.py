@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from resnetkit.data import folder
+from resnetkit.data.folder import DataSet, Part
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
@@ -24,13 +28,23 @@ def test_picture_size_follows_the_data(flat_folder):
     assert "stem" not in given.model_options
 
 
-def test_the_network_follows_the_machine():
-    cpu = plan.choose_network(load("fast"), Runtime(torch.device("cpu"), "bf16"))
-    assert (cpu.model, cpu.model_options, cpu.precision) == ("resnet18", {"width": 32}, "bf16")
-    gpu = plan.choose_network(load("fast"), Runtime(torch.device("cuda"), "bf16"))
+def test_the_network_follows_the_machine_and_the_number_of_pictures():
+    few, many = (_made(count) for count in (1999, 2000))
+    cpu = Runtime(torch.device("cpu"), "bf16")
+    narrow = plan.choose_network(load("fast"), few, cpu)
+    assert (narrow.model, narrow.model_options) == ("resnet18", {"width": 16})
+    assert narrow.precision == "bf16"
+    assert plan.choose_network(load("fast"), many, cpu).model_options == {"width": 32}
+    gpu = plan.choose_network(load("fast"), few, Runtime(torch.device("cuda"), "bf16"))
     assert (gpu.model, gpu.model_options) == ("resnet18", {})
     named = load("fast").with_settings({"model": "resnet18"})
-    assert plan.choose_network(named, Runtime(torch.device("cpu"), "fp32")).model_options == {}
+    assert plan.choose_network(named, few, cpu).model_options == {}
+
+
+def _made(count):
+    labels = np.zeros(count, dtype=np.int32)
+    part = Part(Path("photos"), [f"{i}.jpg" for i in range(count)], labels)
+    return DataSet(Path("photos"), ("a",), {"all": part})
 
 
 def test_networks_are_built_with_what_they_know():

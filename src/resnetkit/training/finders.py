@@ -63,7 +63,7 @@ def find_lr(
     listing = folder.read(data)
     where = runtime.pick(device, chosen.precision)
     workers = runtime.default_workers() if workers is None else workers
-    chosen = plan.choose_size(plan.choose_network(chosen, where), listing, where)
+    chosen = plan.choose_size(plan.choose_network(chosen, listing, where), listing, where)
     prepared = prepare(listing, chosen, workers)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
     model, _ = plan.make_network(chosen, len(listing.classes))

@@ -99,7 +99,7 @@ def train(
     recorded = where.once(run.recorded_recipe) if resume else None
     chosen = where.once(start.choose, recipe, settings, recorded)
     where = runtime.pick(device, chosen.precision)
-    chosen = plan.choose_network(chosen, where)
+    chosen = plan.choose_network(chosen, listing, where)
     parallel.check(chosen, where)
     workers = runtime.default_workers() if workers is None else workers
     chosen = plan.choose_size(chosen, listing, where)

@@ -42,7 +42,7 @@ class Recipe(BaseModel):
     # The network
     model: str | None = Field(
         None,
-        description="see `resnet models`; by default resnet18, on a CPU with width 32",
+        description="see `resnet models`; by default resnet18, on a CPU with width 16 or 32",
     )
     model_options: dict[str, Any] = Field(
         default_factory=dict, description="options of the ResNet class, such as stem: small"
@@ -78,7 +78,7 @@ class Recipe(BaseModel):
         "resize_size",
     )
     train_sizes: tuple[Share, Share] = Field(
-        (0.5, 0.85),
+        (0.67, 0.85),
         description="side in training at the start and from half-way on, over image_size",
     )
     crop_scale: tuple[Share, Share] = Field(
@@ -114,9 +114,9 @@ class Recipe(BaseModel):
         None, description="by default as many as show 40,000 pictures, between 16 and 300"
     )
     steps: Positive | None = Field(None, description="length of the run, in place of epochs")
-    batch_size: Positive = Field(32, description="pictures a step, of all processes together")
+    batch_size: Positive = Field(16, description="pictures a step, of all processes together")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = Field(0.003, description="the greatest learning rate")
+    lr: Annotated[float, Field(gt=0)] = Field(0.005, description="the greatest learning rate")
     momentum: Share = Field(0.9, description="of SGD")
     nesterov: bool = Field(True, description="correct SGD's momentum as Nesterov does")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
