@@ -144,7 +144,7 @@ def matrix(counts: np.ndarray, classes: Sequence[str]) -> Markup | None:
             f'fill-opacity="{shade:.2f}"/>'
         )
         if named:
-            dark = " light" if shade > 0.55 else ""
+            dark = " light" if shade > 0.5 else ""
             middle = f'x="{x + cell / 2:.1f}" y="{y + 0.5 * cell + min(5.0, 0.16 * cell):.1f}"'
             parts.append(
                 f'<text class="n{dark}" font-size="{min(14.0, 0.46 * cell):.1f}" {middle}>'

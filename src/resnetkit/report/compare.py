@@ -73,7 +73,7 @@ def write(
         title=" and ".join(names),
         names=names,
         records=records,
-        curves=curves(records),
+        curves=curves(records, names),
         metrics=[item.metrics for item in found] if found else [r.metrics for r in records],
         parameters=[parameters(record) for record in records],
         best=[best_row(record) for record in records],

@@ -119,19 +119,21 @@ def story(record: Record, found: Evaluation) -> dict[str, Any]:
     }
 
 
-def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Loss and accuracy by epoch: of one run for both parts, of several for validation alone."""
-    runs = [record for record in records if record.history]
+def curves(records: Sequence[Record], names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Loss and accuracy by epoch: of one run for both parts; of several, which have these names,
+    for validation alone."""
     panels = []
     for what in ("loss", "accuracy"):
         series = []
-        for record in runs:
+        for i, record in enumerate(records):
+            if not record.history:
+                continue
             epochs = [row["epoch"] for row in record.history]
-            kinds = {"val": "validation"} if len(records) > 1 else PARTS
+            kinds = {"val": "validation"} if names else PARTS
             for part, label in kinds.items():
-                style = f"s{records.index(record)}" if len(records) > 1 else part
+                style = f"s{i}" if names else part
                 values = [row[f"{part}_{what}"] for row in record.history]
-                name = record.name if len(records) > 1 else label
+                name = names[i] if names else label
                 series.append(Line(name, style, epochs, values))
         if series:
             chart = charts.lines(series, "epoch", share=what == "accuracy")

@@ -14,6 +14,7 @@ from ..storage import atomic
 from .fonts import drawing
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9721a", "#666666"
+LONGEST = 30  # characters of a name beside the matrix
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -82,7 +83,8 @@ def learning_rates(
 
 def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
     """Truth by row, prediction by column. Colours are shares of the row; numbers are counts."""
-    with drawing([title, *classes]) as (title, *names):
+    short = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in classes]
+    with drawing([title, *short]) as (title, *names):
         _save(_confusion_matrix(matrix, names, title), path)
 
 
