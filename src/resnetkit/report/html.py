@@ -113,6 +113,7 @@ def story(record: Record, found: Evaluation) -> dict[str, Any]:
         "trained_on": parts.get("train", {}).get("count"),
         "data": record.header.data.get("name"),
         "epochs": len(record.history) or record.header.recipe.get("epochs"),
+        "weights": Path(str(record.header.recipe.get("weights", "none"))).name,
         "classes": len(found.classes),
         "chosen_on": found.split == "val" and bool(parts),
         "file": record.file.name,
