@@ -209,8 +209,9 @@ def put(folder: Path, contents: dict[str, bytes]) -> list[Path]:
 
 
 def by_pillow(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        turned = ImageOps.exif_transpose(image)
+    image = Image.open(path)
+    turned = ImageOps.exif_transpose(image).copy()
+    image.close()  # leaving a `with` would keep the file of several frames open
     if not turned.has_transparency_data:
         return np.asarray(turned.convert("RGB"))
     white = Image.new("RGBA", turned.size, "white")

@@ -60,7 +60,7 @@ def test_transparency_lies_on_white():
         (torch.zeros(8, 8, 3), r"a tensor is \(3, H, W\)"),
         (np.zeros((0, 4, 3), np.uint8), "without pixels"),
         (np.zeros((4,), np.uint8), r"got \(4,\)"),
-        ("nul\0byte.png", "cannot be read"),
+        ("nul\0byte.png", "embedded null byte"),
         (5, "expected a path, bytes, a PIL picture, an array or a tensor; got int"),
         (None, "got NoneType"),
         (b"", "empty"),

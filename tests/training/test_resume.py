@@ -138,7 +138,9 @@ def test_two_runs_never_write_to_one_folder(flat_folder, small, tmp_path):
     train(tmp_path / "run", resume=True)
 
 
-def test_a_signal_is_noted_first_and_stops_the_second_time():
+def test_a_signal_is_noted_first_and_stops_the_second_time(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.asked == signal.SIGINT

@@ -21,9 +21,8 @@ from ..data.loader import Batch, Loader, shares
 from ..data.mixing import mix
 from ..data.transforms import normalize
 from ..errors import TrainingError
-from ..evaluation.evaluate import evaluate_part, predict_logits
+from ..evaluation.evaluate import predict_logits
 from ..evaluation.metrics import accuracy_and_loss
-from ..models import modelfile
 from ..progress import bar, say
 from ..runtime import Runtime
 from . import parallel, plan, start
@@ -44,11 +43,11 @@ from .run import (
     Run,
     RunFolder,
     epoch_line,
+    finish,
     is_run,
     make_header,
     recorded_data,
     write_beginning,
-    write_end,
     write_epoch,
 )
 from .state import State
@@ -286,19 +285,3 @@ def validate(state: State, prepared: Prepared, where: Runtime, workers: int) -> 
     """Accuracy and loss on the validation part."""
     logits = predict_logits(state.evaluated, prepared.val, where.device, workers)
     return accuracy_and_loss(logits, prepared.val.labels())
-
-
-def finish(
-    run: RunFolder,
-    state: State,
-    header: modelfile.Header,
-    prepared: Prepared,
-    recipe: Recipe,
-    device: str,
-    workers: int,
-) -> Run:
-    """Write the last model, and the evidence of what the best one is worth."""
-    modelfile.write(run.last, state.evaluated.state_dict(), header)
-    evaluation = evaluate_part(run.model, prepared.val.part, "val", device=device, workers=workers)
-    write_end(run, recipe, state.history, evaluation, device)
-    return run.result(recipe, state.history)

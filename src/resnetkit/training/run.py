@@ -20,7 +20,7 @@ from ..data.folder import DataSet
 from ..data.loader import Loader
 from ..data.transforms import stack
 from ..errors import OutputError
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import evaluate_part
 from ..models import modelfile
 from ..models.modelfile import Header
 from ..progress import say
@@ -263,22 +263,27 @@ def epoch_line(row: dict[str, Any], timing: dict[str, Any], epochs: int) -> str:
     )
 
 
-def write_end(
+def finish(
     run: RunFolder,
+    state: State,
+    header: Header,
+    prepared: Prepared,
     recipe: Recipe,
-    history: Sequence[dict[str, Any]],
-    evaluation: Evaluation,
     device: str,
-) -> None:
-    """The evidence: report, figures and metrics of the best model, measured from its file."""
+    workers: int,
+) -> Run:
+    """Write the last model, and the evidence: report, figures and metrics of the best one, measured
+    from its file."""
+    modelfile.write(run.last, state.evaluated.state_dict(), header)
+    found = evaluate_part(run.model, prepared.val.part, "val", device=device, workers=workers)
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
-    plots.curves(history, run.path / "curves.png", title)
-    accuracy, pictures = evaluation.metrics["accuracy"], evaluation.metrics["pictures"]
+    plots.curves(state.history, run.path / "curves.png", title)
     plots.confusion_matrix(
-        evaluation.metrics["confusion_matrix"],
-        evaluation.classes,
+        found.metrics["confusion_matrix"],
+        found.classes,
         run.path / "confusion_matrix.png",
-        f"{evaluation.split}: {accuracy:.2%} of {pictures} pictures right",
+        f"val: {found.metrics['accuracy']:.2%} of {found.metrics['pictures']} pictures right",
     )
-    html.write(run.path / "report.html", evaluation, run.model, device)
-    run.write_json("metrics.json", evaluation.metrics)  # last: its presence says "finished"
+    html.write(run.path / "report.html", found, run.model, device)
+    run.write_json("metrics.json", found.metrics)  # last: its presence says "finished"
+    return run.result(recipe, state.history)
