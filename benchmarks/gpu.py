@@ -231,7 +231,9 @@ def heading(where: runtime.Runtime, product: float, copy: float) -> list[str]:
     versions = machine["versions"] | {"python": machine["python"], "CUDA": torch.version.cuda}
     if importlib.util.find_spec("timm"):
         versions["timm"] = importlib.metadata.version("timm")
-    device = machine["gpu"] if where.device.type == "cuda" else f"no GPU: {machine['processor']}"
+    device = (
+        machine["gpu"] if where.device.type == "cuda" else f"{machine['processor']}, without a GPU"
+    )
     return [
         f"# On {device}\n",
         f"    python {shlex.join(sys.argv)}\n",
