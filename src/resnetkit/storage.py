@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import OutputError
+from .errors import OutputError, ResnetkitError
 
 
 @contextlib.contextmanager
@@ -24,7 +24,8 @@ def atomic(path: Path) -> Iterator[Path]:
     crash leaves either the old file or the new one. On an exception the old one stays.
 
     Raises:
-        OutputError: there is no writing to that folder, or ``path`` is a folder itself.
+        OutputError: there is no writing to that folder, the disk is full or fails, or ``path`` is a
+            folder itself.
     """
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +33,8 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
         with _told(path):
+            yield temporary
             publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -43,6 +44,8 @@ def atomic(path: Path) -> Iterator[Path]:
 def _told(path: Path) -> Iterator[None]:
     try:
         yield
+    except ResnetkitError:
+        raise
     except OSError as error:
         why = error.strerror or str(error)
         told = OutputError(f"{path} cannot be written ({why}); name a place that can be")

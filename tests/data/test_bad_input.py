@@ -209,8 +209,8 @@ def put(folder: Path, contents: dict[str, bytes]) -> list[Path]:
 
 
 def by_pillow(path: Path) -> np.ndarray:
-    image = Image.open(path)
-    turned = ImageOps.exif_transpose(image) if "exif" in image.info else image
+    with Image.open(path) as image:
+        turned = ImageOps.exif_transpose(image)
     if not turned.has_transparency_data:
         return np.asarray(turned.convert("RGB"))
     white = Image.new("RGBA", turned.size, "white")

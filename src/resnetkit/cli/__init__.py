@@ -32,9 +32,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("resnet: interrupted", file=sys.stderr)
         sys.exit(130)
-    except PermissionError as error:
-        print(f"resnet: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
     except BrokenPipeError:  # the reader of our output has left; end as SIGPIPE ends others
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a disk that is full or fails, a folder that may not be read
+        named = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"resnet: {named}", file=sys.stderr)
+        sys.exit(1)

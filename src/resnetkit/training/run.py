@@ -31,6 +31,8 @@ from .preparation import Prepared
 from .recipe import Recipe, load
 from .state import State
 
+FIRST = "environment.json"  # what a run writes first; no person makes a file of this name
+
 
 @dataclass(frozen=True)
 class Run:
@@ -89,7 +91,7 @@ class RunFolder:
         path = Path(out) if out is not None else taken[-1] if taken else Path("runs") / name
         saved = read(path / "state") if is_run(path) else None
         if saved is None:
-            if not is_run(path):
+            if not is_run(path) and not _stopped_at_once(path):
                 storage.refuse_used(path)
             say(f"There is nothing to resume in {path} yet; beginning.")
         return cls(path), saved
@@ -106,7 +108,8 @@ class RunFolder:
         """
         try:
             if self._named:
-                if not is_run(self.path):  # one that saved nothing yet is begun anew
+                # One that saved nothing yet is begun anew.
+                if not is_run(self.path) and not _stopped_at_once(self.path):
                     storage.refuse_used(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
                 return
@@ -171,12 +174,17 @@ def _numbered(name: str) -> Iterator[Path]:
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether this is the folder of a run."""
-    return (Path(path) / "recipe.yaml").is_file() and (Path(path) / "environment.json").is_file()
+    return (Path(path) / "recipe.yaml").is_file() and (Path(path) / FIRST).is_file()
+
+
+def _stopped_at_once(path: Path) -> bool:
+    """Whether a run wrote its first file there, and was killed before the second."""
+    return path.is_dir() and [p.name for p in path.iterdir() if p.name[0] != "."] == [FIRST]
 
 
 def recorded_data(path: str | os.PathLike[str]) -> str:
     """The data that the run in this folder was begun with."""
-    environment = json.loads((Path(path) / "environment.json").read_text(encoding="utf-8"))
+    environment = json.loads((Path(path) / FIRST).read_text(encoding="utf-8"))
     return str(environment["data"])
 
 
@@ -190,8 +198,8 @@ def write_beginning(
         OutputError: it cannot be made.
     """
     run.claim()
+    run.write_json(FIRST, {"data": str(Path(data).absolute()), **environment()})
     run.write_text("recipe.yaml", recipe.to_yaml())
-    run.write_json("environment.json", {"data": str(Path(data).absolute()), **environment()})
     run.write_json("classes.json", list(prepared.data.classes))
     if prepared.made_split:
         run.write_split(prepared.data)
