@@ -4,9 +4,9 @@
 
 CIFAR10 is a folder with ``train/<class>/``: a ResNet-18 of half the width is trained on it at 64 px
 for 2,600 steps of 64 pictures (about four minutes on two cores). Then a tenth of the signs and of
-the clothing, at 64 px, three seeds each: ``finetune`` from that file for 20 epochs, and ``fast`` from
-random weights for as many epochs as take the same time, with the same network and with its default
-one. Another tenth chooses the epoch; the accuracy is that on pictures that no run saw.
+the clothing, at 64 px, three seeds each: ``finetune`` from that file for 20 epochs, and ``fast``
+from random weights for as many epochs as take the same time, with the same network and with its
+default one. Another tenth chooses the epoch; the accuracy is that on pictures that no run saw.
 """
 
 from __future__ import annotations
