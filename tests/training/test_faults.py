@@ -45,7 +45,7 @@ def named(done: subprocess.CompletedProcess[str]) -> bool:
     if done.returncode:
         assert done.returncode == 1, done.stderr[-3000:]
         assert re.search(
-            r"^resnet: .*(cannot be|error|full|large)", done.stderr, re.MULTILINE | re.I
+            r"^resnet: .*(cannot be|error|full|large|no usable)", done.stderr, re.MULTILINE | re.I
         )
     return done.returncode != 0
 
