@@ -27,7 +27,7 @@ def test_a_run_leaves_what_it_promises(trained):
     assert names >= {
         "model.safetensors", "last.safetensors", "recipe.yaml", "classes.json", "split.csv",
         "history.csv", "timings.csv", "metrics.json", "environment.json", "train_batch.png",
-        "val_batch.png", "curves.png", "confusion_matrix.png",
+        "val_batch.png", "curves.png", "confusion_matrix.png", "report.html",
     }  # fmt: skip
     assert json.loads((trained / "classes.json").read_text()) == ["blue", "green", "red"]
     with (trained / "history.csv").open() as lines:
