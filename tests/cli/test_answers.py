@@ -99,6 +99,7 @@ def test_save_images(model, pictures, tmp_path):
     assert b"is in use" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_rows_is_continued(model, pictures, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     sources = [tmp_path / "bad.png", pictures, pictures, tmp_path / "gone"]

@@ -35,6 +35,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     assert "--depths" in done.stdout
 
 
+@pytest.mark.slow
 def test_tables_as_text_json_and_files(tmp_path):
     done = resnet("tables", "--format", "json", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
