@@ -75,7 +75,9 @@ def calls(trace: Path, name: str) -> int:
     ("call", "error"), [("fsync", "EIO"), ("rename", "ENOSPC"), ("rename", "EIO")]
 )
 def test_every_call_may_fail_once(whole, tmp_path, call, error):
-    """The first, the second, ... flush or rename of a run fails."""
+    """A flush or rename of a run fails: six of them from the first to the last, or with
+    RESNETKIT_EVERY_CALL=1 (a quarter of an hour) every one. The failures of all are simulated in
+    test_checkpoint.py."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: NO FAILING DISK IS TESTED (apt-get install strace)")
     data, unbroken = whole
@@ -87,18 +89,24 @@ def test_every_call_may_fail_once(whole, tmp_path, call, error):
     assert probe.returncode == 0, probe.stderr
     count = calls(trace, call)
     assert count >= 8
-    failed = 0
-    for number in range(1, count + 1):
+    chosen = range(1, count + 1)
+    if "RESNETKIT_EVERY_CALL" not in os.environ:
+        chosen = sorted({1 + round(i * (count - 1) / 8) for i in range(6)})
+    tried = failed = 0
+    for number in chosen:
         out = tmp_path / f"run{number}"
         inject = ["-e", f"inject={call}:error={error}:when={number}"]
         done = run([*inside, *inject, *command(data, out)])
-        assert "(INJECTED)" in trace.read_text(), number
+        if "(INJECTED)" not in trace.read_text():
+            break  # strace counts in each thread for itself, and none makes so many
+        tried += 1
         failed += named(done)
         again = run(command(data, out))
         assert again.returncode == 0, (number, again.stderr)
         same(unbroken, out)
         shutil.rmtree(out)
-    assert failed > count // 2
+    assert tried >= 4
+    assert failed > tried // 2
 
 
 @pytest.mark.parametrize("room", [0, 100, 5_000, 100_000, 300_000])
