@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train, evaluate and predict on the embedded handwritten digits
 	$(BIN)/resnet demo
 
-test: $(STAMP)  ## everything quick: under 4 minutes on two cores
+test: $(STAMP)  ## everything quick: about five minutes on two cores
 	$(BIN)/python -m pytest
 
 test-all: lint  ## the slow ones too, and the linters: what CI runs
