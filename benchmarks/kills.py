@@ -11,7 +11,6 @@ where a file of the end has other bits than the unbroken run's.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from resnetkit import train
 from resnetkit.data.digits import write_digits
+from resnetkit.training import checkpoint
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json")
 SETTINGS = {
@@ -53,8 +53,8 @@ def start(data: Path, out: Path) -> int:
 
 def saved(out: Path) -> dict[str, int]:
     """Where the newest generation is; step -1 where there is none yet."""
-    manifest = out / "state" / "manifest.json"
-    return json.loads(manifest.read_text()) if manifest.exists() else {"step": -1, "batch": 0}
+    newest = checkpoint.read(out / "state")
+    return {"step": -1, "batch": 0} if newest is None else newest.values
 
 
 def kill_one(data: Path, out: Path, chance: random.Random, early: bool) -> str:
@@ -92,7 +92,7 @@ def main() -> None:
         back += len(steps) > 1 and steps[-1] < steps[-2]
     os.waitpid(start(data, out), 0)
     same = [n for n in FILES if (out / n).read_bytes() == (base / "whole" / n).read_bytes()]
-    total = json.loads((base / "whole/state/manifest.json").read_text())["step"]
+    total = saved(base / "whole")["step"]
     print(f"unbroken run             {total} steps in {seconds:.0f} s")
     print(f"kills                    {kills}: {', '.join(f'{n} {m}' for m, n in moments.items())}")
     print(f"saved step after kills   {steps[0]} to {steps[-1]}; went back {back} times")

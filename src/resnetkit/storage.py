@@ -27,17 +27,28 @@ def atomic(path: Path) -> Iterator[Path]:
         OutputError: there is no writing to that folder, the disk is full or fails, or ``path`` is a
             folder itself.
     """
+    with temporary(path) as unfinished:
+        yield unfinished
+        publish(unfinished, path)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside ``path``, for `publish`; what is left there is removed.
+
+    Raises:
+        OutputError: as `atomic`.
+    """
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
-    temporary = Path(name)
+    unfinished = Path(name)
     try:
         with _told(path):
-            yield temporary
-            publish(temporary, path)
+            yield unfinished
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,16 @@ from resnetkit.training import checkpoint
 from resnetkit.training.checkpoint import Checkpoints, Snapshot
 
 
-def snapshot(step):
-    values = {"step": step, "epoch": step // 10, "batch": step % 10, "loss": 0.1 + step}
-    return Snapshot({"w": torch.full((3, 2), float(step))}, values)
+def snapshot(step, epoch=0):
+    return Snapshot({"w": torch.full((3, 2), float(step))}, {"step": step, "epoch": epoch})
+
+
+def saved(folder, *steps):
+    """A folder with generations of these steps, as a run leaves them."""
+    before = None
+    for step in steps:
+        before = checkpoint.write(folder, snapshot(step), before)
+    return before
 
 
 def step_in(folder):
@@ -28,48 +33,43 @@ def step_in(folder):
 
 
 def test_the_newest_is_read_and_two_generations_are_kept(tmp_path):
-    assert checkpoint.read(tmp_path / "state") is None
-    for step in (5, 17, 23):
-        checkpoint.write(tmp_path / "state", snapshot(step))
-        assert checkpoint.read(tmp_path / "state").values == snapshot(step).values
-    names = {path.name for path in (tmp_path / "state").iterdir()}
-    assert names == {
-        "manifest.json", "previous.json", "000000017.json", "000000017.safetensors",
-        "000000023.json", "000000023.safetensors",
-    }  # fmt: skip
-    manifest = json.loads((tmp_path / "state" / "manifest.json").read_text())
-    assert (manifest["step"], manifest["epoch"], manifest["batch"]) == (23, 2, 3)
-    for name, digest in manifest["files"].items():
-        assert storage.sha256(tmp_path / "state" / name) == digest
+    state = tmp_path / "state"
+    assert checkpoint.read(state) is None
+    newest = saved(state, 5, 17, 23)
+    assert checkpoint.read(state).values == snapshot(23).values
+    assert checkpoint.read(state).generation == newest
+    digests = [path.name for path in sorted(state.iterdir())]
+    assert [name[:7] for name in digests] == ["000002-", "000003-"]
+    assert digests[1] == f"000003-{storage.sha256(newest)}.safetensors"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "000000023.json", "000000023.safetensors"])
-@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
-def test_a_damaged_newest_generation_falls_back_aloud(tmp_path, capsys, name, how):
-    for step in (17, 23):
-        checkpoint.write(tmp_path, snapshot(step))
-    path = tmp_path / name
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "remove", "folder"])
+def test_a_damaged_newest_generation_falls_back_aloud(tmp_path, capsys, how):
+    path = saved(tmp_path, 17, 23)
     contents = bytearray(path.read_bytes())
+    path.unlink()
     if how == "flip":
         contents[len(contents) // 2] ^= 1
         path.write_bytes(bytes(contents))
-    elif how == "cut":
-        path.write_bytes(contents[: len(contents) // 2])
-    else:
-        path.unlink()
-    assert step_in(tmp_path) == 17
-    if (name, how) != ("manifest.json", "remove"):
-        assert "damaged" in capsys.readouterr().err
-    checkpoint.write(tmp_path, snapshot(31))  # and life goes on
+    elif how in ("cut", "empty"):
+        path.write_bytes(contents[: len(contents) // 2 if how == "cut" else 0])
+    elif how == "folder":
+        path.mkdir()
+    found = checkpoint.read(tmp_path)
+    assert found.values["step"] == 17
+    assert ("damaged" in capsys.readouterr().err) == (how != "remove")
+    if how == "folder":
+        path.rmdir()
+    newer = checkpoint.write(tmp_path, snapshot(31), found.generation)  # and life goes on
+    assert set(tmp_path.iterdir()) == {found.generation, newer}  # both of them whole
     assert step_in(tmp_path) == 31
 
 
 def test_two_damaged_generations_are_an_error(tmp_path):
-    for step in (17, 23):
-        checkpoint.write(tmp_path, snapshot(step))
+    saved(tmp_path, 17, 23)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"No saved state can be read.*manifest.*previous"):
+    with pytest.raises(TrainingError, match=r"No saved state can be read.*000002.*000001"):
         checkpoint.read(tmp_path)
 
 
@@ -78,21 +78,22 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("operation", ["fsync", "replace", "unlink", "mkstemp"])
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
-    tmp_path, monkeypatch, operation
+    tmp_path, monkeypatch, operation, damaged
 ):
-    """Fail at the n-th fsync, rename, unlink or new file of a save, for every n there is."""
-    real = {
-        "fsync": os.fsync, "replace": os.replace, "unlink": os.unlink,
-        "mkstemp": storage.tempfile.mkstemp,
-    }[operation]  # fmt: skip
-    n, done = 0, False
+    """Fail at the n-th fsync, rename, unlink or new file, for every n there is, while a step is
+    saved a second time: at the end of an epoch only the place has changed since its last batch.
+    """
+    owner = storage.tempfile if operation == "mkstemp" else os
+    real, n, done = getattr(owner, operation), 0, False
     while not done:
         n += 1
         folder = tmp_path / f"{operation}-{n}"
-        checkpoint.write(folder, snapshot(1))
-        checkpoint.write(folder, snapshot(2))
-        calls = 0
+        newest = saved(folder, 1, 2)
+        if damaged:
+            newest.write_bytes(b"")
+        before, calls = checkpoint.read(folder), 0
 
         def failing(*args, **kwargs):
             nonlocal calls
@@ -101,18 +102,20 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
                 raise Stop
             return real(*args, **kwargs)
 
-        owner = storage.tempfile if operation == "mkstemp" else os
         with monkeypatch.context() as patch:
             patch.setattr(owner, operation, failing)
             try:
-                checkpoint.write(folder, snapshot(3))
+                checkpoint.write(folder, snapshot(2, epoch=1), before.generation)
                 done = True
             except Stop:
                 pass
-        assert step_in(folder) in ((3,) if done else (2, 3))
-        checkpoint.write(folder, snapshot(4))
+        left = checkpoint.read(folder)
+        assert left.values in (snapshot(2, epoch=1).values, before.values)
+        assert not done or left.values["epoch"] == 1
+        checkpoint.write(folder, snapshot(4), left.generation)
         assert step_in(folder) == 4
-    assert n > 2
+        assert set(checkpoint.generations(folder)[1][2:]) == {left.generation}
+    assert n > 1
 
 
 def test_saving_goes_on_in_the_background_and_its_errors_come_back(tmp_path, monkeypatch):
@@ -136,7 +139,7 @@ def test_saving_goes_on_in_the_background_and_its_errors_come_back(tmp_path, mon
     checkpoints.save(snapshot(5))
     checkpoints.finish()
     assert step_in(tmp_path / "state") == 5
-    assert len(list(Path(tmp_path / "state").iterdir())) == 3
+    assert len(list((tmp_path / "state").iterdir())) == 1
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

@@ -205,7 +205,7 @@ def test_a_process_that_dies_stops_the_other_and_the_run_ends_in_the_same_bits(
         assert done.returncode == 1
         assert "another process of this run has ended" in done.stderr
         assert (tmp_path / "0").read_text() == "1"
-    assert json.loads((out / "state" / "manifest.json").read_text())["step"] == 2 + 4
+    assert checkpoint.read(out / "state").values["step"] == 2 + 4
     done = run(torchrun("-m", "resnetkit", "train", "--resume", out))
     assert done.returncode == 0, done.stderr
     for name in FILES:
@@ -236,9 +236,8 @@ def test_a_signal_saves_and_stops_all(flat_folder, tmp_path, script, to):
     begin = ["train", flat_folder, *FLAGS, "--out", out, "--set", "epochs=60"]
     command = torchrun(script(COMMAND), "wait", 0, tmp_path, *begin)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    manifest = out / "state" / "manifest.json"
     deadline = time.monotonic() + 120
-    while not manifest.exists():
+    while not checkpoint.generations(out / "state"):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

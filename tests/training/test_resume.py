@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -14,7 +13,7 @@ import torch
 
 from resnetkit import storage, train
 from resnetkit.errors import Interrupted, OutputError, TrainingError
-from resnetkit.training import loop
+from resnetkit.training import checkpoint, loop
 from resnetkit.training.interrupts import Interrupts, leave
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
@@ -62,8 +61,8 @@ def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkey
             stop_after(patch, steps)
             with pytest.raises(Stop):
                 train(flat_folder, out=out, resume=True, workers=steps, **settings)
-        manifest = json.loads((out / "state" / "manifest.json").read_text())
-        assert manifest["batch"] == {1: 1, 2: 3, 4: 2}[steps]  # five batches make an epoch
+        saved = checkpoint.read(out / "state").values
+        assert saved["batch"] == {1: 1, 2: 3, 4: 2}[steps]  # five batches make an epoch
     run = train(flat_folder, out=out, resume=True, **settings)
     same(whole.folder, run.folder)
     assert run.metrics == whole.metrics
@@ -162,9 +161,8 @@ def command(data, out):
 
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(flat_folder, tmp_path):
     process = subprocess.Popen(command(flat_folder, tmp_path / "run"), stderr=subprocess.PIPE)
-    manifest = tmp_path / "run" / "state" / "manifest.json"
     deadline = time.monotonic() + 120
-    while not manifest.exists():
+    while not checkpoint.generations(tmp_path / "run" / "state"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -180,14 +178,14 @@ def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
     whole = subprocess.run(command(flat_folder, tmp_path / "whole"), capture_output=True)
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "killed"
-    manifest = out / "state" / "manifest.json"
     steps, mid_epoch, kills = [], 0, 0
     while kills < 10:
         process = subprocess.Popen(command(flat_folder, out), stderr=subprocess.DEVNULL)
         start = steps[-1] if steps else -1
         deadline = time.monotonic() + 120
         while process.poll() is None:  # wait until this process has saved something new
-            if manifest.exists() and json.loads(manifest.read_text())["step"] > start:
+            saved = checkpoint.read(out / "state")
+            if saved is not None and saved.values["step"] > start:
                 break
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -195,7 +193,7 @@ def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
         process.kill()
         process.wait()
         kills += 1
-        saved = json.loads(manifest.read_text())
+        saved = checkpoint.read(out / "state").values
         assert saved["step"] >= start
         steps.append(saved["step"])
         mid_epoch += saved["batch"] > 0

@@ -1,14 +1,15 @@
 """The full state of a run on disk: two generations, checksummed, atomic.
 
-``state/manifest.json`` names the newest generation and ``state/previous.json`` the one before. A
-generation is two files, tensors and values, that are complete before a manifest names them; so a
-crash at any write, fsync or rename leaves at least one generation that can be read.
+A generation is one file, ``state/000012-<sha256>.safetensors``: its number in the order of saving,
+and the checksum of what it holds. It gets this name once it is complete, and no file is ever
+written again; so a crash at any write, fsync or rename leaves the generations before it untouched.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import re
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -16,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import storage
 from ..errors import OutputError, TrainingError
 from ..progress import say
 
-NEWEST, PREVIOUS, LOCK = "manifest.json", "previous.json", ".lock"
+LOCK = ".lock"
+GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class Snapshot:
     Args:
         tensors: weights, buffers and moments, by name.
         values: everything else, as JSON; ``step``, ``epoch`` and ``batch`` say where it is.
+        generation: which one it was read from.
     """
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
+    generation: Path | None = None
 
 
 class Checkpoints:
@@ -46,12 +50,15 @@ class Checkpoints:
     Args:
         folder: ``state/`` of the run.
         seconds: between two saves, for `due`.
+        resumed: the snapshot that the run goes on from. It is kept until two newer ones are there;
+            one that turned out to be damaged is not.
     """
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(self, folder: Path, seconds: float, resumed: Snapshot | None = None) -> None:
         self.folder, self.seconds = folder, seconds
+        self._before = None if resumed is None else resumed.generation
         self._last = time.monotonic()
-        self._pending: Future[None] | None = None
+        self._pending: Future[Path] | None = None
         self._lock = ExitStack()
 
     def __enter__(self) -> Checkpoints:
@@ -90,7 +97,7 @@ class Checkpoints:
         # and as long as that team lives, OpenMP thinks the machine is overbooked and halves the
         # speed of training.
         writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = writer.submit(write, self.folder, snapshot)
+        self._pending = writer.submit(write, self.folder, snapshot, self._before)
         writer.shutdown(wait=False)
 
     def wait(self) -> None:
@@ -102,7 +109,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         try:
             if pending is not None:
-                pending.result()
+                self._before = pending.result()
         except OSError as error:
             raise OutputError(
                 f"The state cannot be saved to {self.folder} ({error.strerror}). What was saved "
@@ -112,58 +119,51 @@ class Checkpoints:
     def finish(self) -> None:
         """Wait, and keep only the newest generation."""
         self.wait()
-        (self.folder / PREVIOUS).unlink(missing_ok=True)
-        _clean(self.folder, set(_files_of((self.folder / NEWEST).read_text(encoding="utf-8"))))
+        _clean(self.folder, {self._before})
 
 
-def write(folder: Path, snapshot: Snapshot) -> None:
-    """Make ``snapshot`` the newest generation, and the newest the previous one."""
-    name = f"{snapshot.values['step']:09d}"
-    files = {}
-    with storage.atomic(folder / f"{name}.safetensors") as temporary:
-        plain = {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}
+def write(folder: Path, snapshot: Snapshot, before: Path | None = None) -> Path:
+    """Make ``snapshot`` the newest generation, keep that and ``before``, and return its path."""
+    number = max((number for number, _, _ in generations(folder)), default=0) + 1
+    plain = {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}
+    with storage.temporary(folder / f"{number:06d}") as unfinished:
         try:
-            save_file(plain, temporary)
+            save_file(plain, unfinished, {"values": json.dumps(snapshot.values)})
         except SafetensorError as error:  # its word for a full disk, too
             raise OSError(errno.EIO, str(error)) from error
-        files[f"{name}.safetensors"] = storage.sha256(temporary)
-    with storage.atomic(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(snapshot.values))
-        files[f"{name}.json"] = storage.sha256(temporary)
-    newest = folder / NEWEST
-    keep = set(files)
-    if newest.exists():
-        old = newest.read_text(encoding="utf-8")
-        keep |= set(_files_of(old))
-        storage.write_text(folder / PREVIOUS, old)
-    place = {key: snapshot.values[key] for key in ("step", "epoch", "batch")}
-    storage.write_json(newest, {**place, "files": files})
-    _clean(folder, keep)
+        path = folder / f"{number:06d}-{storage.sha256(unfinished)}.safetensors"
+        storage.publish(unfinished, path)
+    _clean(folder, {path, before})
+    return path
 
 
-def _clean(folder: Path, keep: set[str]) -> None:
+def _clean(folder: Path, keep: set[Path | None]) -> None:
     for path in folder.iterdir():
-        if path.name not in keep | {NEWEST, PREVIOUS, LOCK}:
+        if path not in keep and path.name != LOCK:
             path.unlink()
+
+
+def generations(folder: Path) -> list[tuple[int, str, Path]]:
+    """Number, checksum and path of what was saved, the newest first."""
+    names = [] if not folder.exists() else [path.name for path in folder.iterdir()]
+    matches = [match for match in map(GENERATION.fullmatch, names) if match]
+    return sorted(((int(m[1]), m[2], folder / m[0]) for m in matches), reverse=True)
 
 
 def read(folder: Path) -> Snapshot | None:
     """The newest generation that is whole; None where none was ever saved.
 
-    Falls back to the previous generation, and says so.
+    Falls back to the one before, and says so.
 
     Raises:
-        TrainingError: there are generations, and neither can be read.
+        TrainingError: there are generations, and none can be read.
     """
     problems = []
-    for name in (NEWEST, PREVIOUS):
-        manifest = folder / name
-        if not manifest.exists():
-            continue
+    for _, digest, path in generations(folder):
         try:
-            snapshot = _read_generation(manifest)
+            snapshot = _read_generation(path, digest)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            problems.append(f"{manifest}: {error}")
+            problems.append(f"{path}: {error}")
             continue
         if problems:
             say(f"The newest saved state is damaged ({problems[0]}); going on from the one before.")
@@ -173,25 +173,11 @@ def read(folder: Path) -> Snapshot | None:
     return None
 
 
-def _read_generation(manifest: Path) -> Snapshot:
+def _read_generation(path: Path, digest: str) -> Snapshot:
     """Raises ValueError, KeyError, OSError or SafetensorError where something is not as written."""
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    tensors, values = {}, None
-    for name, digest in content["files"].items():
-        path = manifest.parent / name
-        if storage.sha256(path) != digest:
-            raise ValueError(f"{name} has another checksum than it was written with")
-        if name.endswith(".safetensors"):
-            tensors = load_file(path)
-        else:
-            values = json.loads(path.read_text(encoding="utf-8"))
-    if values is None or values["step"] != content["step"]:
-        raise ValueError(f"{manifest.name} is damaged")
-    return Snapshot(tensors, values)
-
-
-def _files_of(manifest: str) -> list[str]:
-    try:
-        return list(json.loads(manifest)["files"])
-    except (ValueError, KeyError, TypeError):  # a damaged manifest keeps nothing alive
-        return []
+    if storage.sha256(path) != digest:
+        raise ValueError("it has another checksum than it was written with")
+    with safe_open(path, "pt") as file:
+        values = json.loads(file.metadata()["values"])
+        names = file.keys()
+        return Snapshot({name: file.get_tensor(name) for name in names}, values, path)

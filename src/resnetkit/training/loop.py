@@ -146,7 +146,7 @@ def train(
             return where.once(run.result, chosen, state.history)
         say(f"Going on with {run.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
 
-    saving = Checkpoints(run.path / "state", chosen.checkpoint_seconds)
+    saving = Checkpoints(run.path / "state", chosen.checkpoint_seconds, saved)
     watching = Events(run.path / "tensorboard" if tensorboard and where.rank == 0 else None)
     with saving as checkpoints, watching as events, Interrupts() as interrupts:
         where.once(checkpoints.hold)
