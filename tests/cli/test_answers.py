@@ -27,16 +27,6 @@ def resnet(*arguments, cwd=None, input=None, **environment):
     )
 
 
-@pytest.fixture
-def model(trained):
-    return trained / "model.safetensors"
-
-
-@pytest.fixture
-def pictures(trained):
-    return trained.parent / "data"
-
-
 def test_order_is_that_of_the_sources(model, pictures, tmp_path):
     files = [str(p) for p in sorted((pictures / "red").glob("*.png"))][::-1]
     for folder in ("b", "a/z", "a/b"):
@@ -47,6 +37,18 @@ def test_order_is_that_of_the_sources(model, pictures, tmp_path):
     found = [json.loads(line)["source"] for line in done.stdout.splitlines()]
     inside = [f"tree/{f}/{n}.png" for f in ("a/b", "a/z", "b") for n in ("10", "2")]
     assert found == [*files, *inside, files[0]]
+
+
+def test_linked_folders_are_walked_once_each_way(model, pictures, tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "red").symlink_to(pictures / "red")
+    (tmp_path / "tree" / "red2").symlink_to(tmp_path / "tree")  # leads round
+    (tmp_path / "tree" / ".hidden").symlink_to(pictures / "blue")
+    done = resnet("predict", model, tmp_path / "tree")
+    found = [json.loads(line)["source"] for line in done.stdout.splitlines()]
+    assert found == [
+        str(tmp_path / "tree" / "red" / p.name) for p in sorted((pictures / "red").glob("*.png"))
+    ]
 
 
 def test_a_list_that_can_be_read_only_once(model, pictures):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -82,16 +83,6 @@ def test_train_evaluate_predict(flat_folder, tmp_path):
     assert done.returncode == 0
     assert len(lines(done)) == 16
     assert json.loads(lines(done)[0])["class"] in ("blue", "green", "red")
-
-
-@pytest.fixture
-def model(trained):
-    return trained / "model.safetensors"
-
-
-@pytest.fixture
-def pictures(trained):
-    return trained.parent / "data"
 
 
 def test_predict_takes_files_folders_globs_lists_and_bytes(model, pictures, tmp_path):
@@ -318,11 +309,14 @@ def test_a_full_terminal_shows_a_live_bar(model, pictures):
 
 @pytest.mark.slow
 def test_demo(tmp_path):
+    """It takes under 90 s on two free cores; counted in their time, whoever else is busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = resnet("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     last = done.stdout.decode().rsplit("test accuracy ", 1)[1]
     assert float(last.split("%")[0]) >= 98.0
-    assert float(last.split("after ")[1].split()[0]) < 90
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2 * 90
     assert (tmp_path / "demo" / "run" / "predictions.png").exists()
     done = resnet("demo", cwd=tmp_path)  # once more: nothing is overwritten
     assert (tmp_path / "demo" / "run-2" / "model.safetensors").exists()

@@ -55,6 +55,9 @@ def test_probabilities_are_averaged(trained):
         with torch.no_grad():
             expected = torch.softmax(model(images), 1).mean(0)
         torch.testing.assert_close(probabilities(found.logits)[i], expected, rtol=1e-4, atol=1e-5)
+    (note,) = (note for note in found.notes if "ten crops" in note)
+    assert "square picture only by the mirror" in note
+    assert Views(10).notes(Preprocessing(40, 32)) == ()
     flipped = evaluate(file, data, "all", flip=True)
     plain = evaluate(file, data, "all")
     assert flipped.metrics["views"]["flip"]

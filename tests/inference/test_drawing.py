@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image, ImageDraw
 
 from resnetkit.inference import drawing
 from resnetkit.inference.predictor import Prediction
+from resnetkit.report import fonts
 
 
 def band(picture):
@@ -33,21 +35,11 @@ def test_different_answers_are_drawn_differently_and_long_names_are_cut():
     assert (band(long)[:, -6:] < 200).all()  # nothing runs over the edge
 
 
-def test_a_font_is_chosen_by_its_glyphs(monkeypatch):
-    path, lacking = drawing.font_for("Löwenzahn одуванчик αβγ")
-    assert "DejaVu" in path
-    assert lacking == ""
-    drawing.font_for.cache_clear()
-    monkeypatch.setattr(
-        drawing,
-        "_letters",
-        lambda p: frozenset(map(ord, "abc花")) if "Serif" in p else frozenset(map(ord, "abc")),
-    )
-    path, lacking = drawing.font_for("ab花")
-    assert "Serif" in path
-    assert lacking == ""
-    assert drawing.missing_letters(("ab花", "c薔")) == "薔"
-    drawing.font_for.cache_clear()
+def test_letters_without_a_font_are_those_of_all_names(monkeypatch):
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    fonts.one_for.cache_clear()
+    assert drawing.missing_letters(("ab花", "Löwenzahn", "c薔")) == "花薔"
+    fonts.one_for.cache_clear()
 
 
 def test_letters_that_no_font_has_are_written_as_numbers(monkeypatch):

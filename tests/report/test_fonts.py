@@ -25,6 +25,17 @@ def test_another_font_is_asked_for_what_is_missing(monkeypatch):
     assert missing == set()
 
 
+def test_who_draws_with_one_font_gets_the_one_with_the_most_letters(monkeypatch):
+    only = min(fonts.glyphs(MATHS) - fonts.glyphs(LATIN))
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [MATHS, __file__])
+    fonts.one_for.cache_clear()
+    assert fonts.one_for("Löwenzahn одуванчик αβγ") == (LATIN, "")
+    assert fonts.one_for(f"a {chr(only)} b") == (MATHS, "")
+    assert fonts.one_for(f"ab{chr(only)}花") == (MATHS, "花")
+    assert fonts.one_for("ab花") == (LATIN, "花")  # none is better than the standard one
+    fonts.one_for.cache_clear()
+
+
 def test_what_no_font_has_becomes_a_square_and_is_said(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
     with fonts.drawing(["花 a", "line\nbreak"]) as drawn:

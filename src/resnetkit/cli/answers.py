@@ -10,7 +10,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
+from .options import DEVICE, MODEL_FILE, SHOWN, WORKERS, Shown
+
 PRECISION = Annotated[str, typer.Option(help="auto, fp32 or bf16.", metavar="KIND")]
 
 
@@ -20,13 +21,8 @@ class Format(str, Enum):  # noqa: UP042
     csv = "csv"
 
 
-class Report(str, Enum):  # noqa: UP042
-    table = "table"
-    json = "json"
-
-
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model.safetensors that training wrote.")],
+    model: MODEL_FILE,
     pictures: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
@@ -62,10 +58,7 @@ def predict(
     ] = "auto",
     precision: PRECISION = "auto",
     device: DEVICE = "auto",
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
-    ] = None,
+    workers: WORKERS = None,
 ) -> None:
     """Name what is on photos: the classes and their probabilities."""
     from .sources import check_usage
@@ -96,7 +89,7 @@ def predict(
 
 
 def bench(
-    model: Annotated[Path, typer.Argument(help="A model.safetensors that training wrote.")],
+    model: MODEL_FILE,
     engine: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Only this one (may be repeated).", metavar="ENGINE"),
@@ -108,7 +101,7 @@ def bench(
     seconds: Annotated[
         float, typer.Option(help="Time for each measurement.", min=0.01, metavar="S")
     ] = 3.0,
-    format: Annotated[Report, typer.Option(help="A table, or JSON.")] = Report.table,
+    format: SHOWN = Shown.table,
     device: DEVICE = "auto",
 ) -> None:
     """Measure how fast a model answers on this machine, by engine and batch size."""
@@ -120,5 +113,5 @@ def bench(
     found: dict[str, Any] = measure(
         model, engine or None, batch_size or None, seconds, device=device, note=say
     )
-    print(json.dumps(found, indent=2) if format is Report.json else table(found))
+    print(json.dumps(found, indent=2) if format is Shown.json else table(found))
     sys.stdout.flush()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING
 
 import typer
+
+from .options import DATA, SHOWN, WORKERS, Shown
 
 if TYPE_CHECKING:
     from ..data.doctor import Examination, Finding
@@ -17,22 +17,7 @@ EXAMPLES = 4
 """Groups of pictures that the table names of each finding."""
 
 
-class Format(str, Enum):  # noqa: UP042
-    table = "table"
-    json = "json"
-
-
-def check(
-    data: Annotated[
-        Path,
-        typer.Argument(help="Folder with a sub-folder a class, or with train/ and val/; or a CSV."),
-    ],
-    format: Annotated[Format, typer.Option(help="JSON names every picture.")] = Format.table,
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
-    ] = None,
-) -> None:
+def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> None:
     """Find what is wrong with photos before a run does; changes nothing.
 
     Errors, which would spoil a run or its figures, end it with exit code 1: pictures that cannot be
@@ -51,7 +36,7 @@ def check(
         found = examine(
             data, workers, lambda count: shown.enter_context(bar("looking at pictures", count))
         )
-    if format is Format.json:
+    if format is Shown.json:
         print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_table(found)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from . import answers, care, evidence
-from .evidence import DEVICE, WORKERS
+from .options import DATA, DEVICE, NETWORK_SETTINGS, RECIPE_SETTINGS, WORKERS
 from .study import study
 
 app = typer.Typer(
@@ -52,10 +52,7 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[
-        Path,
-        typer.Argument(help="Folder with a sub-folder a class, or with train/ and val/; or a CSV."),
-    ],
+    data: DATA,
     recipe: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="A built-in recipe, or a YAML file; by default finetune or fast."),
@@ -99,10 +96,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the history for TensorBoard too.")
     ] = False,
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="Any other field of the recipe.", metavar="KEY=VALUE"),
-    ] = None,
+    settings: RECIPE_SETTINGS = None,
 ) -> None:
     """Train a network on a folder of photos."""
     flags = {
@@ -170,10 +164,7 @@ def summary(
         Optional[int],  # noqa: UP045
         typer.Option(help="By default 224, or 32 for the CIFAR nets.", min=1, metavar="PX"),
     ] = None,
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="An option of the network.", metavar="KEY=VALUE"),
-    ] = None,
+    settings: NETWORK_SETTINGS = None,
 ) -> None:
     """Show the stages of a network: shapes, layers, parameters, multiply-adds."""
     from ..training.settings import parse_settings
@@ -194,10 +185,7 @@ def convert(
         Optional[str],  # noqa: UP045
         typer.Option(help="The architecture, where the file cannot tell."),
     ] = None,
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="An option of the network.", metavar="KEY=VALUE"),
-    ] = None,
+    settings: NETWORK_SETTINGS = None,
 ) -> None:
     """Turn other people's checkpoint into one model file."""
     from ..models.conversion import convert as run_conversion

@@ -8,12 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
-DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
-WORKERS = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
-]
-MODEL_FILE = Annotated[Path, typer.Argument(help="A model.safetensors that training wrote.")]
+from .options import DEVICE, MODEL_FILE, WORKERS
+
 SPLIT = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="train, val, test or all; by default test, else val, else all."),

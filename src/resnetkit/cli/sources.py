@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..data.paths import Paths, is_picture
+from ..data.tree import identity, leads_to
 from ..errors import RecipeError
 from ..inference.pictures import Unreadable
 
@@ -77,15 +78,21 @@ def _list(argument: str) -> Iterator[str | Unreadable]:
         yield Unreadable(argument, f"the list {argument[1:]}: {error.strerror}")
 
 
-def _walk(folder: str) -> Iterator[str | Unreadable]:
-    """The pictures of a folder in order; of a folder in it that cannot be read, what is wrong."""
+def _walk(
+    folder: str, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str | Unreadable]:
+    """The pictures of a folder in order; of a folder in it that cannot be read, what is wrong.
+    Links to folders are followed, but not to one of those ``above``, which would lead round."""
     try:
+        own = identity(folder)
+        if own in above:
+            return
         with os.scandir(folder) as entries:
             names, folders = [], []
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                    folders.append(entry.name)
-                elif is_picture(entry.name) and not entry.is_dir():
+                if leads_to(entry.is_dir):
+                    folders += [] if entry.name.startswith(".") else [entry.name]
+                elif is_picture(entry.name):
                     names.append(entry.name)
     except OSError as error:
         yield Unreadable(folder, f"{folder}: {error.strerror}")
@@ -95,7 +102,7 @@ def _walk(folder: str) -> Iterator[str | Unreadable]:
     for name in pictures:
         yield os.path.join(folder, name)
     for name in sorted(folders):
-        yield from _walk(os.path.join(folder, name))
+        yield from _walk(os.path.join(folder, name), above | {own})
 
 
 def _named(lines: Iterable[str]) -> Iterator[str]:

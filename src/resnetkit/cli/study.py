@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from .options import DEVICE, NETWORK_SETTINGS, RECIPE_SETTINGS, SHOWN, WORKERS, Shown
 
 study = typer.Typer(
     name="study",
@@ -16,19 +17,11 @@ study = typer.Typer(
 )
 
 
-class Form(str, Enum):  # noqa: UP042
-    table = "table"
-    json = "json"
-
-
-FORM = Annotated[Form, typer.Option("--format", help="What is written to standard output.")]
-
-
-def _show(tables: Sequence[object], content: object, form: Form) -> None:
+def _show(tables: Sequence[object], content: object, form: Shown) -> None:
     """Tables to read, or one JSON document."""
     import json
 
-    if form is Form.json:
+    if form is Shown.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         print("\n\n".join(map(str, tables)))
@@ -36,7 +29,7 @@ def _show(tables: Sequence[object], content: object, form: Form) -> None:
 
 @study.command()
 def tables(
-    format: FORM = Form.table,
+    format: SHOWN = Shown.table,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder for tables.json and blocks.svg."),
@@ -61,10 +54,7 @@ def blocks(
         list[str], typer.Argument(help="Names that `resnet models` lists.", metavar="MODEL...")
     ],
     out: Annotated[Path, typer.Option(help="The SVG to write.")] = Path("blocks.svg"),
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="An option of the networks.", metavar="KEY=VALUE"),
-    ] = None,
+    settings: NETWORK_SETTINGS = None,
 ) -> None:
     """Draw the blocks of networks as they are built: one SVG."""
     from ..storage import write_text
@@ -76,11 +66,6 @@ def blocks(
     print(out)
 
 
-DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")]
-WORKERS = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help="Threads that read pictures; by default one a core.", min=0, metavar="N"),
-]
 DATA = Annotated[
     str,
     typer.Option(
@@ -96,10 +81,6 @@ RECIPE = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="By default study-digits for digits, else paper-cifar10."),
 ]
-SETTINGS = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="Any other field of the recipe.", metavar="KEY=VALUE"),
-]
 
 
 @study.command()
@@ -110,7 +91,7 @@ def gradients(
     out: Annotated[Path, typer.Option(help="Folder for gradients.json and the figures.")] = Path(
         "study/gradients"
     ),
-    format: FORM = Form.table,
+    format: SHOWN = Shown.table,
 ) -> None:
     """What residual connections do to the signal: vanishing, exploding, and held."""
     from ..storage import write_json
@@ -141,11 +122,11 @@ def degradation(
     device: DEVICE = "auto",
     workers: WORKERS = None,
     recipe: RECIPE = None,
-    settings: SETTINGS = None,
+    settings: RECIPE_SETTINGS = None,
     out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")] = Path(
         "study/degradation"
     ),
-    format: FORM = Form.table,
+    format: SHOWN = Shown.table,
 ) -> None:
     """Plain nets get worse with depth, residual ones do not: section 4.2 and figure 6."""
     from ..storage import write_json
@@ -185,14 +166,14 @@ def shortcuts(
     device: DEVICE = "auto",
     workers: WORKERS = None,
     recipe: RECIPE = None,
-    settings: SETTINGS = None,
+    settings: RECIPE_SETTINGS = None,
     costs: Annotated[
         bool, typer.Option("--costs", help="Only parameters and multiply-adds; no training.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")] = Path(
         "study/shortcuts"
     ),
-    format: FORM = Form.table,
+    format: SHOWN = Shown.table,
 ) -> None:
     """Options A, B and C of table 3: what they cost, and what they bring."""
     from ..storage import write_json

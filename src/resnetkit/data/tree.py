@@ -43,11 +43,9 @@ def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str,
     prefix = "" if folder == root else f"{folder.name}/"
     for entry in os.scandir(folder):
         if _is_class_folder(entry):
-            found = sorted(
-                _walk(entry.path, f"{prefix}{entry.name}", left_out, {_identity(folder)})
-            )
+            found = sorted(_walk(entry.path, f"{prefix}{entry.name}", left_out, {identity(folder)}))
             classes[entry.name] = Paths(found)
-        elif is_picture(entry.name) and _leads_to(entry.is_file):
+        elif is_picture(entry.name) and leads_to(entry.is_file):
             left_out["picture(s) outside a class folder"] += 1
     return classes
 
@@ -57,7 +55,7 @@ def _walk(
 ) -> Iterator[str]:
     """Paths of the pictures under ``folder``, each with ``prefix`` for the folder itself; without
     links to one of the folders ``above`` it, which would lead round in circles."""
-    own = _identity(folder)
+    own = identity(folder)
     if own in above:
         left_out["link(s) to a folder around them"] += 1
         return
@@ -66,7 +64,7 @@ def _walk(
             name = entry.name
             if name.startswith(".") or name in ("Thumbs.db", "__MACOSX"):
                 left_out["hidden or system file(s)"] += 1
-            elif _leads_to(entry.is_dir):
+            elif leads_to(entry.is_dir):
                 yield from _walk(entry.path, f"{prefix}/{name}", left_out, above | {own})
             elif is_picture(name):
                 yield f"{prefix}/{name}"
@@ -74,17 +72,18 @@ def _walk(
                 left_out["file(s) of another kind"] += 1
 
 
-def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+def identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """What is the same for every way that leads to a folder."""
     found = os.stat(folder)
     return found.st_dev, found.st_ino
 
 
 def _is_class_folder(entry: os.DirEntry[str]) -> bool:
     hidden = entry.name.startswith(".") or entry.name == "__MACOSX"
-    return not hidden and _leads_to(entry.is_dir)
+    return not hidden and leads_to(entry.is_dir)
 
 
-def _leads_to(kind: Callable[[], bool]) -> bool:
+def leads_to(kind: Callable[[], bool]) -> bool:
     """``entry.is_dir`` or ``entry.is_file``; False for a link that leads to itself."""
     try:
         return kind()

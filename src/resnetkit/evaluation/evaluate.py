@@ -114,24 +114,27 @@ def evaluate(
         PictureError: a picture cannot be read.
     """
     header = modelfile.read_header(model_file)
-    listing = read_for(header, data)
+    listing, views = read_for(header, data), Views(crops, flip)
     chosen = choose(listing, split, header)
-    how: dict[str, Any] = {
-        "device": device,
-        "workers": workers,
-        "image_size": image_size,
-        "views": Views(crops, flip),
-    }
-    part = chosen.part
-    advance = progress(batches(len(part), how["views"]))
-    found = evaluate_part(model_file, part, chosen.split, advance=advance, **how)
-    notes = listing.notes + chosen.notes
+
+    def measure(part: Part, name: str) -> Evaluation:
+        return evaluate_part(
+            model_file,
+            part,
+            name,
+            image_size=image_size,
+            views=views,
+            device=device,
+            workers=workers,
+            advance=progress(batches(len(part), views)),
+        )
+
+    found = measure(chosen.part, chosen.split)
+    notes = listing.notes + chosen.notes + views.notes(at_size(header.preprocessing, image_size))
     if calibrate:
         fitted = found
         if chosen.split != "val":
-            val = choose(listing, "val", header).part
-            advance = progress(batches(len(val), how["views"]))
-            fitted = evaluate_part(model_file, val, "val", advance=advance, **how)
+            fitted = measure(choose(listing, "val", header).part, "val")
         else:
             notes += ("the temperature was fitted on the pictures that it is measured on",)
         found = replace(found, metrics={**found.metrics, "temperature": _temper(fitted, found)})

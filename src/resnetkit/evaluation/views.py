@@ -43,6 +43,15 @@ class Views:
         """Views of a picture."""
         return 10 if self.crops == 10 else 1 + self.flip
 
+    def notes(self, preprocessing: Preprocessing) -> tuple[str, ...]:
+        """What a reader should know of these views."""
+        if self.crops == 1 or preprocessing.resize_size > preprocessing.crop_size:
+            return ()
+        return (
+            "pictures are resized to just what this model sees, so that ten crops differ along the "
+            "longer side alone, and those of a square picture only by the mirror",
+        )
+
     def cut(self, pixels: np.ndarray, preprocessing: Preprocessing) -> Sequence[Tensor]:
         """Working pixels -> views, each ``(3, S, S)`` uint8."""
         if self.crops == 10:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +16,12 @@ from .predictor import Prediction
 SMALLEST, LARGEST = 224, 1600  # sides of what is written, in pixels
 
 
-@cache
 def font_for(text: str) -> tuple[str, str]:
-    """The installed font that has the most of the text's letters, and the letters that it lacks.
+    """The installed font for a text, and the letters that it lacks: `resnetkit.report.fonts`, which
+    brings matplotlib and is only needed by who draws."""
+    from ..report.fonts import one_for
 
-    DejaVu Sans, which comes with matplotlib, has Latin, Greek, Cyrillic and more; the others are
-    only looked at for what it lacks.
-    """
-    from matplotlib import font_manager
-
-    first = font_manager.findfont("DejaVu Sans")
-    best, lacking = str(first), _lacking(str(first), text)
-    for path in sorted(font_manager.findSystemFonts()) if lacking else ():
-        missing = _lacking(path, text)
-        if missing is not None and len(missing) < len(lacking or text):
-            best, lacking = path, missing
-        if not lacking:
-            break
-    return best, lacking or ""
+    return one_for(text)
 
 
 def missing_letters(names: tuple[str, ...]) -> str:
@@ -108,21 +95,3 @@ def _fit(
     while len(text) > 1 and font.getlength(text + tail) > width:
         text = text.removesuffix("…")[:-1] + "…"
     return text + tail, font
-
-
-def _lacking(path: str, text: str) -> str | None:
-    """The letters that the font has not; None where it cannot be read or drawn with."""
-    letters = {c for c in text if not c.isspace()}
-    try:
-        there = _letters(path)
-    except (OSError, RuntimeError):
-        return None
-    return "".join(sorted(c for c in letters if ord(c) not in there))
-
-
-@cache
-def _letters(path: str) -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
-
-    ImageFont.truetype(path, 12)  # Pillow refuses fonts made of bitmaps
-    return frozenset(FT2Font(path).get_charmap())

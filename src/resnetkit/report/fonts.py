@@ -45,15 +45,28 @@ def choose(characters: set[str]) -> tuple[list[str], set[str]]:
     standard = font_manager.findfont(STANDARD)
     families, left = [STANDARD], {c for c in characters if ord(c) not in glyphs(standard)}
     files = sorted(font_manager.findSystemFonts()) if left else []
-    while left:
-        best = max(
-            files, key=lambda file: (len(_have(file, left)), _is_regular(file)), default=None
-        )
-        if best is None or not _have(best, left):
+    while files and left:
+        best = _best(files, left)
+        if not _have(best, left):
             break
         left -= _have(best, left)
         families.append(_use(best))
     return families, left
+
+
+@cache
+def one_for(text: str) -> tuple[str, str]:
+    """For what draws with a single font: the file that has the most of the text's letters, and the
+    letters that it lacks. No font beyond the standard one is opened where that has all."""
+    letters = {c for c in text if not c.isspace()}
+    standard = best = str(font_manager.findfont(STANDARD))
+    if letters - _have(standard, letters):
+        best = _best([standard, *sorted(font_manager.findSystemFonts())], letters)
+    return best, "".join(sorted(letters - _have(best, letters)))
+
+
+def _best(files: list[str], characters: set[str]) -> str:
+    return max(files, key=lambda file: (len(_have(file, characters)), _is_regular(file)))
 
 
 def _is_regular(file: str) -> bool:

@@ -18,8 +18,6 @@ from . import start
 from .loop import train
 from .run import Run
 
-NO_FIELDS = ("device", "workers", "tensorboard")  # of what `train` takes
-
 
 @dataclass(frozen=True)
 class Repeats:
@@ -57,7 +55,10 @@ def train_seeds(
     *,
     seeds: Sequence[int],
     out: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     **settings: Any,
 ) -> Repeats:
     """`train` once for each of ``seeds``, into ``seed-0``, ``seed-1``, ... of one folder.
@@ -65,22 +66,31 @@ def train_seeds(
     Args:
         out: that folder; by default ``runs/<data>-<model>-seeds``. ``seeds.json`` comes last.
         resume: go on with what is there; runs that are finished stay as they are.
-        settings: as in `train`; a ``seed`` among them is an error.
+        device, workers, tensorboard, settings: as in `train`; a ``seed`` among the settings is an
+            error.
 
     Raises:
         RecipeError: ``seed`` is given too. And all that `train` raises.
     """
     if "seed" in settings:
         raise RecipeError("give --seed or --seeds, not both")
-    fields = {k: v for k, v in settings.items() if k not in NO_FIELDS}
-    name = f"{folder.read(data).name}-{start.model(recipe, fields)}-seeds"
+    name = f"{folder.read(data).name}-{start.model(recipe, settings)}-seeds"
     path = Path("runs") / name if out is None else Path(out)
     if not resume:
         storage.refuse_used(path)
     runs = []
     for seed in seeds:
         say(f"\nseed {seed}\n")
-        one = train(data, recipe, out=path / f"seed-{seed}", resume=resume, seed=seed, **settings)
+        one = train(
+            data,
+            recipe,
+            out=path / f"seed-{seed}",
+            device=device,
+            workers=workers,
+            resume=resume,
+            tensorboard=tensorboard,
+            **{**settings, "seed": seed},
+        )
         runs.append(one)
     accuracies = [run.metrics["accuracy"] for run in runs]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)

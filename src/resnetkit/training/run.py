@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ from ..evaluation.evaluate import evaluate_part
 from ..models import modelfile
 from ..models.modelfile import Header
 from ..progress import say
-from ..report import html, plots
+from ..report import files, html, plots, record
 from ..runtime import environment
 from .checkpoint import Snapshot, read
 from .preparation import Prepared
@@ -143,11 +142,7 @@ class RunFolder:
 
     def write_rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A CSV file of ``rows``, whole at any time."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self.write_text(name, text.getvalue())
+        files.write_rows(self.path / name, list(rows[0]), (row.values() for row in rows))
 
     def write_split(self, data: DataSet) -> None:
         """``split.csv``: path, label and split of every picture; a manifest that can be read."""
@@ -173,8 +168,8 @@ def _numbered(name: str) -> Iterator[Path]:
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether this is the folder of a run."""
-    return (Path(path) / "recipe.yaml").is_file() and (Path(path) / FIRST).is_file()
+    """Whether this is the folder of a run, finished or not."""
+    return record.is_run(Path(path))
 
 
 def _stopped_at_once(path: Path) -> bool:

@@ -1,0 +1,15 @@
+"""A finished run, for the commands that take its model file."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def model(trained):
+    return trained / "model.safetensors"
+
+
+@pytest.fixture
+def pictures(trained):
+    return trained.parent / "data"
