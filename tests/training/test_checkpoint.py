@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -13,7 +14,9 @@ from resnetkit.training.checkpoint import Checkpoints, Snapshot
 
 
 def snapshot(step, epoch=0):
-    return Snapshot({"w": torch.full((3, 2), float(step))}, {"step": step, "epoch": epoch})
+    return Snapshot(
+        {"w": torch.full((3, 2), float(step))}, {"step": step, "epoch": epoch, "batch": 7}
+    )
 
 
 def saved(folder, *steps):
@@ -38,9 +41,12 @@ def test_the_newest_is_read_and_two_generations_are_kept(tmp_path):
     newest = saved(state, 5, 17, 23)
     assert checkpoint.read(state).values == snapshot(23).values
     assert checkpoint.read(state).generation == newest
-    digests = [path.name for path in sorted(state.iterdir())]
-    assert [name[:7] for name in digests] == ["000002-", "000003-"]
-    assert digests[1] == f"000003-{storage.sha256(newest)}.safetensors"
+    names = sorted(path.name for path in state.iterdir())
+    assert [name[:7] for name in names] == ["000002-", "000003-", "manifes"]
+    digest = storage.sha256(newest)
+    assert names[1] == f"000003-{digest}.safetensors"
+    manifest = json.loads((state / "manifest.json").read_text())
+    assert manifest == {"step": 23, "epoch": 0, "batch": 7, "files": {names[1]: digest}}
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "remove", "folder"])
@@ -61,7 +67,7 @@ def test_a_damaged_newest_generation_falls_back_aloud(tmp_path, capsys, how):
     if how == "folder":
         path.rmdir()
     newer = checkpoint.write(tmp_path, snapshot(31), found.generation)  # and life goes on
-    assert set(tmp_path.iterdir()) == {found.generation, newer}  # both of them whole
+    assert set(tmp_path.glob("0*")) == {found.generation, newer}  # both of them whole
     assert step_in(tmp_path) == 31
 
 
@@ -139,7 +145,7 @@ def test_saving_goes_on_in_the_background_and_its_errors_come_back(tmp_path, mon
     checkpoints.save(snapshot(5))
     checkpoints.finish()
     assert step_in(tmp_path / "state") == 5
-    assert len(list((tmp_path / "state").iterdir())) == 1
+    assert len(list((tmp_path / "state").glob("0*"))) == 1
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 A generation is one file, ``state/000012-<sha256>.safetensors``: its number in the order of saving,
 and the checksum of what it holds. It gets this name once it is complete, and no file is ever
 written again; so a crash at any write, fsync or rename leaves the generations before it untouched.
+``state/manifest.json`` tells people and monitors which is the newest and where the run is; reading
+the state does not need it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from .. import storage
 from ..errors import OutputError, TrainingError
 from ..progress import say
 
-LOCK = ".lock"
+MANIFEST, LOCK = "manifest.json", ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 
 
@@ -131,15 +133,18 @@ def write(folder: Path, snapshot: Snapshot, before: Path | None = None) -> Path:
             save_file(plain, unfinished, {"values": json.dumps(snapshot.values)})
         except SafetensorError as error:  # its word for a full disk, too
             raise OSError(errno.EIO, str(error)) from error
-        path = folder / f"{number:06d}-{storage.sha256(unfinished)}.safetensors"
+        digest = storage.sha256(unfinished)
+        path = folder / f"{number:06d}-{digest}.safetensors"
         storage.publish(unfinished, path)
+    place = {key: snapshot.values[key] for key in ("step", "epoch", "batch")}
+    storage.write_json(folder / MANIFEST, {**place, "files": {path.name: digest}})
     _clean(folder, {path, before})
     return path
 
 
 def _clean(folder: Path, keep: set[Path | None]) -> None:
     for path in folder.iterdir():
-        if path not in keep and path.name != LOCK:
+        if path not in keep and path.name not in (MANIFEST, LOCK):
             path.unlink()
 
 
