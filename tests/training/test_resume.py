@@ -49,8 +49,9 @@ def stop_after(monkeypatch, steps):
         {"optimizer": "adamw", "precision": "fp32"},
         {"optimizer": "sgd", "precision": "bf16"},
         {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "accumulate": 2, "clip_norm": 1.0},
+        {"shallow_share": 0.6, "precision": "fp32"},
     ],
-    ids=["adamw-bf16", "adamw-fp32", "sgd-bf16", "everything"],
+    ids=["adamw-bf16", "adamw-fp32", "sgd-bf16", "everything", "growing"],
 )
 def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkeypatch, more):
     settings = {**small, "epochs": 3, "checkpoint_seconds": 0, "lr": 0.01, **more}

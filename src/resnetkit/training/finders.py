@@ -22,6 +22,7 @@ from ..data.loader import Batch, Loader
 from ..errors import TrainingError
 from ..progress import bar
 from . import plan, start
+from .depth import shallow
 from .loop import training_step
 from .optim import class_weights, make_optimizer, set_trainable
 from .preparation import identity_of, prepare
@@ -71,6 +72,7 @@ def find_lr(
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
     model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
     state = State(model, make_optimizer(model, chosen), identity_of(prepared, chosen))
+    state.network = shallow(model, chosen)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
     set_trainable(model, chosen, 0, 1)
     losses: list[float] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import randomness, runtime
@@ -27,6 +27,7 @@ from ..progress import bar, say
 from ..runtime import Runtime
 from . import parallel, plan, start
 from .checkpoint import Checkpoints
+from .depth import shallow
 from .ema import Average
 from .events import Events
 from .interrupts import Interrupts, leave
@@ -132,6 +133,7 @@ def train(
     )
     batches = loader.training_batches()
     steps = chosen.steps or batches * chosen.epochs
+    short, short_steps = shallow(model, chosen), chosen.shallow_share * steps
 
     # Say so, and begin; or go on.
     if saved is None:
@@ -160,7 +162,8 @@ def train(
                 clock = time.perf_counter()
                 for batch in coming:
                     set_trainable(model, chosen, state.step, steps)
-                    state.network = parallel.wrap(model, chosen, where, state.network)
+                    network = short if state.step < short_steps else model
+                    state.network = parallel.wrap(network, chosen, where, state.network)
                     rate = learning_rate(chosen, state.step, steps)
                     loss, right = training_step(state, batch, chosen, where, rate, weights)
                     # One exchange a step: all ranks must agree on when to save and to stop.
@@ -174,7 +177,9 @@ def train(
 
             # What it reached, on pictures that it is not trained on; the best model is kept.
             state.check_finite()
-            accuracy, val_loss = where.once(validate, state, prepared, where, workers)
+            tested = state.evaluated  # the blocks that are still left out change no logit of it
+            tested = shallow(tested, chosen) if state.step <= short_steps else tested
+            accuracy, val_loss = where.once(validate, tested, prepared, where, workers)
             row = {
                 "epoch": state.epoch + 1,
                 "image_size": size,
@@ -281,7 +286,9 @@ def pause(
         leave(signal, f"{parallel.command(where)} train --resume {shlex.quote(str(run.path))}")
 
 
-def validate(state: State, prepared: Prepared, where: Runtime, workers: int) -> tuple[float, float]:
+def validate(
+    model: nn.Module, prepared: Prepared, where: Runtime, workers: int
+) -> tuple[float, float]:
     """Accuracy and loss on the validation part."""
-    logits = predict_logits(state.evaluated, prepared.val, where.device, workers)
+    logits = predict_logits(model, prepared.val, where.device, workers)
     return accuracy_and_loss(logits, prepared.val.labels())

@@ -55,7 +55,7 @@ def set_trainable(model: nn.Module, recipe: Recipe, step: int, steps: int) -> No
     """Put the network into training mode for ``step`` of ``steps``.
 
     Parts that are not trained, because they are frozen or because only the head is at this step,
-    get no gradient and use the statistics that their norms have.
+    get no gradient and use the statistics that their norms have. Nor do blocks that are left out.
 
     Raises:
         RecipeError: ``freeze`` names a part that the network has not.
@@ -65,12 +65,14 @@ def set_trainable(model: nn.Module, recipe: Recipe, step: int, steps: int) -> No
     if unknown:
         raise RecipeError(f"freeze: there is no part {unknown[0]!r}; expected {', '.join(parts)}")
     head = _parts(model)[-1]
-    only_head = step < recipe.head_share * steps
+    only_head, short = step < recipe.head_share * steps, step < recipe.shallow_share * steps
     model.train()
     for name, part in parts.items():
         trained = name not in recipe.freeze and (part is head or not only_head)
         part.train(trained)
         part.requires_grad_(trained)
+        if short and isinstance(part, nn.Sequential):
+            part[1:].requires_grad_(False)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

@@ -75,7 +75,8 @@ def synchronized(model: nn.Module, recipe: Recipe) -> nn.Module:
 def wrap(
     model: nn.Module, recipe: Recipe, runtime: Runtime, before: nn.Module | None = None
 ) -> nn.Module:
-    """What the training step runs forward; shares the parameters of ``model``.
+    """What the training step runs forward; shares the parameters of ``model``, which is the network
+    or its first blocks.
 
     ``before`` is what the step before ran, and stays while the same parameters are trained:
     `DistributedDataParallel` waits for the gradients of those that were trained when it was made.
@@ -84,7 +85,8 @@ def wrap(
         if before.trained == _trained(model):
             return before
         before = before.module
-    network = _compiled(model, recipe) if before is None else before
+    same = getattr(before, "_orig_mod", before) is model
+    network = before if before is not None and same else _compiled(model, recipe)
     return network if runtime.world_size == 1 else _spread(model, network, recipe, runtime)
 
 

@@ -26,6 +26,7 @@ from ..progress import printable, say
 from ..randomness import order
 from ..runtime import Runtime
 from . import wording
+from .depth import shallow
 from .optim import make_optimizer
 from .preparation import Prepared
 from .recipe import Recipe
@@ -133,9 +134,14 @@ def measure(
     middle = sorted(sizes)[len(sizes) // 2]
     copy = deepcopy(model)
     optimizer = make_optimizer(copy, recipe)
-    step = _training_step(copy, optimizer, recipe, runtime, middle)
-    per_step = _seconds(step, 10, runtime)
-    per_evaluation = _seconds(_evaluation_step(copy, recipe, runtime), 2, runtime)
+    per_step = per_evaluation = 0.0
+    share = recipe.shallow_share
+    for network, part in ((shallow(copy, recipe), share), (copy, 1 - share)):
+        if part:
+            step = _training_step(network, optimizer, recipe, runtime, middle)
+            per_step += part * _seconds(step, 10, runtime)
+            evaluation = _evaluation_step(network, recipe, runtime)
+            per_evaluation += part * _seconds(evaluation, 2, runtime)
     steps = batches * sum((size / middle) ** 2 for size in sizes)
     if recipe.steps is not None:  # the last epoch is not whole
         steps *= recipe.steps / (batches * recipe.epochs)
@@ -179,10 +185,10 @@ def _made_batch(count: int, size: int, runtime: Runtime) -> tuple[torch.Tensor, 
 
 
 def _seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
-    """Median seconds of up to so many steps, after one to warm up; a second of them is enough."""
+    """Median seconds of up to so many steps, after one to warm up; half a second is enough."""
     step()
     taken: list[float] = []
-    while len(taken) < times and sum(taken) < 1:
+    while len(taken) < times and sum(taken) < 0.5:
         runtime.synchronize()
         start = time.perf_counter()
         step()

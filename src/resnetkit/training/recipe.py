@@ -59,6 +59,11 @@ class Recipe(BaseModel):
     head_share: Share = Field(
         0.0, description="share of the steps, at the beginning, in which only the head is trained"
     )
+    shallow_share: Share = Field(
+        0.0,
+        description="share of the steps, at the beginning, in which the blocks that zero-init "
+        "makes the identity are left out",
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="factor on the learning rate from each part to the one below it"
     )

@@ -42,7 +42,9 @@ def training(recipe: Recipe, pictures: int) -> str:
         length = f"{recipe.steps:,} step(s) in {recipe.epochs} epoch(s)"
     copies = f", {recipe.repeats} copies of each" if recipe.repeats > 1 else ""
     classes = ", every class equally often" if recipe.sampling == "balanced" else ""
-    return f"{length} of {batch} pictures{copies}{classes}"
+    share = recipe.shallow_share
+    depth = f", the first {share:.0%} with one block a stage" if share else ""
+    return f"{length} of {batch} pictures{copies}{classes}{depth}"
 
 
 def optimiser(recipe: Recipe) -> str:
