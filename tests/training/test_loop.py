@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from resnetkit import load, train
 from resnetkit.data import folder
+from resnetkit.data.loader import Loader
 from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
 from resnetkit.models import get_model, modelfile
 from resnetkit.runtime import Runtime
@@ -87,7 +88,7 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
 
     torch.manual_seed(recipe.seed)
     model = get_model("cifar_resnet20", width=8, num_classes=3)
-    loader = loop.Loader(loop.Pictures(part, recipe.preprocessing()), 8, 0)
+    loader = Loader(loop.Pictures(part, recipe.preprocessing()), 8, 0)
     losses = []
     for batch in loader.training(recipe.augmentation(), 32, recipe.seed, 0):
         x = batch.images.float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

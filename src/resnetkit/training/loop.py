@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from .. import randomness, runtime
 from ..data import folder
 from ..data.cache import Pictures
-from ..data.loader import Batch, Loader, shares
+from ..data.loader import Batch, shares
 from ..data.mixing import mix
+from ..data.ondevice import make_loader
 from ..data.transforms import normalize
 from ..errors import TrainingError
 from ..evaluation.evaluate import predict_logits
@@ -121,7 +122,9 @@ def train(
     optimizer = make_optimizer(model, chosen)
     state = State(model, optimizer, identity, average, world_size=where.world_size)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
-    loader = Loader(
+    loader = make_loader(
+        where.device,
+        chosen.augmentation(),
         prepared.train,
         chosen.batch_size,
         workers,

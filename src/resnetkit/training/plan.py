@@ -19,7 +19,6 @@ from ..data import decode
 from ..data.folder import DataSet, Part
 from ..data.transforms import normalize
 from ..errors import DataError, PictureError, RecipeError
-from ..evaluation.evaluate import BATCH_SIZE
 from ..models import get_model
 from ..models.builders import ARCHITECTURES
 from ..progress import printable, say
@@ -34,6 +33,7 @@ from .start import DEFAULT_MODEL
 
 PICTURES_SHOWN = 40_000
 EPOCHS = (16, 300)  # at least, at most
+EVALUATED = 16  # pictures, to measure how long evaluation takes
 FEW_PICTURES = 30  # a class
 LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
 
@@ -145,7 +145,7 @@ def measure(
     steps = batches * sum((size / middle) ** 2 for size in sizes)
     if recipe.steps is not None:  # the last epoch is not whole
         steps *= recipe.steps / (batches * recipe.epochs)
-    return steps * per_step + recipe.epochs * validated / BATCH_SIZE * per_evaluation
+    return steps * per_step + recipe.epochs * validated / EVALUATED * per_evaluation
 
 
 def _training_step(
@@ -169,7 +169,7 @@ def _training_step(
 
 def _evaluation_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Callable[[], None]:
     assert recipe.image_size is not None
-    images, _ = _made_batch(BATCH_SIZE, recipe.image_size, runtime)
+    images, _ = _made_batch(EVALUATED, recipe.image_size, runtime)
 
     def step() -> None:
         with torch.inference_mode():

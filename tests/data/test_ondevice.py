@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from resnetkit.data import cache, folder
+from resnetkit.data.loader import Loader
+from resnetkit.data.ondevice import OnDevice, cut, fits, random_boxes
+from resnetkit.data.transforms import Augmentation, Preprocessing
+
+CPU = torch.device("cpu")  # the same operations; only `fits` asks for a GPU
+WHOLE = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)
+
+
+@pytest.fixture
+def pictures(flat_folder):
+    part = folder.read(flat_folder).parts["all"]
+    return cache.scan(part, Preprocessing(32, 32), 0, lambda _: None).pictures
+
+
+def test_boxes_are_resized_as_pytorch_resizes():
+    chance = np.random.default_rng(0)
+    images = torch.from_numpy(chance.integers(0, 256, (40, 3, 48, 37), dtype=np.uint8))
+    boxes = random_boxes(Augmentation(crop_scale=(0.02, 1.0)), 48, 37, 40, chance)
+    for size in (16, 32, 56):
+        ours = cut(images, torch.from_numpy(boxes), size)
+        for image, (top, left, h, w), mine in zip(images, boxes, ours, strict=True):
+            box = image[None, :, top : top + h, left : left + w].float()
+            theirs = F.interpolate(box, (size, size), mode="bilinear", antialias=True)[0]
+            assert (mine.float() - theirs).abs().max() <= 0.51  # rounded
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (30, 64), (8, 60)])
+def test_boxes_follow_the_rule_of_the_other_road(shape):
+    """Sizes and places are distributed as `Augmentation` draws them."""
+    height, width = shape
+    augmentation = Augmentation(crop_scale=(0.3, 0.9))
+    ours = random_boxes(augmentation, height, width, 20_000, np.random.default_rng(0))
+    chance = Random(0)
+    theirs = np.array([augmentation._box(height, width, chance) for _ in range(20_000)])
+    assert (ours >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.25)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.25)
+
+
+def test_an_epoch_has_the_pictures_and_labels_of_the_other_road(pictures):
+    ours, theirs = OnDevice(CPU, pictures, 16, 0), Loader(pictures, 16, 0)
+    for epoch in (0, 1):
+        batches = list(ours.training(WHOLE, 32, 7, epoch))
+        others = list(theirs.training(WHOLE, 32, 7, epoch))
+        assert len(batches) == len(others) > 1
+        for one, other in zip(batches, others, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert one.indices.tolist() == other.indices.tolist()
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(crop_padding=4)])
+def test_a_batch_is_a_function_of_its_place(pictures, augmentation):
+    """Also where an epoch is begun in the middle, and shared by two ranks."""
+    loader = OnDevice(CPU, pictures, 16, 0)
+    whole = list(loader.training(augmentation, 24, 0, 3))
+    assert all(b.images.shape == (16, 3, 24, 24) and b.images.dtype == torch.uint8 for b in whole)
+    for one, other in zip(loader.training(augmentation, 24, 0, 3, 2), whole[2:], strict=True):
+        assert torch.equal(one.images, other.images)
+    ranks = [OnDevice(CPU, pictures, 16, 0, rank, 2, True) for rank in (0, 1)]
+    for *parts, other in zip(*(r.training(augmentation, 24, 0, 3) for r in ranks), whole,
+                             strict=True):  # fmt: skip
+        shared = torch.cat([part.images[part.lead :] for part in parts])
+        assert torch.equal(shared, other.images)
+        assert torch.equal(parts[0].images[0], other.images[-1])  # to be mixed in
+    assert not torch.equal(next(loader.training(augmentation, 24, 1, 3)).images, whole[0].images)
+
+
+def test_padded_squares_are_windows_of_the_picture(pictures):
+    """Some window of the padded picture, and not always the same."""
+    loader, places = OnDevice(CPU, pictures, 16, 0), set()
+    batch = next(loader.training(Augmentation(crop_padding=3, flip=False), 32, 0, 0))
+    for image, index in zip(batch.images, batch.indices, strict=True):
+        padded = F.pad(torch.tensor(pictures[index]).permute(2, 0, 1), [3] * 4)
+        windows = padded.unfold(1, 32, 1).unfold(2, 32, 1)  # (3, 7, 7, 32, 32)
+        same = (windows == image[:, None, None]).all(-1).all(-1).all(0)
+        assert same.any()
+        places.update(map(tuple, same.nonzero().tolist()))
+    assert len(places) > 8
+
+
+def test_every_other_picture_is_mirrored(pictures):
+    loader = OnDevice(CPU, pictures, len(pictures), 0)
+    batch = next(loader.training(Augmentation(), 32, 0, 0))
+    plain = next(loader.training(Augmentation(flip=False), 32, 0, 0)).images
+    same = (batch.images == plain).all(-1).all(-1).all(-1)
+    turned = (batch.images == plain.flip(-1)).all(-1).all(-1).all(-1)
+    assert (same | turned).all()
+    assert 0.3 < turned.float().mean() < 0.7
+
+
+def test_what_fits(pictures):
+    gpu = torch.device("cuda")
+    assert fits(pictures, Augmentation(), gpu)
+    assert fits(pictures, Augmentation(crop_padding=4), gpu)
+    assert not fits(pictures, Augmentation(), CPU)
+    for other in ({"trivial_augment": True}, {"erasing": 0.1}, {"scale_jitter": (1.0, 1.2)}):
+        assert not fits(pictures, Augmentation(**other), gpu)
+    pictures.kept.shapes[3] = (16, 32)
+    assert not fits(pictures, Augmentation(), gpu)
+    pictures.kept.shapes[:] = (128, 128)
+    assert not fits(pictures, Augmentation(), gpu)
