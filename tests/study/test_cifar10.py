@@ -109,6 +109,7 @@ def test_the_original_is_known_by_its_checksum(batches, tmp_path, monkeypatch):
 def test_the_original_is_fetched_where_nobody_has_it(batches, tmp_path, monkeypatch):
     import hashlib
 
+    monkeypatch.delenv("RESNETKIT_OFFLINE", raising=False)
     home = tmp_path / "home"
     home.mkdir()
     archive = binary(home / "cifar-10-binary.tar.gz", batches)
