@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
 import pytest
 import torchvision
+import typer
 
+from resnetkit.cli.commands import app
 from resnetkit.models import ResNet50_Weights, summarize
 from resnetkit.models.registry import get_skeleton
 from resnetkit.study import published, tables
@@ -17,6 +20,7 @@ from resnetkit.study import published, tables
 ROOT = Path(__file__).parents[1]
 WALKS = [ROOT / "docs" / "resnet.md", ROOT / "docs" / "resnet.zh-CN.md"]
 SOURCES = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+COMMAND = typer.main.get_command(app)
 FIGURES = ROOT / "docs" / "figures"
 
 
@@ -162,6 +166,53 @@ def test_both_walks_have_the_same_code_and_figures():
     assert excerpts(english) == excerpts(chinese)
     for pattern in (r"\]\((figures/[^)]+)\)", r"^\$ (.*)$", r"arxiv\.org/abs/[\d.]+"):
         assert re.findall(pattern, english, re.M) == re.findall(pattern, chinese, re.M)
+
+
+def sections(text: str) -> list[str]:
+    return re.split(r"^## ", text, flags=re.M)
+
+
+def test_both_walks_have_the_same_sections_and_numbers():
+    english, chinese = (sections(path.read_text(encoding="utf-8")) for path in WALKS)
+    assert len(english) == len(chinese) == 13
+    for ours, theirs in zip(english, chinese, strict=True):
+        title, number = ours.splitlines()[0], r"\d+(?:[.,]\d+)+(?:e-?\d+)?"
+        assert sorted(re.findall(number, ours)) == sorted(re.findall(number, theirs)), title
+        assert len(re.findall(r"^\|", ours, re.M)) == len(re.findall(r"^\|", theirs, re.M)), title
+
+
+@pytest.mark.parametrize("path", WALKS, ids=lambda path: path.name)
+def test_every_figure_says_how_it_was_made(path):
+    text = path.read_text(encoding="utf-8")
+    captions = re.findall(r"^!\[[^]]+\]\(figures/[^)]+\)\n\n\*(.*?)\*\n\n", text, re.M | re.S)
+    assert len(captions) == text.count("](figures/") == len(list(FIGURES.glob("*.svg")))
+    for caption in captions:
+        assert "`resnet study " in caption
+        assert re.search(r"EPYC|any hardware|与硬件无关", caption), caption
+        assert re.search(r"torch \d+\.\d+\.\d+", caption), caption
+        assert re.search(r"20\d\d-\d\d-\d\d", caption), caption
+
+
+@pytest.mark.parametrize("path", WALKS, ids=lambda path: path.name)
+def test_every_claim_has_a_source_a_verdict_and_a_command(path):
+    last = sections(path.read_text(encoding="utf-8"))[-1]
+    rows = re.findall(r"^\| (.*) \|$", last, re.M)[1:]
+    assert len(rows) >= 14
+    claims = (ROOT / "tests" / "test_claims.py").read_text(encoding="utf-8")
+    for row in rows:
+        cells = row.split(" | ")
+        assert len(cells) == 4, row
+        assert all(cells), row
+        name, *arguments = shlex.split(cells[3].strip("`"))
+        if name == "pytest":
+            assert arguments[:2] == ["tests/test_claims.py", "-k"]
+            assert re.search(rf"^def test_\w*{arguments[2]}", claims, re.M)
+            continue
+        command = COMMAND
+        while hasattr(command, "commands"):
+            name, *arguments = arguments
+            command = command.commands[name]
+        command.make_context(name, list(arguments))
 
 
 def test_figures_are_small():

@@ -68,6 +68,8 @@ def test_costs_of_shortcuts_need_no_training(tmp_path):
         (("degradation", "--depths", "20,21"), "--depths takes some of 20, 32"),
         (("degradation", "--depths", "deep"), "as in 20,56"),
         (("degradation", "--recipe", "papr"), "Unknown recipe"),
+        (("degradation", "--seeds", "0-"), "--seeds takes numbers, as in 0-4"),
+        (("degradation", "--seeds", "1,1"), "--seeds takes different numbers"),
         (("shortcuts", "--model", "resnet5"), "Did you mean"),
     ],
 )
@@ -76,6 +78,7 @@ def test_mistakes_are_told(arguments, words, tmp_path):
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stderr.count("'resnet5'") <= 1
 
 
 @pytest.mark.slow

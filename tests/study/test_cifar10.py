@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from resnetkit.data.transforms import normalize
 from resnetkit.errors import DataError
 from resnetkit.models import modelfile
 from resnetkit.study import cifar10, degradation, runs
+from resnetkit.study.pictures import folder_of
 
 PER_BATCH = 20
 
@@ -101,6 +106,33 @@ def test_the_original_is_known_by_its_checksum(batches, tmp_path, monkeypatch):
     assert cifar10.is_original(cifar10.unpack(archive, tmp_path / "out" / "cifar10"))
 
 
+def test_the_original_is_fetched_where_nobody_has_it(batches, tmp_path, monkeypatch):
+    import hashlib
+
+    monkeypatch.delenv("RESNETKIT_OFFLINE", raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    archive = binary(home / "cifar-10-binary.tar.gz", batches)
+    monkeypatch.chdir(tmp_path)
+    handler = partial(SimpleHTTPRequestHandler, directory=home)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(cifar10, "HOME", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(DataError, match="not the archive of CIFAR-10"):
+            folder_of("cifar10", tmp_path / "a")
+        assert not list((tmp_path / "a").glob("*.tar.gz"))
+        digest = hashlib.md5(archive.read_bytes()).hexdigest()
+        monkeypatch.setattr(cifar10, "ORIGINALS", {digest: archive.name})
+        found = folder_of("cifar10", tmp_path / "b")
+        server.shutdown()
+    assert found == tmp_path / "b" / "cifar10"
+    assert cifar10.is_original(found)
+    (tmp_path / "b" / archive.name).unlink()
+    assert folder_of("cifar10", tmp_path / "b") == found  # it is there already
+    (tmp_path / "cifar10").mkdir()
+    assert folder_of("cifar10", tmp_path / "c") == Path("cifar10")  # a folder of that name
+
+
 def test_what_is_no_such_archive_is_told(batches, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         cifar10.unpack(tmp_path / "missing.tar.gz", tmp_path / "a")
@@ -144,7 +176,7 @@ def test_the_original_is_compared_with_table_6(batches, tmp_path, monkeypatch):
             out,
             recipe_name=None,
             minutes=None,
-            seeds=1,
+            seeds=[0],
             device="cpu",
             workers=0,
             settings=settings,

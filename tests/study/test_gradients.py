@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from resnetkit.models import get_model
 from resnetkit.study import gradients
-from resnetkit.study.gradients import Stack, measure, responses, watch
+from resnetkit.study.gradients import Layer, Signal, Stack, measure, responses, watch
 
 
 @pytest.fixture
@@ -108,6 +108,15 @@ def test_what_overflows_is_kept_and_written_as_words(batch):
     content = json.loads(json.dumps(signal.to_dict(), allow_nan=False))
     assert content["losses"] == ["nan", "nan"]
     assert "nan" in gradients.signal_table([signal])
+
+
+def test_the_table_shows_the_gradient_that_is_asked_for():
+    first, last = (Layer("", 1.0, back, weights) for back, weights in ((3e-7, 4.0), (5.0, 6.0)))
+    signal = Signal("net", (first, last, first), (), (2.0, 1.0))
+    of_output = gradients.signal_table([signal], "backward")
+    assert "gradient of the output" in of_output
+    assert of_output.split()[-6:] == ["1", "1", "3e-07", "5", "2", "1"]
+    assert gradients.signal_table([signal]).split()[-4:-2] == ["4", "6"]
 
 
 def test_training_lowers_the_loss_and_is_repeatable(batch):

@@ -19,7 +19,7 @@ TINY = {"model_options": {"width": 4}, "epochs": 2, "batch_size": 12, "warmup": 
 NETS = [Net("a", "cifar_plain20"), Net("b", "cifar_resnet20", {"shortcut": "B"})]
 
 
-def compare(data, out, nets=NETS, seeds=1, minutes=None, **settings):
+def compare(data, out, nets=NETS, seeds=(0,), minutes=None, **settings):
     return runs.compare(
         nets,
         str(data),
@@ -55,10 +55,27 @@ def test_a_comparison_and_going_on(split_folder, tmp_path, capfd):
     for name in ("e.svg", "r.svg"):
         assert (tmp_path / name).stat().st_size < 200_000
 
-    with pytest.raises(OutputError, match=r"another comparison.*recipe"):
+    with pytest.raises(OutputError, match=r"epochs 2, now 3.*--out"):
         compare(split_folder, out, epochs=3)
-    with pytest.raises(OutputError, match="nets"):
-        compare(split_folder, out, nets=NETS[:1])
+    for name in ("model", "seed"):
+        with pytest.raises(RecipeError, match=f"--set {name}=... is not for a study"):
+            compare(split_folder, tmp_path / "other", **{name: "0"})
+
+
+def test_seeds_and_nets_can_be_added(split_folder, tmp_path, capfd):
+    out = tmp_path / "out"
+    _, first = compare(split_folder, out, nets=NETS[:1])
+    stamp = (out / "a-seed0" / "metrics.json").stat().st_mtime_ns
+    _, more = compare(split_folder, out, seeds=(0, 4))
+    assert [(one.net, one.seed) for one in more] == [("a", 0), ("a", 4), ("b", 0), ("b", 4)]
+    assert more[0] == first[0]
+    assert more[1].train_errors != first[0].train_errors
+    assert (out / "a-seed0" / "metrics.json").stat().st_mtime_ns == stamp
+    # A record of earlier versions, which named nets and seeds too, is gone on with.
+    record = json.loads((out / "study.json").read_text())
+    older = {**record, "seeds": [0], "recipe": {**record["recipe"], "model": "cifar_plain20"}}
+    (out / "study.json").write_text(json.dumps(older))
+    assert compare(split_folder, out, seeds=(4,))[1] == [more[1], more[3]]
 
 
 def test_minutes_choose_the_epochs_once(split_folder, tmp_path, capfd):
@@ -78,7 +95,7 @@ def test_minutes_choose_the_epochs_once(split_folder, tmp_path, capfd):
 def test_a_killed_study_goes_on_to_the_same_end(split_folder, tmp_path):
     command = [
         *(sys.executable, "-m", "resnetkit", "study", "shortcuts", "--data", split_folder),
-        *("--recipe", "study-digits", "--device", "cpu", "--workers", "0", "--seeds", "1"),
+        *("--recipe", "study-digits", "--device", "cpu", "--workers", "0", "--seeds", "0"),
         *("--set", "model_options={width: 4}", "--set", "epochs=12", "--set", "batch_size=12"),
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -108,12 +125,11 @@ def test_verdicts_tell_depth_from_chance():
         found += [outcome("plain56", s, e) for s, e in enumerate(plain[1])]
         found += [outcome("resnet20", s, e) for s, e in enumerate(residual[0])]
         found += [outcome("resnet56", s, e) for s, e in enumerate(residual[1])]
-        return degradation.verdicts(found, [56, 20])
+        return runs.verdicts(found, degradation.groups([20, 56]))
 
     lines = words(([0.04, 0.05], [0.6, 0.7]), ([0.02, 0.04], [0.03, 0.05]))
     assert lines[0] == (
-        "plain56 against plain20: training error 65.00 % against 4.50 %, higher with every seed: "
-        "degradation"
+        "plain56 against plain20: training error 65.00 % against 4.50 %, higher with every seed"
     )
     assert lines[1].endswith("no difference beyond chance")
     assert words(([0.1], [0.2]), ([0.2, 0.3], [0.1, 0.15]))[1].endswith("lower with every seed")
@@ -169,7 +185,7 @@ def test_degradation_on_digits(tmp_path):
         tmp_path / "out",
         recipe_name=None,
         minutes=None,
-        seeds=3,
+        seeds=range(3),
         device="cpu",
         workers=1,
         settings={"epochs": 8},

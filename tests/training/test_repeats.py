@@ -12,6 +12,7 @@ from resnetkit.training.repeats import parse_seeds, train_seeds
 def test_seeds_are_numbers_and_ranges():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3, 1,7-8") == [3, 1, 7, 8]
+    assert parse_seeds("3", fewest=1) == [3]
     for wrong in ("", "a", "1", "1,1", "4-0", "-3", "0-2,1"):
         with pytest.raises(RecipeError, match="--seeds takes"):
             parse_seeds(wrong)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -69,18 +69,43 @@ def blocks(
 DATA = Annotated[
     str,
     typer.Option(
-        help="digits, the path of cifar-10-binary.tar.gz, or a folder.", metavar="digits|PATH"
+        help="digits; cifar10 (fetched) or the path of its archive; or a folder.",
+        metavar="digits|cifar10|PATH",
     ),
 ]
 MINUTES = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(help="As many epochs as fit, at most the recipe's.", min=0.1, metavar="MINUTES"),
 ]
-SEEDS = Annotated[int, typer.Option(help="Train each net so often.", min=1, metavar="N")]
+SEEDS = Annotated[
+    str, typer.Option(help="Train each net with each of them, as in 0-2.", metavar="N-M")
+]
 RECIPE = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="By default study-digits for digits, else paper-cifar10."),
 ]
+
+
+def _given(
+    recipe: str | None,
+    minutes: float | None,
+    seeds: str,
+    device: str,
+    workers: int | None,
+    settings: list[str] | None,
+) -> dict[str, Any]:
+    """What the studies that train take alike, as `runs.compare` takes it."""
+    from ..training.repeats import parse_seeds
+    from ..training.settings import parse_settings
+
+    return {
+        "recipe_name": recipe,
+        "minutes": minutes,
+        "seeds": parse_seeds(seeds, fewest=1),
+        "device": device,
+        "workers": workers,
+        "settings": parse_settings(settings or []),
+    }
 
 
 @study.command()
@@ -108,7 +133,7 @@ def gradients(
     figures.responses(responses, out / "responses.svg")
     content = measured.to_dict(stacks, nets, responses)
     write_json(out / "gradients.json", content)
-    shown = [measured.signal_table(stacks), measured.signal_table(nets)]
+    shown = [measured.signal_table(stacks, "backward"), measured.signal_table(nets)]
     shown += [measured.response_table(responses), f"figures and gradients.json are in {out}"]
     _show(shown, content, format)
 
@@ -118,7 +143,7 @@ def degradation(
     data: DATA = "digits",
     depths: Annotated[str, typer.Option(help="Of the nets.", metavar="N,N,...")] = "20,56",
     minutes: MINUTES = None,
-    seeds: SEEDS = 1,
+    seeds: SEEDS = "0",
     device: DEVICE = "auto",
     workers: WORKERS = None,
     recipe: RECIPE = None,
@@ -132,27 +157,18 @@ def degradation(
     from ..storage import write_json
     from ..study import degradation as measured
     from ..study import figures, runs
-    from ..training.settings import parse_settings
 
     numbers = measured.parse_depths(depths)
-    comparison, found = runs.compare(
-        measured.nets(numbers),
-        data,
-        out,
-        recipe_name=recipe,
-        minutes=minutes,
-        seeds=seeds,
-        device=device,
-        workers=workers,
-        settings=parse_settings(settings or []),
-    )
+    groups = measured.groups(numbers)
+    given = _given(recipe, minutes, seeds, device, workers, settings)
+    comparison, found = runs.compare(measured.nets(numbers), data, out, **given)
     responses = measured.response_deviations(comparison, found)
     table6 = measured.table6(comparison, found, device)
-    figures.errors(found, measured.groups(numbers), out / "degradation.svg")
+    figures.errors(found, groups, out / "degradation.svg")
     figures.responses(responses, out / "responses.svg")
     content = measured.to_dict(comparison, found, responses, table6)
     write_json(out / "degradation.json", content)
-    shown = [runs.table(found), "\n".join(measured.verdicts(found, numbers))]
+    shown = [runs.table(found), "\n".join(runs.verdicts(found, groups))]
     shown += [str(table6)] if table6 else []
     _show([*shown, f"figures and degradation.json are in {out}"], content, format)
 
@@ -162,7 +178,7 @@ def shortcuts(
     data: DATA = "digits",
     model: Annotated[str, typer.Option(help="The net to train.")] = "cifar_resnet20",
     minutes: MINUTES = None,
-    seeds: SEEDS = 1,
+    seeds: SEEDS = "0",
     device: DEVICE = "auto",
     workers: WORKERS = None,
     recipe: RECIPE = None,
@@ -179,25 +195,18 @@ def shortcuts(
     from ..storage import write_json
     from ..study import figures, runs
     from ..study import shortcuts as measured
-    from ..training.settings import parse_settings
 
     tables = [measured.costs("resnet34", 224), measured.costs("cifar_resnet20", 32)]
     shown: list[object] = [*tables, measured.published_errors()]
-    content = {"costs": [table.to_dict() for table in tables]}
+    content: dict[str, Any] = {"costs": [table.to_dict() for table in tables]}
     if not costs:
-        comparison, found = runs.compare(
-            measured.nets(model),
-            data,
-            out,
-            recipe_name=recipe,
-            minutes=minutes,
-            seeds=seeds,
-            device=device,
-            workers=workers,
-            settings=parse_settings(settings or []),
-        )
-        figures.errors(found, [[net.name for net in comparison.nets]], out / "shortcuts.svg")
-        content |= {"trained": [{**comparison.to_dict(), "outcomes": [o.to_dict() for o in found]}]}
+        nets = measured.nets(model)
+        group = [net.name for net in nets]
+        given = _given(recipe, minutes, seeds, device, workers, settings)
+        comparison, found = runs.compare(nets, data, out, **given)
+        figures.errors(found, [group], out / "shortcuts.svg")
+        content |= runs.to_dict(comparison, found)
         write_json(out / "shortcuts.json", content)
-        shown += [runs.table(found), f"shortcuts.svg and shortcuts.json are in {out}"]
+        shown += [runs.table(found), "\n".join(runs.verdicts(found, [group]))]
+        shown += [f"shortcuts.svg and shortcuts.json are in {out}"]
     _show(shown, content, format)

@@ -114,7 +114,8 @@ def survey(data: str | os.PathLike[str]) -> Survey:
     """
     root = Path(data)
     if not root.exists():
-        raise DataError(f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}")
+        looked = f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}"
+        raise DataError(looked.rstrip())
     left_out: Counter[str] = Counter()
     if root.is_file():
         base, found = root.parent, manifest.read(root, left_out)

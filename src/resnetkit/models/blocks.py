@@ -68,7 +68,7 @@ class BasicBlock(nn.Module):
         norm_layer = norm_layer or nn.BatchNorm2d
         self.conv1 = conv3x3(inplanes, planes, stride, dilation=dilation)
         self.bn1 = norm_layer(planes)
-        self.relu = nn.ReLU(inplace=True)  # overwrites its input: half the memory for activations
+        self.relu = nn.ReLU(inplace=True)  # overwrites its input, which nothing needs again
         self.conv2 = conv3x3(planes, planes, dilation=inner_dilation or dilation)
         self.bn2 = norm_layer(planes)
         self.downsample = downsample

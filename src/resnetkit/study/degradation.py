@@ -4,17 +4,15 @@ do not. That is no overfitting, which would lower the training error; it is the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from statistics import fmean
 from typing import Any
 
 from ..errors import RecipeError
 from ..evaluation.evaluate import evaluate
 from ..models import list_models, modelfile
-from . import cifar10, published
+from . import cifar10, published, runs
 from .gradients import Responses, responses
 from .pictures import training_tensors
-from .runs import Comparison, Net, Outcome, last_errors
+from .runs import Comparison, Net, Outcome
 from .table import Row, Table
 
 FAMILIES = ("cifar_plain", "cifar_resnet")
@@ -55,28 +53,6 @@ def groups(depths: Sequence[int]) -> list[list[str]]:
     return [[f"{family.removeprefix('cifar_')}{depth}" for depth in depths] for family in FAMILIES]
 
 
-def verdicts(outcomes: Sequence[Outcome], depths: Sequence[int]) -> list[str]:
-    """What each step in depth did to the training error, in words: a difference is one where the
-    seeds do not overlap."""
-    lines = []
-    for names in groups(sorted(depths)):
-        for shallow, deep in pairwise(names):
-            before, after = last_errors(outcomes, shallow), last_errors(outcomes, deep)
-            found = f"{deep} against {shallow}: training error {100 * fmean(after):.2f} % against "
-            found += f"{100 * fmean(before):.2f} %"
-            lines.append(f"{found}, {_compared(before, after)}")
-    return lines
-
-
-def _compared(before: Sequence[float], after: Sequence[float]) -> str:
-    if len(before) == 1:
-        word = "higher" if after[0] > before[0] else "no higher"
-        return f"{word} (one seed; --seeds 3 tells depth from chance)"
-    if min(after) > max(before):
-        return "higher with every seed: degradation"
-    return "lower with every seed" if max(after) < min(before) else "no difference beyond chance"
-
-
 def table6(comparison: Comparison, outcomes: Sequence[Outcome], device: str) -> Table | None:
     """Test errors beside those of table 6; None unless the pictures are the original CIFAR-10."""
     if not cifar10.is_original(comparison.data):
@@ -111,8 +87,7 @@ def to_dict(
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON."""
     return {
-        **comparison.to_dict(),
-        "outcomes": [one.to_dict() for one in outcomes],
+        **runs.to_dict(comparison, outcomes),
         "responses": {one.net: list(one.values) for one in deviations},
         "table6": published_beside and published_beside.to_dict(),
     }

@@ -61,17 +61,19 @@ def signals(
 ) -> None:
     """Activation and gradient by layer at initialisation (and after the steps, in a second row),
     and the loss by step; crosses are values that are infinite or not a number."""
-    of = {"gradient": "of the weights", "backward": "of the output"}[what]
+    of = {"gradient": "weights", "backward": "output"}[what]
     rows: list[tuple[str, str]] = [("before", "at initialisation")]
     if after:
         rows.append(("after", f"after {found[0].steps} steps"))
-    figure = Figure(figsize=(12, 3.4 * len(rows) + 0.7), layout="constrained")
+    figure = Figure(figsize=(10.5, 3.1 * len(rows) + 0.7 * (not after)), layout="constrained")
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for (when, title), (left, middle, right) in zip(rows, grid, strict=True):
         _by_layer(left, found, when, "activation")
-        _plain(left, "layer", f"std of the output, {title}")
+        _plain(left, "layer", "std of the output")
         _by_layer(middle, found, when, what)
-        _plain(middle, "layer", f"gradient {of}, {title}")
+        _plain(middle, "layer", f"norm of the gradient ({of})")
+        for axes in (left, middle):
+            axes.set_title(title, fontsize=10)
         right.axis("off")
     losses = grid[0][2]
     losses.axis("on")
@@ -83,7 +85,11 @@ def signals(
             losses.plot([last + 1], [0.0], "x", color=colour, markersize=7, clip_on=False)
     losses.set_ylim(0, 4)
     _plain(losses, "step", "training loss")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    handles = grid[0][0].get_legend_handles_labels()
+    if after:
+        grid[1][2].legend(*handles, loc="center", frameon=False)
+    else:
+        figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     _save(figure, path)
 
 
@@ -113,7 +119,7 @@ def errors(found: Sequence[Outcome], groups: Sequence[Sequence[str]], path: Path
     """Error by epoch as in figure 6: dashed in training, bold on the validation part; a panel for
     each group of networks, a colour for each network of it; the mean of its seeds, and in
     a band the range of their training errors."""
-    figure = Figure(figsize=(5.5 * len(groups), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(groups), 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, names in zip(panels, groups, strict=True):
         for name, colour in zip(names, COLOURS, strict=False):

@@ -244,17 +244,19 @@ def trained_responses(images: Tensor, labels: Tensor, steps: int, seed: int) -> 
     return found
 
 
-def signal_table(signals: Sequence[Signal]) -> str:
-    """First and last hidden layer of each network, and its loss: text."""
+def signal_table(signals: Sequence[Signal], what: str = "gradient") -> str:
+    """First and last hidden layer of each network before the first step, and its loss: text.
+    ``what`` is the gradient that is shown: ``gradient`` or ``backward`` of a `Layer`."""
+    of = {"gradient": "gradient of the weights", "backward": "gradient of the output"}[what]
     lines = [
-        f"{'':26}{'activation std':>21}{'norm of the gradient':>23}{'loss':>21}",
+        f"{'':26}{'std of the output':>21}{of:>25}{'loss':>19}",
         f"{'':26}{'first':>12}{'last':>9}{'first':>14}{'last':>9}{'start':>12}{'end':>9}",
     ]
     for signal in signals:
         first, last = signal.before[0], signal.before[-2]  # behind it comes the head
         lines.append(
             f"{signal.net:26}{first.activation:12.2g}{last.activation:9.2g}"
-            f"{first.gradient:14.2g}{last.gradient:9.2g}"
+            f"{getattr(first, what):14.2g}{getattr(last, what):9.2g}"
             f"{signal.losses[0]:12.4g}{signal.losses[-1]:9.4g}"
         )
     return "\n".join(lines)

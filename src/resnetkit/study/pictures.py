@@ -18,16 +18,21 @@ from . import cifar10
 
 def folder_of(data: str, out: Path) -> Path:
     """The folder that ``data`` means: ``digits`` and archives of CIFAR-10 are written below
-    ``out`` once, any other folder or manifest is taken as it is.
+    ``out`` once, any other folder or manifest is taken as it is. ``cifar10``, where no folder has
+    that name, is the archive of its home page.
 
     Raises:
         DataError: an archive that cannot be read.
+        DownloadError: ``cifar10`` cannot be fetched.
     """
     if data == "digits":
         target = out / "digits"
         return target if (target / "train").is_dir() else write_digits(target)
     if data.endswith((".tar.gz", ".tgz", ".tar")):
         return cifar10.unpack(Path(data), out / "cifar10")
+    if data == "cifar10" and not Path(data).exists():
+        target = out / "cifar10"
+        return target if target.is_dir() else cifar10.unpack(cifar10.original(out), target)
     return Path(data)
 
 

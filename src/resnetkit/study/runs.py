@@ -6,13 +6,14 @@ import csv
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .. import runtime
 from ..data import folder
-from ..errors import Interrupted, OutputError
+from ..errors import Interrupted, OutputError, RecipeError
 from ..models import summarize
 from ..models.registry import get_skeleton
 from ..progress import say
@@ -54,7 +55,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is trained: the nets, the seeds, the pictures and the recipe, epochs included."""
+    """What is trained: the nets, the seeds, the pictures and the recipe, epochs included.
+
+    Its runs have nothing in common but pictures and recipe; so nets and seeds can be added later.
+    """
 
     out: Path
     data: Path
@@ -67,16 +71,16 @@ class Comparison:
         options = {**self.recipe.model_options, **net.options}
         return {"model": net.model, "model_options": options, "seed": seed}
 
-    def to_dict(self) -> dict[str, Any]:
-        """What makes it this comparison; it goes on only with the same."""
+    def shared(self) -> dict[str, Any]:
+        """What all of its runs have in common; a folder goes on only with the same."""
         inside = self.data.is_relative_to(self.out)  # then the folder may move
         data = self.data.relative_to(self.out) if inside else self.data.absolute()
-        return {
-            "data": str(data),
-            "nets": {net.name: {"model": net.model, **net.options} for net in self.nets},
-            "seeds": list(self.seeds),
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
+        return {"data": str(data), "recipe": self.recipe.model_dump(mode="json")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        nets = {net.name: {"model": net.model, **net.options} for net in self.nets}
+        return {**self.shared(), "nets": nets, "seeds": list(self.seeds)}
 
 
 def compare(
@@ -86,33 +90,36 @@ def compare(
     *,
     recipe_name: str | None,
     minutes: float | None,
-    seeds: int,
+    seeds: Sequence[int],
     device: str,
     workers: int | None,
     settings: dict[str, Any],
 ) -> tuple[Comparison, list[Outcome]]:
-    """Train every net with every seed, or go on where that was stopped.
+    """Train every net with every seed, but for the runs that ``out`` already holds.
 
     Args:
-        data: ``digits``, an archive of CIFAR-10, or a folder.
-        out: one run a net and seed, and ``study.json``, which says what is compared.
+        data: ``digits``, ``cifar10``, an archive of it, or a folder.
+        out: one run a net and seed, and ``study.json``, which says what they have in common.
         recipe_name: a built-in recipe or a YAML file; by default `study-digits` for digits and
             `paper-cifar10` for anything else.
         minutes: epochs are as many as fit, and no more than the recipe has; None takes those.
-        seeds: each net is trained with seeds 0 to ``seeds`` - 1.
+        seeds: each net is trained with each of them.
         settings: other values for fields of the recipe.
 
     Raises:
-        OutputError: ``out`` holds another comparison.
+        OutputError: ``out`` holds runs on other pictures or by another recipe.
         Interrupted: a signal asked to stop; everything is saved.
     """
     chosen = recipe.load(recipe_name or ("study-digits" if data == "digits" else "paper-cifar10"))
+    for name in {"model", "seed"} & set(settings):
+        raise RecipeError(f"--set {name}=... is not for a study: it has its nets, and --seeds")
     chosen = chosen.with_settings({**settings, "model": nets[0].model})
     where = runtime.pick(device, chosen.precision)
     pictures = folder_of(data, out)
     listing = folder.read(pictures)
     chosen = plan.choose_size(plan.choose_network(chosen, listing, where), listing, where)
-    comparison = Comparison(out, pictures, tuple(nets), tuple(range(seeds)), chosen)
+    chosen = chosen.with_settings({"model": None})  # each run has its own
+    comparison = Comparison(out, pictures, tuple(nets), tuple(seeds), chosen)
     comparison = _begin_or_go_on(comparison, minutes, where)
     write_text(out / "recipe.yaml", comparison.recipe.to_yaml())
     for seed in comparison.seeds:
@@ -129,28 +136,27 @@ def _begin_or_go_on(
     if record.exists():
         saved = json.loads(record.read_text(encoding="utf-8"))
         # One that was written before a field of recipes was thought of means its default.
-        written = Recipe.model_validate({}).with_settings(saved["recipe"])
-        saved["recipe"] = written.model_dump(mode="json")
+        written = Recipe.model_validate({}).with_settings({**saved["recipe"], "model": None})
         if minutes is not None:  # the clock may say another number of epochs today
-            epochs = {"epochs": saved["recipe"]["epochs"]}
-            comparison = _with(comparison, epochs)
-        now = json.loads(json.dumps(comparison.to_dict()))
-        if now != saved:
-            wrong = [key for key in now if now[key] != saved.get(key)]
+            comparison = _with(comparison, {"epochs": written.epochs})
+        before = {"data": saved["data"], **written.model_dump(mode="json")}
+        now = comparison.shared()
+        now = json.loads(json.dumps({"data": now["data"], **now["recipe"]}))
+        wrong = [f"{key} {before[key]}, now {now[key]}" for key in now if now[key] != before[key]]
+        if wrong:
             raise OutputError(
-                f"{comparison.out} holds another comparison ({', '.join(wrong)} differ). Go on "
-                "with the command that began it, or name another folder with --out"
+                f"{comparison.out} holds runs that cannot be compared with these "
+                f"({'; '.join(wrong)}). Take the same, or name another folder with --out"
             )
         return comparison
     if minutes is not None:
         comparison = _with(comparison, {"epochs": _epochs(comparison, minutes, where)})
-    write_json(record, comparison.to_dict())
+    write_json(record, comparison.shared())
     return comparison
 
 
 def _with(comparison: Comparison, settings: dict[str, Any]) -> Comparison:
-    chosen = comparison.recipe.with_settings(settings)
-    return Comparison(comparison.out, comparison.data, comparison.nets, comparison.seeds, chosen)
+    return replace(comparison, recipe=comparison.recipe.with_settings(settings))
 
 
 def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> int:
@@ -221,6 +227,11 @@ def read(comparison: Comparison, net: Net, seed: int) -> Outcome:
     )
 
 
+def to_dict(comparison: Comparison, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What was compared and found, as JSON."""
+    return {**comparison.to_dict(), "outcomes": [one.to_dict() for one in outcomes]}
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """Each net with the errors of its last epoch: mean over the seeds, least and greatest."""
     width = max(len("net"), *(len(one.net) for one in outcomes))
@@ -238,6 +249,26 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def last_errors(outcomes: Sequence[Outcome], net: str, which: str = "train_errors") -> list[float]:
     """The last epoch's ``train_errors`` or ``val_errors`` of a net, a value for each seed."""
     return [getattr(one, which)[-1] for one in outcomes if one.net == net]
+
+
+def verdicts(outcomes: Sequence[Outcome], groups: Sequence[Sequence[str]]) -> list[str]:
+    """What each net's training error is against that of the one before it in its group, in words:
+    a difference is one where the seeds do not overlap."""
+    lines = []
+    for before, after in (pair for names in groups for pair in pairwise(names)):
+        old, new = last_errors(outcomes, before), last_errors(outcomes, after)
+        found = f"{100 * statistics.fmean(new):.2f} % against {100 * statistics.fmean(old):.2f} %"
+        lines.append(f"{after} against {before}: training error {found}, {_compared(old, new)}")
+    return lines
+
+
+def _compared(before: Sequence[float], after: Sequence[float]) -> str:
+    if len(before) == 1:
+        word = "higher" if after[0] > before[0] else "no higher"
+        return f"{word} (one seed; --seeds 0-2 tells it from chance)"
+    if min(after) > max(before):
+        return "higher with every seed"
+    return "lower with every seed" if max(after) < min(before) else "no difference beyond chance"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""Table 3: identity shortcuts padded with zeros (A), projections where shapes differ (B), and
+"""Table 3: no shortcuts, identities padded with zeros (A), projections where shapes differ (B), and
 projections everywhere (C). What they cost is counted; what they bring is trained."""
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from . import published
 from .runs import Net
 from .table import Row, Table
 
-OPTIONS = ("A", "B", "C")
+OPTIONS = ("none", "A", "B", "C")
 
 
 def nets(model: str) -> list[Net]:
-    """``model`` with each of the options."""
+    """``model`` without shortcuts, and with each kind of them."""
     return [Net(f"{model}-{option}", model, {"shortcut": option}) for option in OPTIONS]
 
 
 def costs(model: str, size: int) -> Table:
-    """Parameters and multiply-adds of ``model`` with each option, and without shortcuts."""
+    """Parameters and multiply-adds of ``model`` with each option."""
     rows = []
-    for option in ("none", *OPTIONS):
+    for option in OPTIONS:
         counted = summarize(get_skeleton(model, shortcut=option), size)
         rows.append(Row(f"{option}: parameters", counted.parameters))
         rows.append(Row(f"{option}: millions of multiply-adds", counted.macs / 1e6))

@@ -281,8 +281,9 @@ def _validate(values: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {plain(item['msg'])}, got {item['input']!r}"
-            for item in error.errors()
-        )
-        raise RecipeError(f"Recipe: {problems}") from None
+        problems = []
+        for item in error.errors():
+            problem, got = f"{'.'.join(map(str, item['loc']))}: {plain(item['msg'])}", item["input"]
+            said = isinstance(got, str) and repr(got) in problem
+            problems.append(problem if said else f"{problem}, got {got!r}")
+        raise RecipeError(f"Recipe: {'; '.join(problems)}") from None

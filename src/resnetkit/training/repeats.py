@@ -29,14 +29,14 @@ class Repeats:
     deviation: float
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, fewest: int = 2) -> list[int]:
     """``"0-4"``, ``"1,5,7"`` or a mixture.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]
 
     Raises:
-        RecipeError: something else, or fewer than two.
+        RecipeError: something else, the same number twice, or fewer than ``fewest``.
     """
     seeds: list[int] = []
     for piece in text.split(","):
@@ -44,8 +44,9 @@ def parse_seeds(text: str) -> list[int]:
         if found is None:
             raise RecipeError(f"--seeds takes numbers, as in 0-4 or 1,5,7; got {text!r}")
         seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
-    if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
-        raise RecipeError(f"--seeds takes two or more different numbers; got {text!r}")
+    if len(seeds) < fewest or len(set(seeds)) < len(seeds):
+        least = "two or more different numbers" if fewest == 2 else "different numbers"
+        raise RecipeError(f"--seeds takes {least}, as in 0-4 or 1,5,7; got {text!r}")
     return seeds
 
 
