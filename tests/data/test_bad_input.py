@@ -111,11 +111,11 @@ def frame(jpeg: bytes, **changes: int) -> bytes:
     return jpeg[:at] + struct.pack(">BBHBHH", *fields) + jpeg[at + 9 :]
 
 
-ARITHMETIC = base64.b85decode(
-    "|JeWF01!$>Nk#wx0RR9200961|JwjV01XKW3knDg3knMk4h;_zAQcl55)&sJ9v2`kDKRiEDJ?8BI!Zn>HbyrrEkIX6Mo"
-    "dmpQ&KWMT47pHU`kO^PygEhLjevB4iga*CKVMXPc<zyPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%z"
-    "Pf!2J01*fP5C9MZ0U`hb5di}c0sqVZ3IGrg1pyEd1^?Or3<CiG0ucid06zf#0C;g!apz?7_TN#&%|TtW7s*ymva6hZwR8"
-    "X3"
+ARITHMETIC = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNy"
+    "wtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09P"
+    "T09PT09PT09PT09PT09PT09PT09PT0//yQARCAAQABADASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPw"
+    "D/AHhxVHHnZPP231HEzUFdsxfJVk6yq5x9tXP/2Q=="
 )
 """`smooth_jpeg` after ``jpegtran -arithmetic``."""
 

@@ -24,7 +24,8 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
         return _narrowed(image, top) if wide else np.asarray(_rgb(image))
     pixels = np.empty((height, width, 3), np.uint8)
     for row, strip in _strips(image):
-        pixels[row : row + strip.height] = _narrowed(strip, top) if wide else _rgb(strip)
+        part = _narrowed(strip, top) if wide else np.asarray(_rgb(strip))
+        pixels[row : row + strip.height] = part
     return pixels
 
 
