@@ -293,8 +293,8 @@ def test_a_jpeg_that_nobody_here_reads_is_called_one():
 def test_large_pictures_take_seven_bytes_a_pixel(tmp_path):
     """Four of Pillow's own and the three of the answer; with copies in other modes the room that
     there is would not do."""
-    clear = Image.new("RGBA", (12_000, 9_000), (255, 0, 0, 51))
-    wide = Image.new("I;16", (12_000, 9_000), 65535)
+    clear = Image.new("RGBA", (10_000, 8_000), (255, 0, 0, 51))
+    wide = Image.new("I;16", (10_000, 8_000), 65535)
     paths = put(
         tmp_path,
         {
