@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 
@@ -53,3 +54,21 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path, name):
         storage.write_text(tmp_path / name, "text")
     assert str(tmp_path / name) in str(told.value)
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_json_keeps_numbers_in_a_row_on_one_line(tmp_path):
+    value = {
+        "row": [1, 2.5, -3e-9],
+        "table": [[1, 2], [3, 4]],
+        "texts": ["a\nb", "[\n1,\n2]", "7"],
+        "mixed": [1, None],
+        "nothing": [],
+    }
+    storage.write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert '  "row": [1, 2.5, -3e-09],\n' in text
+    assert '  "table": [\n    [1, 2],\n    [3, 4]\n  ],\n' in text
+    many = {"matrix": [[0] * 300] * 300}
+    storage.write_json(tmp_path / "y.json", many)
+    assert (tmp_path / "y.json").stat().st_size < 3.1 * 300 * 300

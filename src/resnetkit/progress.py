@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -59,6 +60,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def padded(text: str, width: int) -> str:
+    """`printable` text, filled up with blanks to ``width`` columns of a terminal, of which Chinese,
+    Japanese and Korean letters take two each, and marks above or below a letter none.
+
+    >>> padded("花", 4) + "|"
+    '花  |'
+    """
+    text = printable(text)
+    return text + " " * (width - columns(text))
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a text takes as `printable`."""
+    return cell_len(printable(text))
+
+
 @contextmanager
 def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
     """Shows ``what`` as ``total`` units of work (None: nobody knows), of which ``done`` are; yields
@@ -73,7 +90,7 @@ def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Ite
     if not console.is_terminal:
         yield _lines(what, total, done, every)
         return
-    columns = (
+    shown = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
@@ -81,7 +98,7 @@ def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Ite
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as live:
+    with Progress(*shown, console=console, transient=True) as live:
         task = live.add_task(what, total=total, completed=done, text="")
 
         def advance(text: str = "") -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -93,8 +94,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write ``value`` as indented JSON, atomically; numbers in a row stand on one line, so that a
+    table of a thousand rows and columns has a thousand lines."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_text(path, _NUMBERS.sub(lambda row: _BREAK.sub(" ", row[0].strip()), text) + "\n")
+
+
+_NUMBERS = re.compile(r"(?<=\[)\n[-+.\deE,\n ]+(?=\])")  # a text holds no line break
+_BREAK = re.compile(r"\n *")
 
 
 def refuse_used(folder: Path | None) -> None:

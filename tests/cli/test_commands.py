@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -322,3 +323,17 @@ def test_demo(tmp_path):
     assert (tmp_path / "demo" / "run-2" / "model.safetensors").exists()
     first, second = ((tmp_path / "demo" / name / "model.safetensors") for name in ("run", "run-2"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_columns_stay_in_line_whatever_the_script(trained):
+    from rich.cells import cell_len
+
+    from resnetkit.cli.show import evaluation_table
+
+    found = resnetkit.evaluate(trained / "model.safetensors", trained.parent / "data", "val")
+    names = ("苹果", "กุหลาบ", "new\nline")
+    rows = [{**row, "class": name} for row, name in zip(found.metrics["per_class"], names)]  # noqa: B905
+    found = replace(found, classes=names, metrics={**found.metrics, "per_class": rows})
+    table = evaluation_table(found).split("class ", 1)[1].splitlines()
+    assert len({cell_len(line) for line in table[1:5]}) == 1
+    assert any(line.startswith("new\\nline") for line in table)

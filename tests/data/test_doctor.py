@@ -166,3 +166,11 @@ def test_no_data_is_said(tmp_path):
         examine(tmp_path / "gone")
     with pytest.raises(DataError, match="No pictures"):
         examine(tmp_path)
+
+
+def test_training_pictures_come_first(healthy):
+    shutil.copytree(healthy / "val", healthy / "test")
+    assert list(examine(healthy).counts) == ["train", "val", "test"]
+    (group,) = [f.groups[0] for f in examine(healthy).findings if f.kind == "copy-in-two-splits"]
+    assert group[0].startswith("val/")
+    assert group[1].startswith("test/")

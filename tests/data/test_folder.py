@@ -248,3 +248,11 @@ def test_a_long_manifest_takes_little_memory_and_time(tmp_path):
     assert (count, last) == (100_000, "n00000099/n00000099_099999.JPEG")
     assert memory < 30_000
     assert seconds < 1
+
+
+def test_a_split_inside_a_split_is_no_class(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "train/val/a/2.png", "test/a/3.png")
+    with pytest.raises(DataError, match=r"train/val lies inside the split train; move it beside"):
+        folder.read(tmp_path)
+    touch(tmp_path / "flat", "train/a/1.png", "train/test/1.png")  # a class of tests
+    assert folder.read(tmp_path / "flat").classes == ("a", "test")

@@ -175,3 +175,19 @@ def test_folders_with_wordnet_ids_and_published_numbers(tmp_path, save):
     (data / chosen[0]).rename(data / "n99999999")
     with pytest.raises(DataError, match="n99999999"):
         evaluate(tmp_path / "m.safetensors", data)
+
+
+def test_a_validation_part_taken_from_train_is_found_beside_a_test_part(tmp_path, save, small):
+    data = tmp_path / "parts"
+    save(data / "train", 10)
+    save(data / "test", 2, start=200)
+    run = train(data, out=tmp_path / "run", **{**small, "epochs": 1})
+    assert evaluate(run.model, data).split == "test"
+    found = evaluate(run.model, data, "val", calibrate=True)
+    assert found.metrics["accuracy"] == run.metrics["accuracy"]
+    assert {path.split("/")[0] for path in found.part.paths} == {"train"}
+    assert len(found.part) == found.metrics["temperature"]["pictures"] < 30
+    later = evaluate(run.model, data, calibrate=True).metrics["temperature"]
+    assert (later["fitted_on"], later["pictures"]) == ("val", len(found.part))
+    (note,) = evaluate(run.model, data, "train").notes
+    assert f"{30 - len(found.part)} of these 30 pictures were trained on" in note

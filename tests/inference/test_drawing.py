@@ -52,7 +52,28 @@ def test_letters_that_no_font_has_are_written_as_numbers(monkeypatch):
         lambda self, xy, text, *a, **k: (shown.append(text), original(self, xy, text, *a, **k))[1],
     )
     drawing.label(np.zeros((300, 300, 3), np.uint8), "花 a\\b", 0.5)
-    assert shown == ["\\u82b1 a\\b  50.0%"]
+    assert shown == ["\\u82b1 a\\b", "  50.0%"]
+
+
+def test_the_probability_has_a_font_with_digits_and_stands_behind_the_name(monkeypatch):
+    """A font of Thai has no digits; beside Arabic, digits in the same line would be moved."""
+    drawn = []
+    original = ImageDraw.ImageDraw.text
+
+    def text(self, xy, text, fill, font, anchor):
+        drawn.append((xy[0], text, font.path))
+        original(self, xy, text, fill, font, anchor)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    other = font_manager.findfont("DejaVu Serif")
+    monkeypatch.setattr(
+        drawing, "font_for", lambda text: (other if "ز" in text else drawing_font(), "")
+    )
+    drawing.label(np.zeros((300, 300, 3), np.uint8), "زهرة", 0.527)
+    (left, name, font), (behind, tail, plain) = drawn
+    assert (name, tail) == ("زهرة", "  52.7%")
+    assert (font, plain) == (other, drawing_font())
+    assert behind > left + 20
 
 
 def drawing_font():

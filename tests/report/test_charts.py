@@ -51,10 +51,21 @@ def test_the_matrix_holds_its_counts():
     assert any(name.endswith("…") for name in named)
 
 
+@pytest.mark.parametrize(("size", "smallest"), [(33, 12), (60, 12), (100, 7.5)])
+def test_up_to_a_hundred_classes_are_named_in_letters_that_fit(size, smallest):
+    tree = parsed(charts.matrix(np.eye(size, dtype=int), [f"class {i}" for i in range(size)]))
+    named = [text for text in tree.findall("text") if text.find("title") is not None]
+    assert len(named) == 2 * size
+    cell = float(tree.find("rect").get("width")) / size
+    assert smallest <= float(named[0].get("font-size")) < cell
+    assert float(tree.get("width")) < 1010  # of the page's width
+    assert not tree.findall("text[@class='n']")
+
+
 def test_a_large_matrix_has_no_names_and_a_huge_one_is_not_drawn():
-    svg = charts.matrix(np.eye(100, dtype=int), [f"class {i}" for i in range(100)])
+    svg = charts.matrix(np.eye(200, dtype=int), [f"class {i}" for i in range(200)])
     assert "class 7" not in svg
-    assert len(re.findall("data-c", svg)) == 100
+    assert len(re.findall("data-c", svg)) == 200
     assert charts.matrix(np.eye(1000, dtype=int), ["x"] * 1000) is None
 
 

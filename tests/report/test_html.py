@@ -33,8 +33,31 @@ def test_a_run_ends_with_a_report(trained, page):
     assert "trained for 6 epochs on 51 pictures of data" in text
     for heading in ("Training", "What is taken for what", "Labels in doubt", "Recipe and repeat"):
         assert heading in text
-    assert f"resnet train {trained.parent / 'data'} --recipe {trained / 'recipe.yaml'}" in text
+    assert f"resnet train data --recipe {trained.name}/recipe.yaml" in text
     assert len(page) < 4e6
+
+
+def test_paths_are_those_of_the_working_folder(trained, page, tmp_path, monkeypatch):
+    """Neither the page that was made elsewhere nor the one made here says where on the machine."""
+    assert str(trained.parent) not in standard.unescape(page)
+    monkeypatch.chdir(trained.parent)
+    found = evaluate(trained / "model.safetensors", "data", "val")
+    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
+    run = trained.relative_to(trained.parent)
+    assert f"resnet train data --recipe {run}/recipe.yaml" in text
+    assert f"resnet evaluate {run}/model.safetensors data --split val" in text
+    assert str(trained.parent) not in text
+
+
+def test_measuring_again_names_the_data_that_were_measured(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained.parent / "data", tmp_path / "other photos")
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(trained / "model.safetensors", "other photos", "all")
+    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "model.safetensors 'other photos' --split all" in text
+    assert "resnet train data --recipe" in text
 
 
 def test_nothing_is_loaded_from_anywhere(page):

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..progress import printable
+from ..progress import columns, padded, printable
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
@@ -22,7 +22,7 @@ def evaluation_table(found: Evaluation) -> str:
 
     metrics = found.metrics
     right = metrics["pictures"] - metrics["errors"]
-    width = max(7, *(len(name) for name in found.classes))
+    width = max(7, *map(columns, found.classes))
     low, high = metrics["accuracy_interval"]
     lines = [
         f"{found.split}: accuracy {metrics['accuracy']:.2%} "
@@ -35,7 +35,7 @@ def evaluation_table(found: Evaluation) -> str:
     for row in [*metrics["per_class"], {"class": "average", **metrics["macro"]}]:
         pictures = row.get("pictures", metrics["pictures"])
         lines.append(
-            f"{printable(row['class']):{width}}  {row['precision']:9.2%}  {row['recall']:7.2%}  "
+            f"{padded(row['class'], width)}  {row['precision']:9.2%}  {row['recall']:7.2%}  "
             f"{row['f1']:7.2%}  {pictures:8}"
         )
     wrong = confusions(found)[:5]

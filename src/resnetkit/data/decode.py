@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import PictureError
 from . import files
-from .colours import to_rgb
+from .colours import rgb_pixels
 from .resizing import resize, shrunk, upright
 
 MAX_PIXELS = 178_000_000
@@ -67,10 +67,7 @@ def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
         plain = _plain_jpeg(contents, working_size)
         if plain is not None and not _may_be_turned(contents):
             return _finish(plain, working_size, 1)
-        with _open(io.BytesIO(contents)) as image:
-            image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            pixels = np.asarray(to_rgb(image)) if plain is None else plain
+        pixels, orientation = _by_pillow(contents, working_size, plain)
         return _finish(pixels, working_size, orientation)
 
 
@@ -90,8 +87,8 @@ def decode_full(source: Path | bytes, shorter: int) -> np.ndarray:
     """
     name = str(source) if isinstance(source, Path) else "the picture"
     contents = files.read(source) if isinstance(source, Path) else source
-    with _named(name), _open(io.BytesIO(contents)) as image:
-        return _finish_full(image, shorter)
+    with _named(name):
+        return _finish_full(*_by_pillow(contents), shorter)
 
 
 def from_memory(
@@ -112,11 +109,11 @@ def from_memory(
                 f"pixels are (H, W, 3) or (H, W) uint8; got {picture.shape} {picture.dtype}"
             )
         picture = Image.fromarray(picture)
+    orientation = picture.getexif().get(_ORIENTATION, 1)
     if full and working_size is not None:
         with _named("the picture"):
-            return _finish_full(picture, working_size)
-    orientation = picture.getexif().get(_ORIENTATION, 1)
-    return _finish(np.asarray(to_rgb(picture)), working_size, orientation)
+            return _finish_full(rgb_pixels(picture), orientation, working_size)
+    return _finish(rgb_pixels(picture), working_size, orientation)
 
 
 def size(source: Path) -> tuple[int, int]:
@@ -189,6 +186,17 @@ def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
     return pixels if pixels.shape == expected else None
 
 
+def _by_pillow(
+    contents: bytes, working_size: int | None = None, plain: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """The pixels as they are stored (``plain`` where they are there already), and the orientation.
+    Pillow's own copy of them is gone before anything else is made of them."""
+    with _open(io.BytesIO(contents)) as image:
+        image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        return (rgb_pixels(image) if plain is None else plain), orientation
+
+
 def _may_be_turned(jpeg: bytes) -> bool:
     """Whether the header has metadata that can hold an orientation; parsing them takes time."""
     at = 2
@@ -206,9 +214,8 @@ def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> n
     return upright(pixels, orientation)
 
 
-def _finish_full(image: Image.Image, shorter: int) -> np.ndarray:
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    picture = Image.fromarray(upright(np.asarray(to_rgb(image)), orientation))
+def _finish_full(pixels: np.ndarray, orientation: int, shorter: int) -> np.ndarray:
+    picture = Image.fromarray(upright(pixels, orientation))
     width, height = picture.size
     if max(picture.size) > 20 * min(picture.size):
         side = 20 * min(picture.size)
@@ -266,6 +273,8 @@ def _enable_heif() -> None:
 
 
 def _what_it_is(head: bytes) -> str:
+    if head.startswith(b"\xff\xd8\xff"):
+        return "a JPEG of a kind that is not read (12 bits, lossless), or one that is damaged"
     unknown = "not a picture in a known format, or one whose beginning is damaged"
     try:
         text = head.decode("utf-8")

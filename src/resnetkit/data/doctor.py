@@ -42,6 +42,7 @@ _SUFFIXES = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"),
 }
+_ORDER = ("all", "train", "val", "test")
 Groups = Sequence[Sequence[str]]
 
 
@@ -91,15 +92,16 @@ def examine(
         DataError: there is no such folder, or no picture in it.
     """
     found = folder.survey(data)
+    splits = {name: found.splits[name] for name in _ORDER if name in found.splits}
     rows = [
         Row(split, name, path)
-        for split, classes in found.splits.items()
+        for split, classes in splits.items()
         for name, paths in classes.items()
         for path in paths
     ]
     counts = {
         split: {name: len(classes[name]) for name in sorted(classes)}
-        for split, classes in found.splits.items()
+        for split, classes in splits.items()
     }
     workers = default_workers() if workers is None else workers
     ward = _read(found.base, rows, workers, progress(len(rows)))

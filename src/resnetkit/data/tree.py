@@ -18,7 +18,7 @@ def read(root: Path, left_out: Counter[str]) -> dict[str, dict[str, Paths]]:
         left_out: counts what is not taken, by reason.
 
     Raises:
-        DataError: two folders that mean the same split.
+        DataError: two folders that mean the same split, or one split inside another.
     """
     folders = sorted(entry.name for entry in os.scandir(root) if _is_class_folder(entry))
     splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
@@ -41,13 +41,29 @@ def read(root: Path, left_out: Counter[str]) -> dict[str, dict[str, Paths]]:
 def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, Paths]:
     classes: dict[str, Paths] = {}
     prefix = "" if folder == root else f"{folder.name}/"
-    for entry in os.scandir(folder):
-        if _is_class_folder(entry):
-            found = sorted(_walk(entry.path, f"{prefix}{entry.name}", left_out, {identity(folder)}))
-            classes[entry.name] = Paths(found)
-        elif is_picture(entry.name) and leads_to(entry.is_file):
-            left_out["picture(s) outside a class folder"] += 1
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_class_folder(entry):
+                _refuse_split(root, folder, entry)
+                found = sorted(
+                    _walk(entry.path, f"{prefix}{entry.name}", left_out, {identity(folder)})
+                )
+                classes[entry.name] = Paths(found)
+            elif is_picture(entry.name) and leads_to(entry.is_file):
+                left_out["picture(s) outside a class folder"] += 1
     return classes
+
+
+def _refuse_split(root: Path, folder: Path, entry: os.DirEntry[str]) -> None:
+    """A folder called val with folders in it, itself in the folder train, is no class."""
+    if folder == root or entry.name.lower() not in SPLITS:
+        return
+    with os.scandir(entry.path) as inside:
+        if any(_is_class_folder(other) for other in inside):
+            raise DataError(
+                f"{folder / entry.name} lies inside the split {folder.name}; "
+                f"move it beside it: {root / entry.name}"
+            )
 
 
 def _walk(

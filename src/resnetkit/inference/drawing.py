@@ -63,12 +63,14 @@ def label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
         repr(c.encode("unicode_escape").decode())[1:-1] if c in lacking else c for c in name
     )
     shown = shown.replace("\\\\", "\\")
-    text, font = _fit(shown, f"  {probability:.1%}", path, picture.width - 16, picture.height)
+    tail = f"  {probability:.1%}"
+    text, fonts = _fit(shown, tail, path, picture.width - 16, picture.height)
     draw = ImageDraw.Draw(picture)
-    height = round(font.size * 1.7)
+    height = round(fonts[0].size * 1.7)
     draw.rectangle((0, picture.height - height, picture.width, picture.height), (0, 0, 0))
-    middle = (8, picture.height - height / 2)
-    draw.text(middle, text, (255, 255, 255), font, "lm")
+    line = picture.height - height / 2 + 0.35 * fonts[0].size
+    draw.text((8, line), text, (255, 255, 255), fonts[0], "ls")
+    draw.text((8 + fonts[0].getlength(text), line), tail, (255, 255, 255), fonts[1], "ls")
     return picture
 
 
@@ -84,14 +86,21 @@ def _in_size(picture: Image.Image) -> Image.Image:
 
 def _fit(
     name: str, tail: str, path: str, width: int, height: int
-) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text, cut where it has to be, and the font in the largest size in which it fits."""
+) -> tuple[str, list[ImageFont.FreeTypeFont]]:
+    """The name, cut where it has to be, and the fonts of name and tail in the largest size in which
+    both fit. Fonts of some scripts have no digits; and in a line with Arabic or Hebrew, digits
+    would be moved to its left."""
+    files = path, font_for(tail)[0]
+
+    def taken(text: str) -> float:
+        return fonts[0].getlength(text) + fonts[1].getlength(tail)
+
     size = max(14, min(height, width) // 14)
-    font = ImageFont.truetype(path, size)
-    while size > 12 and font.getlength(name + tail) > width:
+    fonts = [ImageFont.truetype(file, size) for file in files]
+    while size > 12 and taken(name) > width:
         size -= 1
-        font = ImageFont.truetype(path, size)
+        fonts = [ImageFont.truetype(file, size) for file in files]
     text = name
-    while len(text) > 1 and font.getlength(text + tail) > width:
+    while len(text) > 1 and taken(text) > width:
         text = text.removesuffix("…")[:-1] + "…"
-    return text + tail, font
+    return text, fonts

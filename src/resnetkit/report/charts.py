@@ -13,7 +13,8 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 36
-LABELLED = 32  # classes: beyond, their names do not fit beside the matrix
+NUMBERED = 32  # classes: beyond, their counts do not fit into the cells of the matrix
+LABELLED = 100  # classes: beyond, their names do not fit beside it
 DRAWN = 250  # classes: beyond, a cell is smaller than a pixel
 CELLS = 12_000
 LONGEST = 22  # characters of a name beside the matrix
@@ -125,15 +126,18 @@ def matrix(counts: np.ndarray, classes: Sequence[str]) -> Markup | None:
     cells = np.argwhere(counts > 0)
     if size > DRAWN or len(cells) > CELLS:
         return None
-    named = size <= LABELLED
-    cell = min(46.0, max(22.0, 380 / size)) if named else max(2.6, 640 / size)
-    margin = 12 + max(_width(_cut(name)) for name in classes) if named else 24
+    numbered, named = size <= NUMBERED, size <= LABELLED
+    cell = max(2.6, 640 / size)
+    if named:
+        cell = min(46.0, max(22.0, 380 / size)) if numbered else min(22.0, 860 / size)
+    letters = min(12.0, 0.93 * cell)  # their height
+    margin = 12 + letters / 12 * max(_width(_cut(name)) for name in classes) if named else 24
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     parts = [
         f'<rect class="paper" x="{margin:g}" y="{margin:g}" width="{size * cell:g}" '
         f'height="{size * cell:g}"/>'
     ]
-    gap = 1.5 if named else 0.0
+    gap = 1.5 if numbered else 0.5 if named else 0.0
     for i, j in cells.tolist():
         x, y = margin + j * cell, margin + i * cell
         kind = "hit" if i == j else "miss"
@@ -143,14 +147,14 @@ def matrix(counts: np.ndarray, classes: Sequence[str]) -> Markup | None:
             f'y="{y + gap / 2:.1f}" width="{cell - gap:.1f}" height="{cell - gap:.1f}" '
             f'fill-opacity="{shade:.2f}"/>'
         )
-        if named:
+        if numbered:
             dark = " light" if shade > 0.5 else ""
             middle = f'x="{x + cell / 2:.1f}" y="{y + 0.5 * cell + min(5.0, 0.16 * cell):.1f}"'
             parts.append(
                 f'<text class="n{dark}" font-size="{min(14.0, 0.46 * cell):.1f}" {middle}>'
                 f"{counts[i, j]}</text>"
             )
-    parts += list(_names(classes, margin, cell)) if named else []
+    parts += list(_names(classes, margin, cell, letters)) if named else []
     side = margin + size * cell
     parts.append(_text(margin + size * cell / 2, side + 16, "answer", "middle", "label"))
     turn = f'transform="translate({side + 9:g} {margin + size * cell / 2:g}) rotate(90)"'
@@ -158,18 +162,14 @@ def matrix(counts: np.ndarray, classes: Sequence[str]) -> Markup | None:
     return _svg(side + 26, side + 22, parts, "Confusion matrix")
 
 
-def _names(classes: Sequence[str], margin: float, cell: float) -> Iterable[str]:
+def _names(classes: Sequence[str], margin: float, cell: float, letters: float) -> Iterable[str]:
     for i, name in enumerate(classes):
-        middle = margin + (i + 0.5) * cell + 4
+        middle = margin + (i + 0.5) * cell + letters / 3
         shown, tip = escape(_cut(name)), escape(_plain(name))
-        yield (
-            f'<text text-anchor="end" x="{margin - 7:g}" y="{middle:g}">{shown}'
-            f"<title>{tip}</title></text>"
-        )
-        yield (
-            f'<text transform="translate({middle:g} {margin - 7:g}) rotate(-90)">{shown}'
-            f"<title>{tip}</title></text>"
-        )
+        left = f'text-anchor="end" x="{margin - 7:g}" y="{middle:g}"'
+        above = f'transform="translate({middle:g} {margin - 7:g}) rotate(-90)"'
+        for place in (left, above):
+            yield f'<text font-size="{letters:.3g}" {place}>{shown}<title>{tip}</title></text>'
 
 
 def _cut(name: str) -> str:

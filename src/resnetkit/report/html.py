@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,8 +175,10 @@ def _confusions(found: Evaluation) -> list[dict[str, Any]]:
 
 def recipe_rows(record: Record) -> list[tuple[str, str]]:
     """The settings that the model was trained with."""
-    recipe = record.header.recipe.items()
-    return [(key.replace("_", " "), plain(value)) for key, value in recipe]
+    recipe = dict(record.header.recipe)
+    if Path(str(recipe.get("weights"))).is_absolute():
+        recipe["weights"] = from_here(recipe["weights"])
+    return [(key.replace("_", " "), plain(value)) for key, value in recipe.items()]
 
 
 def environment_rows(record: Record) -> list[tuple[str, str]]:
@@ -187,11 +190,30 @@ def environment_rows(record: Record) -> list[tuple[str, str]]:
     return rows + [(key, str(value)) for key, value in versions.items()]
 
 
+def from_here(path: str | Path, parts: int = 1) -> str:
+    """A path as it is typed in this folder. Of what lies elsewhere only the last ``parts``: where
+    on a machine it lies tells others nothing that they could use, and more than they need."""
+    absolute = Path(os.path.abspath(path))
+    if absolute.is_relative_to(Path.cwd()):
+        return absolute.relative_to(Path.cwd()).as_posix()
+    return "/".join(absolute.parts[-parts:])
+
+
+def _data(record: Record, found: Evaluation) -> str:
+    """What was measured on: what the run was begun with, or something else."""
+    begun = Path(record.data) if record.data else None
+    root = Path(found.part.root).absolute()
+    return str(begun if begun and root in (begun, begun.parent) else root)
+
+
 def commands(record: Record, found: Evaluation) -> list[tuple[str, str]]:
-    """(what for, what to type)."""
-    data, file = shlex.quote(record.data or str(found.part.root)), shlex.quote(str(record.file))
-    recipe = shlex.quote(str(record.file.parent / "recipe.yaml"))
-    again = [("train again", f"resnet train {data} --recipe {recipe}")] if record.is_run else []
+    """(what for, what to type), with paths as `from_here`."""
+    data, begun = (
+        shlex.quote(from_here(path)) for path in (_data(record, found), record.data or "")
+    )
+    file = shlex.quote(from_here(record.file, 2 if record.is_run else 1))
+    recipe = shlex.quote(from_here(record.file.parent / "recipe.yaml", 2))
+    again = [("train again", f"resnet train {begun} --recipe {recipe}")] if record.is_run else []
     views = found.metrics["views"]
     more = "" if not views["flip"] else " --crops 10" if views["crops"] == 10 else " --flip"
     if views["image_size"] != record.header.preprocessing.crop_size:

@@ -21,7 +21,7 @@ from ..data.transforms import normalize
 from ..errors import DataError, PictureError, RecipeError
 from ..models import get_model
 from ..models.builders import ARCHITECTURES
-from ..progress import printable, say
+from ..progress import columns, padded, printable, say
 from ..randomness import order
 from ..runtime import Runtime
 from . import wording
@@ -283,10 +283,9 @@ def _may_mind_mirrors(classes: tuple[str, ...]) -> bool:
 def _class_table(classes: tuple[str, ...], train: Part, val: Part, most: int = 30) -> list[str]:
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
-    shown = [(printable(name), n, m) for name, n, m in shown]
-    width = max(len("class"), *(len(name) for name, _, _ in shown))
+    width = max(len("class"), *(columns(name) for name, _, _ in shown))
     lines = [f"  {'class':{width}}  train    val"]
-    lines += [f"  {name:{width}}  {n:5}  {m:5}" for name, n, m in shown]
+    lines += [f"  {padded(name, width)}  {n:5}  {m:5}" for name, n, m in shown]
     if len(counts) > most:
         lines.append(f"  ... the {most} smallest of {len(counts)} classes")
     return lines

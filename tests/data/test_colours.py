@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnetkit.data import colours
+
+NARROW = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
+WIDE = ("I", "F", "I;16", "I;16B", "I;16L")
+
+
+def picture(mode):
+    """37 x 29 pixels in which colour, transparency and the wide numbers change everywhere."""
+    chance = np.random.default_rng(5)
+    if mode.startswith(("I", "F")):
+        wide = chance.integers(0, 60_000, (29, 37))
+        kind = {"I": "i4", "F": "f4", "I;16B": ">u2"}.get(mode, "<u2")
+        return Image.frombytes(mode, (37, 29), wide.astype(kind).tobytes())
+    image = Image.fromarray(chance.integers(0, 256, (29, 37, 4), dtype=np.uint8), "RGBA")
+    if mode in ("P", "PA"):
+        image = image.convert("RGB").quantize(30).convert(mode)
+    return image if image.mode == mode else image.convert("RGB" if mode == "HSV" else mode)
+
+
+@pytest.mark.parametrize("mode", NARROW + WIDE)
+@pytest.mark.parametrize("strip", [1, 37, 100])
+def test_strip_by_strip_the_pixels_are_those_of_the_whole(mode, strip, monkeypatch):
+    whole = colours.rgb_pixels(picture(mode))
+    assert (whole.shape, whole.dtype) == ((29, 37, 3), np.uint8)
+    if mode in NARROW and not picture(mode).has_transparency_data:
+        assert np.array_equal(whole, np.asarray(picture(mode).convert("RGB")))
+    monkeypatch.setattr(colours, "STRIP", strip)
+    assert np.array_equal(colours.rgb_pixels(picture(mode)), whole)
+
+
+def test_a_transparent_colour_is_white_in_every_strip(monkeypatch):
+    monkeypatch.setattr(colours, "STRIP", 40)
+    image = picture("P")
+    image.info["transparency"] = 3
+    clear = np.asarray(image) == 3
+    pixels = colours.rgb_pixels(image)
+    assert clear.any()
+    assert (pixels[clear] == 255).all()
+    assert np.array_equal(pixels[~clear], np.asarray(picture("P").convert("RGB"))[~clear])
+
+
+def test_what_is_no_number_does_not_say_what_is_white():
+    fractions = Image.fromarray(np.array([[0, 0.5, 1, np.nan, -np.inf]], np.float32))
+    assert colours.rgb_pixels(fractions)[0, :, 0].tolist() == [0, 128, 255, 0, 0]
+    large = Image.fromarray(np.array([[0, 32768, 65535, np.nan, np.inf]], np.float32))
+    assert colours.rgb_pixels(large)[0, :, 0].tolist() == [0, 128, 255, 0, 255]
