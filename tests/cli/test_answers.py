@@ -83,6 +83,7 @@ def test_embeddings(model, pictures, tmp_path):
     assert [predictor.classes[i] for i in named] == [r["class"] for r in rows[1:]]
 
 
+@pytest.mark.slow
 def test_save_images(model, pictures, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     red = pictures / "red" / "000.png"

@@ -86,6 +86,7 @@ def test_train_evaluate_predict(flat_folder, tmp_path):
     assert json.loads(lines(done)[0])["class"] in ("blue", "green", "red")
 
 
+@pytest.mark.slow
 def test_predict_takes_files_folders_globs_lists_and_bytes(model, pictures, tmp_path):
     red = sorted((pictures / "red").glob("*.png"))
     (tmp_path / "list.txt").write_text("\n".join(map(str, red[:3])) + "\n")
@@ -107,6 +108,7 @@ def test_predict_takes_files_folders_globs_lists_and_bytes(model, pictures, tmp_
     assert len(lines(resnet("predict", model, pictures))) == 60
 
 
+@pytest.mark.slow
 def test_predict_formats(model, pictures):
     files = sorted((pictures / "red").glob("*.png"))[:2]
     done = resnet("predict", model, *files, "--format", "csv")
@@ -129,6 +131,7 @@ def test_a_picture_that_cannot_be_read_is_a_row_and_exit_code_3(model, pictures,
     assert fine["error"] is None
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(model, pictures):
     command = f"{sys.executable} -m resnetkit predict {model} {pictures} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=60)
@@ -203,6 +206,7 @@ def test_sources_without_pictures_are_rows_and_stop_nobody(model, pictures, tmp_
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_names_that_a_terminal_cannot_show(model, pictures, tmp_path):
     for name in ("bl\u00fcte\n.png", "r\udcff.png"):
         shutil.copy(pictures / "red" / "000.png", tmp_path / name)
@@ -230,6 +234,7 @@ def test_published_weights_are_listed_with_their_accuracies():
     assert len(rows) == 5
 
 
+@pytest.mark.slow
 def test_summary_counts_layers_as_the_paper_does():
     done = resnet("summary", "resnet101")
     assert "1 + 9 + 12 + 69 + 9 + 1 = 101 layers" in lines(done)[0]
@@ -239,6 +244,7 @@ def test_summary_counts_layers_as_the_paper_does():
     assert (done.returncode, b"did you mean stride_on" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_convert_makes_a_model_file_of_a_bare_state_dict(tmp_path, pictures):
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=3).eval()
@@ -276,6 +282,7 @@ def test_evaluate_writes_the_evidence(model, pictures, tmp_path):
     assert (done.returncode, b"crops is 1 (the centre) or 10" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_report_of_a_run_and_of_two(trained, tmp_path):
     done = resnet("report", trained, "--out", "one.html", cwd=tmp_path)
     assert lines(done) == ["one.html"]
@@ -284,6 +291,7 @@ def test_report_of_a_run_and_of_two(trained, tmp_path):
     assert b"<!doctype html>" in (tmp_path / "comparison.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_explain_writes_overlays(model, pictures, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     files = [pictures / "red" / "000.png", pictures / "blue" / "000.png", "broken.png"]

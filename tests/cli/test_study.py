@@ -55,6 +55,7 @@ def test_blocks_of_any_network(tmp_path):
     assert "3x3 conv, 48, /2" in out.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_costs_of_shortcuts_need_no_training(tmp_path):
     done = resnet("shortcuts", "--costs", "--format", "json", cwd=tmp_path)
     assert json.loads(done.stdout)["costs"][0]["rows"][0]["derived"] == 21623848

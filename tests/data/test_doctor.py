@@ -174,3 +174,12 @@ def test_training_pictures_come_first(healthy):
     (group,) = [f.groups[0] for f in examine(healthy).findings if f.kind == "copy-in-two-splits"]
     assert group[0].startswith("val/")
     assert group[1].startswith("test/")
+
+
+def test_of_many_classes_ten_are_named(tmp_path):
+    for number in range(13):
+        (tmp_path / f"class{number:02d}").mkdir()
+        for copy in range(6):
+            noise(number, copy).save(tmp_path / f"class{number:02d}" / f"{copy}.png")
+    found = kinds(examine(tmp_path))
+    assert found["few-pictures"].text.endswith("class09 (6) and 3 more")

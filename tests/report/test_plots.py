@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from resnetkit.report import plots
@@ -35,6 +36,7 @@ def test_one_epoch_is_enough(tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_confusion_matrix_of_few_and_many_classes(tmp_path):
     for n in (2, 120):
         matrix = np.eye(n, dtype=int) * 5

@@ -62,6 +62,7 @@ def test_a_comparison_and_going_on(split_folder, tmp_path, capfd):
             compare(split_folder, tmp_path / "other", **{name: "0"})
 
 
+@pytest.mark.slow
 def test_seeds_and_nets_can_be_added(split_folder, tmp_path, capfd):
     out = tmp_path / "out"
     _, first = compare(split_folder, out, nets=NETS[:1])
