@@ -202,3 +202,19 @@ def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
     assert last.returncode == 0, last.stderr
     assert mid_epoch > 0
     same(tmp_path / "whole", out)
+
+
+def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, monkeypatch):
+    """What was not there then was at its default; set otherwise now, it is a difference."""
+    settings = {**small, "checkpoint_seconds": 0}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stop):
+            train(flat_folder, out=tmp_path / "run", **settings)
+    state = tmp_path / "run" / "state"
+    saved = checkpoint.read(state)
+    del saved.values["identity"]["recipe"]["shallow_share"]
+    checkpoint.write(state, saved)
+    with pytest.raises(TrainingError, match=r"shallow_share was 0\.0 and is 0\.5"):
+        train(flat_folder, out=tmp_path / "run", resume=True, **settings, shallow_share=0.5)
+    assert train(flat_folder, out=tmp_path / "run", resume=True, **settings).model.exists()

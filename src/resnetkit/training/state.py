@@ -13,6 +13,7 @@ from ..errors import TrainingError
 from ..progress import say
 from .checkpoint import Snapshot
 from .ema import Average
+from .recipe import Recipe
 
 
 @dataclass
@@ -191,16 +192,20 @@ class State:
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compare the identities of two runs.
+    """Compare the identities of two runs. A field that an older recipe had not was at its default.
 
     Raises:
         TrainingError: they differ; the message lists where.
     """
+    before = {
+        **saved,
+        "recipe": {**Recipe.model_validate({}).model_dump(mode="json"), **saved["recipe"]},
+    }
     differences = [
-        f"{kind}: {key} was {saved[kind].get(key)!r} and is {now[kind].get(key)!r}"
+        f"{kind}: {key} was {before[kind].get(key)!r} and is {now[kind].get(key)!r}"
         for kind in now
         for key in now[kind]
-        if saved[kind].get(key) != now[kind][key]
+        if before[kind].get(key) != now[kind][key]
     ]
     if differences:
         raise TrainingError(
