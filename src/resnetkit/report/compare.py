@@ -118,8 +118,8 @@ def _measure(
                 notes += [f"{name}: {note}" for note in choice.notes]
             elif list(choice.part.paths) != list(part.paths):
                 notes.append(
-                    f"{name} was validated on other pictures; measured are those of {names[0]}, "
-                    f"some of which {name} may have been trained on"
+                    f"measured on the validation pictures of {names[0]}; {name} was validated on "
+                    "others, and may have been trained on some of these"
                 )
             else:
                 notes += [f"{name}: {note}" for note in choice.notes]
