@@ -182,4 +182,4 @@ def test_of_many_classes_ten_are_named(tmp_path):
         for copy in range(6):
             noise(number, copy).save(tmp_path / f"class{number:02d}" / f"{copy}.png")
     found = kinds(examine(tmp_path))
-    assert found["few-pictures"].text.endswith("class09 (6) and 3 more")
+    assert found["few-pictures"].text.endswith("class09 (6), and 3 more")

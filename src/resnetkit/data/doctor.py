@@ -23,7 +23,6 @@ from .decode import Traits, decode, traits
 FEW = 20
 """Training pictures that a class should have at least."""
 
-NAMED = 10  # classes in a line
 UNBALANCED = 10
 """Times that the largest class may have as many training pictures as the smallest."""
 
@@ -172,9 +171,9 @@ def _classes(counts: dict[str, dict[str, int]]) -> Iterator[Finding]:
 
     def about(kind: str, level: str, names: Iterable[str], text: str) -> Iterator[Finding]:
         named = [f"{name} ({own[name]})" if name in own else name for name in names]
-        more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
+        named[10:] = [f"and {len(named) - 10:,} more"] if len(named) > 10 else []
         if named:
-            yield Finding(kind, level, f"{text}: {', '.join(named[:NAMED])}{more}")
+            yield Finding(kind, level, f"{text}: {', '.join(named)}")
 
     yield from about(
         "empty-class", "error", (n for n in own if not own[n]), "classes without any picture"
