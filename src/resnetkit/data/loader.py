@@ -83,14 +83,26 @@ class Loader:
         f(seed, epoch), at ``size`` pixels."""
         labels = self.pictures.part.labels
         order = epoch_order(labels, seed, epoch, self.batch_size, self.balanced, self.repeats)
+        count = self.training_batches()
+        chunks = np.split(order[: count * self.batch_size], self._cuts(count))
+        return self._augmented(chunks, slice(first, last), augmentation, size, seed, epoch)
+
+    def _augmented(
+        self,
+        chunks: list[np.ndarray],
+        wanted: slice,
+        augmentation: Augmentation,
+        size: int,
+        seed: int,
+        epoch: int,
+    ) -> Iterator[Batch]:
+        """The ``wanted`` ones of an epoch's batches."""
 
         def make(picture: int, copy: int) -> Tensor:
             chance = randomness.for_picture(seed, epoch, picture, copy)
             return augmentation(self.pictures[picture], size, chance)
 
-        count = self.training_batches()
-        chunks = np.split(order[: count * self.batch_size], self._cuts(count))
-        return self._batches(chunks[first:last], make)
+        return self._batches(chunks[wanted], make)
 
     def evaluation(self) -> Iterator[Batch]:
         """Every picture once, in order, by the evaluation preset."""

@@ -19,7 +19,6 @@ from .. import randomness
 from ..progress import say
 from .cache import Pictures
 from .loader import Batch, Loader
-from .sampling import epoch_order
 from .transforms import Augmentation
 
 LARGEST_SIDE, MOST_BYTES = 64, 2 * 2**30
@@ -59,41 +58,38 @@ class OnDevice(Loader):
         self.labels = pictures.labels()
         say(f"All {len(pictures):,} training pictures are on {device}, cut and mirrored there.")
 
-    def training(
+    def _augmented(
         self,
+        chunks: list[np.ndarray],
+        wanted: slice,
         augmentation: Augmentation,
         size: int,
         seed: int,
         epoch: int,
-        first: int = 0,
-        last: int | None = None,
     ) -> Iterator[Batch]:
-        """As `Loader.training`, with images on the device."""
-        labels, device = self.pictures.part.labels, self.images.device
-        order = epoch_order(labels, seed, epoch, self.batch_size, self.balanced, self.repeats)
+        device, count = self.images.device, sum(map(len, chunks))
         chance = np.random.Generator(np.random.PCG64(randomness.derive(seed, "device", epoch)))
         height, width = self.images.shape[-2:]
         padding = augmentation.crop_padding
         if padding is None:
-            boxes = random_boxes(augmentation, height, width, len(order), chance)
+            boxes = random_boxes(augmentation, height, width, count, chance)
         else:  # squares of the picture with a shorter side of ``size``, and black around it
             height, width = (size * side // min(height, width) for side in (height, width))
             room = (height - size + 2 * padding + 1, width - size + 2 * padding + 1)
-            corners = chance.integers(0, room, (len(order), 2))
+            corners = chance.integers(0, room, (count, 2))
             boxes = np.concatenate([corners, np.full_like(corners, size)], 1)
-        mirrored = chance.random(len(order)) < (0.5 if augmentation.flip else 0)
-        pictures = torch.from_numpy(order[:, 0]).to(device)
+        mirrored = chance.random(count) < (0.5 if augmentation.flip else 0)
         where, mirror = torch.from_numpy(boxes).to(device), torch.from_numpy(mirrored).to(device)
-        for number in range(first, self.training_batches() if last is None else last):
-            start = number * self.batch_size
-            indices = order[start : start + self.batch_size, 0]
+        for number in range(*wanted.indices(len(chunks))):
+            indices = chunks[number][:, 0]
             places, lead = self._share(len(indices))
-            own = torch.from_numpy(np.arange(start, start + len(indices))[places]).to(device)
-            images = self.images[pictures[own]]
+            own = (number * self.batch_size + np.arange(len(indices)))[places]
+            images = self.images[torch.from_numpy(indices[places]).to(device)]
+            at = torch.from_numpy(own).to(device)
             if padding is not None:
                 images = F.pad(_resized(images, height, width), [padding] * 4)
-            images = cut(images, where[own], size)
-            images = torch.where(mirror[own].view(-1, 1, 1, 1), images.flip(-1), images)
+            images = cut(images, where[at], size)
+            images = torch.where(mirror[at].view(-1, 1, 1, 1), images.flip(-1), images)
             images = images.contiguous(memory_format=torch.channels_last)
             yield Batch(images, self.labels[indices], indices, places, lead)
 
