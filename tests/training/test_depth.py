@@ -6,7 +6,7 @@ import torch
 from resnetkit import train
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model, modelfile
-from resnetkit.training import plan
+from resnetkit.training import start
 from resnetkit.training.depth import shallow
 from resnetkit.training.optim import set_trainable
 from resnetkit.training.recipe import Recipe
@@ -68,7 +68,7 @@ def test_left_out_blocks_are_trained_from_their_step_on(flat_folder, small, tmp_
     settings = {**small, "epochs": 2, "lr": 0.01}
     run = train(flat_folder, out=tmp_path / "run", **settings, shallow_share=0.5)
     other = train(flat_folder, out=tmp_path / "other", **settings, shallow_share=1.0)
-    first, _ = plan.make_network(run.recipe, 3)
+    first, _ = start.make_network(run.recipe, 3)
     grown, never = (modelfile.read(r.folder / "last.safetensors")[0] for r in (run, other))
     name = "layer2.1.conv1.weight"
     assert torch.equal(never.state_dict()[name], first.state_dict()[name])

@@ -11,7 +11,7 @@ from resnetkit.data.folder import DataSet, Part
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
-from resnetkit.training import plan, wording
+from resnetkit.training import plan, start, wording
 from resnetkit.training.recipe import load
 
 
@@ -49,13 +49,13 @@ def _made(count):
 
 def test_networks_are_built_with_what_they_know():
     narrow = load("fast").with_settings({"model": "resnet18", "model_options": {"width": 4}})
-    model, options = plan.make_network(narrow, 3)
+    model, options = start.make_network(narrow, 3)
     assert options == {"width": 4, "num_classes": 3}
     assert model.layer1[0].bn2.weight.abs().sum() == 0
-    dark, _ = plan.make_network(load("fast").with_settings({"model": "darknet53"}), 3)
+    dark, _ = start.make_network(load("fast").with_settings({"model": "darknet53"}), 3)
     assert sum(p.numel() for p in dark.parameters()) > 40_000_000
     with pytest.raises(RecipeError, match=r"model_options of resnet18: .*did you mean stem"):
-        plan.make_network(narrow.with_settings({"model_options": {"stemm": "small"}}), 3)
+        start.make_network(narrow.with_settings({"model_options": {"stemm": "small"}}), 3)
 
 
 def test_small_sets_get_more_epochs():

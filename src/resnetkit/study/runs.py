@@ -18,7 +18,7 @@ from ..models import summarize
 from ..models.registry import get_skeleton
 from ..progress import say
 from ..storage import write_json, write_text
-from ..training import plan, recipe
+from ..training import plan, recipe, start
 from ..training.loop import train
 from ..training.recipe import Recipe
 from .pictures import folder_of
@@ -117,7 +117,7 @@ def compare(
     where = runtime.pick(device, chosen.precision)
     pictures = folder_of(data, out)
     listing = folder.read(pictures)
-    chosen = plan.choose_size(plan.choose_network(chosen, listing, where), listing, where)
+    chosen = plan.choose(chosen, listing, where)
     chosen = chosen.with_settings({"model": None})  # each run has its own
     comparison = Comparison(out, pictures, tuple(nets), tuple(seeds), chosen)
     comparison = _begin_or_go_on(comparison, minutes, where)
@@ -169,8 +169,7 @@ def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> i
     for net in comparison.nets:
         settings = {**comparison.settings(net, 0), "epochs": 1}
         chosen = comparison.recipe.with_settings(settings)
-        model, _ = plan.make_network(chosen, len(listing.classes))
-        model = model.to(where.device)
+        model, _ = start.begin(chosen, len(listing.classes), where)
         steps = max(1, training // chosen.batch_size)
         seconds += plan.measure(model, chosen, where, steps, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import runtime
 from ..data import folder
 from ..data.loader import Batch, Loader
@@ -64,13 +62,10 @@ def find_lr(
     listing = folder.read(data)
     where = runtime.pick(device, chosen.precision)
     workers = runtime.default_workers() if workers is None else workers
-    chosen = plan.choose_size(plan.choose_network(chosen, listing, where), listing, where)
+    chosen = plan.choose(chosen, listing, where)
     prepared = prepare(listing, chosen, workers)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
-    model, _ = plan.make_network(chosen, len(listing.classes))
-    start.load(model, chosen)
-    layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
-    model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
+    model, _ = start.begin(chosen, len(listing.classes), where)
     state = State(model, make_optimizer(model, chosen), identity_of(prepared, chosen))
     state.network = shallow(model, chosen)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)

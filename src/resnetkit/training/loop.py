@@ -100,10 +100,9 @@ def train(
     recorded = where.once(run.recorded_recipe) if resume else None
     chosen = where.once(start.choose, recipe, settings, recorded)
     where = runtime.pick(device, chosen.precision)
-    chosen = plan.choose_network(chosen, listing, where)
+    chosen = plan.choose(chosen, listing, where)
     parallel.check(chosen, where)
     workers = runtime.default_workers() if workers is None else workers
-    chosen = plan.choose_size(chosen, listing, where)
     prepared = prepare(listing, chosen, workers)
     parallel.check_pictures(len(prepared.train), where)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
@@ -112,11 +111,7 @@ def train(
     check_equal(identity, where)
 
     # The network: its initial weights are f(seed), or those of a file.
-    model, options = plan.make_network(chosen, len(listing.classes))
-    if saved is None:
-        start.load(model, chosen)
-    layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
-    model = model.to(where.device, memory_format=layout)  # type: ignore[call-overload]
+    model, options = start.begin(chosen, len(listing.classes), where, fresh=saved is None)
     model = parallel.synchronized(model, chosen)
     average = Average(model, chosen.ema) if chosen.ema else None
     optimizer = make_optimizer(model, chosen)
@@ -137,6 +132,7 @@ def train(
     batches = loader.training_batches()
     steps = chosen.steps or batches * chosen.epochs
     short, short_steps = shallow(model, chosen), chosen.shallow_share * steps
+    turns = {math.ceil(share * steps) for share in (chosen.head_share, chosen.shallow_share)}
 
     # Say so, and begin; or go on.
     if saved is None:
@@ -164,9 +160,10 @@ def train(
             with bar(f"epoch {epoch + 1}/{chosen.epochs}", last, first) as advance:
                 clock = time.perf_counter()
                 for batch in coming:
-                    set_trainable(model, chosen, state.step, steps)
-                    network = short if state.step < short_steps else model
-                    state.network = parallel.wrap(network, chosen, where, state.network)
+                    if state.batch == first or state.step in turns:  # what is trained may change
+                        set_trainable(model, chosen, state.step, steps)
+                        network = short if state.step < short_steps else model
+                        state.network = parallel.wrap(network, chosen, where, state.network)
                     rate = learning_rate(chosen, state.step, steps)
                     loss, right = training_step(state, batch, chosen, where, rate, weights)
                     # One exchange a step: all ranks must agree on when to save and to stop.

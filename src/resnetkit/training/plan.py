@@ -19,14 +19,13 @@ from ..data import decode
 from ..data.folder import DataSet, Part
 from ..data.transforms import normalize
 from ..errors import DataError, PictureError, RecipeError
-from ..models import get_model
 from ..models.builders import ARCHITECTURES
 from ..progress import columns, padded, printable, say
 from ..randomness import order
 from ..runtime import Runtime
 from . import wording
 from .depth import shallow
-from .optim import make_optimizer
+from .optim import Optimizer, make_optimizer
 from .preparation import Prepared
 from .recipe import Recipe
 from .start import DEFAULT_MODEL
@@ -36,6 +35,15 @@ EPOCHS = (16, 300)  # at least, at most
 EVALUATED = 16  # pictures, to measure how long evaluation takes
 FEW_PICTURES = 30  # a class
 LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
+
+
+def choose(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+    """Fill in precision, network and picture size.
+
+    Raises:
+        DataError: there is no part to train on.
+    """
+    return choose_size(choose_network(recipe, data, runtime), data, runtime)
 
 
 def choose_network(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
@@ -104,24 +112,6 @@ def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
     return recipe.with_settings({"epochs": epochs})
 
 
-def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with its initial weights, f(seed); and the options that build it again.
-
-    Raises:
-        RecipeError: ``model_options`` has an option that the architecture does not know.
-    """
-    assert recipe.model is not None
-    options = {**recipe.model_options, "num_classes": classes}
-    start = {"zero_init_residual": True} if recipe.zero_init_residual else {}
-    torch.manual_seed(recipe.seed)
-    try:
-        known = start if recipe.model in ARCHITECTURES else {}  # DarkNet-53 has no such start
-        model = get_model(recipe.model, **options, **known)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"model_options of {recipe.model}: {error}") from error
-    return model, options
-
-
 def measure(
     model: nn.Module, recipe: Recipe, runtime: Runtime, batches: int, validated: int
 ) -> float:
@@ -150,7 +140,7 @@ def measure(
 
 def _training_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     recipe: Recipe,
     runtime: Runtime,
     size: int,
@@ -185,10 +175,10 @@ def _made_batch(count: int, size: int, runtime: Runtime) -> tuple[torch.Tensor, 
 
 
 def _seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
-    """Median seconds of up to so many steps, after one to warm up; half a second is enough."""
+    """Median seconds of up to so many steps in a quarter of a second, after one to warm up."""
     step()
     taken: list[float] = []
-    while len(taken) < times and sum(taken) < 0.5:
+    while len(taken) < times and sum(taken) < 0.25:
         runtime.synchronize()
         start = time.perf_counter()
         step()

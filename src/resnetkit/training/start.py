@@ -10,15 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import RecipeError, TrainingError, WeightsError
-from ..models import get_model_weights, list_weights, modelfile
+from ..models import get_model, get_model_weights, list_weights, modelfile
+from ..models.builders import ARCHITECTURES
 from ..models.download import fetch
 from ..models.pretrained import load_into, local_file
 from ..models.reading import read_tensors
 from ..models.weights import WeightsEnum
 from ..progress import say
+from ..runtime import Runtime
 from ..storage import sha256
 from . import recipe as recipes
 from .recipe import Recipe
@@ -59,6 +62,40 @@ def choose(
     if found is None:
         return recipes.load(recipe or "fast").with_settings({**settings, "weights": "none"})
     return loaded.with_settings(found)
+
+
+def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with its initial weights, f(seed); and the options that build it again.
+
+    Raises:
+        RecipeError: ``model_options`` has an option that the architecture does not know.
+    """
+    assert recipe.model is not None
+    options = {**recipe.model_options, "num_classes": classes}
+    start = {"zero_init_residual": True} if recipe.zero_init_residual else {}
+    torch.manual_seed(recipe.seed)
+    try:
+        known = start if recipe.model in ARCHITECTURES else {}  # DarkNet-53 has no such start
+        model = get_model(recipe.model, **options, **known)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"model_options of {recipe.model}: {error}") from error
+    return model, options
+
+
+def begin(
+    recipe: Recipe, classes: int, runtime: Runtime, *, fresh: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network on its device and in its order in memory, with the weights that the recipe names
+    where it is ``fresh``; and the options that build it again.
+
+    Raises:
+        RecipeError, TrainingError, WeightsError: as `make_network` and `load`.
+    """
+    network, options = make_network(recipe, classes)
+    if fresh:
+        load(network, recipe)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    return network.to(runtime.device, memory_format=layout), options  # type: ignore[call-overload]
 
 
 def load(network: nn.Module, recipe: Recipe) -> None:

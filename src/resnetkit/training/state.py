@@ -13,6 +13,7 @@ from ..errors import TrainingError
 from ..progress import say
 from .checkpoint import Snapshot
 from .ema import Average
+from .optim import Optimizer
 from .recipe import Recipe
 
 
@@ -56,7 +57,7 @@ class State:
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     identity: dict[str, Any]  # of the run: its recipe, its data
     average: Average | None = None
     network: nn.Module | None = None  # what the training step runs forward; by default the model
@@ -146,8 +147,8 @@ class State:
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to where ``snapshot`` was taken.
 
-        Moments are copied into tensors with the strides of their parameters: a fused optimiser
-        given contiguous moments for channels_last parameters computes other bits, silently.
+        Moments are copied into tensors with the strides of their parameters: a fused kernel takes
+        both as they lie in memory.
 
         Raises:
             TrainingError: the snapshot is of another run; the differences are listed.
@@ -164,8 +165,9 @@ class State:
             for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
                 saved = snapshot.tensors.get(f"optimizer.{index}.{key}")
                 if saved is not None:
-                    like = torch.empty_like(parameter) if saved.ndim else torch.empty_like(saved)
-                    self.optimizer.state[parameter][key] = like.copy_(saved)
+                    like = parameter if saved.ndim else saved
+                    moment = torch.empty_like(like, device=parameter.device).copy_(saved)
+                    self.optimizer.state[parameter][key] = moment
         self.model.load_state_dict(_below("model.", snapshot.tensors))
         if self.average is not None:
             self.average.model.load_state_dict(_below("average.", snapshot.tensors))
@@ -186,8 +188,7 @@ class State:
             tensors += [(f"average.{name}", tensor) for name, tensor in averaged.items()]
         for index, parameter in enumerate(self._parameters()):
             for key, value in self.optimizer.state[parameter].items():
-                if isinstance(value, Tensor):
-                    tensors.append((f"optimizer.{index}.{key}", value))
+                tensors.append((f"optimizer.{index}.{key}", value))
         return tensors
 
 
