@@ -36,6 +36,7 @@ def compare(data, out, nets=NETS, seeds=(0,), minutes=None, **settings):
 def test_a_comparison_and_going_on(split_folder, tmp_path, capfd):
     out = tmp_path / "out"
     comparison, found = compare(split_folder, out)
+    assert capfd.readouterr().err.count("\nnetwork ") == 1  # one plan for all nets
     assert [(one.net, one.seed, len(one.val_errors)) for one in found] == [("a", 0, 2), ("b", 0, 2)]
     assert found[1].parameters > found[0].parameters  # the projections of option B
     assert (out / "b-seed0" / "model.safetensors").is_file()

@@ -24,6 +24,7 @@ def test_a_run_for_each_seed_and_their_mean(flat_folder, small, tmp_path, capsys
     assert [run.recipe.seed for run in found.runs] == [0, 3]
     assert [run.folder.name for run in found.runs] == ["seed-0", "seed-3"]
     assert found.runs[0].model.read_bytes() != found.runs[1].model.read_bytes()
+    assert capsys.readouterr().err.count("\nnetwork ") == 1  # the plan is the same for all
     accuracies = [run.metrics["accuracy"] for run in found.runs]
     assert found.mean == statistics.mean(accuracies)
     assert found.deviation == statistics.stdev(accuracies)

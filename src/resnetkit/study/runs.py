@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -122,9 +123,8 @@ def compare(
     comparison = Comparison(out, pictures, tuple(nets), tuple(seeds), chosen)
     comparison = _begin_or_go_on(comparison, minutes, where)
     write_text(out / "recipe.yaml", comparison.recipe.to_yaml())
-    for seed in comparison.seeds:
-        for net in comparison.nets:
-            _train(comparison, net, seed, device, workers)
+    for number, (seed, net) in enumerate(itertools.product(comparison.seeds, comparison.nets)):
+        _train(comparison, net, seed, device, workers, show_plan=number == 0)
     return comparison, [read(comparison, net, s) for net in nets for s in comparison.seeds]
 
 
@@ -182,7 +182,15 @@ def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> i
     return epochs
 
 
-def _train(comparison: Comparison, net: Net, seed: int, device: str, workers: int | None) -> None:
+def _train(
+    comparison: Comparison,
+    net: Net,
+    seed: int,
+    device: str,
+    workers: int | None,
+    *,
+    show_plan: bool,
+) -> None:
     path = _folder(comparison, net, seed)
     if (path / "metrics.json").exists():
         return
@@ -196,6 +204,7 @@ def _train(comparison: Comparison, net: Net, seed: int, device: str, workers: in
             device=device,
             workers=workers,
             resume=path.exists(),
+            show_plan=show_plan,
             **comparison.settings(net, seed),
         )
     except Interrupted as error:

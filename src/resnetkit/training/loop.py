@@ -65,6 +65,7 @@ def train(
     workers: int | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    show_plan: bool = True,
     **settings: Any,
 ) -> Run:
     """Train a network on a folder of pictures.
@@ -83,6 +84,7 @@ def train(
         resume: go on with a run that was stopped or killed; it ends in the same bits as an
             unbroken one. Where there is nothing to resume yet, begin.
         tensorboard: write the history for TensorBoard too, into ``tensorboard/`` of the run.
+        show_plan: measure a few steps, and say what the run is going to do.
         settings: other values for fields of the recipe, as in ``epochs=5``.
 
     Raises:
@@ -136,8 +138,9 @@ def train(
 
     # Say so, and begin; or go on.
     if saved is None:
-        expected = plan.measure(model, chosen, where, batches, len(prepared.val))
-        say(plan.describe(prepared, chosen, where, model, workers, expected))
+        if show_plan:
+            expected = plan.measure(model, chosen, where, batches, len(prepared.val))
+            say(plan.describe(prepared, chosen, where, model, workers, expected))
         run = where.once(write_beginning, run, prepared, chosen, data)
         say(f"{'results in':14}{run.path}\n")
     else:

@@ -79,7 +79,7 @@ def train_seeds(
     path = Path("runs") / name if out is None else Path(out)
     if not resume:
         storage.refuse_used(path)
-    runs = []
+    runs: list[Run] = []
     for seed in seeds:
         say(f"\nseed {seed}\n")
         one = train(
@@ -90,6 +90,7 @@ def train_seeds(
             workers=workers,
             resume=resume,
             tensorboard=tensorboard,
+            show_plan=not runs,
             **{**settings, "seed": seed},
         )
         runs.append(one)
