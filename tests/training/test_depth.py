@@ -6,7 +6,7 @@ import torch
 from resnetkit import train
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model, modelfile
-from resnetkit.training import start
+from resnetkit.training import loop, start
 from resnetkit.training.depth import shallow
 from resnetkit.training.optim import set_trainable
 from resnetkit.training.recipe import Recipe
@@ -75,3 +75,22 @@ def test_left_out_blocks_are_trained_from_their_step_on(flat_folder, small, tmp_
     assert not torch.equal(grown.state_dict()[name], first.state_dict()[name])
     assert run.history[0] == other.history[0]
     assert run.history[1]["train_loss"] != other.history[1]["train_loss"]
+
+
+@pytest.mark.parametrize("share", ["shallow_share", "head_share"])
+def test_what_is_trained_changes_at_its_step_within_an_epoch(
+    share, flat_folder, small, tmp_path, monkeypatch
+):
+    real, seen = loop.training_step, []
+
+    def step(state, *args):
+        deep = state.model.layer2[1].conv1.weight.requires_grad
+        seen.append((deep, share == "head_share" or (state.forward is state.model) == deep))
+        return real(state, *args)
+
+    monkeypatch.setattr(loop, "training_step", step)
+    settings = {**small, "epochs": 1, "batch_size": 8, share: 0.3}
+    train(flat_folder, out=tmp_path / "run", **settings)
+    steps = len(seen)
+    assert steps > 4
+    assert seen == [(number >= 0.3 * steps, True) for number in range(steps)]
