@@ -44,11 +44,15 @@ def answer(text: str) -> None:
 
 def complain(error: ResnetkitError) -> None:
     """Why the command ends. Of the other processes one line each: most often they met the same; and
-    none where all were asked to stop."""
+    none where all were asked to stop.
+
+    The end of the line is written with it: print would write it by itself, and what another process
+    says at the same moment would come between."""
     if runtime.rank() == 0:
-        print(f"resnet: {error}", file=sys.stderr)
+        sys.stderr.write(f"resnet: {error}\n")
     elif not isinstance(error, Interrupted):
-        print(f"resnet: process {runtime.rank()}: {error}".splitlines()[0], file=sys.stderr)
+        line = f"resnet: process {runtime.rank()}: {error}".splitlines()[0]
+        sys.stderr.write(f"{line}\n")
 
 
 def printable(text: str) -> str:

@@ -8,16 +8,19 @@ import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import distributed
 
 from .errors import RecipeError, ResnetkitError, TrainingError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -121,23 +124,51 @@ def connected() -> Iterator[None]:
     if world_size() == 1 or distributed.is_initialized():
         yield
         return
+    # Functions of this module have the group of all processes as a default, evaluated when the
+    # module is loaded. Loaded by PyTorch later on, it would keep that group and its threads alive
+    # after its end, and a process that ends beside such a thread is aborted now and then.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.nn import functional  # noqa: F401
+    from torch.distributed.rendezvous import rendezvous
+
     cuda = torch.cuda.is_available()
     if cuda and _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    board, number, size = next(rendezvous("env://", timeout=PATIENCE))
+    # A second connection of these processes must not read the addresses of the first.
+    store = PrefixStore(f"{(board.add('connections', 1) - 1) // size}", board)
+    distributed.init_process_group(
+        backends, store=store, rank=number, world_size=size, timeout=PATIENCE
+    )
+    together = False  # whether the others come to this end too
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, ResnetkitError) or not _is_of_the_connection(error):
+        together = True
+    except Exception as error:
+        together = not _is_of_the_connection(error)
+        if together:
             raise
         raise TrainingError(
             "another process of this run has ended; its own message says why"
         ) from error
     finally:
+        if together:
+            _wait_for_all(store, number, size)
         distributed.destroy_process_group()
 
 
-def _is_of_the_connection(error: RuntimeError) -> bool:
+def _wait_for_all(store: Store, number: int, size: int) -> None:
+    """Until all have come here, or a few seconds: who hangs up while another still reads what was
+    exchanged last takes it from the other's hands."""
+    store.set(f"left {number}", "")
+    with suppress(distributed.DistError):  # one has failed where the others have not
+        store.wait([f"left {each}" for each in range(size)], timedelta(seconds=5))
+
+
+def _is_of_the_connection(error: Exception) -> bool:
+    if isinstance(error, ResnetkitError) or not isinstance(error, RuntimeError):
+        return False
     text = str(error)
     return isinstance(error, distributed.DistError) or "gloo" in text or "NCCL" in text
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import storage
+from .. import runtime, storage
 from ..data import folder
 from ..errors import RecipeError
 from ..progress import say
@@ -97,5 +97,6 @@ def train_seeds(
     accuracies = [run.metrics["accuracy"] for run in runs]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
     found = {"seeds": list(seeds), "accuracies": accuracies, "mean": mean, "deviation": deviation}
-    storage.write_json(path / "seeds.json", found)
+    if runtime.rank() == 0:
+        storage.write_json(path / "seeds.json", found)
     return Repeats(path, tuple(runs), mean, deviation)
