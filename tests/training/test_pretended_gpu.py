@@ -1,0 +1,219 @@
+"""What runs on a GPU, on one that is not there: tensors that say they are on ``cuda:0`` and compute
+on the CPU. As on a real one, an operation refuses tensors of two devices, so that what was
+forgotten to be moved shows on any machine. Kernels, autocast and speed are not tested by it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from resnetkit import evaluate, load, train
+from resnetkit.evaluation.explain import grad_cam
+from resnetkit.inference import bench, engines
+from resnetkit.models import modelfile
+from resnetkit.training import loop
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+aten = torch.ops.aten
+BETWEEN_DEVICES = (aten.copy_.default, aten._to_copy.default)
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)  # from the CPU too
+DRIVER = {
+    "_lazy_init": lambda: None,
+    "is_available": lambda: True,
+    "is_bf16_supported": lambda **_: True,
+    "device_count": lambda: 1,
+    "get_device_name": lambda: "a GPU that is not there",
+    "synchronize": lambda: None,
+    "max_memory_allocated": lambda _: 10**6,
+}
+
+
+class Pretended(torch.Tensor):
+    """To PyTorch without memory (``meta``), to Python on a GPU; ``held`` has the numbers."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device="meta",
+        )
+
+    def __init__(self, held):
+        self.held = held
+
+    device = property(lambda self: GPU)
+    is_meta = property(lambda self: False)
+
+    def __deepcopy__(self, memo):
+        copy = Pretended(self.held.clone())
+        if isinstance(self, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, self.requires_grad)
+        return memo.setdefault(id(self), copy)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return compute(func, args, kwargs or {})
+
+
+def compute(func, args, kwargs):
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    there = [x for x in tensors if isinstance(x, Pretended)]
+    scalars = "_fused_" not in str(func)  # which are taken from the CPU, but not by optimisers
+    here = [x for x in tensors if not isinstance(x, Pretended) and (x.dim() or not scalars)]
+    fine = func in BETWEEN_DEVICES or (func in INDEXING and isinstance(args[0], Pretended))
+    if there and here and not fine:
+        raise RuntimeError(f"{func}: tensors on the CPU, {[tuple(x.shape) for x in here]}")
+    device, on_gpu = kwargs.get("device"), bool(there)
+    if device is not None:
+        on_gpu, kwargs = device.type != "cpu", {**kwargs, "device": CPU}
+    bare = tree_map(lambda x: x.held if isinstance(x, Pretended) else x, (args, kwargs))
+    result = func(*bare[0], **bare[1])
+    same = {id(x.held): x for x in there}  # of operations in place
+
+    def wrapped(x):
+        if not isinstance(x, torch.Tensor) or not on_gpu:
+            return x
+        return same[id(x)] if id(x) in same else Pretended(x)
+
+    return args[0] if func is aten.copy_.default else tree_map(wrapped, result)
+
+
+class Dispatch(TorchDispatchMode):
+    """Catches what is made on the GPU from nothing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return compute(func, args, kwargs or {})
+
+
+class Names(TorchFunctionMode):
+    """PyTorch asks the driver which one ``cuda`` is, before anything else can catch it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        def named(x):
+            return GPU if isinstance(x, (str, torch.device)) and str(x) == "cuda" else x
+
+        kwargs = {name: named(x) for name, x in (kwargs or {}).items()}
+        if func is torch.Tensor.to and GPU in (*map(named, args[1:]), *kwargs.values()):
+            kwargs.pop("device", None)
+            asked = [x for x in args[1:] if isinstance(x, torch.dtype)]
+            tensor = args[0] if isinstance(args[0], Pretended) else Pretended(args[0].detach())
+            return func(tensor, *asked, **kwargs) if asked or any(kwargs.values()) else tensor
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == GPU:
+            return Pretended(func(*args, **{**kwargs, "device": CPU}))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def pretended():
+    with ExitStack() as stack:
+        for name, value in DRIVER.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        # Such tensors are not made for inference_mode, which changes no number.
+        stack.enter_context(mock.patch.object(torch, "inference_mode", torch.no_grad))
+        stack.enter_context(Names())
+        stack.enter_context(Dispatch())
+        yield
+
+
+@pytest.fixture
+def gpu():
+    with pretended():
+        yield
+
+
+SMALL = {
+    "model": "cifar_resnet20",
+    "model_options": {"width": 4},
+    "epochs": 2,
+    "batch_size": 8,
+    "image_size": 32,
+    "device": "cuda",
+    "workers": 0,
+    "show_plan": False,
+    "checkpoint_seconds": 0,
+}
+
+
+def test_what_was_forgotten_on_the_cpu_is_refused(gpu):
+    there, here = torch.ones(2, 3, device="cuda"), torch.ones(3)
+    with pytest.raises(RuntimeError, match="tensors on the CPU"):
+        there + here
+    with pytest.raises(RuntimeError, match="tensors on the CPU"):
+        F.linear(there, torch.ones(4, 3))
+    with pytest.raises(RuntimeError, match="tensors on the CPU"):
+        here[torch.tensor([0, 1]).to("cuda")]
+    assert there[torch.tensor([True, False])].device == GPU
+    found = there + here.to("cuda")
+    assert found.device == GPU
+    assert type(found) is Pretended
+    assert found.cpu().tolist() == [[2.0] * 3] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "on_device"),
+    [
+        ({"ema": 0.9, "mixup": 0.2, "cutmix": 1.0}, True),
+        ({"crop_padding": 4, "train_sizes": [1.0, 1.0], "optimizer": "sgd"}, True),
+        ({"erasing": 0.5, "clip_norm": 1.0, "accumulate": 2, "class_weights": "balanced"}, False),
+        ({"head_share": 0.3, "layer_decay": 0.8, "optimizer": "adam"}, True),
+        ({"shallow_share": 0.5, "channels_last": False, "trivial_augment": True}, False),
+    ],
+)
+def test_training_goes_on_with_the_same_bits(
+    settings, on_device, flat_folder, tmp_path, monkeypatch, capsys, gpu
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(flat_folder, out=whole, **{**SMALL, **settings})
+    assert ("are on cuda, cut and mirrored there" in capsys.readouterr().err) == on_device
+    step, calls = loop.training_step, []
+
+    def pulled_plug(*args):
+        calls.append(args)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "training_step", pulled_plug)
+        train(flat_folder, out=broken, **{**SMALL, **settings})
+    train(broken, resume=True, device="cuda", workers=0)
+    for name in ("model.safetensors", "last.safetensors", "history.csv"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_there_as_on_the_cpu(flat_folder, tmp_path):
+    settings = {**SMALL, "epochs": 3, "batch_size": 4, "show_plan": True}
+    with pretended():
+        run = train(flat_folder, out=tmp_path / "run", **settings)
+        measured = evaluate(run.model, flat_folder, split="all", device="cuda", calibrate=True)
+        answer = load(run.model, device="cuda")(flat_folder / "red" / "000.png")
+        network, _ = modelfile.read(run.model)
+        network.to("cuda").eval()
+        images = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+        heat = grad_cam(network, images.to("cuda"), "layer3", [0, 2]).cpu()
+        choice = engines.Choice("eager", "fp32")
+        found = bench._one_engine(str(run.model), choice, torch.device("cuda"), 0.01, [2])
+        assert found["throughput"][0]["peak_memory_mb"] == 1.0
+    here = evaluate(run.model, flat_folder, split="all", device="cpu", calibrate=True)
+    assert measured.metrics["accuracy"] == here.metrics["accuracy"]
+    assert measured.metrics["loss"] == pytest.approx(here.metrics["loss"], rel=1e-4)
+    expected = load(run.model, device="cpu")(flat_folder / "red" / "000.png")
+    assert answer.probability == pytest.approx(expected.probability, abs=1e-5)
+    network, _ = modelfile.read(run.model)
+    expected = grad_cam(network.eval(), images, "layer3", [0, 2])
+    np.testing.assert_allclose(heat.numpy(), expected.numpy(), atol=1e-4)
