@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +20,6 @@ from .errors import RecipeError, ResnetkitError, TrainingError
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
 
@@ -161,8 +158,8 @@ def connected() -> Iterator[None]:
 def _wait_for_all(store: Store, number: int, size: int) -> None:
     """Until all have come here, or a few seconds: who hangs up while another still reads what was
     exchanged last takes it from the other's hands."""
-    store.set(f"left {number}", "")
     with suppress(distributed.DistError):  # one has failed where the others have not
+        store.set(f"left {number}", "")
         store.wait([f"left {each}" for each in range(size)], timedelta(seconds=5))
 
 
@@ -208,6 +205,10 @@ def _device(name: str) -> torch.device:
         raise RecipeError(f"device {name!r} was asked for, but this machine has only: {usable}")
     if several and kind == "cuda":
         return _own_gpu(name)
+    number, gpus = name.partition(":")[2], torch.cuda.device_count() if kind == "cuda" else 0
+    if name != kind and not (number.isdecimal() and int(number) < gpus):
+        fitting = f"; of this machine's GPUs cuda:0 to cuda:{gpus - 1} are there" if gpus else ""
+        raise RecipeError(f"device is auto, cpu, cuda, cuda:N or mps{fitting}; got {name!r}")
     return torch.device(name)
 
 
@@ -234,30 +235,6 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """``map`` in threads: results in order, at most two a worker computed ahead of their use.
-
-    With 0 workers each is computed when it is asked for.
-    """
-    if workers == 0:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
-        ahead: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                ahead.append(pool.submit(function, item))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
-
-
 def default_workers() -> int:
     """Threads that read pictures: one a core, at most 16; processes of a machine share its cores.
     They never take compute threads away."""
@@ -270,16 +247,6 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be taken without swapping; half a GiB where nobody tells."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable"))
-        return int(kilobytes) * 1024
-    except (OSError, StopIteration):
-        return 512 * 2**20
 
 
 def environment() -> dict[str, Any]:

@@ -150,6 +150,13 @@ def test_a_closed_pipe_ends_quietly(model, pictures):
         (("train", "full", "--set", "epoch=3"), 2, "did you mean 'epochs'"),
         (("train", "full", "--model", "resnet19"), 2, "Did you mean resnet18"),
         (("train", "full", "--device", "tpu"), 2, "device is auto, cpu, cuda"),
+        (
+            ("train", "full", "--device", "cpu:x"),
+            2,
+            "device is auto, cpu, cuda, cuda:N or mps; got 'cpu:x'",
+        ),
+        (("train", "full", "--device", "cuda:7"), 2, "this machine has only: cpu"),
+        (("train", "full", "--find-lr", "--seeds", "0-1"), 2, "--find-lr goes without --seeds"),
         (("train", "full", "--out", "full"), 1, "full is in use"),
         (("train", "full", "--epochs", "many"), 2, "epochs"),
         (("evaluate", "text.safetensors", "full"), 1, "is no resnetkit model file"),

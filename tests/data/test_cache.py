@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_decoded_again_and_said(part, tmp_path, monkeypatch
     """The sample of headers said that it would fit."""
     one = PRESET.pixels(part.path(0)).nbytes
     monkeypatch.setattr(cache, "available_memory", lambda: int(10.5 * one / cache.RAM_SHARE))
-    monkeypatch.setattr(cache, "expected_bytes", lambda part, preprocessing: 0)
+    monkeypatch.setattr(cache, "expected_bytes", lambda *_: 0)
     found = scan(part).pictures
     assert "38 of 48 pictures do not fit into memory" in capsys.readouterr().err
     decoded.clear()

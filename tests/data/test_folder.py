@@ -256,3 +256,16 @@ def test_a_split_inside_a_split_is_no_class(tmp_path):
         folder.read(tmp_path)
     touch(tmp_path / "flat", "train/a/1.png", "train/test/1.png")  # a class of tests
     assert folder.read(tmp_path / "flat").classes == ("a", "test")
+
+
+def test_the_figures_of_a_run_are_no_photos(flat_folder):
+    run = flat_folder / "runs" / "squares-resnet18"
+    run.mkdir(parents=True)
+    for name in ("environment.json", "recipe.yaml"):
+        (run / name).write_text("{}")
+    (run / "curves.png").write_bytes((flat_folder / "red" / "000.png").read_bytes())
+    found = folder.read(flat_folder)
+    assert found.classes == ("blue", "green", "red")
+    assert found.left_out["folder(s) of a run, whose pictures are figures"] == 1
+    with pytest.raises(DataError, match=r"No pictures in .*1 folder\(s\) of a run"):
+        folder.read(flat_folder / "runs")

@@ -184,6 +184,32 @@ def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, t
     assert len((run.folder / "split.csv").read_text().splitlines()) == 1 + 46
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("train/red", r"Not one picture of class 'red' can be read.*the first.*red/000\.png"),
+        ("train", r"Not one picture of train can be read; the first: .*blue/000\.png"),
+        ("validation", r"Not one picture of val can be read; the first: .*blue/100\.png"),
+    ],
+)
+def test_what_is_left_without_broken_pictures_has_to_be_enough(
+    split_folder, small, tmp_path, broken, message
+):
+    for path in (split_folder / broken).rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=message):
+        train(split_folder, out=tmp_path / "run", **{**small, "on_error": "skip"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_too_small_for_batch_norm_are_told_before_a_run_begins(flat_folder, small, tmp_path):
+    settings = {**small, "model": "resnet18", "model_options": {"width": 4}, "image_size": 64}
+    settings["train_sizes"] = [0.5, 0.5]
+    with pytest.raises(RecipeError, match=r"1 picture\(s\) of 32 px come to one .* --batch-size"):
+        train(flat_folder, out=tmp_path / "run", **{**settings, "accumulate": 8})
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_is_overwritten(flat_folder, small, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")

@@ -71,7 +71,7 @@ def test_measuring_leaves_the_network_and_chance_alone():
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    seconds = plan.measure(model, recipe, Runtime(torch.device("cpu"), "fp32"), 10, 64)
+    seconds = plan.measure(model, recipe, Runtime(torch.device("cpu"), "fp32"), 160, 64)
     assert seconds > 0
     assert torch.equal(torch.rand(3), expected)
     for name, value in model.state_dict().items():
@@ -104,6 +104,17 @@ def test_steps_say_how_many_epochs():
     with pytest.raises(RecipeError, match=r"epochs is 183, and 64000 steps .* are 821\. Set one"):
         plan.choose_epochs(chosen, 10_000)
     assert plan.choose_epochs(recipe, 5).epochs == 64_000
+
+
+def test_the_measured_step_is_as_large_as_the_real_one(monkeypatch):
+    sizes = []
+    real = plan._made_batch
+    monkeypatch.setattr(plan, "_made_batch", lambda n, *more: sizes.append(n) or real(n, *more))
+    recipe = load("demo").with_settings({"resize_size": 32, "epochs": 2, "batch_size": 64})
+    model, cpu = get_model("cifar_resnet20", width=4), Runtime(torch.device("cpu"), "fp32")
+    for settings, trained in (({}, 640), ({"accumulate": 8}, 640), ({}, 10)):
+        plan.measure(model, recipe.with_settings(settings), cpu, trained, 0)
+    assert sizes == [64, plan.EVALUATED, 8, plan.EVALUATED, 10, plan.EVALUATED]
 
 
 def test_a_recipe_in_words():

@@ -5,6 +5,7 @@ forgotten to be moved shows on any machine. Kernels, autocast and speed are not 
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -190,9 +191,13 @@ def test_training_goes_on_with_the_same_bits(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "training_step", pulled_plug)
         train(flat_folder, out=broken, **{**SMALL, **settings})
+    shutil.copytree(broken, tmp_path / "moved")
     train(broken, resume=True, device="cuda", workers=0)
     for name in ("model.safetensors", "last.safetensors", "history.csv"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    capsys.readouterr()
+    train(tmp_path / "moved", resume=True, device="cpu", workers=0)
+    assert "was saved on cuda and goes on on cpu: bits will differ" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
             {"scale_jitter": [1, 2], "crop_padding": 4},
             "scale_jitter: goes not together with crop_padding",
         ),
+        ({"seed": 2**70}, "seed: less than 9223372036854775808"),
+        ({"lr": float("inf")}, "lr: a finite number, got inf"),
         ({"sampling": "even"}, "sampling: 'shuffled' or 'balanced', got 'even'"),
         ({"repeats": 0}, "repeats: greater than 0"),
         ({"model": "resnet19"}, "model: Unknown model 'resnet19'. Did you mean resnet18"),
@@ -90,6 +92,12 @@ def test_unknown_recipe_and_files(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(RecipeError, match="holds a list"):
         load(tmp_path / "list.yaml")
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 3", encoding="utf-16")
+    with pytest.raises(RecipeError, match=r"mine\.yaml is no text in UTF-8"):
+        load(tmp_path / "mine.yaml")
 
 
 def test_settings_are_yaml():

@@ -44,3 +44,5 @@ def test_a_run_for_each_seed_and_their_mean(flat_folder, small, tmp_path, capsys
         train_seeds(flat_folder, seeds=[0, 3], out=tmp_path / "all", **settings)
     with pytest.raises(RecipeError, match="not both"):
         train_seeds(flat_folder, seeds=[0, 3], **{**settings, "seed": 1})
+    with pytest.raises(RecipeError, match=r"two or more different numbers; got \[3\]"):
+        train_seeds(flat_folder, seeds=[3], **settings)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from resnetkit import storage, train
-from resnetkit.errors import Interrupted, OutputError, TrainingError
+from resnetkit.errors import Interrupted, OutputError, RecipeError, TrainingError
 from resnetkit.training import checkpoint, loop
 from resnetkit.training.interrupts import Interrupts, leave
+from resnetkit.training.run import RunFolder
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
 
@@ -109,6 +110,56 @@ def test_another_recipe_or_other_data_are_listed(flat_folder, small, tmp_path):
     shutil.copy(flat_folder / "red" / "001.png", flat_folder / "red" / "copy.png")
     with pytest.raises(TrainingError, match="data: val pictures was 6 and is 7"):
         train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 1})
+
+
+def test_another_label_of_the_same_picture_is_other_data(flat_folder, small, tmp_path):
+    train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    split = (tmp_path / "run" / "split.csv").read_text().splitlines()
+    taken = next(row.split(",")[0] for row in split if row.endswith("blue,train"))
+    rows = [
+        f"{flat_folder / row.split(',')[0]},{','.join(row.split(',')[1:])}" for row in split[1:]
+    ]
+    manifest = tmp_path / "labels.csv"
+    manifest.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    settings = {**small, "epochs": 1, "checkpoint_seconds": 0}
+    train(manifest, out=tmp_path / "second", **settings)
+    changed = [row.replace("blue,train", "green,train") if taken in row else row for row in rows]
+    manifest.write_text("\n".join(["path,label,split", *changed]) + "\n")
+    with pytest.raises(TrainingError, match=r"data: train labels was .* and is "):
+        train(tmp_path / "second", resume=True)
+
+
+def test_a_run_that_is_named_brings_its_own_recipe_and_folder(flat_folder, small, tmp_path):
+    train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    for other, flag in (({"recipe": "classic"}, "--recipe"), ({"out": tmp_path / "b"}, "--out")):
+        with pytest.raises(RecipeError, match=f"with its own recipe. Leave out {flag}"):
+            train(tmp_path / "run", resume=True, **other)
+    train(tmp_path / "run", resume=True, out=tmp_path / "run")
+
+
+def test_changed_data_are_told_where_the_length_is_given_in_steps(flat_folder, small, tmp_path):
+    settings = {**small, "epochs": None, "steps": 7}
+    train(flat_folder, out=tmp_path / "run", **settings)
+    for number in range(12):
+        shutil.copy(flat_folder / "red" / "001.png", flat_folder / "red" / f"copy{number}.png")
+    with pytest.raises(TrainingError, match=r"(?s)not the run that was saved.*train pictures was"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_without_its_state_is_not_trained_again(flat_folder, small, tmp_path):
+    run = train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    before = run.model.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "run" / "state")
+    with pytest.raises(OutputError, match="is a finished run, and its folder state is gone"):
+        train(tmp_path / "run", resume=True)
+    assert run.model.stat().st_mtime_ns == before
+
+
+def test_a_folder_that_became_a_run_meanwhile_is_not_claimed(trained, tmp_path):
+    begun, _ = RunFolder.open(tmp_path / "run", "name", resume=False)
+    shutil.copytree(trained, tmp_path / "run")  # another run was quicker
+    with pytest.raises(OutputError, match="run is in use"):
+        begun.claim()
 
 
 def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, monkeypatch):

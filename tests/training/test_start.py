@@ -191,8 +191,17 @@ def test_the_head_alone_is_trained_first():
     assert changed(0) == {"fc"}
     assert changed(1) == {"fc"}
     assert changed(2) == {"fc", "layer1", "layer2", "layer3", "layer4"}
-    with pytest.raises(RecipeError, match="there is no part 'layer9'; expected conv1, bn1"):
-        set_trainable(network, Recipe(freeze=("layer9",)), 0, 4)
+
+
+def test_what_is_left_to_train_is_checked_before_a_run_begins():
+    parts = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
+    for recipe, message in (
+        (Recipe(freeze=("layer9",)), "there is no part 'layer9'; expected conv1, bn1, layer1"),
+        (Recipe(freeze=parts), "names all parts of the network"),
+        (Recipe(freeze=("fc",), head_share=0.1), "freeze has fc, .* set head_share=0 too"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make_optimizer(_net(), recipe)
 
 
 def test_deeper_parts_learn_more_slowly():

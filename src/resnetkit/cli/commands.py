@@ -119,6 +119,8 @@ def train(
     given |= {"device": device, "workers": workers}
     kept: dict[str, Any] = {"out": out, "resume": resume, "tensorboard": tensorboard}
     if find_lr:
+        if seeds is not None or resume or tensorboard:
+            raise typer.BadParameter("--find-lr goes without --seeds, --resume and --tensorboard")
         from ..training.finders import find_lr as run_finder
         from .show import show_learning_rates
 
@@ -128,9 +130,7 @@ def train(
         from .show import seeds_table
 
         chosen = parse_seeds(seeds)
-        answer(
-            seeds_table(train_seeds(data, recipe, seeds=chosen, out=out, resume=resume, **given))
-        )
+        answer(seeds_table(train_seeds(data, recipe, seeds=chosen, **kept, **given)))
     else:
         answer(closing_lines(run_training(data, recipe, **kept, **given)))
 

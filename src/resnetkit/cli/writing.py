@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from ..ahead import map_ahead
 from ..errors import RecipeError
 from ..inference import drawing
 from ..inference.embeddings import EmbeddingsFile
@@ -15,7 +16,7 @@ from ..inference.pictures import Picture
 from ..inference.predictor import Prediction, Predictor
 from ..inference.rows import RowsFile, header, row
 from ..progress import Advance, bar, say
-from ..runtime import default_workers, map_ahead
+from ..runtime import default_workers
 from ..storage import refuse_used
 from .sources import count, expand
 

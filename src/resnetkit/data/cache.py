@@ -8,7 +8,7 @@ picture's contents and the working size: the bits of the first decode, never a r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ahead import map_ahead
 from ..errors import DataError, PictureError
+from ..memory import available_memory
 from ..progress import say
-from ..runtime import available_memory, local_world_size, map_ahead
+from ..runtime import local_world_size
 from . import decode, disk, files
 from .folder import Part
 from .pixels import Pixels
@@ -108,7 +110,7 @@ def scan(
         DataError: a picture was changed in the meantime.
     """
     budget = int(available_memory() * RAM_SHARE / local_world_size())
-    expected = expected_bytes(part, preprocessing)
+    expected = expected_bytes(part, preprocessing, workers)
     ticks = _at_most(len(part), advance)
     if expected > budget:
         say(
@@ -122,15 +124,23 @@ def scan(
     return _in_memory(part, preprocessing, workers, ticks, budget)
 
 
-def expected_bytes(part: Part, preprocessing: Preprocessing) -> int:
-    """About how many bytes the working pixels of a part take, from the headers of a sample."""
-    sides = []
-    for index in np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int):
+def sizes(part: Part, indices: Iterable[int], workers: int = 1) -> list[tuple[int, int]]:
+    """Width and height of some pictures, from their headers; without those that cannot be read,
+    which `scan` names."""
+
+    def size(index: int) -> tuple[int, int] | None:
         try:
-            found = decode.size(part.path(int(index)))
-        except PictureError:  # the scan names it
-            continue
-        sides.append(preprocessing.working_shape(found))
+            return decode.size(part.path(int(index)))
+        except PictureError:
+            return None
+
+    return [found for found in map_ahead(size, indices, workers) if found is not None]
+
+
+def expected_bytes(part: Part, preprocessing: Preprocessing, workers: int = 1) -> int:
+    """About how many bytes the working pixels of a part take, from the headers of a sample."""
+    sample = np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int)
+    sides = [preprocessing.working_shape(found) for found in sizes(part, sample, workers)]
     return int(np.mean([3 * w * h for w, h in sides]) * len(part)) if sides else 0
 
 

@@ -22,6 +22,7 @@ import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ..ahead import reading
 from ..errors import PictureError
 from . import files
 from .colours import rgb_pixels
@@ -122,7 +123,8 @@ def size(source: Path) -> tuple[int, int]:
     Raises:
         PictureError: the header cannot be read.
     """
-    with files.open_file(source) as file, _named(str(source)), _open(file) as image:
+    name = str(source)
+    with reading(name), files.open_file(source) as file, _named(name), _open(file) as image:
         turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         width, height = image.size
     return (height, width) if turned else (width, height)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..ahead import map_ahead
 from ..errors import PictureError
-from ..runtime import default_workers, map_ahead
+from ..runtime import default_workers
 from . import files, folder, likeness
 from .cache import digest
 from .decode import Traits, decode, traits
@@ -28,7 +29,6 @@ UNBALANCED = 10
 
 TINY, LONG = 32, 5
 """Pixels that the shorter side should have at least; times that the longer may have as many."""
-
 _WORKING = 64  # pixels of the shorter side: enough for `likeness`, and quickly decoded
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),

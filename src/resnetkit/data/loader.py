@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import randomness
-from ..runtime import map_ahead
+from ..ahead import map_ahead
 from .cache import Pictures
 from .sampling import epoch_order
 from .transforms import Augmentation, stack

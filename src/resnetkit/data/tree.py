@@ -10,6 +10,8 @@ from pathlib import Path
 from ..errors import DataError
 from .paths import SPLITS, Paths, is_picture
 
+RUNS = "folder(s) of a run, whose pictures are figures"
+
 
 def read(root: Path, left_out: Counter[str]) -> dict[str, dict[str, Paths]]:
     """{split: {class: paths relative to root, sorted}}; ``all`` where there are no splits.
@@ -45,10 +47,12 @@ def _read_classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str,
         for entry in entries:
             if _is_class_folder(entry):
                 _refuse_split(root, folder, entry)
+                runs = left_out[RUNS]
                 found = sorted(
                     _walk(entry.path, f"{prefix}{entry.name}", left_out, {identity(folder)})
                 )
-                classes[entry.name] = Paths(found)
+                if found or left_out[RUNS] == runs:
+                    classes[entry.name] = Paths(found)
             elif is_picture(entry.name) and leads_to(entry.is_file):
                 left_out["picture(s) outside a class folder"] += 1
     return classes
@@ -74,6 +78,9 @@ def _walk(
     own = identity(folder)
     if own in above:
         left_out["link(s) to a folder around them"] += 1
+        return
+    if all(os.path.exists(f"{folder}/{name}") for name in ("environment.json", "recipe.yaml")):
+        left_out[RUNS] += 1
         return
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..ahead import map_ahead
 from ..data.cache import Pictures
 from ..data.transforms import Preprocessing, normalize, stack, ten_crops
 from ..errors import RecipeError
-from ..runtime import map_ahead
 
 VIEWS_AT_ONCE = 64
 """Views in a batch; pictures are ten times fewer where each has ten."""

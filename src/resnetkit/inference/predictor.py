@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import runtime
+from ..ahead import map_ahead
 from ..data.transforms import normalize, stack
 from ..errors import PictureError
 from ..evaluation.metrics import probabilities
@@ -182,7 +183,7 @@ class Predictor:
         total = len(pictures) if total is None and isinstance(pictures, Sized) else total
         chunks = _chunks(islice(pictures, first, None), batch_size)
         done = first
-        for given, inputs in runtime.map_ahead(self._prepare, chunks, workers):
+        for given, inputs in map_ahead(self._prepare, chunks, workers):
             engine = self._engine((total or done) >= FEW, batch_size)
             yield from self._answer(engine, given, inputs, top_k, threshold, features)
             done += len(given)

@@ -170,8 +170,7 @@ def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> i
         settings = {**comparison.settings(net, 0), "epochs": 1}
         chosen = comparison.recipe.with_settings(settings)
         model, _ = start.begin(chosen, len(listing.classes), where)
-        steps = max(1, training // chosen.batch_size)
-        seconds += plan.measure(model, chosen, where, steps, val)
+        seconds += plan.measure(model, chosen, where, training, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
     most = plan.choose_epochs(comparison.recipe, training).epochs
     assert most is not None

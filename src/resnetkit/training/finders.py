@@ -17,7 +17,7 @@ from typing import Any
 from .. import runtime
 from ..data import folder
 from ..data.loader import Batch, Loader
-from ..errors import TrainingError
+from ..errors import RecipeError, TrainingError
 from ..progress import bar
 from . import plan, start
 from .depth import shallow
@@ -55,9 +55,11 @@ def find_lr(
         data, recipe, device, workers, settings: as in `train`; the head is not trained alone.
 
     Raises:
-        RecipeError, DataError: as in `train`.
+        RecipeError, DataError: as in `train`; or there are several processes.
         TrainingError: the loss never fell.
     """
+    if runtime.world_size() > 1:
+        raise RecipeError("learning rates are tried by one process: leave out torchrun")
     chosen = start.choose(recipe, {**settings, "head_share": 0.0})
     listing = folder.read(data)
     where = runtime.pick(device, chosen.precision)
@@ -71,7 +73,14 @@ def find_lr(
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
     set_trainable(model, chosen, 0, 1)
     losses: list[float] = []
-    batches = _batches(Loader(prepared.train, chosen.batch_size, workers), chosen)
+    loader = Loader(
+        prepared.train,
+        chosen.batch_size,
+        workers,
+        sampling=chosen.sampling,
+        repeats=chosen.repeats,
+    )
+    batches = _batches(loader, chosen)
     with bar("trying learning rates", STEPS) as advance:
         for rate, batch in zip(_rates(), batches, strict=False):
             loss, _ = training_step(state, batch, chosen, where, rate, weights)

@@ -44,11 +44,11 @@ from .recipe import Recipe
 from .run import (
     Run,
     RunFolder,
+    begun_with,
     epoch_line,
     finish,
     is_run,
     make_header,
-    recorded_data,
     write_beginning,
     write_epoch,
 )
@@ -94,7 +94,7 @@ def train(
     """
     # What to do: the recipe, with everything it leaves open found from the data and the machine.
     if resume and is_run(data):
-        out, recipe, data = data, Path(data) / "recipe.yaml", recorded_data(data)
+        out, recipe, data = begun_with(data, out, recipe)
     where = runtime.pick(device)
     listing = folder.read(data)
     name = f"{listing.name}-{start.model(recipe, settings)}"
@@ -107,7 +107,7 @@ def train(
     workers = runtime.default_workers() if workers is None else workers
     prepared = prepare(listing, chosen, workers)
     parallel.check_pictures(len(prepared.train), where)
-    chosen = plan.choose_epochs(chosen, len(prepared.train))
+    chosen = plan.choose_epochs(chosen, len(prepared.train), resumed=saved is not None)
     assert chosen.epochs is not None
     identity = identity_of(prepared, chosen)
     check_equal(identity, where)
@@ -139,7 +139,8 @@ def train(
     # Say so, and begin; or go on.
     if saved is None:
         if show_plan:
-            expected = plan.measure(model, chosen, where, batches, len(prepared.val))
+            counts = len(prepared.train), len(prepared.val)
+            expected = plan.measure(model, chosen, where, *counts)
             say(plan.describe(prepared, chosen, where, model, workers, expected))
         run = where.once(write_beginning, run, prepared, chosen, data)
         say(f"{'results in':14}{run.path}\n")

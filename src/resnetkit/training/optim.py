@@ -125,7 +125,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     Decaying the scale of a norm, or a bias, regularises nothing: He et al., arXiv:1812.01187,
     section 3.1. The rate of a part is ``layer_decay`` times that of the part above it (Howard and
     Ruder, arXiv:1801.06146, section 3.2).
+
+    Raises:
+        RecipeError: ``freeze`` names a part that the network has not, or leaves nothing to train.
     """
+    _check_parts(model, recipe)
     groups = []
     for depth, part in enumerate(reversed(_parts(model))):
         scale, parameters = recipe.layer_decay**depth, list(part.parameters())
@@ -143,6 +147,19 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return Optimizer("sgd", groups, recipe.lr, recipe.momentum, nesterov)
 
 
+def _check_parts(model: nn.Module, recipe: Recipe) -> None:
+    parts = [name for name, part in model.named_children() if part in set(_parts(model))]
+    unknown = [name for name in recipe.freeze if name not in dict(model.named_children())]
+    if unknown:
+        raise RecipeError(f"freeze: there is no part {unknown[0]!r}; expected {', '.join(parts)}")
+    if set(parts) <= set(recipe.freeze):
+        raise RecipeError(f"freeze names all parts of the network; one of {', '.join(parts)} stays")
+    if recipe.head_share and parts[-1] in recipe.freeze:
+        raise RecipeError(
+            f"freeze has {parts[-1]}, which alone is trained at first: set head_share=0 too"
+        )
+
+
 def _parts(model: nn.Module) -> list[nn.Module]:
     """What a network is made of, from the input to the head: conv1, bn1, layer1, ..., fc."""
     return [part for part in model.children() if any(True for _ in part.parameters())]
@@ -157,14 +174,8 @@ def set_trainable(model: nn.Module, recipe: Recipe, step: int, steps: int) -> No
 
     Parts that are not trained, because they are frozen or because only the head is at this step,
     get no gradient and use the statistics that their norms have. Nor do blocks that are left out.
-
-    Raises:
-        RecipeError: ``freeze`` names a part that the network has not.
     """
     parts = dict(model.named_children())
-    unknown = [name for name in recipe.freeze if name not in parts]
-    if unknown:
-        raise RecipeError(f"freeze: there is no part {unknown[0]!r}; expected {', '.join(parts)}")
     head = _parts(model)[-1]
     only_head, short = step < recipe.head_share * steps, step < recipe.shallow_share * steps
     model.train()

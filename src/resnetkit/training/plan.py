@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..data import decode
+from ..data.cache import sizes
 from ..data.folder import DataSet, Part
 from ..data.transforms import normalize
-from ..errors import DataError, PictureError, RecipeError
+from ..errors import DataError, RecipeError
 from ..models.builders import ARCHITECTURES
 from ..progress import columns, padded, printable, say
 from ..randomness import order
@@ -71,13 +71,7 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
     if part is None:
         raise DataError(f"{data.root} has only {', '.join(data.parts)}: nothing to train on")
     if image_size is None:
-        sample = order(0, 0, len(part))[:200]
-        sides = []
-        for i in sample:
-            try:
-                sides.append(min(decode.size(part.path(int(i)))))
-            except PictureError:  # the scan, which comes next, names every broken picture
-                continue
+        sides = [min(size) for size in sizes(part, order(0, 0, len(part))[:200])]
         fitting = int(np.median(sides or [32])) // 32 * 32
         image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[runtime.device.type])
     options = dict(recipe.model_options)
@@ -90,16 +84,17 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
     return recipe.with_settings(found)
 
 
-def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
+def choose_epochs(recipe: Recipe, pictures: int, resumed: bool = False) -> Recipe:
     """Fill in the number of epochs: those that ``steps`` take, the last perhaps in part; else as
-    many as show 40,000 pictures, between 16 and 300.
+    many as show 40,000 pictures, between 16 and 300. The recipe of a run that is ``resumed`` has
+    both: where they no longer fit together, its data have changed, which is told later.
 
     Raises:
         RecipeError: both are given, and are not the same length.
     """
     if recipe.steps is not None:
         epochs = math.ceil(recipe.steps / max(1, pictures // recipe.batch_size))
-        if recipe.epochs not in (None, epochs):
+        if recipe.epochs not in (None, epochs) and not resumed:
             raise RecipeError(
                 f"epochs is {recipe.epochs}, and {recipe.steps} steps of {recipe.batch_size} of "
                 f"these {pictures} pictures are {epochs}. Set one of epochs and steps to null"
@@ -113,11 +108,15 @@ def choose_epochs(recipe: Recipe, pictures: int) -> Recipe:
 
 
 def measure(
-    model: nn.Module, recipe: Recipe, runtime: Runtime, batches: int, validated: int
+    model: nn.Module, recipe: Recipe, runtime: Runtime, trained: int, validated: int
 ) -> float:
-    """Seconds that a run will take, from a few steps of training and evaluation on a copy of the
-    network: this process's share of them, not compiled, without the exchange of gradients. The real
-    network and every source of chance stay as they are."""
+    """Seconds that a run will take on so many pictures, from a few steps of training and evaluation
+    on a copy of the network: this process's share of them in the parts of ``accumulate``, eager,
+    without the exchange of gradients. The real network and every source of chance stay as they are.
+
+    Raises:
+        RecipeError: batch norm cannot train on parts as small as these.
+    """
     assert recipe.epochs is not None
     say("Measuring a few steps.")
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
@@ -125,11 +124,14 @@ def measure(
     copy = deepcopy(model)
     optimizer = make_optimizer(copy, recipe)
     per_step = per_evaluation = 0.0
+    batches = max(1, trained // recipe.batch_size)
+    own = -(-min(trained, recipe.batch_size) // runtime.world_size)
+    parts = min(recipe.accumulate, own)
     share = recipe.shallow_share
     for network, part in ((shallow(copy, recipe), share), (copy, 1 - share)):
         if part:
-            step = _training_step(network, optimizer, recipe, runtime, middle)
-            per_step += part * _seconds(step, 10, runtime)
+            step = _training_step(network, optimizer, recipe, runtime, -(-own // parts), middle)
+            per_step += part * parts * _seconds(step, 10, runtime)
             evaluation = _evaluation_step(network, recipe, runtime)
             per_evaluation += part * _seconds(evaluation, 2, runtime)
     steps = batches * sum((size / middle) ** 2 for size in sizes)
@@ -143,13 +145,23 @@ def _training_step(
     optimizer: Optimizer,
     recipe: Recipe,
     runtime: Runtime,
+    count: int,
     size: int,
 ) -> Callable[[], None]:
-    images, labels = _made_batch(recipe.batch_size // runtime.world_size, size, runtime)
+    images, labels = _made_batch(count, size, runtime)
 
     def step() -> None:
-        with runtime.autocast():
-            loss = F.cross_entropy(model(normalize(images, recipe.preprocessing())), labels)
+        try:
+            with runtime.autocast():
+                loss = F.cross_entropy(model(normalize(images, recipe.preprocessing())), labels)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RecipeError(
+                f"batch norm needs more than one number of a channel, and {count} picture(s) of "
+                f"{size} px come to one in this network: a larger --batch-size, a smaller "
+                "accumulate or larger pictures (--image-size) would do"
+            ) from error
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

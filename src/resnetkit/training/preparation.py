@@ -53,6 +53,7 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     for name, found in scans.items():
         readable = [i for i in range(len(found.digests)) if i not in found.unreadable]
         parts[name] = data.parts[name].select(readable)
+        _check_left(data, name, parts[name], found)
         digests[name] = [found.digests[i] for i in readable]
         pictures[name] = found.pictures.select(parts[name])
     made_split = "val" not in parts
@@ -74,6 +75,26 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     return Prepared(data, train, val, digests, True, skipped, conflicting)
 
 
+def _check_left(data: DataSet, name: str, left: Part, found: Scan) -> None:
+    """Make sure that what could be read of a part is enough to go on with.
+
+    Raises:
+        DataError: nothing, or nothing of a class that is to be trained.
+    """
+    if not found.unreadable:
+        return
+    first = next(iter(found.unreadable.values()))
+    if not len(left):
+        raise DataError(f"Not one picture of {name} can be read; the first: {first}")
+    before, now = (part.counts(len(data.classes)) for part in (data.parts[name], left))
+    lost = [c for c, had, has in zip(data.classes, before, now, strict=True) if had > has == 0]
+    if lost and name != "val":
+        raise DataError(
+            f"Not one picture of class {', '.join(map(repr, lost))} can be read. Mend or remove "
+            f"them, or the class; the first that cannot: {first}"
+        )
+
+
 def _conflicting(parts: dict[str, Part], digests: dict[str, list[str]]) -> tuple[str, ...]:
     labels: dict[str, set[int]] = {}
     for name, part in parts.items():
@@ -93,6 +114,8 @@ def identity_of(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
     for name, digests in prepared.digests.items():
         data[f"{name} pictures"] = len(digests)
         data[f"{name} contents"] = digest("".join(digests).encode())
+    for name, pictures in (("train", prepared.train), ("val", prepared.val)):
+        data[f"{name} labels"] = digest(pictures.part.labels.astype("<i4").tobytes())
     return {"recipe": recipe.model_dump(mode="json"), "data": data}
 
 

@@ -36,7 +36,9 @@ class Recipe(BaseModel):
     Fields that default to None are found by `plan`; a saved recipe holds what was found.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     name: str = "fast"
     # The network
@@ -166,7 +168,7 @@ class Recipe(BaseModel):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         30.0, description="between two saves of the state within an epoch"
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @field_validator("model")
     @classmethod
@@ -252,7 +254,10 @@ def load(recipe: str | Path) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise RecipeError(f"Recipe file {path} does not exist (looked from {Path.cwd()})")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{recipe} is no text in UTF-8: {error}") from error
     elif str(recipe) in builtin():
         resource = resources.files(__package__) / "recipes" / f"{recipe}.yaml"
         text = resource.read_text(encoding="utf-8")

@@ -71,10 +71,12 @@ def train_seeds(
             error.
 
     Raises:
-        RecipeError: ``seed`` is given too. And all that `train` raises.
+        RecipeError: ``seed`` is given too, or fewer than two seeds. And all that `train` raises.
     """
     if "seed" in settings:
         raise RecipeError("give --seed or --seeds, not both")
+    if len(set(seeds)) < max(2, len(seeds)):
+        raise RecipeError(f"seeds are two or more different numbers; got {list(seeds)}")
     name = f"{folder.read(data).name}-{start.model(recipe, settings)}-seeds"
     path = Path("runs") / name if out is None else Path(out)
     if not resume:

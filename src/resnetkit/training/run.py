@@ -11,14 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from .. import storage
 from ..data.folder import DataSet
-from ..data.loader import Loader
-from ..data.transforms import stack
-from ..errors import OutputError
+from ..errors import OutputError, RecipeError
 from ..evaluation.evaluate import evaluate_part
 from ..models import modelfile
 from ..models.modelfile import Header
@@ -26,6 +21,7 @@ from ..progress import say
 from ..report import files, html, plots, record
 from ..runtime import environment
 from .checkpoint import Snapshot, read
+from .inputs import draw_inputs
 from .preparation import Prepared
 from .recipe import Recipe, load
 from .state import State
@@ -55,8 +51,8 @@ class Run:
 class RunFolder:
     """Where a run writes. What each file holds is listed in the README."""
 
-    def __init__(self, path: Path, named: bool = True) -> None:
-        self.path, self._named = path, named
+    def __init__(self, path: Path, named: bool = True, resumed: bool = False) -> None:
+        self.path, self._named, self._resumed = path, named, resumed
 
     @property
     def model(self) -> Path:
@@ -89,11 +85,16 @@ class RunFolder:
             return cls(Path("runs") / name if out is None else Path(out), out is not None), None
         path = Path(out) if out is not None else taken[-1] if taken else Path("runs") / name
         saved = read(path / "state") if is_run(path) else None
+        if saved is None and cls(path).is_finished():
+            raise OutputError(
+                f"{path} is a finished run, and its folder state is gone: nothing to go on from. "
+                "Name another folder with --out, or remove this one"
+            )
         if saved is None:
             if not is_run(path) and not _stopped_at_once(path):
                 storage.refuse_used(path)
             say(f"There is nothing to resume in {path} yet; beginning.")
-        return cls(path), saved
+        return cls(path, resumed=True), saved
 
     def recorded_recipe(self) -> Recipe | None:
         """What the run in this folder was begun with; None where there is none yet."""
@@ -107,8 +108,10 @@ class RunFolder:
         """
         try:
             if self._named:
-                # One that saved nothing yet is begun anew.
-                if not is_run(self.path) and not _stopped_at_once(self.path):
+                # Looked at again: another run may have been quicker. One to be resumed that saved
+                # nothing yet is begun anew.
+                unsaved = is_run(self.path) or _stopped_at_once(self.path)
+                if not (self._resumed and unsaved):
                     storage.refuse_used(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
                 return
@@ -119,6 +122,8 @@ class RunFolder:
                     continue
                 self.path = path
                 return
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"cannot write to {error.filename}: {error.strerror}") from error
 
@@ -183,6 +188,24 @@ def recorded_data(path: str | os.PathLike[str]) -> str:
     return str(environment["data"])
 
 
+def begun_with(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    recipe: str | Path | None,
+) -> tuple[Path, Path, str]:
+    """Folder, recipe and data of the run in ``path``, which is to be resumed.
+
+    Raises:
+        RecipeError: another folder, or a recipe, was asked for.
+    """
+    if recipe is not None or (out is not None and Path(out).absolute() != Path(path).absolute()):
+        raise RecipeError(
+            f"{path} is a run: it is resumed in its own folder and with its own recipe. Leave out "
+            f"{'--out' if recipe is None else '--recipe'}, or name the photos in place of the run"
+        )
+    return Path(path), Path(path) / "recipe.yaml", recorded_data(path)
+
+
 def write_beginning(
     run: RunFolder, prepared: Prepared, recipe: Recipe, data: str | os.PathLike[str]
 ) -> RunFolder:
@@ -199,18 +222,7 @@ def write_beginning(
     if prepared.made_split:
         run.write_split(prepared.data)
 
-    classes = prepared.data.classes
-    shown, sampling, repeats = min(16, recipe.batch_size), recipe.sampling, recipe.repeats
-    loader = Loader(prepared.train, shown, workers=0, sampling=sampling, repeats=repeats)
-    first = next(loader.training(recipe.augmentation(), recipe.train_size(0), recipe.seed, 0))
-    captions = [classes[label] for label in first.labels]
-    title = "Training pictures of the first epoch, as the network sees them"
-    plots.pictures(_shown(first.images), captions, run.path / "train_batch.png", title)
-    spread = np.linspace(0, len(prepared.val) - 1, min(16, len(prepared.val))).astype(int)
-    crops = [prepared.val.preprocessing.crop(prepared.val[int(i)]) for i in spread]
-    captions = [classes[prepared.val.part.labels[i]] for i in spread]
-    title = "Validation pictures, as the network sees them"
-    plots.pictures(_shown(stack(crops)), captions, run.path / "val_batch.png", title)
+    draw_inputs(run.path, prepared, recipe)
     return run
 
 
@@ -220,10 +232,6 @@ def write_epoch(run: RunFolder, state: State, header: Header, better: bool) -> N
         modelfile.write(run.model, state.evaluated.state_dict(), header)
     run.write_rows("history.csv", state.history)
     run.write_rows("timings.csv", state.timings)
-
-
-def _shown(images: Tensor) -> list[np.ndarray]:
-    return [image.permute(1, 2, 0).numpy() for image in images]
 
 
 def make_header(

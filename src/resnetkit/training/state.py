@@ -138,6 +138,7 @@ class State:
             "best": best,
             "compute_threads": torch.get_num_threads(),
             "world_size": self.world_size,
+            "device": self._device(),
             "identity": self.identity,
         }
         # A copy in the memory order of the original: cheap, and contiguous only on the disk.
@@ -161,6 +162,9 @@ class State:
                 f"The run was saved with {before} process(es) and goes on with {self.world_size}, "
                 "on the same batches: bits will differ."
             )
+        device = snapshot.values.get("device", self._device())
+        if device != self._device():
+            say(f"The run was saved on {device} and goes on on {self._device()}: bits will differ.")
         for index, parameter in enumerate(self._parameters()):
             for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
                 saved = snapshot.tensors.get(f"optimizer.{index}.{key}")
@@ -178,6 +182,9 @@ class State:
         accuracy, loss = values["best"]
         self.best = (accuracy, -math.inf if loss is None else loss)
 
+    def _device(self) -> str:
+        return next(self.model.parameters()).device.type
+
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -193,7 +200,8 @@ class State:
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compare the identities of two runs. A field that an older recipe had not was at its default.
+    """Compare the identities of two runs. A field that an older recipe had not was at its default;
+    of the data only what was noted then is compared.
 
     Raises:
         TrainingError: they differ; the message lists where.
@@ -201,6 +209,7 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     before = {
         **saved,
         "recipe": {**Recipe.model_validate({}).model_dump(mode="json"), **saved["recipe"]},
+        "data": {**now["data"], **saved["data"]},
     }
     differences = [
         f"{kind}: {key} was {before[kind].get(key)!r} and is {now[kind].get(key)!r}"
