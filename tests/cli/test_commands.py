@@ -352,3 +352,22 @@ def test_columns_stay_in_line_whatever_the_script(trained):
     table = evaluation_table(found).split("class ", 1)[1].splitlines()
     assert len({cell_len(line) for line in table[1:5]}) == 1
     assert any(line.startswith("new\\nline") for line in table)
+
+
+@pytest.mark.slow
+def test_train_hands_its_flags_on(flat_folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    (flat_folder / "red" / "000.png").write_bytes(b"no picture")
+    small = ("--model", "cifar_resnet20", "--epochs", "1", "--image-size", "32")
+    done = resnet("train", flat_folder, *small, "--out", "one", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "train without them: --on-error skip" in done.stderr.decode()
+    more = ("--on-error", "skip", "--patience", "3", "--seeds", "0-1", "--tensorboard")
+    done = resnet("train", flat_folder, *small, *more, "--out", "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    for seed in "01":
+        run = tmp_path / "two" / f"seed-{seed}"
+        assert list((run / "tensorboard").iterdir())
+        recipe = (run / "recipe.yaml").read_text()
+        assert "patience: 3" in recipe
+        assert "on_error: skip" in recipe

@@ -77,7 +77,7 @@ def test_scan_finds_what_cannot_be_read_and_duplicates(part, home, monkeypatch):
         assert found.unreadable[7] == f"{part.path(7)}: No such file or directory"
         assert found.digests[5] == found.digests[4] != found.digests[6]
         assert len(ticks) == len(part)
-        with pytest.raises(DataError, match=r"(?s)2 picture\(s\) cannot be read:.*on_error=skip"):
+        with pytest.raises(DataError, match=r"(?s)2 picture\(s\) cannot be read:.*--on-error skip"):
             cache.check_readable({"all": found})
         with pytest.raises(PictureError, match=part.path(3).name):
             found.pictures[3]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from resnetkit.errors import TrainingError
+from resnetkit.errors import RecipeError, TrainingError
 from resnetkit.training.finders import HIGHEST, LOWEST, find_lr, suggest
 
 
@@ -43,3 +43,15 @@ def test_it_finds_a_rate_that_trains(flat_folder, small, tmp_path):
     assert min(found.losses) < found.losses[0] / 2
     assert not list(tmp_path.glob("runs/*"))
     assert find_lr(flat_folder, **small) == found  # the same seed, the same answer
+
+
+def test_it_shows_the_batches_of_the_recipe_and_only_in_one_process(
+    flat_folder, small, monkeypatch
+):
+    for number in range(10):
+        (flat_folder / "red" / f"{number:03d}.png").unlink()
+    plain, balanced = (find_lr(flat_folder, **small, sampling=s) for s in ("shuffled", "balanced"))
+    assert plain.losses != balanced.losses
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="by one process: leave out torchrun"):
+        find_lr(flat_folder, **small)

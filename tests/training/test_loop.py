@@ -176,7 +176,7 @@ def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, t
     for name in ("blue/001.png", "red/002.png"):
         (flat_folder / name).write_bytes(b"no picture")
     with pytest.raises(
-        DataError, match=r"(?s)2 picture.*blue/001\.png.*red/002\.png.*on_error=skip"
+        DataError, match=r"(?s)2 picture.*blue/001\.png.*red/002\.png.*--on-error skip"
     ):
         train(flat_folder, out=tmp_path / "run", **small)
     assert not (tmp_path / "run").exists()

@@ -135,17 +135,7 @@ def gpu():
         yield
 
 
-SMALL = {
-    "model": "cifar_resnet20",
-    "model_options": {"width": 4},
-    "epochs": 2,
-    "batch_size": 8,
-    "image_size": 32,
-    "device": "cuda",
-    "workers": 0,
-    "show_plan": False,
-    "checkpoint_seconds": 0,
-}
+THERE = {"device": "cuda", "workers": 0, "show_plan": False, "checkpoint_seconds": 0}
 
 
 def test_what_was_forgotten_on_the_cpu_is_refused(gpu):
@@ -175,10 +165,11 @@ def test_what_was_forgotten_on_the_cpu_is_refused(gpu):
     ],
 )
 def test_training_goes_on_with_the_same_bits(
-    settings, on_device, flat_folder, tmp_path, monkeypatch, capsys, gpu
+    settings, on_device, flat_folder, small, tmp_path, monkeypatch, capsys, gpu
 ):
+    settings = {**small, **THERE, **settings}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(flat_folder, out=whole, **{**SMALL, **settings})
+    train(flat_folder, out=whole, **settings)
     assert ("are on cuda, cut and mirrored there" in capsys.readouterr().err) == on_device
     step, calls = loop.training_step, []
 
@@ -190,7 +181,7 @@ def test_training_goes_on_with_the_same_bits(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "training_step", pulled_plug)
-        train(flat_folder, out=broken, **{**SMALL, **settings})
+        train(flat_folder, out=broken, **settings)
     shutil.copytree(broken, tmp_path / "moved")
     train(broken, resume=True, device="cuda", workers=0)
     for name in ("model.safetensors", "last.safetensors", "history.csv"):
@@ -201,8 +192,8 @@ def test_training_goes_on_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_trained_model_answers_there_as_on_the_cpu(flat_folder, tmp_path):
-    settings = {**SMALL, "epochs": 3, "batch_size": 4, "show_plan": True}
+def test_a_trained_model_answers_there_as_on_the_cpu(flat_folder, small, tmp_path):
+    settings = {**small, **THERE, "epochs": 3, "batch_size": 4, "show_plan": True}
     with pretended():
         run = train(flat_folder, out=tmp_path / "run", **settings)
         measured = evaluate(run.model, flat_folder, split="all", device="cuda", calibrate=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resnetkit import storage, train
-from resnetkit.errors import Interrupted, OutputError, RecipeError, TrainingError
+from resnetkit.errors import Interrupted, OutputError, TrainingError
 from resnetkit.training import checkpoint, loop
 from resnetkit.training.interrupts import Interrupts, leave
 from resnetkit.training.run import RunFolder
@@ -131,10 +131,14 @@ def test_another_label_of_the_same_picture_is_other_data(flat_folder, small, tmp
 
 def test_a_run_that_is_named_brings_its_own_recipe_and_folder(flat_folder, small, tmp_path):
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
-    for other, flag in (({"recipe": "classic"}, "--recipe"), ({"out": tmp_path / "b"}, "--out")):
-        with pytest.raises(RecipeError, match=f"with its own recipe. Leave out {flag}"):
-            train(tmp_path / "run", resume=True, **other)
-    train(tmp_path / "run", resume=True, out=tmp_path / "run")
+    with pytest.raises(
+        TrainingError, match=r"(?s)not the run.*recipe: name was 'fast' and is 'demo'"
+    ):
+        train(tmp_path / "run", recipe="demo", resume=True)
+    with pytest.raises(OutputError, match=r"is resumed where it lies, not in .*other"):
+        train(tmp_path / "run", out=tmp_path / "other", resume=True)
+    own = tmp_path / "run" / "recipe.yaml"
+    train(tmp_path / "run", recipe=own, out=tmp_path / "run", resume=True)
 
 
 def test_changed_data_are_told_where_the_length_is_given_in_steps(flat_folder, small, tmp_path):

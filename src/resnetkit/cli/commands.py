@@ -77,6 +77,13 @@ def train(
         Optional[float],  # noqa: UP045
         typer.Option(help="Share for validation, where no part is given.", metavar="SHARE"),
     ] = None,
+    on_error: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With photos that cannot be read: fail or skip.", metavar="WHAT"),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better.", metavar="N")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same bits.", metavar="N")
     ] = None,
@@ -107,6 +114,8 @@ def train(
         "lr": lr,
         "image_size": image_size,
         "val_split": val_split,
+        "on_error": on_error,
+        "patience": patience,
         "seed": seed,
     }
     from ..progress import answer

@@ -279,5 +279,5 @@ def check_readable(scans: dict[str, Scan]) -> None:
         raise DataError(
             f"{len(broken)} picture(s) cannot be read:\n  "
             + "\n  ".join(broken)
-            + "\nRepair or remove them, or train without them: --set on_error=skip"
+            + "\nRepair or remove them, or train without them: --on-error skip"
         )

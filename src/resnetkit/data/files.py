@@ -31,7 +31,7 @@ def read(path: Path, name: str | None = None) -> bytes:
         PictureError: it is not there, cannot be read, is too large, or is no file.
     """
     called = str(path) if name is None else name
-    with reading(called if name is None else str(path)), open_file(path, called) as file:
+    with reading(str(path)), open_file(path, called) as file:
         try:
             return file.read()
         except (OSError, MemoryError) as error:

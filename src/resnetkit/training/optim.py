@@ -148,8 +148,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def _check_parts(model: nn.Module, recipe: Recipe) -> None:
-    parts = [name for name, part in model.named_children() if part in set(_parts(model))]
-    unknown = [name for name in recipe.freeze if name not in dict(model.named_children())]
+    all_parts, trained = dict(model.named_children()), _parts(model)
+    parts = [name for name, part in all_parts.items() if part in trained]
+    unknown = [name for name in recipe.freeze if name not in all_parts]
     if unknown:
         raise RecipeError(f"freeze: there is no part {unknown[0]!r}; expected {', '.join(parts)}")
     if set(parts) <= set(recipe.freeze):

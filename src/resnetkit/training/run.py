@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import storage
 from ..data.folder import DataSet
-from ..errors import OutputError, RecipeError
+from ..errors import OutputError
 from ..evaluation.evaluate import evaluate_part
 from ..models import modelfile
 from ..models.modelfile import Header
@@ -192,18 +192,19 @@ def begun_with(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
     recipe: str | Path | None,
-) -> tuple[Path, Path, str]:
-    """Folder, recipe and data of the run in ``path``, which is to be resumed.
+) -> tuple[Path, str | Path, str]:
+    """Folder, recipe and data of the run in ``path``, which is to be resumed. Where a ``recipe`` is
+    given, it stays: what differs from the run's own is listed when the state is read.
 
     Raises:
-        RecipeError: another folder, or a recipe, was asked for.
+        OutputError: another folder was asked for.
     """
-    if recipe is not None or (out is not None and Path(out).absolute() != Path(path).absolute()):
-        raise RecipeError(
-            f"{path} is a run: it is resumed in its own folder and with its own recipe. Leave out "
-            f"{'--out' if recipe is None else '--recipe'}, or name the photos in place of the run"
+    if out is not None and Path(out).absolute() != Path(path).absolute():
+        raise OutputError(
+            f"{path} is a run, and is resumed where it lies, not in {out}. Leave out --out, or "
+            "name the photos in place of the run"
         )
-    return Path(path), Path(path) / "recipe.yaml", recorded_data(path)
+    return Path(path), recipe or Path(path) / "recipe.yaml", recorded_data(path)
 
 
 def write_beginning(
