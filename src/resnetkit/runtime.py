@@ -3,19 +3,21 @@ and of what torchrun tells the processes that it starts."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from .errors import RecipeError, ResnetkitError, TrainingError
+from .limits import cpu_quota
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -38,12 +40,19 @@ class Runtime:
         precision: ``"bf16"`` computes convolutions under autocast, ``"fp32"`` does not.
         rank: which of the processes of this run this one is, from 0; see `connected`.
         world_size: how many processes there are.
+        memory_format: of the network and its input; see `for_network`.
     """
 
     device: torch.device
     precision: str
     rank: int = 0
     world_size: int = 1
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def for_network(self, model: nn.Module, channels_last: bool = True) -> Runtime:
+        """Return this runtime with the memory layout that is right for ``model``."""
+        layout = memory_format(model, self.device, self.precision, channels_last)
+        return replace(self, memory_format=layout)
 
     def autocast(self) -> torch.autocast:
         """The context in which the network runs forward."""
@@ -235,18 +244,68 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def memory_format(
+    model: nn.Module, device: torch.device, precision: str = "fp32", wanted: bool = True
+) -> torch.memory_format:
+    """Return the memory layout in which ``model`` and its input run. This is the one place that
+    decides.
+
+    channels_last where it is fast and right, contiguous otherwise:
+
+    - on Apple devices contiguous: the gradient of batch norm under channels_last is wrong or ends
+      the process before torch 2.14 (pytorch/pytorch 175189, 181411), and 174345 is open;
+    - on CUDA devices contiguous in fp32, and on cards without tensor cores, which gain nothing;
+    - on CPUs contiguous for a network with a strided 1x1 convolution of fewer than 8 channels: on
+      processors without AVX-512 the kernel of its weight gradient writes past its buffer (oneDNN
+      3.12, torch 2.14.1; benchmarks/shapes.py finds it). Every CPU does the same, so that a run
+      does not depend on the processor more than it must.
+
+    Args:
+        wanted: False for a recipe that turns channels_last off.
+    """
+    if not wanted or device.type == "mps":
+        return torch.contiguous_format
+    if device.type == "cuda":
+        fast = precision != "fp32" and torch.cuda.get_device_capability(device) >= (7, 0)
+        return torch.channels_last if fast else torch.contiguous_format
+    if any(_breaks_channels_last(module) for module in model.modules()):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _breaks_channels_last(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < 8
+    )
+
+
 def default_workers() -> int:
-    """Threads that read pictures: one a core, at most 16; processes of a machine share its cores.
-    They never take compute threads away."""
+    """Return how many threads read images: one for each core, at most 16. Processes on one machine
+    share its cores; readers never take compute threads away."""
     return max(1, min(16, cores() // local_world_size()))
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the cores that this process may use, at least 1: its affinity, and the CPU quota of
+    its container rounded up."""
     try:
-        return len(os.sched_getaffinity(0))
+        allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
+        allowed = os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, cpu_quota())))
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Give the caller its number of compute threads back at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def environment() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..ahead import map_ahead
 from ..errors import DataError, PictureError
-from ..memory import available_memory
+from ..limits import available_memory
 from ..progress import say
 from ..runtime import local_world_size
 from . import decode, disk, files

@@ -64,11 +64,12 @@ def predict_logits(
     """
     training = model.training
     model.eval()
+    layout = runtime.memory_format(model, device)
     rows = []
     with torch.inference_mode():
         for batch in Loader(pictures, BATCH_SIZE, workers).evaluation():
             images = normalize(batch.images.to(device), pictures.preprocessing)
-            rows.append(model(images).float().cpu())
+            rows.append(model(images.contiguous(memory_format=layout)).float().cpu())
             advance("")
     model.train(training)
     return torch.cat(rows).clone()
@@ -156,7 +157,7 @@ def evaluate_part(
     network, header = modelfile.read(model_file)
     chosen = runtime.pick(device, "fp32").device
     workers = runtime.default_workers() if workers is None else workers
-    network = network.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(chosen, memory_format=runtime.memory_format(network, chosen))  # type: ignore[call-overload]
     preprocessing = at_size(header.preprocessing, image_size)
     pictures = Pictures(part, preprocessing)
     if views.count == 1:

@@ -133,7 +133,8 @@ def explain(
     if classes is not None:
         _check_names({classes} if isinstance(classes, str) else set(classes), header.classes)
     where = runtime.pick(device, "fp32").device
-    network = network.to(where)
+    layout = runtime.memory_format(network, where)
+    network = network.to(where, memory_format=layout)  # type: ignore[call-overload]
     preprocessing = at_size(header.preprocessing, image_size)
     wanted = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)
     large = at_size(preprocessing, shown)
@@ -147,6 +148,7 @@ def explain(
             yield Explanation(file, error=str(error))
             continue
         images = normalize(stack([seen]).to(where), preprocessing)
+        images = images.contiguous(memory_format=layout)
         with torch.inference_mode():
             shares = probabilities(network(images).float().cpu())[0]
         best = int(shares.argmax())

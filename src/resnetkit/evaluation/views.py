@@ -13,6 +13,7 @@ from ..ahead import map_ahead
 from ..data.cache import Pictures
 from ..data.transforms import Preprocessing, normalize, stack, ten_crops
 from ..errors import RecipeError
+from ..runtime import memory_format
 
 VIEWS_AT_ONCE = 64
 """Views in a batch; pictures are ten times fewer where each has ten."""
@@ -80,11 +81,13 @@ def predict_views(
     def prepare(indices: np.ndarray) -> Tensor:
         return stack([view for i in indices for view in views.cut(pictures[int(i)], preprocessing)])
 
+    layout = memory_format(model, device)
     rows = []
     chunks = np.array_split(np.arange(len(pictures)), batches(len(pictures), views))
     with torch.inference_mode():
         for images in map_ahead(prepare, chunks, workers):
-            shown = model(normalize(images.to(device), preprocessing)).cpu()
+            seen = normalize(images.to(device), preprocessing)
+            shown = model(seen.contiguous(memory_format=layout)).cpu()
             each = torch.softmax(shown.double(), 1).view(-1, views.count, shown.shape[1])
             smallest = torch.finfo(torch.float32).tiny
             rows.append(each.mean(1).clamp(min=smallest).log().float())

@@ -149,11 +149,12 @@ def _one_engine(
     file: str, choice: engines.Choice, device: torch.device, seconds: float, sizes: list[int]
 ) -> dict[str, Any]:
     network, header = modelfile.read(file)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = runtime.memory_format(network, device)
+    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     side, named = header.preprocessing.crop_size, choice._asdict()
     begun = time.perf_counter()
     engine = engines.start(choice, network, side, device, 1)
-    one = _pictures(1, side, device)
+    one = _pictures(1, side, device).contiguous(memory_format=layout)
     engine(one)
     start = time.perf_counter() - begun
     taken = [1000 * t for t in _times(lambda: engine.features(one), device, seconds)]
@@ -162,7 +163,7 @@ def _one_engine(
     rows = []
     for count in sizes:
         engine = engines.start(choice, network, side, device, count)
-        images = _pictures(count, side, device)
+        images = _pictures(count, side, device).contiguous(memory_format=layout)
         with torch.inference_mode():
             middle = median(_times(lambda e=engine, x=images: e.features(x), device, seconds))  # type: ignore[misc]
         rate = {"batch_size": count, "pictures_per_second": count / middle}
@@ -171,8 +172,7 @@ def _one_engine(
 
 
 def _pictures(count: int, side: int, device: torch.device) -> torch.Tensor:
-    images = torch.randn(count, 3, side, side, device=device)
-    return images.contiguous(memory_format=torch.channels_last)
+    return torch.randn(count, 3, side, side, device=device)
 
 
 def _times(run: Callable[[], object], device: torch.device, seconds: float) -> list[float]:

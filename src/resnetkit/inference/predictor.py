@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .. import runtime
@@ -125,7 +124,8 @@ class Predictor:
         path = Path(model_file)
         network, self.header = modelfile.read(path)
         self.device = runtime.pick(device, "fp32").device
-        self.model = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layout = runtime.memory_format(network, self.device)
+        self.model = network.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
         self.classes, self.preprocessing = self.header.classes, self.header.preprocessing
         self.digest = sha256(path)[:12]
         self._asked, self._note = engines.check(engine, precision, self.device), note
@@ -223,7 +223,7 @@ class Predictor:
         rows: Iterator[tuple[Tensor, np.ndarray]] = iter(())
         if readable:
             images = normalize(stack(readable).to(self.device), self.preprocessing)
-            vectors, logits = engine(images)
+            vectors, logits = engine(images.contiguous(memory_format=self._layout))
             found = probabilities(logits.float().cpu())
             rows = iter(zip(found, vectors.float().cpu().numpy(), strict=True))
         for picture, given in zip(pictures, inputs, strict=True):

@@ -113,7 +113,7 @@ def train(
     check_equal(identity, where)
 
     # The network: its initial weights are f(seed), or those of a file.
-    model, options = start.begin(chosen, len(listing.classes), where, fresh=saved is None)
+    model, options, where = start.begin(chosen, len(listing.classes), where, fresh=saved is None)
     model = parallel.synchronized(model, chosen)
     average = Average(model, chosen.ema) if chosen.ema else None
     optimizer = make_optimizer(model, chosen)
@@ -233,8 +233,7 @@ def training_step(
         images, labels, recipe.mixup, recipe.cutmix, state.classes, recipe.seed, state.step
     )
     images, targets, labels = (x[batch.lead :] for x in (images, targets, labels))
-    if not recipe.channels_last:
-        images = images.contiguous()
+    images = images.contiguous(memory_format=where.memory_format)
 
     total, right = 0.0, 0
     count = min(recipe.accumulate, len(everyone) // where.world_size)  # the same on all ranks

@@ -152,8 +152,10 @@ def _training_step(
 
     def step() -> None:
         try:
+            shown = normalize(images, recipe.preprocessing())
             with runtime.autocast():
-                loss = F.cross_entropy(model(normalize(images, recipe.preprocessing())), labels)
+                logits = model(shown.contiguous(memory_format=runtime.memory_format))
+            loss = F.cross_entropy(logits.float(), labels)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -175,7 +177,8 @@ def _evaluation_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Call
 
     def step() -> None:
         with torch.inference_mode():
-            model.eval()(normalize(images, recipe.preprocessing()))
+            shown = normalize(images, recipe.preprocessing())
+            model.eval()(shown.contiguous(memory_format=runtime.memory_format))
 
     return step
 

@@ -84,9 +84,9 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
 
 def begin(
     recipe: Recipe, classes: int, runtime: Runtime, *, fresh: bool = True
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network on its device and in its order in memory, with the weights that the recipe names
-    where it is ``fresh``; and the options that build it again.
+) -> tuple[nn.Module, dict[str, Any], Runtime]:
+    """Return the network on its device and in its memory layout, with the weights that the recipe
+    names where it is ``fresh``; the options that build it again; and ``runtime`` with the layout.
 
     Raises:
         RecipeError, TrainingError, WeightsError: as `make_network` and `load`.
@@ -94,8 +94,9 @@ def begin(
     network, options = make_network(recipe, classes)
     if fresh:
         load(network, recipe)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    return network.to(runtime.device, memory_format=layout), options  # type: ignore[call-overload]
+    runtime = runtime.for_network(network, recipe.channels_last)
+    network = network.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload]
+    return network, options, runtime
 
 
 def load(network: nn.Module, recipe: Recipe) -> None:

@@ -1,10 +1,12 @@
-"""Memory that a process may take, as made files of a Linux system tell it."""
+"""Memory and CPU that a process may take, as made files of a Linux system tell it."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from resnetkit.memory import UNKNOWN, available_memory
+from resnetkit.limits import UNKNOWN, available_memory, cpu_quota
 
 MB = 2**20
 
@@ -63,3 +65,43 @@ def test_the_first_version_of_control_groups(system):
 
 def test_where_nobody_tells(tmp_path):
     assert available_memory(tmp_path, tmp_path) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, math.inf),
+        ({"proc/self/cgroup": "0::/\n"}, math.inf),
+        ({"proc/self/cgroup": "0::/\n", "groups/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/\n", "groups/cpu.max": "max 100000\n"}, math.inf),
+        (
+            {
+                "proc/self/cgroup": "0::/batch/job\n",
+                "groups/batch/job/cpu.max": "max 100000\n",
+                "groups/batch/cpu.max": "400000 100000\n",
+            },
+            4.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/a\n7:memory:/docker/a\n",
+                "groups/cpu,cpuacct/cpu.cfs_quota_us": "250000\n",
+                "groups/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            2.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/docker/a\n",
+                "groups/cpu/docker/a/cpu.cfs_quota_us": "-1\n",
+                "groups/cpu/docker/a/cpu.cfs_period_us": "100000\n",
+            },
+            math.inf,
+        ),
+    ],
+)
+def test_the_cpu_quota_of_a_container(files, expected, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path / "proc", tmp_path / "groups") == expected
