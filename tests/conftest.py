@@ -57,6 +57,7 @@ def split_folder(tmp_path: Path) -> Path:
 
 
 SMALL = {
+    "threads": 1,
     "model": "cifar_resnet20",
     "model_options": {"width": 8},
     "image_size": 32,

@@ -10,7 +10,9 @@ import resnetkit
 ROOT = Path(resnetkit.__file__).parent
 ROOMS = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
 # Root modules stand above every room, and import each other only in this order.
-ROOT_MODULES = ["errors", "storage", "randomness", "limits", "runtime", "progress", "ahead"]
+ROOT_MODULES = [
+    "errors", "signals", "storage", "randomness", "limits", "runtime", "progress", "ahead",
+]  # fmt: skip
 ENTRANCES = {"__init__", "__main__"}  # they name the rooms, lazily
 
 

@@ -55,6 +55,14 @@ def complain(error: ResnetkitError) -> None:
         sys.stderr.write(f"{line}\n")
 
 
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "compute thread"), counted(2, "epoch")
+    ('1 compute thread', '2 epochs')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def printable(text: str) -> str:
     """``text`` on one line: what cannot be shown, such as a newline in a file's name, as an escape.
 

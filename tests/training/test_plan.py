@@ -141,3 +141,54 @@ def test_a_recipe_in_words():
     assert wording.training(balanced, 45_000) == (
         "64,000 step(s) in 183 epoch(s) of 128 pictures, every class equally often"
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "expected"),
+    [
+        ({1: 0.10, 2: 0.095}, 2, 1),  # a second thread is not worth it
+        ({1: 0.10, 2: 0.06}, 2, 2),
+        ({1: 0.10, 2: 0.40}, 2, 1),  # another process is busy
+        ({1: 0.02, 2: 0.012, 4: 0.011, 6: 0.05}, 6, 2),
+        ({1: 4.0, 2: 2.5}, 2, 2),  # too long to try them in turns
+        ({1: 0.1}, 1, 1),
+    ],
+)
+def test_the_fewest_threads_that_are_nearly_as_fast_win(seconds, most, expected):
+    before, now = torch.get_num_threads(), [0.0]
+
+    def step():
+        now[0] += seconds[torch.get_num_threads()]
+
+    try:
+        assert plan.fastest(step, most, lambda: now[0]) == expected
+        spent = now[0] - 2 * seconds[most]
+    finally:
+        torch.set_num_threads(before)
+    assert spent <= plan.THREADS_SECONDS
+
+
+def test_threads_are_measured_only_where_nobody_decided(monkeypatch):
+    before = torch.get_num_threads()
+    cpu = Runtime(torch.device("cpu"), "fp32")
+    recipe = load("fast").with_settings(
+        {"model": "cifar_resnet20", "model_options": {"width": 4}, "image_size": 32, "epochs": 1}
+    )
+    model, _ = start.make_network(recipe, 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(plan, "cores", lambda: 4)
+    monkeypatch.setattr(plan, "fastest", lambda step, most: 100 + most)
+    try:
+        torch.set_num_threads(3)
+        assert plan.choose_threads(model, recipe, cpu).threads == 103
+        torch.set_num_threads(3)
+        given = recipe.with_settings({"threads": 2})
+        assert plan.choose_threads(model, given, cpu).threads == torch.get_num_threads() == 2
+        assert plan.choose_threads(model, recipe, cpu, recorded=given).threads == 2
+        torch.set_num_threads(3)
+        several = Runtime(torch.device("cpu"), "fp32", world_size=2)
+        assert plan.choose_threads(model, recipe, several).threads == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert plan.choose_threads(model, recipe, cpu).threads == 3
+    finally:
+        torch.set_num_threads(before)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import torch
 
 from resnetkit import storage, train
 from resnetkit.errors import Interrupted, OutputError, TrainingError
-from resnetkit.training import checkpoint, loop
+from resnetkit.training import checkpoint, loop, plan
 from resnetkit.training.interrupts import Interrupts, leave
 from resnetkit.training.run import RunFolder
 
@@ -168,18 +169,20 @@ def test_a_folder_that_became_a_run_meanwhile_is_not_claimed(trained, tmp_path):
 
 def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, monkeypatch):
     before = torch.get_num_threads()
-    settings = {**small, "checkpoint_seconds": 0}
-    try:
-        torch.set_num_threads(2)
-        with monkeypatch.context() as patch:
-            stop_after(patch, 3)
-            with pytest.raises(Stop):
-                train(flat_folder, out=tmp_path / "run", **settings)
-        torch.set_num_threads(1)
-        train(tmp_path / "run", resume=True)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    settings = {**small, "threads": None, "checkpoint_seconds": 0}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(plan, "cores", lambda: 4)
+    monkeypatch.setattr(plan, "fastest", lambda step, most: 3)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stop):
+            train(flat_folder, out=tmp_path / "run", **settings)
+    assert "threads: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
+    monkeypatch.setattr(plan, "fastest", lambda step, most: 1)
+    train(flat_folder, out=tmp_path / "run", resume=True, **settings)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["compute_threads"] == 3
+    assert torch.get_num_threads() == before  # the caller's own number is left alone
 
 
 def test_two_runs_never_write_to_one_folder(flat_folder, small, tmp_path):

@@ -16,6 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 def main() -> None:
     """The command ``resnet``: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130/143 signals."""
     from ..errors import ResnetkitError
+    from ..signals import Watch
     from .commands import app
 
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
@@ -23,7 +24,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app()
+        with Watch():
+            app()
     except ResnetkitError as error:
         from ..progress import complain
 

@@ -9,30 +9,37 @@ from typing import Any
 
 from ..errors import Interrupted
 from ..progress import say
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from ..signals import SIGNALS, Watch
 
 
 class Interrupts:
-    """While this context is open, the first signal is only noted, in ``asked``.
+    """While this context is open, the first signal is only noted, in ``asked``. A second one has
+    the effect that it had before. Where the main thread is stuck in native code and reaches neither
+    handler, a `signals.Watch` ends the process.
 
-    Outside the main thread, where Python hands out no signals, it does nothing.
+    Outside the main thread, to which Python hands no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
+        self._watch = Watch()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._watch.__enter__()
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._restore()
+        self._watch.__exit__(*error)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
+        self._watch.answered()
         self._restore()
         say("Finishing this step and saving; once more to stop at once.")
 

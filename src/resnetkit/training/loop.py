@@ -56,6 +56,7 @@ from .state import State
 
 
 @runtime.connected()
+@runtime.restored_threads()
 def train(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -108,12 +109,13 @@ def train(
     prepared = prepare(listing, chosen, workers)
     parallel.check_pictures(len(prepared.train), where)
     chosen = plan.choose_epochs(chosen, len(prepared.train), resumed=saved is not None)
-    assert chosen.epochs is not None
-    identity = identity_of(prepared, chosen)
-    check_equal(identity, where)
 
     # The network: its initial weights are f(seed), or those of a file.
     model, options, where = start.begin(chosen, len(listing.classes), where, fresh=saved is None)
+    chosen = plan.choose_threads(model, chosen, where, recorded)
+    assert chosen.epochs is not None
+    identity = identity_of(prepared, chosen)
+    check_equal(identity, where)
     model = parallel.synchronized(model, chosen)
     average = Average(model, chosen.ema) if chosen.ema else None
     optimizer = make_optimizer(model, chosen)

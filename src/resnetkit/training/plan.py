@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,9 @@ from ..data.folder import DataSet, Part
 from ..data.transforms import normalize
 from ..errors import DataError, RecipeError
 from ..models.builders import ARCHITECTURES
-from ..progress import columns, padded, printable, say
+from ..progress import columns, counted, padded, printable, say
 from ..randomness import order
-from ..runtime import Runtime
+from ..runtime import Runtime, cores
 from . import wording
 from .depth import shallow
 from .optim import Optimizer, make_optimizer
@@ -34,6 +36,8 @@ PICTURES_SHOWN = 40_000
 EPOCHS = (16, 300)  # at least, at most
 EVALUATED = 16  # pictures, to measure how long evaluation takes
 FEW_PICTURES = 30  # a class
+THREADS_SECONDS, THREADS_ROUNDS = 2.0, 7  # at most, to measure compute threads
+THREADS_WORTH = 0.1  # the speed that more threads must bring
 LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
 
 
@@ -105,6 +109,72 @@ def choose_epochs(recipe: Recipe, pictures: int, resumed: bool = False) -> Recip
     least, most = EPOCHS
     epochs = min(most, max(least, round(PICTURES_SHOWN / pictures)))
     return recipe.with_settings({"epochs": epochs})
+
+
+def choose_threads(
+    model: nn.Module, recipe: Recipe, runtime: Runtime, recorded: Recipe | None = None
+) -> Recipe:
+    """Fill in the number of compute threads, and compute with it from here on.
+
+    Steps of training with 1, 2, 4, ... threads take turns for at most `THREADS_SECONDS`, and the
+    fewest threads whose median step is within `THREADS_WORTH` of the fastest win: a small network
+    gains little from more, and threads that wait for each other slow every other process down.
+    Not measured, but taken as they are: a number in the recipe or in OMP_NUM_THREADS, the threads
+    that torchrun gave each process, and those of the run that is resumed (``recorded``).
+    """
+    most = min(torch.get_num_threads(), cores())
+    given = runtime.world_size > 1 or "OMP_NUM_THREADS" in os.environ
+    if recorded is not None and recipe.threads is None:
+        recipe = recipe.with_settings({"threads": recorded.threads})  # the state knows older ones
+    elif recipe.threads is None:
+        measured = most > 1 and not given and runtime.device.type == "cpu"
+        count = fastest(_step(model, recipe, runtime), most) if measured else most
+        recipe = recipe.with_settings({"threads": count})
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    return recipe
+
+
+def fastest(
+    step: Callable[[], None], most: int, clock: Callable[[], float] = time.perf_counter
+) -> int:
+    """Return the number of compute threads for ``step``, from 1 to ``most``: see `choose_threads`.
+
+    Args:
+        clock: seconds, as `time.perf_counter` gives them.
+    """
+    candidates = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
+    taken: dict[int, list[float]] = {count: [] for count in candidates}
+
+    def run(count: int) -> float:
+        torch.set_num_threads(count)
+        begun = clock()
+        step()
+        return clock() - begun
+
+    run(most)  # compiles kernels and takes memory
+    begun, largest = clock(), run(most)
+    if largest * sum(most / count for count in candidates) > THREADS_SECONDS:
+        return most  # a step as large as this one gains by every thread
+    for finished in range(THREADS_ROUNDS):
+        for count in candidates:
+            taken[count].append(run(count))
+        if (clock() - begun) * (finished + 2) / (finished + 1) > THREADS_SECONDS:
+            break
+    middle = {count: median(values) for count, values in taken.items()}
+    good = (1 + THREADS_WORTH) * min(middle.values())
+    return min(count for count, seconds in middle.items() if seconds <= good)
+
+
+def _step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Callable[[], None]:
+    """Return a step of training on a copy of the network, at its usual image size."""
+    copy = deepcopy(model)
+    assert recipe.epochs is not None
+    sizes = sorted(recipe.train_size(epoch) for epoch in range(recipe.epochs))
+    count = -(-recipe.batch_size // recipe.accumulate)
+    optimizer = make_optimizer(copy, recipe)
+    network = shallow(copy, recipe)
+    return _training_step(network, optimizer, recipe, runtime, count, sizes[len(sizes) // 2])
 
 
 def measure(
@@ -231,8 +301,9 @@ def describe(
         "augmentation": wording.augmentation(recipe),
         "training": wording.training(recipe, len(train)),
         "optimiser": wording.optimiser(recipe),
-        "machine": f"{runtime.device}, {runtime.precision}, {processes}{torch.get_num_threads()} "
-        f"compute threads, {workers} threads that read pictures",
+        "machine": f"{runtime.device}, {runtime.precision}, {processes}"
+        f"{counted(recipe.threads or torch.get_num_threads(), 'compute thread')}, "
+        f"{counted(workers, 'thread')} to read images",
         "expected": f"{minutes} (from a few measured steps)",
     }
     lines += [f"{name:14}{text}" for name, text in rows.items()]

@@ -158,6 +158,11 @@ class Recipe(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="bf16 where the hardware multiplies it"
     )
+    threads: Positive | None = Field(
+        None,
+        description="compute threads of each process; by default measured, and then kept by every "
+        "resume, since another number gives other bits",
+    )
     channels_last: bool = Field(True, description="store maps as (N, H, W, C): faster")
     compile: bool = Field(
         False, description="compile the training step with torch.compile; needs a C++ compiler"

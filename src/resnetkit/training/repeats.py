@@ -64,6 +64,8 @@ def train_seeds(
 ) -> Repeats:
     """`train` once for each of ``seeds``, into ``seed-0``, ``seed-1``, ... of one folder.
 
+    All of them compute with the threads that were measured for the first.
+
     Args:
         out: that folder; by default ``runs/<data>-<model>-seeds``. ``seeds.json`` comes last.
         resume: go on with what is there; runs that are finished stay as they are.
@@ -96,6 +98,7 @@ def train_seeds(
             **{**settings, "seed": seed},
         )
         runs.append(one)
+        settings = {"threads": one.recipe.threads, **settings}
     accuracies = [run.metrics["accuracy"] for run in runs]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
     found = {"seeds": list(seeds), "accuracies": accuracies, "mean": mean, "deviation": deviation}
