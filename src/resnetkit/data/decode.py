@@ -34,7 +34,7 @@ MAX_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 """What is read, by Pillow's names, whatever a file is called; no format that starts a program."""
 
-VERSION = 2
+VERSION = 3
 """Of the way in which files become pixels: cached pixels of another one are not taken."""
 
 # Pillow remarks on odd metadata, which changes no pixel.
