@@ -10,7 +10,7 @@ import resnetkit
 ROOT = Path(resnetkit.__file__).parent
 ROOMS = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
 # Root modules stand above every room, and import each other only in this order.
-ROOT_MODULES = ["errors", "storage", "randomness", "memory", "runtime", "progress", "ahead"]
+ROOT_MODULES = ["errors", "randomness", "memory", "runtime", "progress", "storage", "ahead"]
 ENTRANCES = {"__init__", "__main__"}  # they name the rooms, lazily
 
 

@@ -244,12 +244,15 @@ def test_a_picture_that_changes_in_between_is_an_error(part, home, little_memory
 
 def test_files_that_nobody_uses_are_removed(part, home, little_memory):
     home.mkdir(parents=True)
-    for name, days in [("old.pixels", 31), ("old.partial", 31), ("new.pixels", 29)]:
+    old, new = "0" * 32, "1" * 32
+    ages = {f"{old}.pixels": 31, f"{old}.partial": 31, f"{new}.pixels": 29, "mine.pixels": 31}
+    for name, days in ages.items():
         (home / name).write_bytes(b"x")
         os.utime(home / name, (time.time() - days * 86400,) * 2)
     scan(part)
-    assert {file.name for file in home.glob("old*")} == set()
-    assert (home / "new.pixels").exists()
+    assert {file.name for file in home.glob(f"{old}*")} == set()
+    assert (home / "mine.pixels").exists()  # not ours
+    assert (home / f"{new}.pixels").exists()
 
 
 def test_the_size_is_told_from_headers(part):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..errors import OutputError
 from ..progress import say
-from ..storage import locked, publish
+from ..storage import discard, locked, publish
 from . import pixels
 from .pixels import Pixels
 
@@ -31,6 +32,8 @@ SHARE = 0.9
 
 UNUSED_DAYS = 30
 """Files that no run has taken pixels from for so long are removed when another one is written."""
+
+_OURS = re.compile(r"[0-9a-f]{32}\.(pixels|partial)")
 
 
 def cache_folder() -> Path:
@@ -96,7 +99,7 @@ def _write(file: Path, pictures: Iterable[np.ndarray | str]) -> None:
             pixels.write(target, pictures)
         publish(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
+        discard(partial)
 
 
 def _make_room(folder: Path, expected: int) -> None:
@@ -106,10 +109,10 @@ def _make_room(folder: Path, expected: int) -> None:
         OutputError: there is too little room for ``expected`` bytes.
     """
     oldest = time.time() - UNUSED_DAYS * 86400
-    for file in [*folder.glob("*.pixels"), *folder.glob("*.partial")]:
+    for file in filter(lambda file: _OURS.fullmatch(file.name), folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # another run was quicker
             if file.stat().st_mtime < oldest:
-                file.unlink()
+                discard(file)
     free = shutil.disk_usage(folder).free
     if expected > free * SHARE:
         raise OutputError(
