@@ -57,7 +57,7 @@ def find_or_write(
     made_from: str,
     count: int,
     expected: int,
-    pictures: Callable[[], Iterable[np.ndarray | str]],
+    pictures: Callable[[], Iterable[np.ndarray | str | None]],
 ) -> tuple[Pixels, dict[int, str]]:
     """The pixels of ``count`` pictures, from a file that was made from the same, or a new one.
 
@@ -66,11 +66,13 @@ def find_or_write(
     Args:
         made_from: everything that the pixels depend on.
         expected: about how many bytes they are.
-        pictures: gives the pixels of each in order, or says what is wrong with it; called only
-            where the file is not there.
+        pictures: gives the pixels of each in order, or says what is wrong with its bytes, or gives
+            None where it could not be read for another reason, which is not remembered; called
+            only where the file is not there.
 
     Returns:
         The pixels, mapped into memory; and by index, what is wrong with those that are not there.
+        Pictures that gave None are in neither.
 
     Raises:
         OSError: there is no file and none can be written; what was begun is removed.
@@ -92,7 +94,7 @@ def find_or_write(
     return found
 
 
-def _write(file: Path, pictures: Iterable[np.ndarray | str]) -> None:
+def _write(file: Path, pictures: Iterable[np.ndarray | str | None]) -> None:
     partial = file.with_suffix(".partial")  # what a killed run left is written over
     try:
         with partial.open("wb") as target:
