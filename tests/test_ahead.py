@@ -86,6 +86,32 @@ def test_a_file_that_comes_at_the_second_try_costs_nothing_but_time(flat_folder,
     assert asked.count("003.png") == 2 * 3 + 1  # headers, then the files, and one of them again
 
 
+def test_a_batch_of_slow_files_is_not_stuck(monkeypatch, capsys):
+    """Each file waits until the clock of the batch would have run out, were it not restarted."""
+    now = [0.0]
+    monkeypatch.setattr(ahead, "STUCK", 1.0)
+    monkeypatch.setattr(ahead.time, "monotonic", lambda: now[0])
+    looked = threading.Event()
+    real = ahead.wait
+
+    def impatient(futures, timeout, when):
+        looked.set()
+        return real(futures, 0.01, when)
+
+    monkeypatch.setattr(ahead, "wait", impatient)
+
+    def batch(_):
+        for number in range(15):
+            with reading(f"{number}.png"):
+                looked.clear()
+                assert looked.wait(60)  # the caller waits for this file
+                now[0] += 0.9
+        return "whole"
+
+    assert list(map_ahead(batch, [0], 1)) == ["whole"]
+    assert "Nothing has come" not in capsys.readouterr().err
+
+
 def test_who_is_asked_to_stop_does_not_wait_for_such_a_file(dead, tmp_path):
     waiting, _ = dead
     (tmp_path / "slow.png").write_bytes(b"")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,48 @@ def test_atomic_gives_the_usual_permissions(tmp_path):
     (tmp_path / "plain").write_text("text")
     mode = stat.S_IMODE((tmp_path / "a" / "new").stat().st_mode)
     assert mode == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+def test_the_umask_is_applied_and_never_changed(tmp_path, monkeypatch, umask):
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", None)  # it counts for all threads: nobody may set it
+            storage.write_text(tmp_path / "new", "text")
+        assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o666 & ~umask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_the_work_goes_on(
+    tmp_path, monkeypatch, capsys, number
+):
+    import fcntl
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    for _ in range(2):
+        with storage.locked(tmp_path / "lock", wait=False):
+            pass
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("without locks") == 1
+    assert os.strerror(number) in said
+
+
+def test_other_failures_of_a_lock_are_errors(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def failed(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", failed)
+    with pytest.raises(OSError, match="Input/output"), storage.locked(tmp_path / "lock"):
+        pass
 
 
 def test_sha256(tmp_path):

@@ -19,12 +19,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 STUCK = 120.0
-"""Seconds without a result after which a piece of work is tried once more, and then given up."""
+"""Seconds without a file or a result after which a piece of work is tried once more, and then given
+up."""
 
 PATIENCE = 2.0
 """Seconds after which a file is not waited for any more where work is broken off."""
 
 _reading: dict[int, tuple[str, float]] = {}  # what each thread reads, and since when
+_arrived: dict[int, float] = {}  # when a file last came to each thread
 
 
 @contextmanager
@@ -36,6 +38,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     finally:
         _reading.pop(thread, None)
+        _arrived[thread] = time.monotonic()
 
 
 def map_ahead(
@@ -46,8 +49,8 @@ def map_ahead(
     With 0 workers each is computed when it is asked for.
 
     Raises:
-        DataError: one did not come within `STUCK` seconds, nor a second time; the message names
-            the files that are being read. Whatever ``function`` raises is raised in its place.
+        DataError: neither one nor any file of it came within `STUCK` seconds, nor a second time;
+            the message names the files that are being read. Whatever ``function`` raises is raised in its place.
     """
     if workers == 0:
         yield from map(function, items)
@@ -100,20 +103,29 @@ class _Team(Generic[Item, Result]):
 
     def result(self, future: Future[Result], item: Item) -> Result:
         """That of ``item``, or of a second try at it."""
-        try:
-            return future.result(STUCK)
-        except TimeoutError:
-            if future.done():  # it is the function's own
-                raise
+        if self._comes(future):
+            return future.result()
         say(f"Nothing has come for {STUCK:g} seconds{self._slow()}; trying once more.")
         again: Future[Result] = Future()
         self._hire(self._compute, again, item)
-        for done in wait([future, again], STUCK, FIRST_COMPLETED).done:
-            return done.result()
+        if self._comes(future, again):
+            return (again if again.done() else future).result()
         raise DataError(
             f"Nothing has come for {2 * STUCK:g} seconds, and trying again did not help"
             f"{self._slow()}. Is the disk or the network folder there?"
         )
+
+    def _comes(self, *futures: Future[Result]) -> bool:
+        """Wait until one of ``futures`` is done; False once no file has come for `STUCK` seconds.
+        A batch of many slow files is not stuck."""
+        begun = time.monotonic()
+        while not any(future.done() for future in futures):
+            arrivals = (_arrived.get(thread.ident or 0, begun) for thread in self.threads)
+            left = max(begun, *arrivals) + STUCK - time.monotonic()
+            if left <= 0:
+                return False
+            wait(futures, left, FIRST_COMPLETED)
+        return True
 
     def _slow(self) -> str:
         """What has been read for long, as a part of a sentence."""

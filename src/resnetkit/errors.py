@@ -35,7 +35,16 @@ class DataError(ResnetkitError, ValueError):
 
 
 class PictureError(DataError):
-    """One file that is no readable picture."""
+    """One file that is no readable picture.
+
+    Args:
+        passing: the file's bytes are not to blame (memory was short, a library is missing), so
+            that another try may succeed.
+    """
+
+    def __init__(self, message: str = "", passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class ModelFileError(ResnetkitError, ValueError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
+import secrets
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -40,16 +41,17 @@ def temporary(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: as `atomic`.
     """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    unfinished = Path(name)
+        # 0o666 less the umask, which the system subtracts: asking for the umask means setting it,
+        # for every thread of the process.
+        os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         with _told(path):
             yield unfinished
     finally:
-        unfinished.unlink(missing_ok=True)
+        discard(unfinished)
 
 
 @contextlib.contextmanager
@@ -68,7 +70,6 @@ def _told(path: Path) -> Iterator[None]:
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished file of the same folder its name: its data are on the disk before that."""
     _fsync(temporary)
-    os.chmod(temporary, 0o666 & ~_umask())
     os.replace(temporary, path)
     _fsync(path.parent)
 
@@ -78,13 +79,40 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Wait until no other process holds ``path``, hold it, let it go; the system lets it go if
     the process dies. The empty file stays: deleting it would let two processes hold two of them.
 
+    On a file system without locks (some network folders) say so, and go on without one.
+
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        _lock(file, wait)
+        try:
+            _lock(file, wait)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            _say_once(
+                f"{path.parent} is on a file system without locks ({error.strerror}). Going on "
+                "without one: make sure that no other process writes there"
+            )
         yield  # closing the file unlocks it
+
+
+def discard(path: Path) -> None:
+    """Remove a file of ours that nobody needs any more, if it is there. If that fails, as on NFS
+    while a program has the file open, say so once for the folder, and go on: what was saved is
+    whole."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _say_once(f"Old files in {path.parent} cannot be removed ({error.strerror}); they stay")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    from .progress import say  # it takes time to import, and is hardly ever needed
+
+    say(text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -156,12 +184,6 @@ def _lock(file: IO[str], wait: bool) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _fsync(path: Path) -> None:

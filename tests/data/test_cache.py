@@ -5,7 +5,9 @@ import os
 import resource
 import subprocess
 import sys
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -244,12 +246,15 @@ def test_a_picture_that_changes_in_between_is_an_error(part, home, little_memory
 
 def test_files_that_nobody_uses_are_removed(part, home, little_memory):
     home.mkdir(parents=True)
-    for name, days in [("old.pixels", 31), ("old.partial", 31), ("new.pixels", 29)]:
+    old, new = "0" * 32, "1" * 32
+    ages = {f"{old}.pixels": 31, f"{old}.partial": 31, f"{new}.pixels": 29, "mine.pixels": 31}
+    for name, days in ages.items():
         (home / name).write_bytes(b"x")
         os.utime(home / name, (time.time() - days * 86400,) * 2)
     scan(part)
-    assert {file.name for file in home.glob("old*")} == set()
-    assert (home / "new.pixels").exists()
+    assert {file.name for file in home.glob(f"{old}*")} == set()
+    assert (home / "mine.pixels").exists()  # not ours
+    assert (home / f"{new}.pixels").exists()
 
 
 def test_the_size_is_told_from_headers(part):
@@ -326,3 +331,48 @@ found =""",
     expected = sum(int(PRESET.pixels(part.path(i)).sum()) for i in range(len(part)))
     assert int(done.stdout) == expected
     assert not list(home.glob("*.partial"))
+
+
+def test_only_what_follows_from_the_bytes_is_remembered(part, home, little_memory, monkeypatch):
+    part.path(3).write_bytes(b"\xff\xd8broken")
+    real, short = decode.resize, [True]
+
+    def resize(pixels, size):
+        if short[0]:
+            raise MemoryError
+        return real(pixels, size)
+
+    monkeypatch.setattr(decode, "resize", resize)
+    found = scan(part, Preprocessing(8, 8))
+    assert set(found.unreadable) == set(range(len(part)))
+    assert "not enough memory" in found.unreadable[5]
+    (file,) = home.glob("*.pixels")
+    short[0] = False
+    again = scan(part, Preprocessing(8, 8))
+    assert list(home.glob("*.pixels")) == [file]
+    assert list(again.unreadable) == [3]
+    assert np.array_equal(again.pictures[5], Preprocessing(8, 8).pixels(part.path(5)))
+
+
+def test_a_decoder_that_is_installed_later_is_used(part, home, little_memory, monkeypatch):
+    part.path(3).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        found = scan(part)
+    assert "pip install" in found.unreadable[3]
+    heif = types.ModuleType("pillow_heif")
+    heif.register_heif_opener = lambda: None
+    monkeypatch.setitem(sys.modules, "pillow_heif", heif)
+    again = scan(part)
+    assert "pip install" not in again.unreadable[3]
+    assert "not a picture in a known format" in again.unreadable[3]
+
+
+@pytest.mark.parametrize("name", ["pillow-heif", "simplejpeg"])
+def test_the_versions_of_decoders_belong_to_the_key(monkeypatch, name):
+    real, before = decode.metadata.version, decode.fingerprint()
+    monkeypatch.setattr(
+        decode.metadata, "version", lambda asked: "0.1.2" if asked == name else real(asked)
+    )
+    assert decode.fingerprint() != before
+    assert f"{name} 0.1.2" in decode.fingerprint()

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from resnetkit.data import decode, resizing
 from resnetkit.errors import PictureError
+from resnetkit.models.preset import ImageClassification
 
 
 def smooth(width, height, mode="RGB"):
@@ -224,4 +228,44 @@ def test_dark_pictures_of_sixteen_bits_stay_dark(tmp_path):
     head = b"P5 8 8 65535\n"
     (tmp_path / "x.pgm").write_bytes(head + dark.astype(">u2").tobytes())
     for name in ("x.png", "x.pgm"):
-        assert decode.decode(tmp_path / name).max() == 1
+        assert decode.decode(tmp_path / name).max() == 0
+
+
+def colour_png(values):
+    """A 16-bit RGB PNG whose three channels hold ``(H, W)`` uint16."""
+    height, width = values.shape
+    rows = b"".join(b"\0" + row.repeat(3).astype(">u2").tobytes() for row in values)
+
+    def chunk(kind, body):
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(tmp_path):
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    with Image.open(io.BytesIO(colour_png(values))) as by_pillow:
+        expected = np.array(by_pillow)
+    by_torchvision = v2.functional.to_dtype(torch.from_numpy(values), torch.uint8, scale=True)
+    assert np.array_equal(expected[..., 0], by_torchvision.numpy())
+
+    grey = Image.fromarray(values)
+    pictures = {mode: Image.fromarray(values.astype(np.int32)).convert(mode) for mode in ("I", "F")}
+    pictures["I;16"] = grey
+    for name in ("x.png", "x.tif", "x.pgm"):
+        grey.save(tmp_path / name)
+        pixels = decode.decode(tmp_path / name)
+        assert np.array_equal(pixels, expected), name
+        assert np.array_equal(decode.decode_full(tmp_path / name, 256), expected), name
+        pictures[name] = Image.open(tmp_path / name)
+    assert np.array_equal(decode.decode(colour_png(values)), expected)
+    plain = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    preset = ImageClassification(crop_size=256, resize_size=256, **plain)
+    for name, picture in pictures.items():
+        assert np.array_equal(decode.from_memory(picture), expected), name
+        if name != "F":  # the preset refuses it
+            pixels = (preset(picture) * 255).round().permute(1, 2, 0).numpy()
+            assert np.array_equal(pixels, expected), name

@@ -79,11 +79,52 @@ def test_two_damaged_generations_are_an_error(tmp_path):
         checkpoint.read(tmp_path)
 
 
+def test_files_that_are_not_ours_stay(tmp_path):
+    saved(tmp_path, 17, 23)
+    strange = [".nfs00000000ee14004c", "notes.txt", "000001.safetensors", ".000001"]
+    for name in strange:
+        (tmp_path / name).write_text("")
+    (tmp_path / "folder").mkdir()
+    ours = [".000007.0123456789abcdef", ".manifest.json.0123456789abcdef"]
+    for name in ours:  # what a killed run leaves
+        (tmp_path / name).write_text("")
+    checkpoint.write(tmp_path, snapshot(31))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left >= {*strange, "folder"}
+    assert not left & set(ours)
+    assert step_in(tmp_path) == 31
+
+
+def test_a_state_that_is_read_does_not_hang_on_its_file(tmp_path):
+    path = saved(tmp_path, 17)
+    found = checkpoint.read(tmp_path)
+    with path.open("r+b") as file:  # in place: a mapping of the file would change
+        file.write(b"\xff" * path.stat().st_size)
+    assert found.tensors["w"].tolist() == [[17.0] * 2] * 3
+
+
+def test_a_removal_that_fails_is_said_once_and_the_save_is_whole(tmp_path, monkeypatch, capsys):
+    real = os.unlink
+
+    def busy(path, *args, **kwargs):
+        if checkpoint.GENERATION.fullmatch(os.path.basename(path)):
+            raise OSError(16, "Device or resource busy")
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", busy)
+    checkpoints = Checkpoints(tmp_path, seconds=0.0)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(snapshot(step))
+    checkpoints.finish()
+    assert step_in(tmp_path) == 4
+    assert capsys.readouterr().err.count("cannot be removed (Device or resource busy)") == 1
+
+
 class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("operation", ["fsync", "replace", "unlink", "mkstemp"])
+@pytest.mark.parametrize("operation", ["fsync", "replace", "unlink", "open"])
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
     tmp_path, monkeypatch, operation, damaged
@@ -91,8 +132,7 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
     """Fail at the n-th fsync, rename, unlink or new file, for every n there is, while a step is
     saved a second time: at the end of an epoch only the place has changed since its last batch.
     """
-    owner = storage.tempfile if operation == "mkstemp" else os
-    real, n, done = getattr(owner, operation), 0, False
+    real, n, done = getattr(os, operation), 0, False
     while not done:
         n += 1
         folder = tmp_path / f"{operation}-{n}"
@@ -109,7 +149,7 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
             return real(*args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(owner, operation, failing)
+            patch.setattr(os, operation, failing)
             try:
                 checkpoint.write(folder, snapshot(2, epoch=1), before.generation)
                 done = True

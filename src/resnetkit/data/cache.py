@@ -156,8 +156,8 @@ def _in_memory(
     reader = _Reader(part, preprocessing)
     for index, (name, picture) in enumerate(map_ahead(reader, range(len(part)), workers)):
         digests[index] = name
-        if isinstance(picture, str):
-            unreadable[index] = reader.named(index, picture)
+        if isinstance(picture, PictureError):
+            unreadable[index] = reader.named(index, str(picture))
         elif picture.nbytes <= budget:
             budget -= picture.nbytes
             kept.add(index, picture)
@@ -188,14 +188,17 @@ def _on_disk(
     reader = _Reader(part, preprocessing)
     digests = list(map_ahead(reader.digest, range(len(part)), workers))
 
-    def decoded() -> Iterator[np.ndarray | str]:
+    def decoded() -> Iterator[np.ndarray | str | None]:
         for index, (name, picture) in enumerate(map_ahead(reader, range(len(part)), workers)):
             if name != digests[index]:
                 raise DataError(
                     f"{part.path(index)} was changed while the pictures were read; start again "
                     "when nobody writes to them"
                 )
-            yield picture
+            if isinstance(picture, PictureError):
+                yield None if picture.passing else str(picture)
+            else:
+                yield picture
             advance()
 
     words = [decode.fingerprint(), preprocessing.decoder, str(preprocessing.resize_size), *digests]
@@ -203,6 +206,11 @@ def _on_disk(
     for _ in digests:
         advance()
     unreadable = {index: reader.named(index, text) for index, text in errors.items()}
+    # Nothing is remembered about pictures that could not be read for a passing reason.
+    again = [int(row) for row in np.flatnonzero(kept.buffer < 0) if row not in errors]
+    for index, (_, picture) in zip(again, map_ahead(reader, again, workers), strict=True):
+        if isinstance(picture, PictureError):
+            unreadable[index] = reader.named(index, str(picture))
     return Scan(Pictures(part, preprocessing, kept), digests, unreadable)
 
 
@@ -213,16 +221,16 @@ class _Reader:
     part: Part
     preprocessing: Preprocessing
 
-    def __call__(self, index: int) -> tuple[str, np.ndarray | str]:
+    def __call__(self, index: int) -> tuple[str, np.ndarray | PictureError]:
         """Digest and working pixels; or what is wrong, as a sentence about "the picture"."""
         try:
             contents = files.read(self.part.path(index), "the picture")
         except PictureError as error:
-            return "", str(error)
+            return "", error
         try:
             return digest(contents), self.preprocessing.pixels(contents)
         except PictureError as error:
-            return digest(contents), str(error)
+            return digest(contents), error
 
     def digest(self, index: int) -> str:
         """Digest alone; empty where the file cannot be read."""

@@ -14,6 +14,10 @@ STRIP = 4_000_000
 def rgb_pixels(image: Image.Image) -> np.ndarray:
     """Grey, CMYK, palettes, 16 and 32 bits as ``(H, W, 3)`` uint8; transparency is laid over white.
 
+    Of a 16-bit value the upper 8 bits count (``v >> 8``), as Pillow and OpenCV read 16-bit colour
+    PNGs and torchvision's ``to_dtype(scale=True)`` converts: grey and coloured images, and every
+    way to read them, give the same pixels.
+
     It takes three bytes a pixel beside the picture, and a few megabytes.
     """
     image.load()
@@ -48,7 +52,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _narrowed(image: Image.Image, top: float) -> np.ndarray:
     """One wide channel, in which ``top`` is white, as three of 8 bits. What is no number is 0."""
     wide = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    narrow = (wide.clip(0, top) * (255 / top)).round().astype(np.uint8)
+    wide = wide.clip(0, top)
+    narrow = np.floor(wide / 256) if top == 65535 else (wide * (255 / top)).round()
+    narrow = narrow.astype(np.uint8)
     return np.repeat(narrow[..., None], 3, axis=2)
 
 

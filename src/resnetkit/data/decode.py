@@ -20,7 +20,7 @@ import numpy as np
 import PIL
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, features, UnidentifiedImageError
 
 from ..ahead import reading
 from ..errors import PictureError
@@ -34,7 +34,7 @@ MAX_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 """What is read, by Pillow's names, whatever a file is called; no format that starts a program."""
 
-VERSION = 2
+VERSION = 3
 """Of the way in which files become pixels: cached pixels of another one are not taken."""
 
 # Pillow remarks on odd metadata, which changes no pixel.
@@ -161,11 +161,21 @@ def traits(contents: bytes) -> Traits:
 
 
 def fingerprint() -> str:
-    """What the bits of `decode` hang on beside the file and the working size: the versions of this
-    code and of the libraries, and the instructions that PyTorch resizes with."""
+    """Return what the result of `decode` depends on beside the file and the working size: the
+    versions of this code and of the decoders, and the instructions that PyTorch resizes with."""
     libraries = f"pillow {PIL.__version__}, simplejpeg {metadata.version('simplejpeg')}"
+    for codec in ("libjpeg_turbo", "libtiff", "webp", "avif"):  # some Pillows lack one
+        libraries += f", {codec} {features.version(codec)}"
+    libraries += f", pillow-heif {_heif_version()}"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"decode {VERSION}, {libraries}, torch {torch.__version__} {capability}"
+
+
+def _heif_version() -> str:
+    try:
+        return metadata.version("pillow-heif")
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
@@ -235,11 +245,13 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except PictureError as error:
-        raise PictureError(f"{name}: {error}") from error.__cause__
+        raise PictureError(f"{name}: {error}", error.passing) from error.__cause__
     except MemoryError as error:
-        raise PictureError(f"{name}: there is not enough memory to decode it") from error
+        message = f"{name}: there is not enough memory to decode it"
+        raise PictureError(message, passing=True) from error
     except Exception as error:  # codecs raise everything from EOFError to struct.error
-        raise PictureError(f"{name}: cannot be decoded ({error})") from error
+        short = isinstance(error, RuntimeError)  # PyTorch's error where memory is short
+        raise PictureError(f"{name}: cannot be decoded ({error})", passing=short) from error
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -270,7 +282,8 @@ def _enable_heif() -> None:
     try:
         import pillow_heif
     except ImportError:
-        raise PictureError('a HEIC picture; to read it: pip install "resnetkit[heif]"') from None
+        message = 'a HEIC picture; to read it: pip install "resnetkit[heif]"'
+        raise PictureError(message, passing=True) from None
     pillow_heif.register_heif_opener()
 
 

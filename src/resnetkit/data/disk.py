@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..errors import OutputError
 from ..progress import say
-from ..storage import locked, publish
+from ..storage import discard, locked, publish
 from . import pixels
 from .pixels import Pixels
 
@@ -31,6 +32,8 @@ SHARE = 0.9
 
 UNUSED_DAYS = 30
 """Files that no run has taken pixels from for so long are removed when another one is written."""
+
+_OURS = re.compile(r"[0-9a-f]{32}\.(pixels|partial)")
 
 
 def cache_folder() -> Path:
@@ -54,7 +57,7 @@ def find_or_write(
     made_from: str,
     count: int,
     expected: int,
-    pictures: Callable[[], Iterable[np.ndarray | str]],
+    pictures: Callable[[], Iterable[np.ndarray | str | None]],
 ) -> tuple[Pixels, dict[int, str]]:
     """The pixels of ``count`` pictures, from a file that was made from the same, or a new one.
 
@@ -63,11 +66,13 @@ def find_or_write(
     Args:
         made_from: everything that the pixels depend on.
         expected: about how many bytes they are.
-        pictures: gives the pixels of each in order, or says what is wrong with it; called only
-            where the file is not there.
+        pictures: gives the pixels of each in order, or says what is wrong with its bytes, or gives
+            None where it could not be read for another reason, which is not remembered; called
+            only where the file is not there.
 
     Returns:
         The pixels, mapped into memory; and by index, what is wrong with those that are not there.
+        Pictures that gave None are in neither.
 
     Raises:
         OSError: there is no file and none can be written; what was begun is removed.
@@ -89,14 +94,14 @@ def find_or_write(
     return found
 
 
-def _write(file: Path, pictures: Iterable[np.ndarray | str]) -> None:
+def _write(file: Path, pictures: Iterable[np.ndarray | str | None]) -> None:
     partial = file.with_suffix(".partial")  # what a killed run left is written over
     try:
         with partial.open("wb") as target:
             pixels.write(target, pictures)
         publish(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
+        discard(partial)
 
 
 def _make_room(folder: Path, expected: int) -> None:
@@ -106,10 +111,10 @@ def _make_room(folder: Path, expected: int) -> None:
         OutputError: there is too little room for ``expected`` bytes.
     """
     oldest = time.time() - UNUSED_DAYS * 86400
-    for file in [*folder.glob("*.pixels"), *folder.glob("*.partial")]:
+    for file in filter(lambda file: _OURS.fullmatch(file.name), folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # another run was quicker
             if file.stat().st_mtime < oldest:
-                file.unlink()
+                discard(file)
     free = shutil.disk_usage(folder).free
     if expected > free * SHARE:
         raise OutputError(

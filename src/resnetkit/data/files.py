@@ -35,7 +35,7 @@ def read(path: Path, name: str | None = None) -> bytes:
         try:
             return file.read()
         except (OSError, MemoryError) as error:
-            raise PictureError(f"{called}: {_why(error)}") from error
+            raise PictureError(f"{called}: {_why(error)}", passing=True) from error
 
 
 def open_file(path: Path, name: str | None = None) -> BinaryIO:
@@ -54,7 +54,7 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, PictureError):
             raise
-        raise PictureError(f"{called}: {_why(error)}") from error
+        raise PictureError(f"{called}: {_why(error)}", passing=True) from error
 
 
 def _why(error: BaseException) -> str:

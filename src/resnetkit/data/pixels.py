@@ -7,7 +7,7 @@ The file, all numbers little-endian::
 
     pixels     of every picture that could be read, (H, W, 3) uint8, one after the other
     shapes     (n, 2) int32: height and width; 0, 0 where it could not be read
-    errors     JSON: what is wrong, by index
+    errors     JSON: what is wrong with the bytes of a picture, by index
     footer     magic (8 bytes), n (int64), length of errors (int64), BLAKE2b-128 of shapes to here
 """
 
@@ -82,17 +82,19 @@ class Pixels:
         return int((self.buffer >= 0).sum())
 
 
-def write(file: BinaryIO, pictures: Iterable[np.ndarray | str]) -> None:
-    """Write the pixels of every picture in order; of one that cannot be read, what is wrong.
+def write(file: BinaryIO, pictures: Iterable[np.ndarray | str | None]) -> None:
+    """Write the pixels of every picture in order; of one that cannot be read, what is wrong; None
+    for one that could not be read this time, about which nothing is remembered.
 
     Raises:
         OSError: there is no room, or the disk fails.
     """
     shapes, errors = [], {}
     for row, picture in enumerate(pictures):
-        if isinstance(picture, str):
-            errors[row] = picture
+        if picture is None or isinstance(picture, str):
             shapes.append((0, 0))
+            if picture is not None:
+                errors[row] = picture
         else:
             file.write(np.ascontiguousarray(picture).data)
             shapes.append(picture.shape[:2])

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from ..errors import DownloadError
-from ..storage import write_text
+from ..storage import discard, write_text
 
 ATTEMPTS = 5  # in a row without a single new byte
 PAUSE = 1.0  # seconds before the second attempt; doubles with each
@@ -86,7 +86,7 @@ class Part:
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
+        discard(self.note)
 
 
 def _version(headers: Any) -> str:

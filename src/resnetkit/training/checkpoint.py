@@ -29,6 +29,8 @@ from ..progress import say
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
+UNFINISHED = re.compile(r"\.(\d{6,}|manifest\.json)\.\w{8,}")
+"""What `storage.temporary` calls a file that a killed run left."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,12 @@ def write(folder: Path, snapshot: Snapshot, before: Path | None = None) -> Path:
 
 
 def _clean(folder: Path, keep: set[Path | None]) -> None:
+    """Remove generations, and what killed runs left of them; other files are not ours, such as the
+    ``.nfs...`` of one that is removed while it is open."""
     for path in folder.iterdir():
-        if path not in keep and path.name not in (MANIFEST, LOCK):
-            path.unlink()
+        ours = GENERATION.fullmatch(path.name) or UNFINISHED.fullmatch(path.name)
+        if ours and path not in keep:
+            storage.discard(path)
 
 
 def generations(folder: Path) -> list[tuple[int, str, Path]]:
@@ -185,4 +190,6 @@ def _read_generation(path: Path, digest: str) -> Snapshot:
     with safe_open(path, "pt") as file:
         values = json.loads(file.metadata()["values"])
         names = file.keys()
-        return Snapshot({name: file.get_tensor(name) for name in names}, values, path)
+        # Copies: a tensor of the file itself keeps the file open, and it could not be removed.
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+    return Snapshot(tensors, values, path)
