@@ -31,6 +31,10 @@ UNKNOWN = "unknown"
 """The class of a picture whose most probable class is less probable than the threshold."""
 
 
+def _silent(text: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answer for one picture; where it could not be read, ``error`` says why.
@@ -119,7 +123,7 @@ class Predictor:
         device: str = "auto",
         engine: str = "auto",
         precision: str = "auto",
-        note: Callable[[str], None] = lambda text: None,
+        note: Callable[[str], None] = _silent,
     ) -> None:
         path = Path(model_file)
         network, self.header = modelfile.read(path)
@@ -130,6 +134,11 @@ class Predictor:
         self.digest = sha256(path)[:12]
         self._asked, self._note = engines.check(engine, precision, self.device), note
         self._started: dict[engines.Choice, engines.Engine] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy take: the tensors themselves, so that the copy is independent of
+        the model file; engines, which belong to a process, start again when they are needed."""
+        return {**vars(self), "_started": {}, "_note": _silent}
 
     @overload
     def __call__(self, pictures: Picture, top_k: int = 5, threshold: float = 0.0) -> Prediction: ...  # type: ignore[overload-overlap]
