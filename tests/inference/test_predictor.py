@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import io
 import json
 import multiprocessing
 import pickle
 import shutil
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -167,6 +170,46 @@ def test_json(predictor, trained, paths):
 def test_the_model_file_alone_is_enough(trained, paths, tmp_path):
     copy = shutil.copy(trained / "model.safetensors", tmp_path / "m")
     assert resnetkit.load(copy)(paths[3]) == resnetkit.load(trained / "model.safetensors")(paths[3])
+
+
+def test_answers_do_not_keep_the_images(predictor):
+    """A stream of frames must not fill the memory through the answers that are collected."""
+    given = []
+
+    class Frame(np.ndarray):
+        """An array that can be counted."""
+
+    def frames():
+        for number in range(40):
+            frame = np.full((60, 80, 3), number, np.uint8).view(Frame)
+            given.append(weakref.ref(frame))
+            yield frame
+
+    def alive():
+        gc.collect()
+        count = sum(reference() is not None for reference in given)
+        given.clear()
+        return count
+
+    answers = list(predictor.stream(frames(), batch_size=4, workers=1))
+    assert (len(answers), alive()) == (40, 0)
+    answers = predictor(frames())
+    assert (len(answers), alive()) == (40, 0)
+    answers = list(predictor.stream(frames(), batch_size=4, workers=1, keep_images=True))
+    assert (len(answers), alive()) == (40, 40)
+
+
+def test_a_single_answer_keeps_a_thumbnail_for_the_notebook(predictor, paths):
+    large = np.random.default_rng(0).integers(0, 255, (1200, 1600, 3), np.uint8)
+    for image in (large, Image.fromarray(large), torch.from_numpy(large).permute(2, 0, 1)):
+        answer = predictor(image)
+        assert len(pickle.dumps(answer)) < 40_000
+        assert "<img" in answer._repr_html_()
+        with Image.open(io.BytesIO(answer.picture)) as shown:
+            assert shown.size == (160, 120)
+    answer = predictor(paths[0].read_bytes())
+    assert "<img" in answer._repr_html_()
+    assert predictor(paths[0]).picture == paths[0]
 
 
 def tops(model_bytes: bytes, paths: list[str]) -> tuple[bool, list[tuple[tuple[str, float], ...]]]:
