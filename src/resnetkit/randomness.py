@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 
 def derive(*parts: int | str) -> int:
@@ -35,3 +38,39 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 def for_picture(seed: int, epoch: int, picture: int, copy: int = 0) -> random.Random:
     """The source of chance for the augmentation of one picture: f(seed, epoch, picture, copy)."""
     return random.Random(derive(seed, "picture", epoch, picture, copy))
+
+
+def seed_generators(device: torch.device, *parts: int | str) -> None:
+    """Seed PyTorch's global generators that a network on ``device`` draws from, and no others."""
+    seed = derive(*parts)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextmanager
+def preserve_generators() -> Iterator[None]:
+    """Put the global generators of PyTorch, NumPy and Python back as they were, on exit.
+
+    Where CUDA only starts inside, its generators get the seed that `torch.manual_seed` had set.
+    """
+    own, numbers, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    started = _cuda_has_started()
+    devices = torch.cuda.get_rng_state_all() if started else []
+    try:
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numbers)
+        torch.set_rng_state(state)
+        if started:
+            torch.cuda.set_rng_state_all(devices)
+        elif _cuda_has_started():
+            torch.cuda.manual_seed_all(torch.initial_seed())
+
+
+def _cuda_has_started() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import sys
 import time
 import types
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -201,6 +202,61 @@ def test_a_claim_of_too_many_pixels_is_refused_unread(tmp_path):
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
     with pytest.raises(PictureError, match="at most 178,000,000 pixels are decoded"):
         decode.decode(bomb.getvalue())
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.bmp", "x.ppm", "x.gif", "x.avif"])
+def test_the_limit_of_the_calling_program_is_neither_used_nor_changed(tmp_path, monkeypatch, name):
+    image = smooth(60, 40, "CMYK" if name == "x.jpg" else "RGB")
+    path = save(image, tmp_path, name)
+    expected = decode.decode(path)
+    expected_full = decode.decode_full(path, 32)
+    for limit in (2000, 1000):  # the image has 2400 pixels: Pillow warns, which is an error in
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # these tests, or refuses it
+        assert np.array_equal(decode.decode(path), expected)
+        assert np.array_equal(decode.decode_full(path, 32), expected_full)
+        assert decode.size(path) == (60, 40)
+        with pytest.raises((Image.DecompressionBombWarning, Image.DecompressionBombError)):
+            Image.open(path)
+
+
+def test_where_pillow_insists_on_its_limit_the_error_is_ours(tmp_path, monkeypatch):
+    path = save(smooth(60, 40), tmp_path, "x.tiff")  # one strip, whose size Pillow checks itself
+    for limit in (2000, 1000):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(PictureError, match=rf"x\.tiff: .*exceeds limit of {2000}"):
+            decode.decode(path)
+
+
+def test_a_very_long_image_is_cut_without_the_limit_of_the_calling_program(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    pixels = np.zeros((10, 1000, 3), np.uint8)
+    pixels[:, 400:600] = 255  # the middle, 20 times as long as high
+    assert (decode.from_memory(pixels, 5, full=True) == 255).all()
+
+
+def test_warnings_about_metadata_are_answers_or_errors_of_ours(tmp_path):
+    image = smooth(30, 20)
+    exif = image.getexif()
+    exif[0x0112] = 1
+    path = save(image, tmp_path, "x.jpg", exif=exif.tobytes()[:-6])  # cut short
+    with pytest.raises(UserWarning), Image.open(path) as opened:  # warnings are errors here
+        opened.getexif()
+    with pytest.raises(PictureError, match=r"x\.jpg: cannot be decoded"):
+        decode.decode(path)
+    with warnings.catch_warnings(action="ignore"):
+        assert decode.decode(path).shape == (20, 30, 3)
+
+
+def test_heic_is_read_without_teaching_it_to_pillow():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    packed = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 10))).save(packed)
+    known = set(Image.OPEN)
+    pixels = decode.decode(packed.getvalue())
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(pixels.astype(int) - (200, 30, 10)).max() < 8
+    assert set(Image.OPEN) == known
+    assert decode.traits(packed.getvalue()).format == "HEIF"
 
 
 def test_heic_names_the_extra(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from resnetkit.errors import RecipeError
-from resnetkit.inference import bench
+from resnetkit.inference import bench, engines
 from resnetkit.models import modelfile, summarize
 
 
@@ -34,6 +34,26 @@ def test_measure(trained):
     text = bench.table(found)
     assert text.count("eager") == len(found["throughput"]) + len(found["latency"])
     assert len(said) == 1 + len(kinds)
+
+
+def test_a_row_is_the_whole_answer_without_gradients(trained, monkeypatch):
+    seen = []
+    call = engines.Engine.__call__
+
+    def watched(self, images):
+        vectors, logits = call(self, images)
+        seen.append((len(images), logits.requires_grad, logits.is_inference()))
+        return vectors, logits
+
+    monkeypatch.setattr(engines.Engine, "__call__", watched)
+    file, choice = str(trained / "model.safetensors"), engines.Choice("eager", "fp32")
+    latency = bench._one_row(file, choice, torch.device("cpu"), 0.01, 0)
+    assert latency["n"] >= 3
+    assert set(seen) == {(1, False, True)}
+    seen.clear()
+    row = bench._one_row(file, choice, torch.device("cpu"), 0.01, 5)
+    assert row["batch_size"] == 5
+    assert set(seen) == {(5, False, True)}
 
 
 def test_the_clock_measures_what_runs():

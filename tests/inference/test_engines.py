@@ -89,13 +89,14 @@ def test_every_engine_agrees_with_torchvision_for_any_number_of_pictures(pair, c
     assert f"torch {torch.__version__.split('+')[0]}" in str(engine)
     exact = choice.precision == "fp32"
     torch._dynamo.reset()  # of what other tests have compiled
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for count in (BATCH, 1, 3, 9, BATCH):
+    for again in (False, True):  # the second time nothing is compiled
+        for count in (BATCH, 1, 2, 3, 9):
             torch.manual_seed(count)
             x = torch.randn(count, 3, SIZE, SIZE)
             with torch.no_grad():
                 expected = theirs(x)
-            features, logits = engine(x)
+            with torch._dynamo.config.patch(error_on_recompile=again):
+                features, logits = engine(x)
             assert features.shape == (count, 512)
             assert features.dtype == logits.dtype == torch.float32
             torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 if exact else 0.05)
@@ -104,6 +105,70 @@ def test_every_engine_agrees_with_torchvision_for_any_number_of_pictures(pair, c
             assert torch.equal(found.argmax(1), wanted.argmax(1))
             with torch.inference_mode():
                 torch.testing.assert_close(ours.fc(features), logits)
+
+
+def test_few_shapes_are_prepared_and_one_image_is_computed_as_one():
+    prepared, computed = [], []
+
+    def start(size):
+        prepared.append(size)
+
+        def run(images):
+            assert len(images) == size
+            computed.append(size)
+            return images[:, 0, 0, :1] + 1
+
+        return run
+
+    run = engines._few_shapes(start, 32)
+    seen = {}
+    for count in (1, 2, 3, 31, 32, 33, 70, 33, 1):
+        computed.clear()
+        x = torch.randn(count, 3, 2, 2)
+        assert torch.equal(run(x), x[:, 0, 0, :1] + 1)
+        seen[count] = list(computed)
+    assert seen[1] == [1]
+    assert seen == {1: [1], 2: [2], 3: [4], 31: [32], 32: [32], 33: [32, 1], 70: [32, 32, 8]}
+    assert prepared == [1, 2, 4, 32, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["openvino", "onnx", "compile"])
+def test_an_image_is_computed_alone_and_the_same_in_every_batch(engine, monkeypatch):
+    shapes = []
+    if engine == "openvino":
+        openvino = pytest.importorskip("openvino")
+        infer = openvino.InferRequest.infer
+        monkeypatch.setattr(
+            openvino.InferRequest,
+            "infer",
+            lambda self, x, **kw: (shapes.append(len(x[0])), infer(self, x, **kw))[1],
+        )
+    elif engine == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession
+        run = session.run
+        monkeypatch.setattr(
+            session,
+            "run",
+            lambda self, out, x: (shapes.append(len(*x.values())), run(self, out, x))[1],
+        )
+    model = settle(get_model("cifar_resnet20", num_classes=10, width=8))
+    x = torch.randn(33, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    ready = engines.start(Choice(engine, "fp32"), model, 32, CPU, 32)
+    for _ in range(2):
+        for count in (1, 2, 3, 31, 32, 33):
+            shapes.clear()
+            logits = ready(x[:count])[1]
+            torch.testing.assert_close(logits, expected[:count], rtol=0, atol=1e-5)
+            if engine != "compile":
+                assert count <= sum(shapes) < 2 * count
+                assert count > 1 or shapes == [1]
+    if engine == "compile":  # one graph for each of 1, 2, 4 and 32 images
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
 def test_the_eager_engine_is_the_network_itself(pair):

@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import copy
+import gc
+import io
 import json
+import multiprocessing
+import pickle
 import shutil
+import weakref
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +17,7 @@ from PIL import Image
 
 import resnetkit
 from resnetkit.errors import PictureError
+from resnetkit.models import get_model
 from resnetkit.storage import sha256
 
 
@@ -162,3 +170,95 @@ def test_json(predictor, trained, paths):
 def test_the_model_file_alone_is_enough(trained, paths, tmp_path):
     copy = shutil.copy(trained / "model.safetensors", tmp_path / "m")
     assert resnetkit.load(copy)(paths[3]) == resnetkit.load(trained / "model.safetensors")(paths[3])
+
+
+def test_answers_do_not_keep_the_images(predictor):
+    """A stream of frames must not fill the memory through the answers that are collected."""
+    given = []
+
+    class Frame(np.ndarray):
+        """An array that can be counted."""
+
+    def frames():
+        for number in range(40):
+            frame = np.full((60, 80, 3), number, np.uint8).view(Frame)
+            given.append(weakref.ref(frame))
+            yield frame
+
+    def alive():
+        gc.collect()
+        count = sum(reference() is not None for reference in given)
+        given.clear()
+        return count
+
+    answers = list(predictor.stream(frames(), batch_size=4, workers=1))
+    assert (len(answers), alive()) == (40, 0)
+    answers = predictor(frames())
+    assert (len(answers), alive()) == (40, 0)
+    answers = list(predictor.stream(frames(), batch_size=4, workers=1, keep_images=True))
+    assert (len(answers), alive()) == (40, 40)
+
+
+def test_a_single_answer_keeps_a_thumbnail_for_the_notebook(predictor, paths):
+    large = np.random.default_rng(0).integers(0, 255, (1200, 1600, 3), np.uint8)
+    for image in (large, Image.fromarray(large), torch.from_numpy(large).permute(2, 0, 1)):
+        answer = predictor(image)
+        assert len(pickle.dumps(answer)) < 40_000
+        assert "<img" in answer._repr_html_()
+        with Image.open(io.BytesIO(answer.picture)) as shown:
+            assert shown.size == (160, 120)
+    answer = predictor(paths[0].read_bytes())
+    assert "<img" in answer._repr_html_()
+    assert predictor(paths[0]).picture == paths[0]
+
+
+def tops(model_bytes: bytes, paths: list[str]) -> tuple[bool, list[tuple[tuple[str, float], ...]]]:
+    """Run in another process: the answers of a pickled predictor."""
+    copied = pickle.loads(model_bytes)
+    return copied.model.training, [answer.top for answer in copied(paths)]
+
+
+def test_a_predictor_works_in_another_process_after_its_file_has_gone(trained, paths, tmp_path):
+    file = shutil.copy(trained / "model.safetensors", tmp_path / "m.safetensors")
+    one = resnetkit.load(file)
+    names = [str(path) for path in paths[:5]]
+    expected = [answer.top for answer in one(names)]  # its engine has started
+    (tmp_path / "m.safetensors").write_bytes(b"another file")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(tops, pickle.dumps(one), names).result() == (False, expected)
+        found = pool.submit(copy.copy(one).__call__, names).result()  # as pools send it
+    assert [answer.top for answer in found] == expected
+    assert [answer.model for answer in found] == [one.digest] * 5
+    assert [answer.top for answer in one(names)] == expected
+
+
+def test_a_deep_copy_shares_nothing(predictor, paths):
+    expected = predictor(paths[0])
+    other = copy.deepcopy(predictor)
+    assert other(paths[0]) == expected
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.zero_()
+    assert other(paths[0]).top != expected.top
+    assert predictor(paths[0]) == expected
+    shallow = copy.copy(predictor)
+    assert shallow(paths[0]) == expected
+
+
+def test_answers_evaluations_and_networks_are_pickled(predictor, trained, paths):
+    answers = predictor(paths[:3])
+    again = pickle.loads(pickle.dumps(answers))
+    assert again == answers
+    assert type(again) is type(answers)
+    settings = predictor.preprocessing
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    found = resnetkit.evaluate(trained / "model.safetensors", trained.parent / "data", "all")
+    other = pickle.loads(pickle.dumps(found))
+    assert torch.equal(other.logits, found.logits)
+    assert other.metrics == found.metrics
+    assert [other.part.path(i) for i in range(3)] == [found.part.path(i) for i in range(3)]
+    x = torch.randn(1, 3, 32, 32)
+    for name in ("resnet18", "cifar_resnet20", "darknet53"):
+        network = get_model(name, num_classes=2).eval()
+        with torch.no_grad():
+            assert torch.equal(pickle.loads(pickle.dumps(network))(x), network(x))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from resnetkit.errors import RecipeError, TrainingError
 from resnetkit.training.finders import HIGHEST, LOWEST, find_lr, suggest
@@ -37,7 +38,9 @@ def test_a_loss_that_never_falls_is_an_error():
 
 
 def test_it_finds_a_rate_that_trains(flat_folder, small, tmp_path):
+    before = torch.get_rng_state()
     found = find_lr(flat_folder, **small)
+    assert torch.equal(torch.get_rng_state(), before)
     assert LOWEST < found.suggestion < HIGHEST
     assert 1e-4 < found.suggestion < 1.0
     assert min(found.losses) < found.losses[0] / 2

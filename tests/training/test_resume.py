@@ -173,16 +173,20 @@ def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(plan, "cores", lambda: 4)
     monkeypatch.setattr(plan, "fastest", lambda step, most: 3)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(Stop):
-            train(flat_folder, out=tmp_path / "run", **settings)
-    assert "threads: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
-    monkeypatch.setattr(plan, "fastest", lambda step, most: 1)
-    train(flat_folder, out=tmp_path / "run", resume=True, **settings)
+    try:
+        torch.set_num_threads(4)
+        with monkeypatch.context() as patch:
+            stop_after(patch, 3)
+            with pytest.raises(Stop):
+                train(flat_folder, out=tmp_path / "run", **settings)
+        assert "threads: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
+        monkeypatch.setattr(plan, "fastest", lambda step, most: 1)
+        train(flat_folder, out=tmp_path / "run", resume=True, **settings)
+        assert torch.get_num_threads() == 4  # the caller's own number is left alone
+    finally:
+        torch.set_num_threads(before)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["compute_threads"] == 3
-    assert torch.get_num_threads() == before  # the caller's own number is left alone
 
 
 def test_two_runs_never_write_to_one_folder(flat_folder, small, tmp_path):

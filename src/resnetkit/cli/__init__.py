@@ -6,15 +6,18 @@ import io
 import os
 import signal
 import sys
-
-# Before PyTorch is loaded. Its OpenMP threads wait for each other by spinning, by default so long
-# that one other busy process makes small nets ten to ninety times slower; a short spin costs
-# nothing where the cores are free (benchmarks/spinning.py).
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+import warnings
 
 
 def main() -> None:
     """The command ``resnet``: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130/143 signals."""
+    # Before PyTorch is loaded. Its OpenMP threads wait for each other by spinning, by default so
+    # long that one other busy process makes small nets ten to ninety times slower; a short spin
+    # costs nothing where the cores are free (benchmarks/spinning.py).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Pillow warns about odd metadata, which changes no pixel, and about sizes that we limit.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
     from ..errors import ResnetkitError
     from ..signals import Watch
     from .commands import app

@@ -80,6 +80,7 @@ def predict(
             workers=workers,
             threshold=threshold,
             features=embeddings is not None,
+            keep_images=save_images is not None,
             first=sinks.first,
             total=sinks.total,
         )

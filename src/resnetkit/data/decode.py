@@ -8,19 +8,19 @@ that is odd (CMYK, damaged), goes to Pillow. PyTorch resizes, three times as fas
 from __future__ import annotations
 
 import io
-import warnings
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
 import simplejpeg
 import torch
-from PIL import Image, features, UnidentifiedImageError
+from PIL import Image, features
 
 from ..ahead import reading
 from ..errors import PictureError
@@ -36,9 +36,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "H
 
 VERSION = 3
 """Of the way in which files become pixels: cached pixels of another one are not taken."""
-
-# Pillow remarks on odd metadata, which changes no pixel.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -227,13 +224,12 @@ def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> n
 
 
 def _finish_full(pixels: np.ndarray, orientation: int, shorter: int) -> np.ndarray:
-    picture = Image.fromarray(upright(pixels, orientation))
+    pixels = upright(pixels, orientation)
+    height, width = pixels.shape[:2]
+    side = 20 * min(width, height)
+    left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
+    picture = Image.fromarray(pixels[top : top + side, left : left + side])
     width, height = picture.size
-    if max(picture.size) > 20 * min(picture.size):
-        side = 20 * min(picture.size)
-        left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
-        picture = picture.crop((left, top, left + min(width, side), top + min(height, side)))
-        width, height = picture.size
     longer = int(shorter * max(picture.size) / min(picture.size))
     target = (shorter, longer) if width <= height else (longer, shorter)
     return np.require(picture.resize(target, Image.Resampling.BILINEAR), np.uint8, ["C", "W"])
@@ -260,15 +256,9 @@ def _open(file: BinaryIO) -> Image.Image:
     file.seek(0)
     if not head:
         raise PictureError("the file is empty")
-    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
-        _enable_heif()
-    Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]
     too_large = f"at most {MAX_PIXELS:,} pixels are decoded"
     try:
-        image = Image.open(file, formats=known)
-    except UnidentifiedImageError as error:
-        raise PictureError(_what_it_is(head)) from error
+        image = _identify(file, head)
     except Image.DecompressionBombError as error:
         raise PictureError(f"{too_large} ({error})") from error
     if image.width * image.height > MAX_PIXELS:
@@ -278,13 +268,36 @@ def _open(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _enable_heif() -> None:
+def _identify(file: BinaryIO, head: bytes) -> Image.Image:
+    """Do what ``Image.open`` does, but without its check of the image's size.
+
+    ``Image.MAX_IMAGE_PIXELS`` and the filter of its warning belong to the calling program, which
+    may have set either; our own limit is `MAX_PIXELS`.
+    """
+    Image.init()
+    readers: dict[str, tuple[Any, Any]] = {
+        name: Image.OPEN[name] for name in FORMATS if name in Image.OPEN
+    }
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
+        readers["HEIF"] = _heif_reader(), None
+    for reader, accept in readers.values():
+        accepted = accept is None or accept(head[:16])
+        if accepted and not isinstance(accepted, str):  # a text says which codec is missing
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not this format
+                return reader(file, "")  # type: ignore[no-any-return]
+    raise PictureError(_what_it_is(head))
+
+
+def _heif_reader() -> type[Image.Image]:
+    """Return a reader of HEIC without registering it with Pillow, which would change what
+    ``Image.open`` accepts in the calling program."""
     try:
-        import pillow_heif
+        from pillow_heif import HeifImageFile
     except ImportError:
         message = 'a HEIC picture; to read it: pip install "resnetkit[heif]"'
         raise PictureError(message, passing=True) from None
-    pillow_heif.register_heif_opener()
+    return HeifImageFile
 
 
 def _what_it_is(head: bytes) -> str:

@@ -17,6 +17,7 @@ from ..data.folder import Part
 from ..data.loader import Loader
 from ..data.transforms import normalize
 from ..models import modelfile
+from ..models.modes import in_mode
 from . import metrics
 from .calibration import fit_temperature, reliability
 from .choice import choose, read_for
@@ -57,21 +58,18 @@ def predict_logits(
 ) -> Tensor:
     """Run a network in eval mode, fp32, over pictures; ``(n, classes)`` float32 on the CPU.
 
-    ``advance`` is called after each batch. The network is left in the mode that it came in.
+    ``advance`` is called after each batch. Each module is left in the mode that it came in.
 
     Raises:
         PictureError: a picture cannot be read.
     """
-    training = model.training
-    model.eval()
     layout = runtime.memory_format(model, device)
     rows = []
-    with torch.inference_mode():
+    with in_mode(model, training=False), torch.inference_mode():
         for batch in Loader(pictures, BATCH_SIZE, workers).evaluation():
             images = normalize(batch.images.to(device), pictures.preprocessing)
             rows.append(model(images.contiguous(memory_format=layout)).float().cpu())
             advance("")
-    model.train(training)
     return torch.cat(rows).clone()
 
 

@@ -22,6 +22,7 @@ from .. import runtime
 from ..data.transforms import normalize, stack
 from ..errors import PictureError, RecipeError
 from ..models import modelfile
+from ..models.modes import in_mode
 from .metrics import probabilities
 from .views import at_size
 
@@ -58,8 +59,8 @@ def grad_cam(
     """Where in the pictures the network finds a class.
 
     Args:
-        model: any network that gives ``(N, classes)`` logits; it runs in eval mode, and is left in
-            the mode that it came in, without gradients.
+        model: any network that gives ``(N, classes)`` logits; it runs in eval mode, and each of
+            its modules is left in the mode that it came in, without gradients.
         images: ``(N, 3, H, W)`` float, normalised, on the model's device.
         layer: name of a module whose output is ``(N, C, h, w)``, such as ``"layer3"`` or
             ``"layer4.1.conv2"``; by default the last stage. Of a module that runs several times in
@@ -82,17 +83,15 @@ def grad_cam(
         maps.append(output.detach().requires_grad_())  # what lies before it needs no gradient
         return maps[-1].clone()  # which a ReLU in place may change
 
-    training = model.training
     hook = _find(model, name).register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            logits = model.eval()(images)
+        with in_mode(model, training=False), torch.enable_grad():
+            logits = model(images)
             chosen = _targets(logits, target)
             score = logits.gather(1, chosen[:, None]).sum()
             (slopes,) = torch.autograd.grad(score, maps[-1])
     finally:
         hook.remove()
-        model.train(training)
     weights = slopes.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
     heat = (weights * maps[-1].detach()).sum(1, keepdim=True).relu().float()
     heat = F.interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

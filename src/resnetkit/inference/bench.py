@@ -1,7 +1,8 @@
 """How fast a model answers on this machine, and how far that is from what the machine can do.
 
-Each engine runs in a fresh process, so that its peak memory is its own; pictures are random numbers
-that lie ready, so that only the network is measured.
+Each row is measured in a fresh process, so that its peak memory is its own. A measurement is the
+whole answer, from normalised images to logits, without gradients. Images are random numbers that
+lie ready: reading and decoding files is not measured.
 """
 
 from __future__ import annotations
@@ -74,13 +75,11 @@ def measure(
     for choice in choices:
         note(f"Measuring {choice.engine}, {choice.precision}.")
         task = [str(model_file), *choice, str(chosen), str(seconds)]
-        rows = _apart([*task, *map(str, batch_sizes or BATCH_SIZES)])
-        for row in rows["throughput"]:
-            row["share_of_limit"] = (
-                row["pictures_per_second"] * found["macs"] / limits[choice.precision]
-            )
-        found["throughput"] += rows["throughput"]
-        found["latency"].append(rows["latency"])
+        for count in batch_sizes or BATCH_SIZES:
+            row = _apart([*task, str(count)])
+            rate = row["pictures_per_second"] * found["macs"]
+            found["throughput"].append({**row, "share_of_limit": rate / limits[choice.precision]})
+        found["latency"].append(_apart([*task, "0"]))
     return found
 
 
@@ -114,7 +113,8 @@ def table(found: dict[str, Any]) -> str:
 def matmul_limit(precision: str, device: torch.device, seconds: float) -> float:
     """Multiply-adds a second of the product of two square matrices: the best of several."""
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(kind) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(SIDE, SIDE, device=device, generator=own).to(kind) for _ in range(2))
     with torch.inference_mode():
         taken = _times(lambda: a @ b, device, seconds)
     return SIDE**3 / min(taken)
@@ -137,7 +137,7 @@ def _choices(names: Sequence[str] | None, device: torch.device) -> list[engines.
 
 
 def _apart(arguments: list[str]) -> dict[str, Any]:
-    """`_one_engine` in a process of its own."""
+    """Run `_one_row` in its own process."""
     command = [sys.executable, "-m", "resnetkit.inference.bench", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -145,30 +145,25 @@ def _apart(arguments: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def _one_engine(
-    file: str, choice: engines.Choice, device: torch.device, seconds: float, sizes: list[int]
+def _one_row(
+    file: str, choice: engines.Choice, device: torch.device, seconds: float, count: int
 ) -> dict[str, Any]:
+    """Measure the answers of one engine to ``count`` images at once; of 0, the latency of one."""
     network, header = modelfile.read(file)
     layout = runtime.memory_format(network, device)
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     side, named = header.preprocessing.crop_size, choice._asdict()
+    images = _pictures(count or 1, side, device).contiguous(memory_format=layout)
     begun = time.perf_counter()
-    engine = engines.start(choice, network, side, device, 1)
-    one = _pictures(1, side, device).contiguous(memory_format=layout)
-    engine(one)
+    engine = engines.start(choice, network, side, device, len(images))
+    engine(images)
     start = time.perf_counter() - begun
-    taken = [1000 * t for t in _times(lambda: engine.features(one), device, seconds)]
-    p50, p95 = np.percentile(taken, [50, 95]).tolist()
-    latency = {**named, "p50_ms": p50, "p95_ms": p95, "n": len(taken), "start_seconds": start}
-    rows = []
-    for count in sizes:
-        engine = engines.start(choice, network, side, device, count)
-        images = _pictures(count, side, device).contiguous(memory_format=layout)
-        with torch.inference_mode():
-            middle = median(_times(lambda e=engine, x=images: e.features(x), device, seconds))  # type: ignore[misc]
-        rate = {"batch_size": count, "pictures_per_second": count / middle}
-        rows.append({**named, **rate, "peak_memory_mb": peak_memory(device)})
-    return {"throughput": rows, "latency": latency}
+    taken = _times(lambda: engine(images), device, seconds)
+    if count:
+        rate = {"batch_size": count, "pictures_per_second": count / median(taken)}
+        return {**named, **rate, "peak_memory_mb": peak_memory(device)}
+    p50, p95 = (1000 * np.percentile(taken, [50, 95])).tolist()
+    return {**named, "p50_ms": p50, "p95_ms": p95, "n": len(taken), "start_seconds": start}
 
 
 def _pictures(count: int, side: int, device: torch.device) -> torch.Tensor:
@@ -204,7 +199,7 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 if __name__ == "__main__":
-    file, engine, precision, device, seconds, *sizes = sys.argv[1:]
+    file, engine, precision, device, seconds, count = sys.argv[1:]
     chosen = engines.Choice(engine, precision)
-    result = _one_engine(file, chosen, torch.device(device), float(seconds), list(map(int, sizes)))
+    result = _one_row(file, chosen, torch.device(device), float(seconds), int(count))
     print(json.dumps(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -61,6 +62,22 @@ def full_pixels(picture: Picture) -> np.ndarray:
         PictureError: it is no picture, or cannot be read.
     """
     return _pixels(picture, None)
+
+
+def thumbnail(picture: Picture, side: int = 160) -> bytes:
+    """A JPEG of at most ``side`` pixels, a few kilobytes.
+
+    Raises:
+        PictureError: it is no picture, or cannot be read.
+    """
+    if isinstance(picture, bytes | bytearray | memoryview):  # scaled while it is decoded
+        small = Image.fromarray(decode.decode(bytes(picture), side))
+    else:
+        small = Image.fromarray(full_pixels(picture))
+    small.thumbnail((side, side))
+    packed = io.BytesIO()
+    small.save(packed, "JPEG", quality=90)
+    return packed.getvalue()
 
 
 def _pixels(picture: Any, preprocessing: Preprocessing | None) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -20,7 +20,7 @@ from ..evaluation.metrics import probabilities
 from ..models import modelfile
 from ..storage import sha256
 from . import engines
-from .pictures import Picture, is_picture, name_of, working_pixels
+from .pictures import Picture, is_picture, name_of, thumbnail, working_pixels
 
 BATCH_SIZE = 32
 FEW = 128
@@ -29,6 +29,10 @@ to start than it would save."""
 
 UNKNOWN = "unknown"
 """The class of a picture whose most probable class is less probable than the threshold."""
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Prediction:
         model: 12 hex digits of the model file's SHA-256.
         threshold: the least probability with which a class is named.
         features: ``(C,)`` float32, what the network's last layer sees, where it was asked for.
-        picture: what was given; a notebook shows it.
+        picture: the path, or of an image in memory a thumbnail, which a notebook shows; `stream`
+            leaves it out for images in memory.
     """
 
     source: str
@@ -119,7 +124,7 @@ class Predictor:
         device: str = "auto",
         engine: str = "auto",
         precision: str = "auto",
-        note: Callable[[str], None] = lambda text: None,
+        note: Callable[[str], None] = _silent,
     ) -> None:
         path = Path(model_file)
         network, self.header = modelfile.read(path)
@@ -130,6 +135,11 @@ class Predictor:
         self.digest = sha256(path)[:12]
         self._asked, self._note = engines.check(engine, precision, self.device), note
         self._started: dict[engines.Choice, engines.Engine] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy take: the tensors themselves, so that the copy is independent of
+        the model file; engines, which belong to a process, start again when they are needed."""
+        return {**vars(self), "_started": {}, "_note": _silent}
 
     @overload
     def __call__(self, pictures: Picture, top_k: int = 5, threshold: float = 0.0) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -150,7 +160,7 @@ class Predictor:
             answer = next(self.stream([pictures], top_k, threshold=threshold))
             if answer.error is not None:
                 raise PictureError(answer.error)
-            return answer
+            return replace(answer, picture=answer.picture or thumbnail(pictures))
         several: Iterable[Picture] = pictures  # type: ignore[assignment]
         return Predictions(self.stream(several, top_k, threshold=threshold))
 
@@ -163,6 +173,7 @@ class Predictor:
         *,
         threshold: float = 0.0,
         features: bool = False,
+        keep_images: bool = False,
         first: int = 0,
         total: int | None = None,
     ) -> Iterator[Prediction]:
@@ -174,6 +185,8 @@ class Predictor:
             top_k: classes to name.
             threshold: least probability with which a class is named, else it is ``unknown``.
             features: also keep what the last layer sees.
+            keep_images: also keep images in memory in their answers; by default only paths are
+                kept, so that a list of answers stays small.
             first: pictures to leave out at the beginning. Where it is a multiple of ``batch_size``,
                 the others get the same bits as they would without it.
             total: pictures that there are, where that is known: of an iterator, nobody knows, and
@@ -185,7 +198,9 @@ class Predictor:
         done = first
         for given, inputs in map_ahead(self._prepare, chunks, workers):
             engine = self._engine((total or done) >= FEW, batch_size)
-            yield from self._answer(engine, given, inputs, top_k, threshold, features)
+            for answer in self._answer(engine, given, inputs, top_k, threshold, features):
+                in_memory = not isinstance(answer.picture, str | os.PathLike)
+                yield replace(answer, picture=None) if in_memory and not keep_images else answer
             done += len(given)
 
     def _engine(self, many: bool, batch_size: int) -> engines.Engine:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .. import randomness
 from ..models import get_model
+from ..models.modes import in_mode
 
 STACK_DEPTH, STACK_WIDTH = 60, 64
 # Name, activation, gain g of weights ~ N(0, g^2 / fan_in), with identity shortcuts or without.
@@ -142,8 +143,9 @@ def measure(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Layer, 
         )
 
     handles = [m.register_forward_hook(partial(record, name)) for name, m in layers.items()]
-    network.train().zero_grad()
-    F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+    network.zero_grad()
+    with in_mode(network, training=True):
+        F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
     for handle in handles:
         handle.remove()
     found = tuple(
@@ -194,6 +196,7 @@ def watch(
     return Signal(net, before, measure(network, *batch), losses)
 
 
+@randomness.preserve_generators()
 def stacks(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal]:
     """The stacks of linear layers, without any norm."""
     found = []
@@ -205,6 +208,7 @@ def stacks(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal
     return found
 
 
+@randomness.preserve_generators()
 def nets(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal]:
     """Plain and residual nets of 56 layers, with and without batch norm."""
     found = []
@@ -224,15 +228,14 @@ def responses(net: str, network: nn.Module, images: Tensor) -> Responses:
         for name, module in network.named_modules()
         if isinstance(module, nn.BatchNorm2d) and "downsample" not in name
     ]
-    training = network.training
-    with torch.no_grad():
-        network.train()(images)
-    network.train(training)
+    with in_mode(network, training=True), torch.no_grad():
+        network(images)
     for handle in handles:
         handle.remove()
     return Responses(net, tuple(values))
 
 
+@randomness.preserve_generators()
 def trained_responses(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Responses]:
     """Figure 7 after some steps of training."""
     found = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import runtime
+from .. import randomness, runtime
 from ..data import folder
 from ..data.loader import Batch, Loader
 from ..errors import RecipeError, TrainingError
@@ -40,6 +40,7 @@ class LearningRates:
     suggestion: float
 
 
+@randomness.preserve_generators()
 def find_lr(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,

@@ -55,6 +55,8 @@ from .run import (
 from .state import State
 
 
+@randomness.preserve_generators()
+@runtime.restored_threads()
 @runtime.connected()
 @runtime.restored_threads()
 def train(
@@ -155,7 +157,8 @@ def train(
 
     saving = Checkpoints(run.path / "state", chosen.checkpoint_seconds, saved)
     watching = Events(run.path / "tensorboard" if tensorboard and where.rank == 0 else None)
-    with saving as checkpoints, watching as events, Interrupts() as interrupts:
+    compiling = parallel.compiling(chosen)
+    with saving as checkpoints, watching as events, Interrupts() as interrupts, compiling:
         where.once(checkpoints.hold)
         while state.epoch < chosen.epochs and not state.is_stuck(chosen.patience):
             # An epoch of training: order and pictures are f(seed, epoch).
@@ -226,7 +229,7 @@ def training_step(
     returns its share of the mean loss: the sum over the ranks is that of the whole batch.
     """
     model, optimizer = state.model, state.optimizer
-    torch.manual_seed(randomness.derive(recipe.seed, "network", state.step, where.rank))
+    randomness.seed_generators(where.device, recipe.seed, "network", state.step, where.rank)
     images = normalize(batch.images.to(where.device), recipe.preprocessing())  # (n, 3, S, S)
     everyone = batch.labels.to(where.device)  # (N,) of the whole batch
     whole = len(everyone) if weights is None else weights[everyone].sum()

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import DataError, RecipeError
+from ..models.modes import in_mode
 from ..runtime import Runtime
 from .recipe import Recipe
 
@@ -90,12 +91,20 @@ def wrap(
     return network if runtime.world_size == 1 else _spread(model, network, recipe, runtime)
 
 
+def compiling(recipe: Recipe) -> AbstractContextManager[None]:
+    """Return the context in which a compiled network is trained: by default PyTorch stops compiling
+    after 8 picture sizes."""
+    if not recipe.compile:
+        return nullcontext()
+    patched: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=64)
+    return patched
+
+
 def _compiled(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Each picture size is compiled for itself. A size left open would be one compilation less, but
     then the code of a run, and so its bits, would depend on the sizes that it met before."""
     if not recipe.compile:
         return model
-    torch._dynamo.config.recompile_limit = 64  # above it PyTorch stops compiling
     compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     return compiled
 
@@ -132,12 +141,9 @@ def _settle(spread: DistributedDataParallel, size: int, runtime: Runtime) -> Non
     over three or more ranks is rounded depends on the place in a bucket: sorted after the first
     step of training, a resumed run would have other bits than an unbroken one.
     """
-    modes = [(part, part.training) for part in spread.modules()]
-    spread.eval()  # the running means stay as they are
-    spread(torch.zeros(1, 3, size, size, device=runtime.device)).sum().backward()
+    with in_mode(spread, training=False):  # the running means stay as they are
+        spread(torch.zeros(1, 3, size, size, device=runtime.device)).sum().backward()
     spread.zero_grad()
-    for part, mode in modes:
-        part.training = mode
 
 
 def exchange(network: nn.Module, last: bool) -> AbstractContextManager[None]:

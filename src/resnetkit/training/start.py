@@ -73,7 +73,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     assert recipe.model is not None
     options = {**recipe.model_options, "num_classes": classes}
     start = {"zero_init_residual": True} if recipe.zero_init_residual else {}
-    torch.manual_seed(recipe.seed)
+    torch.default_generator.manual_seed(recipe.seed)  # it alone: the network is made on the CPU
     try:
         known = start if recipe.model in ARCHITECTURES else {}  # DarkNet-53 has no such start
         model = get_model(recipe.model, **options, **known)

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from resnetkit import errors
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_survives_its_way_to_another_process(kind):
+    """Pools pickle what a worker raises; what cannot be built again hangs or breaks the pool."""
+    fields = ("run again", 143) if kind is errors.Interrupted else ("run again",)
+    error = kind(*fields)
+    for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert type(again) is kind
+        assert (str(again), again.exit_code) == ("run again", error.exit_code)
+        assert again.args == error.args
