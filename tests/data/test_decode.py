@@ -128,6 +128,76 @@ def test_odd_jpegs_are_left_to_pillow(tmp_path):
         assert decode._plain_jpeg(damaged, None) is None
 
 
+TURNED = [
+    ("png", {}),
+    ("webp", {"lossless": True}),
+    ("avif", {"quality": 100, "subsampling": "4:4:4"}),
+    ("jpeg", {"quality": 95}),
+    ("mpo", {"quality": 95}),
+    ("tiff", {}),
+    ("tiff", {"compression": "tiff_lzw"}),
+    ("tiff", {"compression": "tiff_adobe_deflate"}),
+    ("tiff", {"compression": "packbits"}),
+    ("tiff", {"compression": "jpeg", "quality": 95}),
+]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("kind", "options"), TURNED)
+def test_every_format_and_way_in_turns_once(tmp_path, kind, options, mode):
+    """As `ImageOps.exif_transpose` turns it; Pillow itself turns a TIFF while it loads it."""
+    stored = smooth(90, 60, mode)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save(stored, tmp_path, f"{orientation}.{kind}", exif=exif, **options)
+        tag = Image.Exif()
+        tag[0x0112] = orientation
+        plain = stored.copy()
+        plain.info["exif"] = tag.tobytes()
+        upright = np.asarray(ImageOps.exif_transpose(plain).convert("RGB")).astype(int)
+
+        def check(pixels, upright=upright):
+            assert pixels.shape == upright.shape
+            assert np.abs(pixels.astype(int) - upright).mean() < 6  # a wrong turn: over 20
+
+        check(decode.decode(path))
+        check(decode.decode_full(path, 60))
+        assert decode.size(path) == (upright.shape[1], upright.shape[0])
+        for loaded in (False, True):
+            for full in (False, True):
+                # Given a path, Pillow may map the file.
+                opened = io.BytesIO(path.read_bytes()) if loaded else path
+                with Image.open(opened) as image:
+                    if loaded:
+                        image.load()
+                    check(decode.from_memory(image, 60, full=full))
+        with path.open("rb") as file, Image.open(file) as image:
+            check(decode.from_memory(image.convert("RGB")))
+        with path.open("rb") as file, Image.open(file) as image:
+            check(decode.from_memory(ImageOps.exif_transpose(image)))
+        with path.open("rb") as file, Image.open(file) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            check(decode.from_memory(image))
+
+
+def test_heic_is_turned_once(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"exif": exif.tobytes(), "quality": 95}
+        path = save(smooth(90, 60), tmp_path, f"{orientation}.heic", format="HEIF", **options)
+        plain = smooth(90, 60)
+        plain.info["exif"] = exif.tobytes()
+        upright = np.asarray(ImageOps.exif_transpose(plain))
+        pixels = decode.decode(path)
+        assert pixels.shape == upright.shape
+        assert np.abs(pixels.astype(int) - upright).mean() < 6
+        assert decode.size(path) == (upright.shape[1], upright.shape[0])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_jpegs_are_turned_as_their_exif_says(tmp_path, orientation):
     exif = Image.Exif()

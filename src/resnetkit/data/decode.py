@@ -20,7 +20,7 @@ import numpy as np
 import PIL
 import simplejpeg
 import torch
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 from ..ahead import reading
 from ..errors import PictureError
@@ -107,11 +107,13 @@ def from_memory(
                 f"pixels are (H, W, 3) or (H, W) uint8; got {picture.shape} {picture.dtype}"
             )
         picture = Image.fromarray(picture)
-    orientation = picture.getexif().get(_ORIENTATION, 1)
+    _load_unmapped(picture)
+    pixels = rgb_pixels(picture)
+    orientation = _orientation(picture)
     if full and working_size is not None:
         with _named("the picture"):
-            return _finish_full(rgb_pixels(picture), orientation, working_size)
-    return _finish(rgb_pixels(picture), working_size, orientation)
+            return _finish_full(pixels, orientation, working_size)
+    return _finish(pixels, working_size, orientation)
 
 
 def size(source: Path) -> tuple[int, int]:
@@ -122,8 +124,10 @@ def size(source: Path) -> tuple[int, int]:
     """
     name = str(source)
     with reading(name), files.open_file(source) as file, _named(name), _open(file) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         width, height = image.size
+        if image.format == "TIFF":  # Pillow gives the size as it is shown
+            return width, height
+        turned = _orientation(image) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
 
@@ -153,7 +157,7 @@ def traits(contents: bytes) -> Traits:
             size=image.size,
             transparent=image.has_transparency_data,
             animated=getattr(image, "is_animated", False) and image.format != "MPO",
-            turned=image.getexif().get(_ORIENTATION, 1) not in (0, 1),
+            turned=_orientation(image) not in (0, 1),
         )
 
 
@@ -202,8 +206,25 @@ def _by_pillow(
     Pillow's own copy of them is gone before anything else is made of them."""
     with _open(io.BytesIO(contents)) as image:
         image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        return (rgb_pixels(image) if plain is None else plain), orientation
+        pixels = rgb_pixels(image) if plain is None else plain
+        return pixels, _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied. Read it after the pixels: Pillow turns a
+    TIFF when it loads it, and then removes the tag."""
+    return int(image.getexif().get(_ORIENTATION, 1))
+
+
+def _load_unmapped(image: Image.Image) -> None:
+    """Load a TIFF without mapping its file: Pillow maps one that lies on its side with the sides
+    exchanged, which scrambles it."""
+    if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
+        name, image.filename = image.filename, ""
+        try:
+            image.load()
+        finally:
+            image.filename = name
 
 
 def _may_be_turned(jpeg: bytes) -> bool:
