@@ -128,6 +128,89 @@ def test_odd_jpegs_are_left_to_pillow(tmp_path):
         assert decode._plain_jpeg(damaged, None) is None
 
 
+WAYS_OF_DAMAGE = {
+    "cut and closed": lambda jpeg, at: jpeg[:at] + b"\xff\xd9",
+    "zeros": lambda jpeg, at: jpeg[:at] + bytes(900) + jpeg[at + 900 :],
+    "rubbish": lambda jpeg, at: jpeg[:at] + noise_bytes(900) + jpeg[at + 900 :],
+    "a piece is missing": lambda jpeg, at: jpeg[:at] + jpeg[at + 900 :],
+}
+
+
+def noise_bytes(count):
+    return np.random.default_rng(3).integers(0, 255, count, np.uint8).tobytes()  # never 0xff
+
+
+def noisy_jpeg(mode="RGB", **options):
+    noise = np.random.default_rng(1).integers(0, 60, (150, 200, 3))
+    image = Image.fromarray((np.asarray(smooth(200, 150)) // 2 + noise).astype(np.uint8))
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, "JPEG", quality=85, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", WAYS_OF_DAMAGE)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_blocks": 9}, {"mode": "L"}, {"mode": "CMYK"}],
+)
+def test_a_jpeg_with_damaged_pixels_is_named(tmp_path, damage, turned, options):
+    """Pillow reads all of these without a word, with large parts grey or shifted."""
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 6
+    jpeg = noisy_jpeg(exif=exif, **options)
+    assert decode.decode(jpeg).shape[2] == 3
+    contents = WAYS_OF_DAMAGE[damage](jpeg, len(jpeg) // 2)
+    with Image.open(io.BytesIO(contents)) as image:
+        image.load()
+    path = tmp_path / "x.jpg"
+    path.write_bytes(contents)
+    for read in (
+        decode.decode,
+        lambda p: decode.decode(p, 32),
+        lambda p: decode.decode_full(p, 32),
+    ):
+        with pytest.raises(PictureError, match=r"x\.jpg: a damaged JPEG \(.*\)"):
+            read(path)
+
+
+def test_harmless_warnings_about_a_jpeg_change_nothing():
+    jpeg = noisy_jpeg()
+    at = jpeg.index(b"JFIF") + 5
+    odd = {
+        "zeros before the end marker": jpeg[:-2] + bytes(7) + jpeg[-2:],
+        "bytes after the end": jpeg + noise_bytes(500),
+        "another revision of JFIF": jpeg[:at] + b"\x03\x07" + jpeg[at + 2 :],
+    }
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)))
+    for name, contents in odd.items():
+        assert np.array_equal(decode.decode(contents), expected), name
+        assert np.array_equal(decode.decode(contents, 40), decode.decode(jpeg, 40)), name
+    hidden = WAYS_OF_DAMAGE["rubbish"](odd["another revision of JFIF"], len(jpeg) // 2)
+    with pytest.raises(PictureError, match="a damaged JPEG"):
+        decode.decode(hidden)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.gif", "x.webp", "x.tiff", "x.bmp", "x.ppm", "x.avif"])
+def test_other_formats_that_end_early_are_named(tmp_path, name):
+    whole = save(Image.open(io.BytesIO(noisy_jpeg())), tmp_path, name).read_bytes()
+    assert decode.decode(whole).shape == (150, 200, 3)
+    ends = {"x.png": whole[-12:], "x.gif": b"\0;"}
+    for cut in (whole[: len(whole) // 2], whole[: len(whole) // 2] + ends.get(name, b"")):
+        for read in (decode.decode, lambda c: decode.decode_full(c, 32)):
+            with pytest.raises(PictureError, match=r"cannot be decoded|not a picture"):
+                read(cut)
+
+
+def test_a_png_that_fails_its_own_checksum_is_named(tmp_path):
+    whole = save(Image.open(io.BytesIO(noisy_jpeg())), tmp_path, "x.png").read_bytes()
+    for at in (20, len(whole) // 2):  # in the header, which has a CRC; in the pixels
+        changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        with pytest.raises(PictureError):
+            decode.decode(changed)
+
+
 TURNED = [
     ("png", {}),
     ("webp", {"lossless": True}),

@@ -8,6 +8,7 @@ that is odd (CMYK, damaged), goes to Pillow. PyTorch resizes, three times as fas
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,10 +63,7 @@ def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
     name = str(source) if isinstance(source, Path) else "the picture"
     contents = files.read(source) if isinstance(source, Path) else source
     with _named(name):
-        plain = _plain_jpeg(contents, working_size)
-        if plain is not None and not _may_be_turned(contents):
-            return _finish(plain, working_size, 1)
-        pixels, orientation = _by_pillow(contents, working_size, plain)
+        pixels, orientation = _stored(contents, working_size)
         return _finish(pixels, working_size, orientation)
 
 
@@ -86,7 +84,7 @@ def decode_full(source: Path | bytes, shorter: int) -> np.ndarray:
     name = str(source) if isinstance(source, Path) else "the picture"
     contents = files.read(source) if isinstance(source, Path) else source
     with _named(name):
-        return _finish_full(*_by_pillow(contents), shorter)
+        return _finish_full(*_stored(contents), shorter)
 
 
 def from_memory(
@@ -179,24 +177,61 @@ def _heif_version() -> str:
         return "none"
 
 
+def _stored(contents: bytes, working_size: int | None = None) -> tuple[np.ndarray, int]:
+    """The pixels as they are stored, and the orientation that is still to be applied."""
+    plain = _plain_jpeg(contents, working_size)
+    if plain is not None and not _may_be_turned(contents):
+        return plain, 1
+    return _by_pillow(contents, working_size, plain)
+
+
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
     """The pixels of a JPEG as it is stored, at most 8 times as small; None for what Pillow has to
-    read or refuse: other formats, CMYK, damaged files, claims of too many pixels."""
+    read or refuse: other formats, CMYK, odd or incomplete files, claims of too many pixels.
+
+    Raises:
+        PictureError: libjpeg says that the pixels are damaged. Pillow ignores these warnings.
+    """
     if not contents.startswith(b"\xff\xd8\xff"):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(contents)
-        if colours not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
+        if height * width > MAX_PIXELS:
+            return None
+        if colours not in ("YCbCr", "Gray", "RGB"):
+            simplejpeg.decode_jpeg(contents, "CMYK", min_height=1, min_width=1, min_factor=1)
             return None
         target = shrunk((width, height), working_size)
         fits = min(width // target[0], height // target[1])
         scale = next(scale for scale in (8, 4, 2, 1) if fits >= scale)
         small = (-(-height // scale), -(-width // scale)) if scale > 1 else (0, 0)
         pixels: np.ndarray = simplejpeg.decode_jpeg(contents, "RGB", False, False, *small, 1)
-    except ValueError:  # damaged: Pillow reads it or says what is wrong with it
-        return None
+    except ValueError as error:
+        told = str(error)
+        if "JFIF revision" in told:  # harmless, but libjpeg tells only its first warning
+            known = _with_known_revision(contents)
+            return None if known == contents else _plain_jpeg(known, working_size)
+        if _is_damage(told, contents):
+            said = told.removeprefix("Corrupt JPEG data: ")
+            raise PictureError(f"a damaged JPEG ({said}): part of it would be wrong") from error
+        return None  # Pillow reads it or says what is wrong with it
     expected = (*(small if scale > 1 else (height, width)), 3)
     return pixels if pixels.shape == expected else None
+
+
+def _with_known_revision(jpeg: bytes) -> bytes:
+    at = jpeg.find(b"JFIF\0") + 5
+    return jpeg[:at] + b"\1\1" + jpeg[at + 2 :]
+
+
+def _is_damage(warning: str, jpeg: bytes) -> bool:
+    """Whether a warning of libjpeg means wrong pixels. It does not where zeros are left over before
+    the end marker (0xd9), which some cameras write. Files that end early are left to Pillow, which
+    refuses them."""
+    padding = re.fullmatch(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9", warning)
+    if padding and bytes(int(padding[1])) + b"\xff\xd9" in jpeg:
+        return False
+    return warning.startswith(("Corrupt JPEG data", "Inconsistent progression"))
 
 
 def _by_pillow(
