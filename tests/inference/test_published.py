@@ -114,11 +114,15 @@ def test_a_line_of_pixels_takes_little_memory():
     assert found.shape == (5120, 256, 3)
 
 
-def test_known_weights_say_full_and_trained_ones_say_scaled(tmp_path, monkeypatch, trained):
+def test_converted_models_decode_in_full_and_trained_ones_scaled(tmp_path, monkeypatch, trained):
     network = torchvision.models.resnet18()
     torch.save(network.state_dict(), tmp_path / "r.pth")
-    convert(tmp_path / "r.pth", tmp_path / "plain.safetensors")
-    assert modelfile.read_header(tmp_path / "plain.safetensors").preprocessing.decoder == "scaled"
+    found = convert(tmp_path / "r.pth", tmp_path / "plain.safetensors")
+    assert "decoded in full" in found.notes[-1]
+    plain = modelfile.read_header(tmp_path / "plain.safetensors").preprocessing
+    large = saved(photo((1601, 1203)), "JPEG", quality=90)
+    preset = Preset(crop_size=224, resize_size=256)  # what its own code usually is
+    assert torch.equal(plain.crop(plain.pixels(large)), pixels_of(preset, theirs(large)))
     known = "resnetkit.models.conversion._published"  # as if the file had the published hash
     monkeypatch.setattr(known, lambda path: ResNet18_Weights.IMAGENET1K_V1)
     convert(tmp_path / "r.pth", tmp_path / "known.safetensors")

@@ -35,8 +35,8 @@ def convert(
             ``"imagenet"``. By default those of published weights, or else the numbers from 0.
         preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; by default those of
             published weights, or else resize to 256 and crop to 224 px, or 32 px for nets with
-            the small stem. The decoder is ``"full"`` for published weights and for
-            ``classes="imagenet"``, so that they answer as they did when they were measured.
+            the small stem. The decoder is ``"full"``, so that the model sees the pixels that its
+            own code saw.
 
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or has another number of
@@ -63,13 +63,12 @@ def convert(
             else (f"the {count} classes have numbers for names")
         )
         notes.append(f"{has}; --classes gives names")
-    sizes = _input_sizes(found, published)
-    if published is not None or (classes == "imagenet" and sizes["crop_size"] == 224):
-        sizes["decoder"] = "full"  # as their accuracies were measured
+    sizes = {**_input_sizes(found, published), "decoder": "full"}
     if preprocessing is None and published is None:
         notes.append(
             "the file does not say how its pictures were prepared; taken: shorter side "
-            f"{sizes['resize_size']}, crop {sizes['crop_size']} px, ImageNet's mean and deviation"
+            f"{sizes['resize_size']}, crop {sizes['crop_size']} px, ImageNet's mean and deviation; "
+            "large JPEGs are decoded in full, as other code does"
         )
     prepared = Preprocessing.from_dict({**sizes, **(preprocessing or {})})
     header = Header(
