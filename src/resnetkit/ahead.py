@@ -50,7 +50,8 @@ def map_ahead(
 
     Raises:
         DataError: neither one nor any file of it came within `STUCK` seconds, nor a second time;
-            the message names the files that are being read. Whatever ``function`` raises is raised in its place.
+            the message names the files that are being read. Whatever ``function`` raises is raised
+            in its place.
     """
     if workers == 0:
         yield from map(function, items)
