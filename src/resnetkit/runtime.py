@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import metadata
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from .errors import RecipeError, ResnetkitError, TrainingError
 from .limits import cpu_quota
@@ -30,6 +31,10 @@ PATIENCE = timedelta(days=1)
 or 30 minutes) would end a run in a long evaluation. Waiting for a rank that has died is not left to
 this: its connection breaks, and torchrun stops the others."""
 
+NCCL_PATIENCE = timedelta(minutes=10)
+"""How long an exchange between GPUs may take. NCCL does not notice that a peer is gone, and no rank
+works alone while others wait in NCCL: they wait in `Runtime.once`, which goes through gloo."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -37,7 +42,8 @@ class Runtime:
 
     Args:
         device: ``cpu``, ``cuda`` or ``mps``.
-        precision: ``"bf16"`` computes convolutions under autocast, ``"fp32"`` does not.
+        precision: ``"bf16"`` and ``"fp16"`` compute convolutions under autocast; ``"fp32"`` does
+            not.
         rank: which of the processes of this run this one is, from 0; see `connected`.
         world_size: how many processes there are.
         memory_format: of the network and its input; see `for_network`.
@@ -56,13 +62,28 @@ class Runtime:
 
     def autocast(self) -> torch.autocast:
         """The context in which the network runs forward."""
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, kind, enabled=self.precision != "fp32")
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return what keeps the gradients of fp16 within its range; it does nothing for others."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @contextmanager
+    def tuned(self, enabled: bool) -> Iterator[None]:
+        """Let cuDNN try its algorithms on each new shape and keep the fastest: worth it where the
+        same shapes come back. The setting is the process's; it is put back at the end."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = before or (enabled and self.device.type == "cuda")
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given; a clock read after this is honest."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
@@ -85,7 +106,7 @@ class Runtime:
                 answer[0] = function(*args, **named)
             except Exception as error:
                 failure, answer[1] = error, str(error)
-        distributed.broadcast_object_list(answer, src=0)
+        distributed.broadcast_object_list(answer, src=0, group=_patient_group)
         if failure is not None:
             raise failure
         if answer[1] is not None:
@@ -100,8 +121,55 @@ class Runtime:
         if self.world_size == 1:
             return [mine.tolist()]
         rows = [torch.empty_like(mine) for _ in range(self.world_size)]
-        distributed.all_gather(rows, mine)
+        distributed.all_gather(rows, mine, group=_patient_group)
         return [row.tolist() for row in rows]
+
+
+_patient_group: Any = None
+"""What `Runtime.once` and `Runtime.gather` go through: gloo, with `PATIENCE`."""
+
+
+def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start to copy a tensor to the CPU. The function that is returned waits for that copy alone,
+    not for work that was queued after it."""
+    if tensor.device.type != "cuda":  # PyTorch promises no order for copies from Apple's GPUs
+        return tensor.cpu
+    copy = tensor.to("cpu", non_blocking=True)  # into pinned memory
+    done = torch.cuda.current_stream(tensor.device).record_event()
+
+    def read() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return read
+
+
+_fp32_lock = Lock()
+_fp32_before: list[list[str]] = []  # one entry for each `full_fp32` that is open
+
+
+@contextmanager
+def full_fp32(device: torch.device) -> Iterator[None]:
+    """Compute fp32 in fp32. By default cuDNN rounds the factors of convolutions to TF32, with 10
+    bits, on cards that have it. The settings are the process's: the last of several threads to
+    leave puts them back."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    settings = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+    with _fp32_lock:
+        _fp32_before.append([setting.fp32_precision for setting in settings])
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        with _fp32_lock:
+            before = _fp32_before[0] if len(_fp32_before) == 1 else ["ieee"] * 3
+            _fp32_before.pop()
+            for setting, value in zip(settings, before, strict=True):
+                setting.fp32_precision = value
 
 
 def world_size() -> int:
@@ -137,6 +205,7 @@ def connected() -> Iterator[None]:
     from torch.distributed.nn import functional  # noqa: F401
     from torch.distributed.rendezvous import rendezvous
 
+    global _patient_group
     cuda = torch.cuda.is_available()
     if cuda and _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
@@ -144,9 +213,11 @@ def connected() -> Iterator[None]:
     board, number, size = next(rendezvous("env://", timeout=PATIENCE))
     # A second connection of these processes must not read the addresses of the first.
     store = PrefixStore(f"{(board.add('connections', 1) - 1) // size}", board)
+    limit = NCCL_PATIENCE if cuda else PATIENCE
     distributed.init_process_group(
-        backends, store=store, rank=number, world_size=size, timeout=PATIENCE
+        backends, store=store, rank=number, world_size=size, timeout=limit
     )
+    _patient_group = distributed.new_group(timeout=PATIENCE, backend="gloo") if cuda else None
     together = False  # whether the others come to this end too
     try:
         yield
@@ -161,6 +232,7 @@ def connected() -> Iterator[None]:
     finally:
         if together:
             _wait_for_all(store, number, size)
+        _patient_group = None
         distributed.destroy_process_group()
 
 
@@ -190,10 +262,17 @@ def pick(device: str = "auto", precision: str = "auto") -> Runtime:
         RecipeError: a device or precision that this machine has not.
     """
     chosen = _device(device)
-    if precision not in ("auto", "bf16", "fp32"):
-        raise RecipeError(f"precision is auto, bf16 or fp32; got {precision!r}")
+    if precision not in ("auto", "bf16", "fp16", "fp32"):
+        raise RecipeError(f"precision is auto, bf16, fp16 or fp32; got {precision!r}")
+    if precision == "fp16" and chosen.type != "cuda":
+        raise RecipeError(
+            f"precision fp16 is for CUDA GPUs, and this run is on {chosen}. "
+            "Set precision to auto, bf16 or fp32"
+        )
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(chosen) else "fp32"
+        if precision == "fp32" and chosen.type == "cuda" and _capability(chosen) >= (7, 0):
+            precision = "fp16"  # before 7.0 (V100) it is no faster
     return Runtime(chosen, precision, rank(), world_size())
 
 
@@ -237,7 +316,7 @@ def _own_gpu(name: str) -> torch.device:
 def _has_fast_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 itself; where it is emulated, fp32 is faster."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.version.hip is not None or _capability(device) >= (8, 0)
     if device.type == "cpu":
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
@@ -282,6 +361,11 @@ def _breaks_channels_last(module: nn.Module) -> bool:
     )
 
 
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA GPU: (7, 5) for a T4, (8, 0) for an A100."""
+    return torch.cuda.get_device_capability(device)
+
+
 def default_workers() -> int:
     """Return how many threads read images: one for each core, at most 16. Processes on one machine
     share its cores; readers never take compute threads away."""
@@ -308,11 +392,12 @@ def restored_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions that a result was reached with, for ``environment.json``."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions that a result was reached with on ``device``, for
+    ``environment.json``."""
     packages = ("resnetkit", "torch", "torchvision", "numpy", "pillow", "safetensors")
     versions = {name: metadata.version(name) for name in packages}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -49,6 +49,7 @@ from resnetkit.data.loader import Loader
 from resnetkit.models import get_model
 from resnetkit.training import loop, parallel
 from resnetkit.training.optim import class_weights, make_optimizer
+from resnetkit.training.outcomes import totals
 from resnetkit.training.recipe import load
 
 data, out, mixed = sys.argv[1], sys.argv[2], sys.argv[3] == "mixed"
@@ -76,7 +77,7 @@ with runtime.connected():
     loader = Loader(pictures, 8, 1, where.rank, where.world_size, mixed=mixed)
     steps = []
     for batch in loader.training(recipe.augmentation(), 24, recipe.seed, 0):
-        loss, right = loop.training_step(state, batch, recipe, where, 0.05, weights)
+        loss, right = totals(loop.training_step(state, batch, recipe, where, 0.05, weights))
         steps.append({
             "pictures": batch.indices[batch.places][batch.lead:].tolist(),
             "images": torch.cat(seen),

@@ -14,12 +14,14 @@ from torch.nn import functional as F
 
 from resnetkit import load, train
 from resnetkit.data import folder
+from resnetkit.data.cache import Pictures
 from resnetkit.data.loader import Loader
 from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
 from resnetkit.models import get_model, modelfile
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
 from resnetkit.training.optim import make_optimizer
+from resnetkit.training.outcomes import totals
 from resnetkit.training.recipe import load as load_recipe
 
 
@@ -88,7 +90,7 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
 
     torch.manual_seed(recipe.seed)
     model = get_model("cifar_resnet20", width=8, num_classes=3)
-    loader = Loader(loop.Pictures(part, recipe.preprocessing()), 8, 0)
+    loader = Loader(Pictures(part, recipe.preprocessing()), 8, 0)
     losses = []
     for batch in loader.training(recipe.augmentation(), 32, recipe.seed, 0):
         x = batch.images.float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -124,7 +126,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         identity = {"data": {"classes": ["a", "b", "c"]}}
         state = loop.State(model, make_optimizer(model, settings), identity)
         where, weights = Runtime(torch.device("cpu"), "fp32"), torch.tensor([1.0, 2.0, 0.5])
-        loss, _ = loop.training_step(state, batch, settings, where, 0.1, weights)
+        loss, _ = totals(loop.training_step(state, batch, settings, where, 0.1, weights))
         updated.append((loss, [p.detach().clone() for p in model.parameters()]))
     assert updated[0][0] == pytest.approx(updated[1][0], rel=1e-6)
     for first, second in zip(updated[0][1], updated[1][1], strict=True):

@@ -5,8 +5,9 @@ forgotten to be moved shows on any machine. Kernels, autocast and speed are not 
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from resnetkit import evaluate, load, train
+from resnetkit import evaluate, load, runtime, train
 from resnetkit.evaluation.explain import grad_cam
 from resnetkit.inference import bench, engines
 from resnetkit.models import modelfile
@@ -26,14 +27,41 @@ from resnetkit.training import loop
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 aten = torch.ops.aten
 BETWEEN_DEVICES = (aten.copy_.default, aten._to_copy.default)
+READS = (
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.nonzero.default,
+    aten.is_nonzero.default,
+)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)  # from the CPU too
+CAPABILITY = (8, 0)
+WAITS = []  # what a real GPU would have been waited for
+
+
+class Stream:
+    """Everything is done at once."""
+
+    def record_event(self):
+        return self
+
+    def wait_event(self, event):
+        pass
+
+    def synchronize(self):
+        pass
+
+
 DRIVER = {
     "_lazy_init": lambda: None,
     "is_available": lambda: True,
-    "is_bf16_supported": lambda **_: True,
+    "get_device_capability": lambda device: CAPABILITY,
     "device_count": lambda: 1,
-    "get_device_name": lambda: "a GPU that is not there",
-    "synchronize": lambda: None,
+    "get_device_name": lambda device: "a GPU that is not there",
+    "synchronize": lambda device: None,
+    "Stream": lambda device: Stream(),
+    "current_stream": lambda device: Stream(),
+    "stream": lambda stream: nullcontext(),
+    "device": lambda device: nullcontext(),
     "max_memory_allocated": lambda _: 10**6,
 }
 
@@ -58,6 +86,9 @@ class Pretended(torch.Tensor):
     device = property(lambda self: GPU)
     is_meta = property(lambda self: False)
 
+    def record_stream(self, stream):
+        pass
+
     def __deepcopy__(self, memo):
         copy = Pretended(self.held.clone())
         if isinstance(self, torch.nn.Parameter):
@@ -81,6 +112,7 @@ def compute(func, args, kwargs):
     if device is not None:
         on_gpu, kwargs = device.type != "cpu", {**kwargs, "device": CPU}
     bare = tree_map(lambda x: x.held if isinstance(x, Pretended) else x, (args, kwargs))
+    note_wait(func, args, kwargs, there, here)
     result = func(*bare[0], **bare[1])
     same = {id(x.held): x for x in there}  # of operations in place
 
@@ -90,6 +122,19 @@ def compute(func, args, kwargs):
         return same[id(x)] if id(x) in same else Pretended(x)
 
     return args[0] if func is aten.copy_.default else tree_map(wrapped, result)
+
+
+def note_wait(func, args, kwargs, there, here):
+    """Numbers that are read from the GPU, and copies that the CPU waits for."""
+    copied = func in BETWEEN_DEVICES and not kwargs.get("non_blocking")
+    if func is aten._to_copy.default:
+        leaves = bool(there) and kwargs.get("device") == CPU
+    else:
+        leaves = bool(there) and bool(here) and len(args) < 3  # copy_(to, from, non_blocking)
+    reads = bool(there) and func in READS
+    indexed = bool(there) and bool(here) and func in INDEXING
+    if (copied and leaves) or reads or indexed:
+        WAITS.append(str(func))
 
 
 class Dispatch(TorchDispatchMode):
@@ -109,12 +154,21 @@ class Names(TorchFunctionMode):
         kwargs = {name: named(x) for name, x in (kwargs or {}).items()}
         if func is torch.Tensor.to and GPU in (*map(named, args[1:]), *kwargs.values()):
             kwargs.pop("device", None)
+            waits = not kwargs.pop("non_blocking", False) and not isinstance(args[0], Pretended)
+            WAITS.extend(["to the GPU"] * waits)
             asked = [x for x in args[1:] if isinstance(x, torch.dtype)]
             tensor = args[0] if isinstance(args[0], Pretended) else Pretended(args[0].detach())
             return func(tensor, *asked, **kwargs) if asked or any(kwargs.values()) else tensor
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == GPU:
+            WAITS.append("made from numbers")
             return Pretended(func(*args, **{**kwargs, "device": CPU}))
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         return func(*args, **kwargs)
+
+
+def inference_mode(mode=True):
+    return torch.no_grad() if mode else nullcontext()
 
 
 @contextmanager
@@ -123,7 +177,7 @@ def pretended():
         for name, value in DRIVER.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         # Such tensors are not made for inference_mode, which changes no number.
-        stack.enter_context(mock.patch.object(torch, "inference_mode", torch.no_grad))
+        stack.enter_context(mock.patch.object(torch, "inference_mode", inference_mode))
         stack.enter_context(Names())
         stack.enter_context(Dispatch())
         yield
@@ -213,3 +267,52 @@ def test_a_trained_model_answers_there_as_on_the_cpu(flat_folder, small, tmp_pat
     network, _ = modelfile.read(run.model)
     expected = grad_cam(network.eval(), images, "layer3", [0, 2])
     np.testing.assert_allclose(heat.numpy(), expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixup": 0.2, "cutmix": 1.0, "ema": 0.9},
+        {"crop_padding": 4, "optimizer": "sgd", "clip_norm": 1.0},
+        {"erasing": 0.5, "accumulate": 2, "class_weights": "balanced"},
+        {"precision": "fp16", "trivial_augment": True, "clip_norm": 1.0},
+        {"precision": "fp16", "optimizer": "sgd", "ema": 0.9},
+    ],
+)
+def test_a_step_waits_for_nothing(settings, flat_folder, small, tmp_path, monkeypatch, gpu):
+    """From the beginning of a step to that of the next, with the batch between them."""
+    real, seen = loop.training_step, []
+
+    def step(*args):
+        seen.append(len(WAITS))
+        return real(*args)
+
+    monkeypatch.setattr(loop, "training_step", step)
+    settings = {
+        **small,
+        **THERE,
+        "epochs": 1,
+        "batch_size": 4,
+        "checkpoint_seconds": 1e9,
+    } | settings
+    train(flat_folder, out=tmp_path / "run", **settings)
+    waits = [WAITS[i:j] for i, j in itertools.pairwise(seen)]
+    assert len(waits) >= 8
+    assert waits[2:] == [[]] * len(waits[2:])
+
+
+def test_what_would_be_waited_for_is_counted(gpu):
+    there = torch.ones(3).to("cuda")
+    waits = [there[0].item, there.cpu, there.nonzero, lambda: bool(there[0])]
+    waits += [lambda: there[torch.tensor([1])], lambda: torch.ones(3).to("cuda")]
+    waits += [lambda: torch.tensor([1.0], device=GPU), lambda: int(there[0])]
+    for wait in waits:
+        before = len(WAITS)
+        wait()
+        assert len(WAITS) > before
+    before = len(WAITS)
+    torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+    runtime.fetch(there)
+    assert len(WAITS) == before
+    assert runtime.fetch(there)().tolist() == [1, 1, 1]

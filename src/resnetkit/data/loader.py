@@ -30,7 +30,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     indices: np.ndarray
-    places: np.ndarray | slice = field(default_factory=lambda: slice(None))
+    places: np.ndarray | Tensor | slice = field(default_factory=lambda: slice(None))
     lead: int = 0
 
 

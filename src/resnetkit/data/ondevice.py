@@ -55,7 +55,7 @@ class OnDevice(Loader):
         super().__init__(pictures, *args, **more)
         pixels = np.stack([pictures[index] for index in range(len(pictures))])
         self.images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-        self.labels = pictures.labels()
+        self.labels = pictures.labels().to(device)
         say(f"All {len(pictures):,} training pictures are on {device}, cut and mirrored there.")
 
     def _augmented(
@@ -79,19 +79,23 @@ class OnDevice(Loader):
             corners = chance.integers(0, room, (count, 2))
             boxes = np.concatenate([corners, np.full_like(corners, size)], 1)
         mirrored = chance.random(count) < (0.5 if augmentation.flip else 0)
+        # Copied once an epoch, since the CPU waits for each copy.
         where, mirror = torch.from_numpy(boxes).to(device), torch.from_numpy(mirrored).to(device)
+        order = torch.from_numpy(np.concatenate(chunks)[:, 0]).to(device)
         for number in range(*wanted.indices(len(chunks))):
-            indices = chunks[number][:, 0]
+            indices, start = chunks[number][:, 0], number * self.batch_size
             places, lead = self._share(len(indices))
-            own = (number * self.batch_size + np.arange(len(indices)))[places]
-            images = self.images[torch.from_numpy(indices[places]).to(device)]
-            at = torch.from_numpy(own).to(device)
+            own = range(len(indices))[places] if isinstance(places, slice) else places[lead:]
+            at = torch.arange(int(own[0]) - lead, int(own[-1]) + 1, device=device)
+            at = start + at % len(indices)  # before the first comes the last
+            images = self.images[order[at]]
             if padding is not None:
                 images = F.pad(_resized(images, height, width), [padding] * 4)
             images = cut(images, where[at], size)
             images = torch.where(mirror[at].view(-1, 1, 1, 1), images.flip(-1), images)
             images = images.contiguous(memory_format=torch.channels_last)
-            yield Batch(images, self.labels[indices], indices, places, lead)
+            whole = self.labels[order[start : start + len(indices)]]
+            yield Batch(images, whole, indices, places, lead)
 
 
 def random_boxes(
@@ -142,10 +146,10 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
     """``(n, 3, H, W)`` uint8 -> ``(n, 3, height, width)`` uint8."""
     if images.shape[-2:] == (height, width):
         return images
-    whole = torch.tensor(images.shape[-2:], device=images.device).view(2, 1)
-    nought = torch.zeros_like(whole)
-    rows = _filters(nought[0], whole[0], images.shape[-2], height)  # (1, 1, height, H)
-    columns = _filters(nought[1], whole[1], images.shape[-1], width)  # (1, 1, width, W)
+    zero = torch.zeros(1, dtype=torch.int64, device=images.device)
+    high, wide = images.shape[-2:]
+    rows = _filters(zero, torch.full_like(zero, high), high, height)  # (1, 1, height, H)
+    columns = _filters(zero, torch.full_like(zero, wide), wide, width)  # (1, 1, width, W)
     return _filtered(images, rows, columns)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -104,11 +105,19 @@ def _three_numbers(values: Any) -> bool:
     )
 
 
+@lru_cache(maxsize=16)
+def _mean_and_std(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both on the device, where they stay: copying them there would make each batch wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(mean, device=device), torch.tensor(std, device=device)
+
+
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """``(N, 3, H, W)`` uint8 -> float32 of about zero mean and unit variance, same device."""
     count, channels, height, width = images.shape
-    mean = torch.tensor(preprocessing.mean, device=images.device)
-    std = torch.tensor(preprocessing.std, device=images.device)
+    mean, std = _mean_and_std(preprocessing.mean, preprocessing.std, images.device)
     if not images.is_contiguous(memory_format=torch.channels_last):
         shape = (channels, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean.view(shape)).div_(std.view(shape))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import runtime
 from ..data.cache import Pictures
+from ..data.device_loader import to_device
 from ..data.folder import Part
 from ..data.loader import Loader
 from ..data.transforms import normalize
@@ -55,22 +56,33 @@ def predict_logits(
     device: torch.device,
     workers: int,
     advance: Callable[[str], None] = _silent,
+    *,
+    batch_size: int = BATCH_SIZE,
+    precision: str = "fp32",
 ) -> Tensor:
-    """Run a network in eval mode, fp32, over pictures; ``(n, classes)`` float32 on the CPU.
+    """Run a network in eval mode over pictures; ``(n, classes)`` float32 on the CPU.
 
     ``advance`` is called after each batch. Each module is left in the mode that it came in.
+
+    Args:
+        precision: ``fp32``, which is exact on every card; ``bf16`` or ``fp16`` under autocast.
 
     Raises:
         PictureError: a picture cannot be read.
     """
-    layout = runtime.memory_format(model, device)
-    rows = []
-    with in_mode(model, training=False), torch.inference_mode():
-        for batch in Loader(pictures, BATCH_SIZE, workers).evaluation():
-            images = normalize(batch.images.to(device), pictures.preprocessing)
-            rows.append(model(images.contiguous(memory_format=layout)).float().cpu())
+    layout = runtime.memory_format(model, device, precision)
+    rows: list[Callable[[], Tensor]] = []
+    coming = Loader(pictures, batch_size, workers).evaluation()
+    autocast = runtime.Runtime(device, precision).autocast()
+    evaluating = in_mode(model, training=False)
+    with evaluating, torch.inference_mode(), autocast, runtime.full_fp32(device):
+        for batch in to_device(coming, device):
+            images = normalize(batch.images, pictures.preprocessing)
+            logits = model(images.contiguous(memory_format=layout))
+            rows.append(runtime.fetch(logits.float()))
             advance("")
-    return torch.cat(rows).clone()
+        found = [row() for row in rows]
+    return torch.cat(found).clone()
 
 
 Progress = Callable[[int], Callable[[str], None]]
@@ -161,7 +173,8 @@ def evaluate_part(
     if views.count == 1:
         logits = predict_logits(network, pictures, chosen, workers, advance)
     else:
-        logits = predict_views(network, pictures, views, chosen, workers, advance)
+        with runtime.full_fp32(chosen):
+            logits = predict_views(network, pictures, views, chosen, workers, advance)
     seen = {
         "image_size": preprocessing.crop_size,
         "resize_size": preprocessing.resize_size,

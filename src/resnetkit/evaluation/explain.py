@@ -148,11 +148,12 @@ def explain(
             continue
         images = normalize(stack([seen]).to(where), preprocessing)
         images = images.contiguous(memory_format=layout)
-        with torch.inference_mode():
+        with torch.inference_mode(), runtime.full_fp32(where):
             shares = probabilities(network(images).float().cpu())[0]
         best = int(shares.argmax())
         target = best if name is None else header.classes.index(name)
-        heat = grad_cam(network, images, layer, target)
+        with runtime.full_fp32(where):
+            heat = grad_cam(network, images, layer, target)
         heat = F.interpolate(heat[None], (shown, shown), mode="bilinear", align_corners=False)
         yield Explanation(
             file,

@@ -70,7 +70,7 @@ def measure(
         "limits": limits,
         "throughput": [],
         "latency": [],
-        "machine": runtime.environment(),
+        "machine": runtime.environment(chosen),
     }
     for choice in choices:
         note(f"Measuring {choice.engine}, {choice.precision}.")

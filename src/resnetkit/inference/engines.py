@@ -73,7 +73,7 @@ class Engine:
         In bf16, pictures between whose two best classes it is nearly a tie are computed again by
         the reference: rounding alone could decide there.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), runtime.full_fp32(images.device):
             vectors = self.features(images)
             logits = self.head(vectors)
             close = _ties(logits) if self.choice.precision == "bf16" else None

@@ -16,13 +16,16 @@ from typing import Any
 
 from .. import randomness, runtime
 from ..data import folder
+from ..data.device_loader import to_device
 from ..data.loader import Batch, Loader
 from ..errors import RecipeError, TrainingError
 from ..progress import bar
 from . import plan, start
 from .depth import shallow
 from .loop import training_step
+from .memory_limit import enough_memory
 from .optim import class_weights, make_optimizer, set_trainable
+from .outcomes import totals
 from .preparation import identity_of, prepare
 from .recipe import Recipe
 from .state import State
@@ -69,7 +72,8 @@ def find_lr(
     prepared = prepare(listing, chosen, workers)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
     model, _, where = start.begin(chosen, len(listing.classes), where)
-    state = State(model, make_optimizer(model, chosen), identity_of(prepared, chosen))
+    identity = identity_of(prepared, chosen)
+    state = State(model, make_optimizer(model, chosen), identity, scaler=where.scaler())
     state.network = shallow(model, chosen)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
     set_trainable(model, chosen, 0, 1)
@@ -83,8 +87,10 @@ def find_lr(
     )
     batches = _batches(loader, chosen)
     with bar("trying learning rates", STEPS) as advance:
-        for rate, batch in zip(_rates(), batches, strict=False):
-            loss, _ = training_step(state, batch, chosen, where, rate, weights)
+        for rate, batch in zip(_rates(), to_device(batches, where.device), strict=False):
+            with enough_memory(chosen, where):
+                outcome = training_step(state, batch, chosen, where, rate, weights)
+            loss, _ = totals(outcome)
             if not math.isfinite(loss) or (losses and loss > 4 * min(losses) + 1):
                 break
             losses.append(loss)

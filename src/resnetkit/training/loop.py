@@ -6,7 +6,6 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from torch.nn import functional as F
 
 from .. import randomness, runtime
 from ..data import folder
-from ..data.cache import Pictures
-from ..data.loader import Batch, shares
+from ..data.device_loader import to_device
+from ..data.loader import Batch
 from ..data.mixing import mix
 from ..data.ondevice import make_loader
 from ..data.transforms import normalize
-from ..errors import TrainingError
-from ..evaluation.evaluate import predict_logits
+from ..evaluation.evaluate import BATCH_SIZE, predict_logits
 from ..evaluation.metrics import accuracy_and_loss
 from ..progress import bar, say
 from ..runtime import Runtime
@@ -32,6 +30,7 @@ from .depth import shallow
 from .ema import Average
 from .events import Events
 from .interrupts import Interrupts, leave
+from .memory_limit import enough_memory
 from .optim import (
     class_weights,
     learning_rate,
@@ -39,6 +38,7 @@ from .optim import (
     set_learning_rate,
     set_trainable,
 )
+from .outcomes import Outcomes
 from .preparation import Prepared, check_equal, identity_of, prepare
 from .recipe import Recipe
 from .run import (
@@ -121,7 +121,7 @@ def train(
     model = parallel.synchronized(model, chosen)
     average = Average(model, chosen.ema) if chosen.ema else None
     optimizer = make_optimizer(model, chosen)
-    state = State(model, optimizer, identity, average, world_size=where.world_size)
+    state = State(model, optimizer, identity, average, where.scaler(), world_size=where.world_size)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
     loader = make_loader(
         where.device,
@@ -146,7 +146,7 @@ def train(
             counts = len(prepared.train), len(prepared.val)
             expected = plan.measure(model, chosen, where, *counts)
             say(plan.describe(prepared, chosen, where, model, workers, expected))
-        run = where.once(write_beginning, run, prepared, chosen, data)
+        run = where.once(write_beginning, run, prepared, chosen, data, where.device)
         say(f"{'results in':14}{run.path}\n")
     else:
         state.restore(saved)
@@ -157,38 +157,41 @@ def train(
 
     saving = Checkpoints(run.path / "state", chosen.checkpoint_seconds, saved)
     watching = Events(run.path / "tensorboard" if tensorboard and where.rank == 0 else None)
-    compiling = parallel.compiling(chosen)
-    with saving as checkpoints, watching as events, Interrupts() as interrupts, compiling:
+    sizes = {chosen.train_size(epoch) for epoch in range(chosen.epochs)}
+    tuning, compiling = where.tuned(steps >= 100 * len(sizes)), parallel.compiling(chosen)
+    with saving as checkpoints, watching as events, tuning, compiling, Interrupts() as interrupts:
         where.once(checkpoints.hold)
         while state.epoch < chosen.epochs and not state.is_stuck(chosen.patience):
             # An epoch of training: order and pictures are f(seed, epoch).
             size, first = chosen.train_size(state.epoch), state.batch
             last = min(batches, steps - batches * state.epoch)  # of a run of so many steps
             augment, epoch = chosen.augmentation(), state.epoch
+            outcomes = Outcomes(state, prepared.train.part, where)
             coming = loader.training(augment, size, chosen.seed, epoch, first, last)
             with bar(f"epoch {epoch + 1}/{chosen.epochs}", last, first) as advance:
-                clock = time.perf_counter()
-                for batch in coming:
+                for batch in to_device(coming, where.device):
                     if state.batch == first or state.step in turns:  # what is trained may change
                         set_trainable(model, chosen, state.step, steps)
                         network = short if state.step < short_steps else model
                         state.network = parallel.wrap(network, chosen, where, state.network)
                     rate = learning_rate(chosen, state.step, steps)
-                    loss, right = training_step(state, batch, chosen, where, rate, weights)
-                    # One exchange a step: all ranks must agree on when to save and to stop.
-                    told = where.gather([loss, right, checkpoints.due(), interrupts.asked or 0])
-                    losses, rights, dues, signals = zip(*told, strict=True)
-                    check_finite(losses, state.step, batch, prepared.train)
-                    seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                    state.end_step(sum(losses), int(sum(rights)), len(batch.indices), seconds)
+                    with enough_memory(chosen, where):
+                        outcome = training_step(state, batch, chosen, where, rate, weights)
+                    outcomes.add(outcome, batch.indices)
+                    # The step before is read only now: no GPU waits for what it does next.
+                    due, signal = outcomes.read(1, checkpoints.due(), interrupts.asked or 0)
                     advance(state.tally.text())
-                    pause(state, checkpoints, where, run, bool(dues[0]), int(max(signals)))
+                    if due or signal:
+                        outcomes.read(0)  # nothing is saved before its loss is known to be finite
+                        pause(state, checkpoints, where, run, due, signal)
+            outcomes.read(0)
 
             # What it reached, on pictures that it is not trained on; the best model is kept.
+            clock = time.perf_counter()
             state.check_finite()
             tested = state.evaluated  # the blocks that are still left out change no logit of it
             tested = shallow(tested, chosen) if state.step <= short_steps else tested
-            accuracy, val_loss = where.once(validate, tested, prepared, where, workers)
+            accuracy, val_loss = where.once(validate, tested, prepared, chosen, where, workers)
             row = {
                 "epoch": state.epoch + 1,
                 "image_size": size,
@@ -203,8 +206,8 @@ def train(
             where.once(write_epoch, run, state, header, better)
             events.write(row)
             say(epoch_line(row, state.timings[-1], chosen.epochs))
-            (signal,) = max(where.gather([interrupts.asked or 0]))
-            pause(state, checkpoints, where, run, due=True, signal=int(signal))
+            (asked,) = max(where.gather([interrupts.asked or 0]))
+            pause(state, checkpoints, where, run, due=True, signal=int(asked))
         where.once(checkpoints.finish)
     if state.epoch < chosen.epochs:
         say(f"No better epoch in {chosen.patience}; stopped early.")
@@ -221,17 +224,18 @@ def training_step(
     where: Runtime,
     rate: float,
     weights: Tensor | None = None,
-) -> tuple[float, int]:
-    """Forward, backward, update. Returns the mean loss, and how many pictures were right.
+) -> Tensor:
+    """Forward, backward, update. Returns, on the device, a row ``(loss, correct images)`` for each
+    part of the batch, ``(parts, 2)`` float32; nothing here waits for the device.
 
     ``weights`` are those of the classes in the loss. A batch may be computed in parts, whose
-    gradients add up; only batch norm sees the parts. Of several ranks each computes its share, and
-    returns its share of the mean loss: the sum over the ranks is that of the whole batch.
+    gradients add up; only batch norm sees the parts. Of several ranks each computes its share. The
+    mean loss of the whole batch is the sum over parts and ranks.
     """
-    model, optimizer = state.model, state.optimizer
+    model, optimizer, scaler = state.model, state.optimizer, state.scaler
     randomness.seed_generators(where.device, recipe.seed, "network", state.step, where.rank)
-    images = normalize(batch.images.to(where.device), recipe.preprocessing())  # (n, 3, S, S)
-    everyone = batch.labels.to(where.device)  # (N,) of the whole batch
+    images = normalize(batch.images, recipe.preprocessing())  # (n, 3, S, S)
+    everyone = batch.labels  # (N,) of the whole batch
     whole = len(everyone) if weights is None else weights[everyone].sum()
     labels = everyone[batch.places]  # (n,)
     images, targets = mix(
@@ -240,7 +244,7 @@ def training_step(
     images, targets, labels = (x[batch.lead :] for x in (images, targets, labels))
     images = images.contiguous(memory_format=where.memory_format)
 
-    total, right = 0.0, 0
+    rows = []
     count = min(recipe.accumulate, len(everyone) // where.world_size)  # the same on all ranks
     parts = [x.tensor_split(count) for x in (images, targets, labels)]
     for number, (image, target, label) in enumerate(zip(*parts, strict=True), 1):
@@ -253,33 +257,19 @@ def training_step(
             )
             loss = loss / whole
             # The exchange takes the mean of the ranks' gradients; what is wanted is their sum.
-            (loss * where.world_size).backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-        right += int((logits.detach().argmax(1) == label).sum())
+            scaler.scale(loss * where.world_size).backward()  # type: ignore[no-untyped-call]
+        correct = (logits.detach().argmax(1) == label).sum()
+        rows.append(torch.stack([loss.detach(), correct.float()]))
+    scaler.unscale_(optimizer)  # type: ignore[arg-type]
     if recipe.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     set_learning_rate(optimizer, rate)
-    optimizer.step()
+    scaler.step(optimizer)  # type: ignore[arg-type]  # not if a gradient overflowed
+    scaler.update()
     optimizer.zero_grad()
     if state.average is not None and state.step % recipe.ema_every == 0:
         state.average.update(model, state.step)
-    return total, right
-
-
-def check_finite(losses: Sequence[float], step: int, batch: Batch, pictures: Pictures) -> None:
-    """Stop before a network that is no longer finite is saved. ``losses`` are those of the ranks,
-    all of which find the same."""
-    wrong = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-    if not wrong:
-        return
-    of_rank = shares(batch.indices, len(losses))
-    names = ", ".join(str(pictures.part.paths[i]) for rank in wrong for i in of_rank[rank])
-    which = "this batch" if len(losses) == 1 else f"this batch on rank {', '.join(map(str, wrong))}"
-    raise TrainingError(
-        f"The loss is {losses[wrong[0]]} at step {step + 1}. A lower learning rate (--lr) usually "
-        "helps. The model files of the last whole epoch are kept. "
-        f"Pictures of {which}: {names}"
-    )
+    return torch.stack(rows)
 
 
 def pause(
@@ -295,8 +285,14 @@ def pause(
 
 
 def validate(
-    model: nn.Module, prepared: Prepared, where: Runtime, workers: int
+    model: nn.Module, prepared: Prepared, recipe: Recipe, where: Runtime, workers: int
 ) -> tuple[float, float]:
-    """Accuracy and loss on the validation part."""
-    logits = predict_logits(model, prepared.val, where.device, workers)
+    """Accuracy and loss on the validation part: on a CPU the numbers that `evaluate` will find, on
+    a GPU faster, in the precision of training and in batches that need no more memory than it."""
+    how: dict[str, Any] = {}
+    if where.device.type != "cpu":
+        at_once = max(BATCH_SIZE, 2 * recipe.at_once(where.world_size))
+        how = {"precision": where.precision, "batch_size": at_once}
+    with enough_memory(recipe, where):
+        logits = predict_logits(model, prepared.val, where.device, workers, **how)
     return accuracy_and_loss(logits, prepared.val.labels())

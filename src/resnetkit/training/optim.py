@@ -34,6 +34,11 @@ class Optimizer:
         momentum, nesterov: of SGD.
     """
 
+    # `torch.amp.GradScaler` sets ``found_inf`` around a step in fp16: 1 if a gradient overflowed.
+    # The kernels then change nothing, so that the CPU does not wait for the answer.
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+
     def __init__(
         self,
         kind: str,
@@ -73,6 +78,7 @@ class Optimizer:
             _gradients(trained),
             buffers,
             fused=True,
+            found_inf=self.found_inf,
             lr=lr,
             weight_decay=decay,
             momentum=self.momentum,
@@ -98,6 +104,7 @@ class Optimizer:
             [],
             [self.state[p]["step"] for p in trained],
             fused=True,
+            found_inf=self.found_inf,
             lr=lr,
             weight_decay=decay,
             beta1=0.9,

@@ -73,6 +73,16 @@ def synchronized(model: nn.Module, recipe: Recipe) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call, no-any-return]
 
 
+def local_norms(model: nn.Module) -> nn.Module:
+    """Undo `synchronized`: the batch norms see the batch of this process, and exchange nothing."""
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, nn.SyncBatchNorm):
+            local = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
+            local.__dict__.update(norm.__dict__)  # the same parameters, buffers and modes
+            model.set_submodule(name, local)
+    return model
+
+
 def wrap(
     model: nn.Module, recipe: Recipe, runtime: Runtime, before: nn.Module | None = None
 ) -> nn.Module:

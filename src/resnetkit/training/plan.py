@@ -25,8 +25,9 @@ from ..models.builders import ARCHITECTURES
 from ..progress import columns, counted, padded, printable, say
 from ..randomness import order
 from ..runtime import Runtime, cores
-from . import wording
+from . import parallel, wording
 from .depth import shallow
+from .memory_limit import enough_memory
 from .optim import Optimizer, make_optimizer
 from .preparation import Prepared
 from .recipe import Recipe
@@ -182,16 +183,18 @@ def measure(
 ) -> float:
     """Seconds that a run will take on so many pictures, from a few steps of training and evaluation
     on a copy of the network: this process's share of them in the parts of ``accumulate``, eager,
-    without the exchange of gradients. The real network and every source of chance stay as they are.
+    without any exchange: ranks measure different numbers of steps. The real network and every
+    source of chance stay as they are.
 
     Raises:
         RecipeError: batch norm cannot train on parts as small as these.
+        TrainingError: the memory of the device is not enough.
     """
     assert recipe.epochs is not None
     say("Measuring a few steps.")
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     middle = sorted(sizes)[len(sizes) // 2]
-    copy = deepcopy(model)
+    copy = parallel.local_norms(deepcopy(model))
     optimizer = make_optimizer(copy, recipe)
     per_step = per_evaluation = 0.0
     batches = max(1, trained // recipe.batch_size)
@@ -201,9 +204,10 @@ def measure(
     for network, part in ((shallow(copy, recipe), share), (copy, 1 - share)):
         if part:
             step = _training_step(network, optimizer, recipe, runtime, -(-own // parts), middle)
-            per_step += part * parts * _seconds(step, 10, runtime)
             evaluation = _evaluation_step(network, recipe, runtime)
-            per_evaluation += part * _seconds(evaluation, 2, runtime)
+            with enough_memory(recipe, runtime):
+                per_step += part * parts * _seconds(step, 10, runtime)
+                per_evaluation += part * _seconds(evaluation, 2, runtime)
     steps = batches * sum((size / middle) ** 2 for size in sizes)
     if recipe.steps is not None:  # the last epoch is not whole
         steps *= recipe.steps / (batches * recipe.epochs)

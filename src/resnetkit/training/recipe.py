@@ -155,8 +155,8 @@ class Recipe(BaseModel):
         None, description="stop after so many epochs without a better one"
     )
     # The machine
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="bf16 where the hardware multiplies it"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="bf16 if the hardware multiplies it, else fp16 on a CUDA GPU, else fp32"
     )
     threads: Positive | None = Field(
         None,
@@ -224,6 +224,10 @@ class Recipe(BaseModel):
             trivial_augment=self.trivial_augment,
             erasing=self.erasing,
         )
+
+    def at_once(self, processes: int) -> int:
+        """Images of a full batch that a process computes at once."""
+        return -(-self.batch_size // (self.accumulate * processes))
 
     def train_size(self, epoch: int) -> int:
         """Side of the training pictures in ``epoch`` (0-based): it grows linearly up to half-way,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import storage
 from ..data.folder import DataSet
 from ..errors import OutputError
@@ -208,7 +210,11 @@ def begun_with(
 
 
 def write_beginning(
-    run: RunFolder, prepared: Prepared, recipe: Recipe, data: str | os.PathLike[str]
+    run: RunFolder,
+    prepared: Prepared,
+    recipe: Recipe,
+    data: str | os.PathLike[str],
+    device: torch.device,
 ) -> RunFolder:
     """Claim the folder, and write what is known before the first step: recipe, classes, split,
     environment, and the inputs as the network will see them. Returns the folder that it became.
@@ -217,7 +223,7 @@ def write_beginning(
         OutputError: it cannot be made.
     """
     run.claim()
-    run.write_json(FIRST, {"data": str(Path(data).absolute()), **environment()})
+    run.write_json(FIRST, {"data": str(Path(data).absolute()), **environment(device)})
     run.write_text("recipe.yaml", recipe.to_yaml())
     run.write_json("classes.json", list(prepared.data.classes))
     if prepared.made_split:

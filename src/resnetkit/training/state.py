@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from ..errors import TrainingError
 from ..progress import say
@@ -15,6 +16,9 @@ from .checkpoint import Snapshot
 from .ema import Average
 from .optim import Optimizer
 from .recipe import Recipe
+
+SMALLEST_SCALE = 2.0**-10
+"""Of the loss in fp16. It begins at 2^16 and is halved at each overflow."""
 
 
 @dataclass
@@ -46,6 +50,8 @@ class Tally:
         return self.seen / self.seconds
 
     def text(self) -> str:
+        if not self.seen:
+            return ""
         return f"loss {self.loss:.3f}  accuracy {self.accuracy:.1%}  {self.speed:.0f} img/s"
 
 
@@ -60,6 +66,7 @@ class State:
     optimizer: Optimizer
     identity: dict[str, Any]  # of the run: its recipe, its data
     average: Average | None = None
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))  # see Runtime
     network: nn.Module | None = None  # what the training step runs forward; by default the model
     world_size: int = 1
     epoch: int = 0
@@ -91,9 +98,8 @@ class State:
         best = max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         return len(self.history) - int(best["epoch"]) >= patience
 
-    def end_step(self, loss: float, right: int, count: int, seconds: float) -> None:
-        """Note a step that is done, and turn to the next."""
-        self.tally.add(loss, right, count, seconds)
+    def end_step(self) -> None:
+        """Turn to the next step. What this one reached is noted when it is known."""
         self.batch += 1
         self.step += 1
 
@@ -118,14 +124,32 @@ class State:
         """Make sure that nothing is saved that cannot be used.
 
         Raises:
-            TrainingError: a weight is infinite or not a number.
+            TrainingError: a weight is infinite or not a number, or no gradient fits fp16.
         """
-        for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        self.check_scale()
+        tensors = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
+        for name, fine in zip(tensors, finite.cpu().tolist(), strict=True):  # read at once
+            if not fine:
                 raise TrainingError(
                     f"{name} is no longer finite after step {self.step}. A lower learning rate "
                     "(--lr) usually helps. What was saved before is kept"
                 )
+
+    def check_scale(self) -> None:
+        """Make sure that steps in fp16 are not all skipped.
+
+        Raises:
+            TrainingError: the scale of the loss was halved again and again, and gradients still
+                overflow.
+        """
+        scale = self.scaler.get_scale()
+        if scale < SMALLEST_SCALE:
+            raise TrainingError(
+                f"The gradients overflow fp16 at every scale of the loss: it fell to {scale:g}, "
+                "and all the steps on the way were skipped. Compute in fp32 (--set "
+                "precision=fp32), or lower the learning rate (--lr)"
+            )
 
     def snapshot(self) -> Snapshot:
         """A copy that later steps do not touch."""
@@ -140,6 +164,7 @@ class State:
             "world_size": self.world_size,
             "device": self._device(),
             "identity": self.identity,
+            "scaler": self.scaler.state_dict(),
         }
         # A copy in the memory order of the original: cheap, and contiguous only on the disk.
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors()}
@@ -179,6 +204,8 @@ class State:
         for key in ("epoch", "batch", "step", "history", "timings"):
             setattr(self, key, values[key])
         self.tally = Tally(**values["tally"])
+        if values.get("scaler"):  # only in fp16
+            self.scaler.load_state_dict(values["scaler"])
         accuracy, loss = values["best"]
         self.best = (accuracy, -math.inf if loss is None else loss)
 

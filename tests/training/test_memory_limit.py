@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resnetkit import train
+from resnetkit.errors import TrainingError
+from resnetkit.evaluation import evaluate
+from resnetkit.models import get_model
+from resnetkit.runtime import Runtime
+from resnetkit.training import loop, plan
+from resnetkit.training.memory_limit import enough_memory
+from resnetkit.training.recipe import load
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
+MPS = RuntimeError("MPS backend out of memory (MPS allocated: 8.80 GB, max allowed: 9.07 GB).")
+TOLD = r"(?s)not enough for \d+ images.*--set accumulate=2.*--batch-size 4.*out of memory"
+
+
+def raising(error):
+    def fail(*args, **settings):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [CUDA, MPS])
+@pytest.mark.parametrize("place", ["plan", "step", "validation"])
+def test_memory_that_is_short_is_told_with_what_to_do(
+    error, place, flat_folder, small, tmp_path, monkeypatch
+):
+    where, name = {
+        "plan": (plan.F, "cross_entropy"),
+        "step": (loop, "training_step"),
+        "validation": (evaluate, "normalize"),
+    }[place]
+    monkeypatch.setattr(where, name, raising(error))
+    with pytest.raises(TrainingError, match=TOLD) as told:
+        train(flat_folder, out=tmp_path / "run", show_plan=place == "plan", **small)
+    assert "And much more" not in str(told.value)
+
+
+def test_the_numbers_are_those_that_help():
+    recipe = load("fast").with_settings({"batch_size": 96, "accumulate": 4})
+    where = Runtime(torch.device("cuda", 1), "bf16", 0, 8)
+    with (
+        pytest.raises(TrainingError, match=r"cuda:1 .* 3 images .*accumulate=8.*--batch-size 48"),
+        enough_memory(recipe, where),
+    ):
+        raise CUDA
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match=r"^shapes$"), enough_memory(load("fast"), CPU):
+        raise RuntimeError("shapes")
+
+
+def test_measuring_exchanges_nothing_where_batch_norm_is_synchronised(monkeypatch):
+    """Ranks measure different numbers of steps: an exchange in one would wait for ever."""
+    recipe = load("demo").with_settings({"resize_size": 32, "epochs": 2, "batch_size": 8})
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(get_model("cifar_resnet20", width=4))
+    norms = [type(module) for module in model.modules()]
+    names = list(model.state_dict())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 2)
+    assert plan.measure(model, recipe, CPU, 16, 8) > 0
+    assert [type(module) for module in model.modules()] == norms
+    assert list(model.state_dict()) == names
