@@ -87,7 +87,11 @@ def test_a_network_among_others_is_found(prefix):
     assert (found.architecture, found.options) == ("resnet50", {"num_classes": 7})
     assert said(found, f"left out what is not in '{prefix}': 1, first neck.weight")
     twice = {f"teacher.{n}": t for n, t in shapes("resnet18").items()}
-    assert said(recognise({**state, **twice}), "the file also has") != []
+    both = {**twice, **state}
+    with pytest.raises(WeightsError, match=r"holds 2 networks: .*--prefix"):
+        recognise(both)
+    assert recognise(both, prefix="teacher").architecture == "resnet18"
+    assert said(recognise({**both, **head}, prefix=prefix), "the file also has 'teacher'") != []
 
 
 def said(found, words):

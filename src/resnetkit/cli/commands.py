@@ -194,6 +194,14 @@ def convert(
         Optional[str],  # noqa: UP045
         typer.Option(help="The architecture, where the file cannot tell."),
     ] = None,
+    prefix: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which network, if the file has several: what its names begin with."),
+    ] = None,
+    head: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which layer is the head, if several could be; or `none`."),
+    ] = None,
     settings: NETWORK_SETTINGS = None,
 ) -> None:
     """Turn other people's checkpoint into one model file."""
@@ -204,7 +212,15 @@ def convert(
 
     refuse_existing(target)
     options = parse_settings(settings or [])
-    found = run_conversion(source, target, architecture=arch, options=options, classes=classes)
+    found = run_conversion(
+        source,
+        target,
+        architecture=arch,
+        options=options,
+        classes=classes,
+        prefix=prefix,
+        head=head,
+    )
     for note in found.notes:
         say(f"Note: {note}")
     named = ", ".join(f"{key}={value}" for key, value in found.options.items())

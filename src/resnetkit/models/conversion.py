@@ -26,6 +26,8 @@ def convert(
     options: Mapping[str, Any] | None = None,
     classes: Sequence[str] | str | Path | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    head: str | None = None,
 ) -> Recognised:
     """Recognise the state dict in the file ``source`` and write it as a model file.
 
@@ -37,6 +39,8 @@ def convert(
             published weights, or else resize to 256 and crop to 224 px, or 32 px for nets with
             the small stem. The decoder is ``"full"`` for published weights and for
             ``classes="imagenet"``, so that they answer as they did when they were measured.
+        prefix: which network to take, if the file has several: what its names begin with.
+        head: which linear layer is the head, if several could be; ``none`` takes no head.
 
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or has another number of
@@ -47,7 +51,10 @@ def convert(
 
     if is_one(Path(source)):
         raise WeightsError(f"{source} is a model file already; there is nothing to convert")
-    checkpoint, published = read_tensors(Path(source)), _published(Path(source))
+    if (options or {}).get("num_classes") == 0:
+        head = "none"
+    checkpoint = read_tensors(Path(source), prefix=prefix, head=head)
+    published = _published(Path(source))
     found = recognise(checkpoint, architecture=architecture, options=options, source=str(source))
     notes, count = list(found.notes), found.options["num_classes"]
     if published is not None:

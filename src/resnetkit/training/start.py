@@ -115,7 +115,10 @@ def load(network: nn.Module, recipe: Recipe) -> None:
             f"{path} is another file than this run was begun with; expected the SHA-256 "
             f"{recipe.weights_sha256}"
         )
-    load_into(network, read_tensors(path).tensors, recipe.weights)
+    checkpoint = read_tensors(path, source=recipe.weights, prefix=recipe.weights_prefix)
+    for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
+        say(f"Note: {recipe.weights}: {note}")
+    load_into(network, checkpoint.tensors, recipe.weights)
 
 
 def _default(weights: str) -> str:
