@@ -188,7 +188,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The model file to write.")],
     classes: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Class names: class_indices.json, a text file, or `imagenet`."),
+        typer.Option(help="Class names: JSON, YAML, CSV, text, the data folder, or `imagenet`."),
     ] = None,
     arch: Annotated[
         Optional[str],  # noqa: UP045

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from .classnames import WRAPPERS
 from .containers import check_archive, what_it_is
 from .layouts import arrange
-
-# What training scripts save of the classes, beside the tensors.
-_CLASS_KEYS = ("class_to_idx", "idx_to_class", "classes", "class_names", "id2label", "label2id")
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def _flatten(
     for key, value in pairs:
         if isinstance(value, Tensor):
             maps.setdefault(place, {})[str(key)] = value.detach()
-        elif key in _CLASS_KEYS and isinstance(value, Mapping | list | tuple) and value:
+        elif key in WRAPPERS and isinstance(value, Mapping | list | tuple) and value:
             classes.setdefault(str(key), value)
         elif isinstance(value, Mapping | list | tuple):
             _flatten(value, f"{place}{key}.", maps, classes, (*above, id(found)))
