@@ -91,6 +91,39 @@ def names_of(value: object, where: str) -> list[str]:
     raise WeightsError(f"{where}: expected class names by index or a list. {_HOW}")
 
 
+def said_names(
+    said: Mapping[str, object], count: int, source: str
+) -> tuple[list[str] | None, list[str]]:
+    """Return the names of ``count`` classes that a checkpoint says itself, and notes.
+
+    Args:
+        said: values by the name under which the file has them.
+
+    Raises:
+        WeightsError: it says two different things.
+    """
+    found: dict[str, list[str]] = {}
+    notes = []
+    for key, value in said.items():
+        try:
+            names = names_of(value, key)
+        except WeightsError as error:
+            notes.append(f"could not use the class names under {key!r}: {error}")
+            continue
+        if len(names) == count:
+            found[key] = names
+        elif count:
+            notes.append(f"{key!r} names {len(names)} classes, not {count}: left out")
+    if not found:
+        return None, notes
+    first = next(iter(found))
+    if any(names != found[first] for names in found.values()):
+        raise WeightsError(
+            f"{source}: {' and '.join(found)} name the classes differently; --classes"
+        )
+    return found[first], [*notes, f"took the class names under {first!r}"]
+
+
 def check_names(names: Sequence[str], where: str) -> list[str]:
     """Make sure that all names are there and differ, since answers are matched by name.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..storage import sha256
 from .builders import ARCHITECTURES
-from .classnames import check_names, names_of, read_classes
+from .classnames import check_names, read_classes, said_names
 from .download import hash_in_name
 from .foreign import Recognised, recognise
 from .reading import read_tensors
@@ -96,7 +96,7 @@ def _with_names(
     notes: list[str] = []
     names = None if classes is None else _given_names(classes)
     if names is None:
-        names, notes = _said_names(said, max(count, 2) if count else 0, source)
+        names, notes = said_names(said, max(count, 2) if count else 0, str(source))
     if count == 1:
         if names is None or len(names) != 2:
             raise WeightsError(
@@ -128,32 +128,6 @@ def _given_names(classes: Sequence[str] | str | Path) -> list[str]:
     if isinstance(classes, str | Path):
         return read_classes(Path(classes))
     return check_names(classes, "classes")
-
-
-def _said_names(
-    said: Mapping[str, object], count: int, source: Path
-) -> tuple[list[str] | None, list[str]]:
-    """The names that the file itself says, or a config.json beside it."""
-    found: dict[str, list[str]] = {}
-    notes = []
-    for key, value in said.items():
-        try:
-            names = names_of(value, key)
-        except WeightsError as error:
-            notes.append(f"could not use the class names under {key!r}: {error}")
-            continue
-        if len(names) == count:
-            found[key] = names
-        elif count:
-            notes.append(f"{key!r} names {len(names)} classes, not {count}: left out")
-    if not found:
-        return None, notes
-    first = next(iter(found))
-    if any(names != found[first] for names in found.values()):
-        raise WeightsError(
-            f"{source}: {' and '.join(found)} name the classes differently; --classes"
-        )
-    return found[first], [*notes, f"took the class names under {first!r}"]
 
 
 def _made_up(count: int) -> tuple[list[str], list[str]]:

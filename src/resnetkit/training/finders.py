@@ -67,7 +67,7 @@ def find_lr(
     chosen = plan.choose(chosen, listing, where)
     prepared = prepare(listing, chosen, workers)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
-    model, _, where = start.begin(chosen, len(listing.classes), where)
+    model, _, where = start.begin(chosen, listing.classes, where)
     state = State(model, make_optimizer(model, chosen), identity_of(prepared, chosen))
     state.network = shallow(model, chosen)
     weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)

@@ -113,7 +113,7 @@ def train(
     check_equal(identity, where)
 
     # The network: its initial weights are f(seed), or those of a file.
-    model, options, where = start.begin(chosen, len(listing.classes), where, fresh=saved is None)
+    model, options, where = start.begin(chosen, listing.classes, where, fresh=saved is None)
     model = parallel.synchronized(model, chosen)
     average = Average(model, chosen.ema) if chosen.ema else None
     optimizer = make_optimizer(model, chosen)
