@@ -2,6 +2,8 @@ import json
 
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -87,7 +89,11 @@ def test_a_network_among_others_is_found(prefix):
     assert (found.architecture, found.options) == ("resnet50", {"num_classes": 7})
     assert said(found, f"left out what is not in '{prefix}': 1, first neck.weight")
     twice = {f"teacher.{n}": t for n, t in shapes("resnet18").items()}
-    assert said(recognise({**state, **twice}), "the file also has") != []
+    both = {**twice, **state}
+    with pytest.raises(WeightsError, match=r"holds 2 networks: .*--prefix"):
+        recognise(both)
+    assert recognise(both, prefix="teacher").architecture == "resnet18"
+    assert said(recognise({**both, **head}, prefix=prefix), "the file also has 'teacher'") != []
 
 
 def said(found, words):
@@ -256,6 +262,7 @@ def test_class_names_come_from_a_file(file, tmp_path, name, text):
         ('{"1": "ant", "2": "bee", "3": "cat"}', "expected the indices 0 to 2; got"),
         ('{"one": "ant"}', "expected class names by index"),
         ("3", "expected class names by index"),
+        ('["ant", "bee", "ant"]', "classes 0 and 2 are both called 'ant'"),
         ("{", "expected class names by index"),
     ],
 )
@@ -295,10 +302,93 @@ def test_prefixes_and_other_names_in_safetensors_are_known(tmp_path):
     assert (found.architecture, found.options["shortcut"]) == ("cifar_resnet20", "B")
 
 
-def test_one_class_is_spoken_of_as_one(tmp_path):
-    save_file(models.resnet18(num_classes=1).state_dict(), tmp_path / "a.safetensors")
-    found = convert(tmp_path / "a.safetensors", tmp_path / "m.safetensors")
-    assert said(found, "the class has a number for its name; --classes gives names")
+def test_one_logit_with_a_sigmoid_becomes_two_with_the_same_probability(tmp_path):
+    torch.manual_seed(1)
+    theirs = torchvision.models.resnet18(num_classes=1).eval()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
+    for classes in (None, ["dog"], ["a", "b", "c"]):
+        with pytest.raises(WeightsError, match=r"one logit.*Name both, the one at 0 first"):
+            convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=classes)
+    found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=["cat", "dog"])
+    assert said(found, "0 for 'cat' and itself for 'dog'")
+    model, header = read(tmp_path / "m.safetensors")
+    assert header.classes == ("cat", "dog")
+    x = 3 * torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        probability = torch.softmax(model(x).double(), 1)[:, 1:]
+        expected = torch.sigmoid(theirs(x).double())
+    assert torch.allclose(probability, expected, rtol=0, atol=1e-6)
+    torch.save({"net": theirs.state_dict(), "class_to_idx": {"b": 1, "a": 0}}, tmp_path / "b.pth")
+    convert(tmp_path / "b.pth", tmp_path / "n.safetensors")
+    assert read(tmp_path / "n.safetensors")[1].classes == ("a", "b")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["fc.bias", "layer3.0.conv1.weight", "bn1.running_var"])
+def test_values_that_are_no_numbers_are_refused_and_named(tmp_path, value, name):
+    state = models.resnet18(num_classes=3).state_dict()
+    state[name].view(-1)[1] = value
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(
+        WeightsError, match=rf"a.pth has values that are NaN or infinite in {name}\. "
+    ):
+        convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_what_overflows_in_the_networks_own_type_is_refused(tmp_path):
+    state = {n: t.double() for n, t in models.resnet18(num_classes=3).state_dict().items()}
+    state["fc.bias"][0] = 1e300
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"infinite in fc.bias"):
+        convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"class_to_idx": {"bee": 1, "ant": 0, "cat": 2}},
+        {"classes": ["ant", "bee", "cat"]},
+        {"idx_to_class": {2: "cat", 0: "ant", 1: "bee"}},
+        {"hyper_parameters": {"id2label": {"0": "ant", "1": "bee", "2": "cat"}}},
+        {"class_to_idx": {"bee": 1, "ant": 0, "cat": 2}, "classes": ("ant", "bee", "cat")},
+    ],
+)
+def test_class_names_in_the_checkpoint_are_taken(tmp_path, saved):
+    torch.save({"model": models.resnet18(num_classes=3).state_dict(), **saved}, tmp_path / "a.pth")
+    found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
+    assert read(tmp_path / "m.safetensors")[1].classes == ("ant", "bee", "cat")
+    assert said(found, "took the class names under")
+    given = ["x", "y", "z"]
+    convert(tmp_path / "a.pth", tmp_path / "n.safetensors", classes=given)
+    assert read(tmp_path / "n.safetensors")[1].classes == ("x", "y", "z")
+
+
+def test_class_names_in_the_checkpoint_that_do_not_fit_are_told(tmp_path):
+    state = models.resnet18(num_classes=3).state_dict()
+    torch.save({"model": state, "classes": ["a", "b"]}, tmp_path / "a.pth")
+    found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
+    assert said(found, "'classes' names 2 classes, not 3: left out")
+    two = {"classes": ["a", "b", "c"], "class_to_idx": {"b": 0, "a": 1, "c": 2}}
+    torch.save({"model": state, **two}, tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match="classes and class_to_idx name the classes differently"):
+        convert(tmp_path / "b.pth", tmp_path / "n.safetensors")
+
+
+def test_names_that_were_made_up_match_no_folder_in_another_order(tmp_path):
+    """ImageFolder sorts 0 to 11 as text; logit 2 of its network is the folder 10."""
+    torch.save(models.resnet18(num_classes=12).state_dict(), tmp_path / "a.pth")
+    found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
+    assert read(tmp_path / "m.safetensors")[1].classes[:2] == ("class 0", "class 1")
+    assert said(found, "ImageFolder, which sorts as text")
+    for i in range(12):
+        (tmp_path / "photos" / "train" / str(i)).mkdir(parents=True)
+        (tmp_path / "photos" / "val" / str(i)).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "train" / str(i) / "a.png")
+    theirs = torchvision.datasets.ImageFolder(tmp_path / "photos" / "train").classes
+    for name, folder in (("n", "photos/train"), ("o", "photos")):
+        convert(tmp_path / "a.pth", tmp_path / name, classes=tmp_path / folder)
+        assert list(read(tmp_path / name)[1].classes) == theirs
 
 
 def test_a_file_without_head_is_converted_and_told(tmp_path):

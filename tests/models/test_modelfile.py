@@ -10,8 +10,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+import resnetkit
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import ModelFileError, OutputError, WeightsError
+from resnetkit.evaluation.explain import explain
 from resnetkit.models import convert, get_model, modelfile
 from resnetkit.models.modelfile import Header
 from resnetkit.models.registry import get_skeleton
@@ -198,3 +200,20 @@ def test_the_first_version_is_read_for_ever():
     logits = model(torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28))
     expected = torch.tensor(json.loads((FIXTURES / "format_v1.json").read_text()))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_a_head_says_what_it_is_and_what_to_do(tmp_path, flat_folder):
+    file = tmp_path / "body.safetensors"
+    net = get_model("cifar_resnet20", width=4, num_classes=0)
+    header = Header("cifar_resnet20", {"width": 4, "num_classes": 0}, (), Preprocessing(32, 32))
+    modelfile.write(file, net.state_dict(), header)
+    picture = next(flat_folder.rglob("*.*"))
+    for use in (
+        lambda: resnetkit.load(file)(picture),
+        lambda: resnetkit.evaluate(file, flat_folder),
+        lambda: next(explain(file, [picture])),
+    ):
+        with pytest.raises(ModelFileError, match=r"network without a head.*--embeddings"):
+            use()
+    vector = next(resnetkit.load(file).stream([picture], features=True)).features
+    assert vector.shape == (16,)

@@ -20,6 +20,7 @@ from resnetkit.models import (
     ResNet50_Weights,
     cifar_resnet20,
     get_weight,
+    load_into,
     load_tensors,
     modelfile,
     resnet18,
@@ -210,7 +211,10 @@ def test_damaged_files_are_told(tmp_path, name, content):
         (b"", "no file of tensors: it is empty"),
         (b"<!DOCTYPE html><html>log in</html>", "it is a web page, such as a log-in"),
         (b"\n  <html>", "it is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "begins with 'version https://git"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*git lfs pull"),
+        (b"\x1f\x8b\x08\0" + bytes(60), "it is a gzip archive: unpack it"),
+        (bytes(257) + b"ustar\x0000", "it is a tar archive: unpack it"),
+        (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file, such as Keras writes"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
@@ -250,7 +254,9 @@ def test_a_cached_file_that_cannot_be_read_is_named(site, cache):
 
 def test_a_file_cut_short_is_told(file):
     file.write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(WeightsError, match="damaged or no PyTorch file") as caught:
+    with pytest.raises(
+        WeightsError, match=r"is damaged or cut short.*copy or download it again"
+    ) as caught:
         resnet18(weights=file)
     assert "internal" not in str(caught.value)
 
@@ -267,7 +273,7 @@ def _wrapped(state):
         "best as a number of numpy": {"model": state, "best": np.float64(0.9), "n": np.int64(3)},
         "averaged": {"n_averaged": torch.tensor(3), **prefixed},
         "twice nested": {"model": {"state_dict": state}},
-        "averaged beside": {"model": {n: t * 0 for n, t in state.items()}, "ema": state},
+        "equal beside": {"model": state, "ema": {n: t.clone() for n, t in state.items()}},
         "a matrix beside": {"state_dict": state, "confusion": torch.zeros(3, 3)},
         "a nest without tensors beside": {**state, "params": {"lr": 0.1}},
         "under checkpoint": {"checkpoint": {"state_dict": prefixed}, "epoch": 3},
@@ -299,9 +305,20 @@ def test_wrappings_are_taken_off(net, x, tmp_path, kind):
 
 
 def test_what_was_chosen_among_several_is_noted(tmp_path, net):
-    torch.save(_wrapped(net.state_dict())["averaged beside"], tmp_path / "net.pth")
-    note = "took the tensors under 'ema'; the file also has 'model'"
-    assert load_tensors(tmp_path / "net.pth").notes == (note,)
+    torch.save(_wrapped(net.state_dict())["equal beside"], tmp_path / "net.pth")
+    note = "took the network under 'ema'; the file also has 'model'"
+    assert note in load_tensors(tmp_path / "net.pth").notes
+
+
+def test_averaged_weights_beside_others_are_asked_about(tmp_path, net, x):
+    state = net.state_dict()
+    torch.save({"model": {n: t * 0 for n, t in state.items()}, "ema": state}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"2 networks: 'ema', 'model'\. Name .* --prefix"):
+        resnet18(weights=tmp_path / "net.pth")
+    found = load_tensors(tmp_path / "net.pth", prefix="ema")
+    model = resnet18(num_classes=4)
+    load_into(model, found.tensors, "net.pth")
+    assert same(model, net, x)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from resnetkit import train
+from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import DownloadError, RecipeError, TrainingError, WeightsError
 from resnetkit.models import (
     ImageClassification,
@@ -23,6 +25,7 @@ from resnetkit.models import (
 )
 from resnetkit.models import cifar_resnet20 as construct
 from resnetkit.models.pretrained import with_weights
+from resnetkit.models.weights import imagenet_classes, imagenet_ids
 from resnetkit.storage import sha256
 from resnetkit.training import start
 from resnetkit.training.optim import make_optimizer, set_learning_rate, set_trainable
@@ -107,7 +110,7 @@ def test_weights_arrive_in_the_network_and_the_head_is_new(published):
     chosen = start.choose("finetune", {"model": "tiny"})
     network = get_model("tiny", num_classes=3)
     head = network.fc.weight.clone()
-    start.load(network, chosen)
+    start.load(network, chosen, ["a", "b", "c"])
     expected = torch.load(published, weights_only=True)
     for name, tensor in network.state_dict().items():
         if not name.startswith("fc."):
@@ -125,11 +128,114 @@ def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
     )
     assert chosen.weights_sha256 == sha256(file)
     network = get_model("cifar_resnet20", width=8, num_classes=3)
-    start.load(network, chosen)
+    start.load(network, chosen, modelfile.read_header(file).classes)
     expected = modelfile.read(file)[0].state_dict()
     assert all(torch.equal(t, expected[n]) for n, t in network.state_dict().items())
     with pytest.raises(RecipeError, match="holds a cifar_resnet20, and the recipe asks for a res"):
         start.choose(None, {"weights": str(file), "model": "resnet18"})
+
+
+def _loaded(file, classes, **settings):
+    """A network of ``classes`` that begins with ``file``; and its head before that."""
+    chosen = start.choose(None, {"weights": str(file), **settings})
+    torch.manual_seed(8)
+    network = get_model(chosen.model, **chosen.model_options, num_classes=len(classes))
+    before = network.fc.weight.detach().clone()
+    start.load(network, chosen, classes)
+    return network.fc.weight.detach(), before
+
+
+def test_rows_of_the_head_are_matched_by_name(trained, capsys):
+    file = trained / "model.safetensors"
+    names = list(modelfile.read_header(file).classes)
+    theirs = modelfile.read(file)[0].fc.weight.detach()
+    row = {name: theirs[i] for i, name in enumerate(names)}
+    for classes in (names, names[::-1], names[:2]):
+        head, _ = _loaded(file, classes)
+        assert torch.equal(head, torch.stack([row[name] for name in classes]))
+        assert "the head is kept: its rows were matched" in capsys.readouterr().err
+    head, before = _loaded(file, ["x", names[2], "y"])
+    assert torch.equal(head, torch.stack([before[0], row[names[2]], before[2]]))
+    assert "1 of 3 rows of the head are kept, matched by name; new is the head for x, y" in (
+        capsys.readouterr().err
+    )
+    head, before = _loaded(file, ["x", "y", "z"])
+    assert torch.equal(head, before)
+    assert "the head is new, since it is for other classes" in capsys.readouterr().err
+
+
+def test_the_head_of_a_checkpoint_is_kept_only_where_it_names_its_classes(tmp_path, capsys):
+    net = construct(num_classes=3)
+    small = {"model": "cifar_resnet20"}
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    head, before = _loaded(tmp_path / "a.pth", ["a", "b", "c"], **small)
+    assert torch.equal(head, before)
+    assert "does not name its classes; `resnet convert` with --classes" in capsys.readouterr().err
+    named = {"net": net.state_dict(), "class_to_idx": {"c": 0, "a": 1, "b": 2}}
+    torch.save(named, tmp_path / "b.pth")
+    head, _ = _loaded(tmp_path / "b.pth", ["a", "b", "c"], **small)
+    assert torch.equal(head, net.fc.weight[[1, 2, 0]].detach())
+
+
+def test_folders_called_by_wordnet_ids_keep_the_published_head(published, monkeypatch):
+    ids, names = imagenet_ids(), imagenet_classes()
+    torch.manual_seed(2)
+    net = construct(num_classes=1000)
+    header = modelfile.Header(
+        "cifar_resnet20", {"num_classes": 1000}, tuple(names), Preprocessing(32, 32)
+    )
+    file = published.parent / "m.safetensors"
+    modelfile.write(file, net.state_dict(), header)
+    head, _ = _loaded(file, [ids[7], ids[3]])
+    assert torch.equal(head, net.fc.weight[[7, 3]].detach())
+
+
+def test_a_checkpoint_whose_head_is_replaced_is_not_refused_for_its_head(tmp_path, capsys):
+    net = construct(num_classes=3)
+    state = {n: t for n, t in net.state_dict().items() if n[:3] != "fc."}
+    heads = {
+        "has a head of more layers": nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 3)),
+        "the head is new": nn.Sequential(nn.Dropout(), nn.Linear(64, 3)),
+    }
+    for words, head in heads.items():
+        file = tmp_path / "drop.pth"
+        torch.save({**state, **{f"fc.{n}": t for n, t in head.state_dict().items()}}, file)
+        kept, before = _loaded(file, ["a", "b"], model="cifar_resnet20")
+        assert torch.equal(kept, before)
+        assert words in capsys.readouterr().err
+
+
+def test_which_of_two_networks_training_begins_with_is_asked(tmp_path, capsys):
+    one, two = construct(num_classes=3), construct(num_classes=3)
+    state = {f"encoder_q.{n}": t for n, t in one.state_dict().items()}
+    state |= {f"encoder_k.{n}": t for n, t in two.state_dict().items()}
+    torch.save(state, tmp_path / "moco.pth")
+    given = {"weights": str(tmp_path / "moco.pth"), "model": "cifar_resnet20"}
+    network = get_model("cifar_resnet20", num_classes=3)
+    with pytest.raises(WeightsError, match="training: --set weights_prefix=encoder_k"):
+        start.load(network, start.choose(None, given), ["a", "b", "c"])
+    for name, theirs in (("encoder_q", one), ("encoder_k", two)):
+        chosen = start.choose(None, {**given, "weights_prefix": name})
+        start.load(network, chosen, ["a", "b", "c"])
+        assert torch.equal(network.conv1.weight, theirs.conv1.weight)
+        assert f"took the network under {name!r}; the file also has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"include_top": False}, "a network without one cannot tell classes. Remove include_top"),
+        ({"width": 0}, "width is 0; expected 1 or more"),
+        ({"width": -4}, "width is -4; expected 1 or more"),
+        ({"width": 2.5}, "model_options of resnet18: "),
+        ({"in_channels": 0}, "in_channels is 0; expected 1"),
+        ({"stem": "large"}, "stem is one of"),
+    ],
+)
+def test_options_that_make_no_classifier_are_recipe_errors(options, words):
+    recipe = Recipe(model="resnet18", model_options=options)
+    with pytest.raises(RecipeError, match=words):
+        start.make_network(recipe, 3)
 
 
 def test_a_file_that_changed_is_refused(trained, tmp_path):
@@ -138,7 +244,7 @@ def test_a_file_that_changed_is_refused(trained, tmp_path):
     shutil.copy(trained / "last.safetensors", file)
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(TrainingError, match="is another file than this run was begun with"):
-        start.load(get_model("cifar_resnet20", width=8, num_classes=3), chosen)
+        start.load(get_model("cifar_resnet20", width=8, num_classes=3), chosen, ["a", "b", "c"])
 
 
 def test_a_resumed_run_keeps_what_it_began_with(published, flat_folder, tmp_path, capsys):

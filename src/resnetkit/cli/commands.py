@@ -188,11 +188,19 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The model file to write.")],
     classes: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Class names: class_indices.json, a text file, or `imagenet`."),
+        typer.Option(help="Class names: JSON, YAML, CSV, text, the data folder, or `imagenet`."),
     ] = None,
     arch: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="The architecture, where the file cannot tell."),
+    ] = None,
+    prefix: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which network, if the file has several: what its names begin with."),
+    ] = None,
+    head: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which layer is the head, if several could be; or `none`."),
     ] = None,
     settings: NETWORK_SETTINGS = None,
 ) -> None:
@@ -204,7 +212,15 @@ def convert(
 
     refuse_existing(target)
     options = parse_settings(settings or [])
-    found = run_conversion(source, target, architecture=arch, options=options, classes=classes)
+    found = run_conversion(
+        source,
+        target,
+        architecture=arch,
+        options=options,
+        classes=classes,
+        prefix=prefix,
+        head=head,
+    )
     for note in found.notes:
         say(f"Note: {note}")
     named = ", ".join(f"{key}={value}" for key, value in found.options.items())

@@ -125,6 +125,7 @@ def evaluate(
         PictureError: a picture cannot be read.
     """
     header = modelfile.read_header(model_file)
+    modelfile.check_has_classes(header, model_file)
     listing, views = read_for(header, data), Views(crops, flip)
     chosen = choose(listing, split, header)
 

@@ -129,6 +129,7 @@ def explain(
         RecipeError: it has no such layer or class.
     """
     network, header = modelfile.read(model_file)
+    modelfile.check_has_classes(header, model_file)
     if classes is not None:
         _check_names({classes} if isinstance(classes, str) else set(classes), header.classes)
     where = runtime.pick(device, "fp32").device

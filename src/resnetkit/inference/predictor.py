@@ -107,6 +107,7 @@ class Predictor:
         note: is told which engine was taken.
 
     Attributes:
+        path: of the model file.
         model: the network, eager, fp32, in eval mode.
         classes: names of its logits.
         preprocessing: how pictures become its input.
@@ -126,7 +127,7 @@ class Predictor:
         precision: str = "auto",
         note: Callable[[str], None] = _silent,
     ) -> None:
-        path = Path(model_file)
+        self.path = path = Path(model_file)
         network, self.header = modelfile.read(path)
         self.device = runtime.pick(device, "fp32").device
         self._layout = runtime.memory_format(network, self.device)
@@ -192,6 +193,8 @@ class Predictor:
             total: pictures that there are, where that is known: of an iterator, nobody knows, and
                 the engine ``auto`` begins with the eager network.
         """
+        if not features:
+            modelfile.check_has_classes(self.header, self.path)
         workers = runtime.default_workers() if workers is None else workers
         total = len(pictures) if total is None and isinstance(pictures, Sized) else total
         chunks = _chunks(islice(pictures, first, None), batch_size)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..errors import WeightsError
 from ..storage import sha256
 from .builders import ARCHITECTURES
+from .classnames import check_names, read_classes, said_names
 from .download import hash_in_name
 from .foreign import Recognised, recognise
 from .reading import read_tensors
@@ -26,17 +30,22 @@ def convert(
     options: Mapping[str, Any] | None = None,
     classes: Sequence[str] | str | Path | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    head: str | None = None,
 ) -> Recognised:
     """Recognise the state dict in the file ``source`` and write it as a model file.
 
     Args:
         architecture, options: as in `recognise`.
-        classes: names in the order of the logits; or a file with them (`read_classes`); or
-            ``"imagenet"``. By default those of published weights, or else the numbers from 0.
+        classes: names in the order of the logits; or a file or folder with them
+            (`resnetkit.models.classnames.read_classes`); or ``"imagenet"``. By default those of
+            published weights, or those that the file holds (``class_to_idx`` and the like).
         preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; by default those of
             published weights, or else resize to 256 and crop to 224 px, or 32 px for nets with
             the small stem. The decoder is ``"full"``, so that the model sees the pixels that its
             own code saw.
+        prefix: which network to take, if the file has several: what its names begin with.
+        head: which linear layer is the head, if several could be; ``none`` takes no head.
 
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or has another number of
@@ -47,22 +56,18 @@ def convert(
 
     if is_one(Path(source)):
         raise WeightsError(f"{source} is a model file already; there is nothing to convert")
-    checkpoint, published = read_tensors(Path(source)), _published(Path(source))
+    if (options or {}).get("num_classes") == 0:
+        head = "none"
+    checkpoint = read_tensors(Path(source), prefix=prefix, head=head)
+    published = _published(Path(source))
     found = recognise(checkpoint, architecture=architecture, options=options, source=str(source))
-    notes, count = list(found.notes), found.options["num_classes"]
+    _check_finite(found.tensors, Path(source))
+    notes = list(found.notes)
     if published is not None:
         notes.append(f"it is {published!r}: took its classes and its preprocessing")
         classes = published.meta["categories"] if classes is None else classes
-    names = _class_names(classes, count)
-    if count == 0:
-        notes.append("the file has no head: the model gives the pooled vector, not classes")
-    elif classes is None:
-        has = (
-            "the class has a number for its name"
-            if count == 1
-            else (f"the {count} classes have numbers for names")
-        )
-        notes.append(f"{has}; --classes gives names")
+    found, names, said = _with_names(found, classes, checkpoint.classes, Path(source))
+    notes += said
     sizes = {**_input_sizes(found, published), "decoder": "full"}
     if preprocessing is None and published is None:
         notes.append(
@@ -78,46 +83,73 @@ def convert(
     return Recognised(found.architecture, found.options, found.tensors, tuple(notes))
 
 
-def read_classes(path: Path) -> list[str]:
-    """Class names in the order of the logits, from JSON (``{"0": "daisy"}``, ``{"daisy": 0}`` or a
-    list) or from a text file with one a line.
-
-    Raises:
-        WeightsError: no such file, or its indices are not 0, 1, 2, ...
-    """
-    if not path.is_file():
-        raise WeightsError(f"{path} is no file; expected class names as JSON or one a line")
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        content = json.loads(text)
-        if isinstance(content, list):
-            return [str(name) for name in content]
-        pairs = content.items()
-        by_name = all(isinstance(value, int) for _, value in pairs)
-        names = (
-            {int(v): str(k) for k, v in pairs} if by_name else {int(k): str(v) for k, v in pairs}
+def _with_names(
+    found: Recognised,
+    classes: Sequence[str] | str | Path | None,
+    said: Mapping[str, object],
+    source: Path,
+) -> tuple[Recognised, tuple[str, ...], list[str]]:
+    """The network, the names of its logits, and notes. One logit with a sigmoid becomes two: since
+    ``softmax([0, z])[1] = sigmoid(z)``, a row of zeros before it gives the same probability."""
+    count = found.options["num_classes"]
+    notes: list[str] = []
+    names = None if classes is None else _given_names(classes)
+    if names is None:
+        names, notes = said_names(said, max(count, 2) if count else 0, str(source))
+    if count == 1:
+        if names is None or len(names) != 2:
+            raise WeightsError(
+                f"{source} has one logit, which a sigmoid makes the probability of the second of "
+                f"two classes; got {len(names or ())} class names. Name both, the one at 0 first: "
+                "--classes FILE (Python: classes=['cat', 'dog']). A network that gives a number, "
+                "not a class, cannot become a model file; --head none takes its body"
+            )
+        head = {n: found.tensors[n] for n in ("fc.weight", "fc.bias")}
+        doubled = {n: torch.cat([torch.zeros_like(t), t]) for n, t in head.items()}
+        options = {**found.options, "num_classes": 2}
+        found = replace(found, options=options, tensors={**found.tensors, **doubled})
+        notes.append(
+            f"its one logit became two, 0 for {names[0]!r} and itself for {names[1]!r}: their "
+            "softmax is its sigmoid"
         )
-    except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path}: expected class names by index or a list ({error})") from error
-    if sorted(names) != list(range(len(content))):
-        raise WeightsError(
-            f"{path}: expected the indices 0 to {len(content) - 1}; got {sorted(names)}"
-        )
-    return [names[index] for index in range(len(names))]
-
-
-def _class_names(classes: Sequence[str] | str | Path | None, count: int) -> tuple[str, ...]:
-    if classes is None:
-        return tuple(map(str, range(count)))
-    if classes == "imagenet":
-        names: Sequence[str] = imagenet_classes()
-    else:
-        names = read_classes(Path(classes)) if isinstance(classes, str | Path) else classes
+        count = 2
+    if names is None:
+        names, more = _made_up(count)
+        notes += more
     if len(names) != count:
         raise WeightsError(f"{len(names)} class names for {count} logits; expected one for each")
-    return tuple(names)
+    return found, tuple(names), notes
+
+
+def _given_names(classes: Sequence[str] | str | Path) -> list[str]:
+    if classes == "imagenet":
+        return imagenet_classes()
+    if isinstance(classes, str | Path):
+        return read_classes(Path(classes))
+    return check_names(classes, "classes")
+
+
+def _made_up(count: int) -> tuple[list[str], list[str]]:
+    if count == 0:
+        return [], ["the file has no head: the model gives the pooled vector, not classes"]
+    if count <= 10:
+        names = [str(i) for i in range(count)]
+        return names, [f"the {count} classes have numbers for names; --classes gives names"]
+    return [f"class {i}" for i in range(count)], [
+        f"the file does not name its {count} classes, which are called `class 0` and so on. "
+        "--classes gives names; --classes FOLDER those of the training data in the order of "
+        "ImageFolder, which sorts as text (0, 1, 10, 11, 2)"
+    ]
+
+
+def _check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
+    wrong = [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise WeightsError(
+            f"{source} has values that are NaN or infinite in {', '.join(wrong[:3])}{more}. Its "
+            "training diverged, or the file is damaged: take an earlier checkpoint"
+        )
 
 
 def _published(path: Path) -> WeightsEnum | None:

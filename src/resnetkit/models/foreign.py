@@ -57,22 +57,32 @@ def recognise(
     architecture: str | None = None,
     options: Mapping[str, Any] | None = None,
     source: str = "the state dict",
+    prefix: str | None = None,
+    head: str | None = None,
 ) -> Recognised:
     """Find the architecture in the registry that ``found`` holds the tensors of.
 
     Args:
-        found: tensors by name, also nested under ``state_dict``, ``model`` or ``ema``, or with
-            prefixes such as ``module.``.
+        found: tensors by name, also nested under other names, or with prefixes such as
+            ``module.``.
         architecture: its name, where it is known.
         options: what else is known of it, such as ``{"stride_on": "1x1"}``.
         source: what to call it in messages.
+        prefix, head: as in `resnetkit.models.reading.read_tensors`.
 
     Raises:
         WeightsError: it fits none (or not the one that was named); the message shows the first
             names and shapes that differ.
     """
-    checkpoint = found if isinstance(found, Checkpoint) else unwrap(found, source)
-    tensors, given = dict(checkpoint.tensors), dict(options or {})
+    given = dict(options or {})
+    if given.get("num_classes") == 0:
+        head = "none"
+    checkpoint = found
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = unwrap(checkpoint, source, prefix, head)
+    if checkpoint.unclear:
+        raise WeightsError(f"{source} {checkpoint.unclear}")
+    tensors = dict(checkpoint.tensors)
     facts = _facts(tensors)
     if facts is None:
         name = architecture or "darknet53"

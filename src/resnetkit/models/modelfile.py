@@ -112,6 +112,20 @@ def read_header(path: str | Path) -> Header:
         raise ModelFileError(f"{path}: {error}") from None
 
 
+def check_has_classes(header: Header, path: str | Path) -> None:
+    """Make sure that a model names classes.
+
+    Raises:
+        ModelFileError: it has no head.
+    """
+    if not header.classes:
+        raise ModelFileError(
+            f"{path} is a network without a head: it turns an image into a vector, and names no "
+            "class. `resnet predict --embeddings FILE` writes these vectors; `resnet train DATA "
+            "--weights MODEL` trains a head for your classes"
+        )
+
+
 def is_one(path: Path) -> bool:
     """Whether a file is a model file, of any version, damaged or not."""
     try:

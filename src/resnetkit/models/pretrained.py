@@ -48,7 +48,9 @@ def with_weights(
             tensors = load_tensors(source, published, progress).tensors
         else:
             checkpoint = load_tensors(source, published, progress)
-            for note in checkpoint.notes:
+            if checkpoint.unclear and "num_classes" not in options:
+                raise WeightsError(f"{source} {checkpoint.unclear}")
+            for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
                 _log.warning("%s: %s", source, note)
             tensors = checkpoint.tensors
             model = construct(**{**options_of(tensors), **options})
@@ -84,9 +86,15 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def load_tensors(
-    source: Source, published: type[WeightsEnum] | None = None, progress: bool = True
+    source: Source,
+    published: type[WeightsEnum] | None = None,
+    progress: bool = True,
+    *,
+    prefix: str | None = None,
+    head: str | None = None,
 ) -> Checkpoint:
-    """The tensors by name that ``source`` stands for; ``published`` gives the meaning of names.
+    """The tensors by name that ``source`` stands for; ``published`` gives the meaning of names,
+    ``prefix`` and ``head`` are those of `resnetkit.models.reading.read_tensors`.
 
     Raises:
         UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
@@ -94,11 +102,11 @@ def load_tensors(
     """
     text = "" if isinstance(source, WeightsEnum) else os.fspath(source)
     if text.startswith(("https://", "http://")):
-        return _from_address(text, progress)
+        return _from_address(text, progress, prefix, head)
     if text.startswith("hf://"):
-        return read_tensors(_from_hub(text))
+        return read_tensors(_from_hub(text), prefix=prefix, head=head)
     if isinstance(source, os.PathLike) or (text and not _is_name(text)):
-        return read_tensors(Path(text).expanduser())
+        return read_tensors(Path(text).expanduser(), prefix=prefix, head=head)
     if published is None:
         raise WeightsError(
             f"this model has no published weights; got {source!r}, expected a file, "
@@ -126,11 +134,12 @@ def local_file(source: str) -> Path:
     return path
 
 
-def _from_address(url: str, progress: bool) -> Checkpoint:
+def _from_address(url: str, progress: bool, prefix: str | None, head: str | None) -> Checkpoint:
     what = f"{url} gave a file that is not kept; what arrived"
-    path = fetch(url, progress=progress, examine=lambda part: read_tensors(part, source=what))
+    read = functools.partial(read_tensors, prefix=prefix, head=head)
+    path = fetch(url, progress=progress, examine=lambda part: read(part, source=what))
     try:
-        return read_tensors(path)
+        return read(path)
     except WeightsError as error:  # it was fetched by other code, or only as a file
         raise WeightsError(
             f"{error}. To have it fetched again from {url}, delete {path}"

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +15,66 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-
-# Where training scripts put the tensors, in the order in which we look: averaged weights are the
-# ones that a script which keeps them evaluates.
-_NESTS = "ema model_ema state_dict_ema ema_state_dict state_dict model net model_state_dict"
-_NESTS += " net_state_dict weights params module checkpoint"
+from .classnames import WRAPPERS
+from .containers import check_archive, what_it_is
+from .layouts import arrange
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``tensors`` by name, in the file's order, and ``notes`` on what was done to get them."""
+    """What was read from a file.
+
+    Args:
+        tensors: by name, in the file's order.
+        notes: what was done to get them.
+        unclear: why there is no head, although the file has something that could be one.
+        classes: what the file says of its classes, by the name under which it says so.
+    """
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    unclear: str = ""
+    classes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_tensors(path: Path, map_location: Any = "cpu", source: str = "") -> Checkpoint:
-    """Read safetensors or what ``torch.save`` wrote, and take the state dict out of it: without
+def read_tensors(
+    path: Path,
+    map_location: Any = "cpu",
+    source: str = "",
+    *,
+    prefix: str | None = None,
+    head: str | None = None,
+) -> Checkpoint:
+    """Read safetensors or what ``torch.save`` wrote, and take the network out of it: without
     the prefixes of wrappers, under our names.
 
     Args:
         path: the file; its content says what it is, whatever its name ends with.
         map_location: device of the tensors, as in ``torch.load``.
         source: what messages call it, if not by its path.
+        prefix: which network to take, if the file has several: what its names begin with.
+        head: which linear layer is the head, if several could be; ``none`` takes no head.
 
     Raises:
-        WeightsError: the file is missing, damaged, holds no tensors, or holds Python objects.
+        WeightsError: the file is missing, damaged, holds no tensors, or holds Python objects; or
+            it has several networks, and no ``prefix`` says which to take.
     """
     name = source or str(path)
     if not path.is_file():
         raise WeightsError(f"{name} is no file; expected a .safetensors or .pth file")
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            start = file.read(512)
     except OSError as error:
         raise WeightsError(f"{name} cannot be read: {error.strerror or error}") from error
-    if head[4:9] == b"\0\0\0\0{":  # the length of a header in 8 bytes, and the header
-        return _cleaned(_read_safetensors(path, map_location, name), name)
-    if not head.startswith((b"PK\x03\x04", b"\x80")):
-        raise WeightsError(f"{name} is no file of tensors: {_what_it_is(head)}")
-    return unwrap(_read_pickle(path, map_location, name), name)
-
-
-def _what_it_is(head: bytes) -> str:
-    """In words, by its first bytes; what is neither safetensors nor from ``torch.save``."""
-    if not head:
-        return "it is empty"
-    begins = head[:20].decode("utf-8", "replace")
-    if re.match(rb"\s*<", head):
-        return f"it is a web page, such as a log-in or error page (it begins with {begins!r})"
-    return f"it is neither safetensors nor from torch.save (it begins with {begins!r})"
+    if start[4:9] == b"\0\0\0\0{":  # the length of a header in 8 bytes, and the header
+        found: object = _read_safetensors(path, map_location, name)
+    elif start.startswith((b"PK\x03\x04", b"\x80")):
+        check_archive(path, start, name)
+        found = _read_pickle(path, map_location, name)
+    else:
+        raise WeightsError(f"{name} is no file of tensors: {what_it_is(start)}")
+    return unwrap(found, name, prefix, head)
 
 
 def _read_safetensors(path: Path, map_location: Any, name: str) -> dict[str, Tensor]:
@@ -86,10 +96,14 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"the Python object {named[1]}" if named else "something other than tensors"
         raise WeightsError(
-            f"{name} holds {what}, and reading that could run code. Where you trust the file, load "
-            "it where it was made and save its tensors alone: torch.save(model.state_dict(), path)"
+            f"{name} holds {what}, and reading that could run code. If you trust the file, save "
+            f"its tensors alone where its code is installed:\n"
+            f"  model = torch.load({path.name!r}, weights_only=False)\n"
+            f"  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, EOFError) or "EOF" in str(error):
+            raise WeightsError(f"{name} is cut short: copy or download it again") from error
         said = str(error).partition(". ")[0]  # PyTorch goes on about its own insides
         raise WeightsError(f"{name} is damaged or no PyTorch file: {said}") from error
 
@@ -103,35 +117,71 @@ def _plain_values() -> list[Any]:
     return [argparse.Namespace, scalar, older, np.dtype, *numbers]
 
 
-def unwrap(found: object, source: str) -> Checkpoint:
-    """The state dict in what a training script saved, without the prefixes of wrappers.
+def unwrap(
+    found: object, source: str, prefix: str | None = None, head: str | None = None
+) -> Checkpoint:
+    """Take the network out of what a training script saved; see `read_tensors`.
 
     Raises:
-        WeightsError: there are no tensors in it.
+        WeightsError: there are no tensors in it, or several networks.
     """
-    notes: list[str] = []
-    while isinstance(found, Mapping):
-        inside = _nests(found)
-        if not inside:
-            break
-        if len(inside) > 1:
-            others = ", ".join(map(repr, inside[1:]))
-            notes.append(f"took the tensors under {inside[0]!r}; the file also has {others}")
-        found = found[inside[0]]
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping | list | tuple):
         raise WeightsError(f"{source} holds a {type(found).__name__}; expected tensors by name")
-    if not _is_state_dict(found):
+    maps: dict[str, dict[str, Tensor]] = {}
+    classes: dict[str, Any] = {}
+    _flatten(found, "", maps, classes, ())
+    tensors = {f"{place}{name}": t for place, own in maps.items() for name, t in own.items()}
+    if not any(tensor.ndim > 1 for tensor in tensors.values()):
+        if not isinstance(found, Mapping):
+            raise WeightsError(f"{source} holds a {type(found).__name__}; expected tensors by name")
         raise WeightsError(f"{source} holds no tensors: found {_describe(found)}")
-    return _cleaned(found, source, notes)
+    layout = arrange(tensors, source, prefix, head)
+    if layout is None:
+        return Checkpoint(_other_network(maps, source, prefix), (), "", classes)
+    return Checkpoint(layout.tensors, layout.notes, layout.unclear, classes)
 
 
-def _cleaned(found: Mapping[Any, Any], source: str, notes: Iterable[str] = ()) -> Checkpoint:
-    said = list(notes)
-    tensors = {str(k): v.detach() for k, v in found.items() if isinstance(v, Tensor)}
-    tensors = _strip_prefixes(tensors, said)
-    if not tensors:
-        raise WeightsError(f"{source} holds no tensors")
-    return Checkpoint({_our_name(name): t for name, t in tensors.items()}, tuple(said))
+def _flatten(
+    found: object,
+    place: str,
+    maps: dict[str, dict[str, Tensor]],
+    classes: dict[str, Any],
+    above: tuple[int, ...],
+) -> None:
+    """Collect the tensors of all mappings and lists, by the place of these; and what is said of
+    classes."""
+    if id(found) in above:  # it holds itself
+        return
+    pairs = found.items() if isinstance(found, Mapping) else enumerate(found)  # type: ignore[arg-type]
+    for key, value in pairs:
+        if isinstance(value, Tensor):
+            maps.setdefault(place, {})[str(key)] = value.detach()
+        elif key in WRAPPERS and isinstance(value, Mapping | list | tuple) and value:
+            classes.setdefault(str(key), value)
+        elif isinstance(value, Mapping | list | tuple):
+            _flatten(value, f"{place}{key}.", maps, classes, (*above, id(found)))
+
+
+def _other_network(
+    maps: Mapping[str, dict[str, Tensor]], source: str, prefix: str | None
+) -> dict[str, Tensor]:
+    """The one state dict in the file, of a network that is no ResNet, without the name that all
+    its tensors begin with."""
+    states = sorted(place for place, own in maps.items() if any(t.ndim > 1 for t in own.values()))
+    inner = [p for p in states if not any(other != p and other.startswith(p) for other in states)]
+    inner = [place for place in inner if "optim" not in place] or inner
+    if prefix is not None:
+        inner = [place for place in inner if f".{prefix.rstrip('.')}." in f".{place}"]
+    if len(inner) != 1:
+        there = ", ".join(repr(place.rstrip(".") or ".") for place in states)
+        raise WeightsError(
+            f"{source} holds no ResNet, and tensors in {len(states)} places: {there}; --prefix "
+            "(Python: prefix=...) names one of them"
+        )
+    tensors = {name: t for name, t in maps[inner[0]].items() if name != "n_averaged"}
+    while "conv1.weight" not in tensors and _share_a_root(tensors):
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor], most: int = 3) -> list[str]:
@@ -182,53 +232,11 @@ def _in_surplus_layer(name: str, own: Mapping[str, Tensor]) -> re.Match[str] | N
     return found if known else None
 
 
-def _nests(found: Mapping[Any, Any]) -> list[str]:
-    """The known names in ``found`` under which tensors lie, at whatever depth. They come before
-    tensors beside them, which are statistics of the training, such as a confusion matrix."""
-    maps = {n: found[n] for n in _NESTS.split() if isinstance(found.get(n), Mapping)}
-    return [name for name, inner in maps.items() if _is_state_dict(inner) or _nests(inner)]
-
-
-def _is_state_dict(found: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) and value.ndim > 1 for value in found.values())
-
-
 def _describe(found: Mapping[Any, Any]) -> str:
     shown = [f"{key!r}: {type(value).__name__}" for key, value in list(found.items())[:6]]
     return "{" + ", ".join(shown) + (", ...}" if len(found) > 6 else "}")
 
 
-def _strip_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """The network's own names: without ``module.``, ``backbone.`` and the like before them."""
-    tensors = {name: t for name, t in tensors.items() if name != "n_averaged"}  # AveragedModel's
-    first = "layer1.0.conv1.weight"
-    found = sorted(
-        {n.removesuffix(first) for n in tensors if f".{n}".endswith(f".{first}")}, key=len
-    )
-    if not found:  # no ResNet; what all names have in common can go all the same
-        while "conv1.weight" not in tensors and _share_a_root(tensors):
-            tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-        return tensors
-    prefix = found[0]
-    if len(found) > 1:
-        others = ", ".join(map(repr, found[1:]))
-        notes.append(f"took the network under {prefix!r}; the file also has {others}")
-    inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    outside = [n for n in tensors if not n.startswith(prefix)]
-    for name in [n for n in outside if n.endswith(("head.fc.weight", "head.fc.bias"))]:
-        inside.setdefault(name[name.index("fc.") :], tensors[name])
-        outside.remove(name)
-    if outside:
-        notes.append(f"left out what is not in {prefix!r}: {len(outside)}, first {outside[0]}")
-    return inside
-
-
 def _share_a_root(names: Iterable[str]) -> bool:
     roots = {name.partition(".")[0] if "." in name else "" for name in names}
     return len(roots) == 1 and "" not in roots
-
-
-def _our_name(name: str) -> str:
-    """Names that code for CIFAR often gives to the head and to projections."""
-    name = re.sub(r"^(linear|classifier)\.(weight|bias)$", r"fc.\2", name)
-    return re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)

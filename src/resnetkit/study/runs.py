@@ -169,7 +169,7 @@ def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> i
     for net in comparison.nets:
         settings = {**comparison.settings(net, 0), "epochs": 1}
         chosen = comparison.recipe.with_settings(settings)
-        model, _, where = start.begin(chosen, len(listing.classes), where)
+        model, _, where = start.begin(chosen, listing.classes, where)
         seconds += plan.measure(model, chosen, where, training, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
     most = plan.choose_epochs(comparison.recipe, training).epochs

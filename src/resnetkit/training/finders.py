@@ -71,7 +71,7 @@ def find_lr(
     chosen = plan.choose(chosen, listing, where)
     prepared = prepare(listing, chosen, workers)
     chosen = plan.choose_epochs(chosen, len(prepared.train))
-    model, _, where = start.begin(chosen, len(listing.classes), where)
+    model, _, where = start.begin(chosen, listing.classes, where)
     identity = identity_of(prepared, chosen)
     state = State(model, make_optimizer(model, chosen), identity, scaler=where.scaler())
     state.network = shallow(model, chosen)

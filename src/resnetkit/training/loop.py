@@ -113,7 +113,7 @@ def train(
     chosen = plan.choose_epochs(chosen, len(prepared.train), resumed=saved is not None)
 
     # The network: its initial weights are f(seed), or those of a file.
-    model, options, where = start.begin(chosen, len(listing.classes), where, fresh=saved is None)
+    model, options, where = start.begin(chosen, listing.classes, where, fresh=saved is None)
     chosen = plan.choose_threads(model, chosen, where, recorded)
     assert chosen.epochs is not None
     identity = identity_of(prepared, chosen)

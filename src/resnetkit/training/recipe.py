@@ -54,6 +54,9 @@ class Recipe(BaseModel):
         description="to begin with: none (random), auto, DEFAULT or another published name, a "
         "model file, .pth or .safetensors, https://... or hf://owner/name",
     )
+    weights_prefix: str | None = Field(
+        None, description="which network of that file, if it has several: what its names begin with"
+    )
     weights_sha256: str | None = Field(None, description="of the file that was taken")
     freeze: tuple[str, ...] = Field(
         (), description="parts that are never trained, such as conv1, bn1, layer1"

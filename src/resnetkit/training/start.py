@@ -7,19 +7,23 @@ and its SHA-256, never ``auto``.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, WeightsError
 from ..models import get_model, get_model_weights, list_weights, modelfile
 from ..models.builders import ARCHITECTURES
+from ..models.classnames import said_names
 from ..models.download import fetch
 from ..models.pretrained import load_into, local_file
-from ..models.reading import read_tensors
-from ..models.weights import WeightsEnum
+from ..models.reading import Checkpoint, read_tensors
+from ..models.registry import get_skeleton
+from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids
 from ..progress import say
 from ..runtime import Runtime
 from ..storage import sha256
@@ -68,13 +72,25 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     """The network with its initial weights, f(seed); and the options that build it again.
 
     Raises:
-        RecipeError: ``model_options`` has an option that the architecture does not know.
+        RecipeError: ``model_options`` has an option that the architecture does not know, or makes
+            a network that cannot tell classes.
     """
     assert recipe.model is not None
+    if recipe.model_options.get("include_top", True) is not True:
+        raise RecipeError(
+            f"model_options of {recipe.model}: include_top leaves out the head, and a network "
+            "without one cannot tell classes. Remove include_top"
+        )
+    for key, value in recipe.model_options.items():
+        if type(value) in (int, float) and value <= 0:
+            raise RecipeError(
+                f"model_options of {recipe.model}: {key} is {value}; expected 1 or more"
+            )
     options = {**recipe.model_options, "num_classes": classes}
     start = {"zero_init_residual": True} if recipe.zero_init_residual else {}
     torch.default_generator.manual_seed(recipe.seed)  # it alone: the network is made on the CPU
     try:
+        get_skeleton(recipe.model, **options)  # its errors name the options
         known = start if recipe.model in ARCHITECTURES else {}  # DarkNet-53 has no such start
         model = get_model(recipe.model, **options, **known)
     except (TypeError, ValueError) as error:
@@ -83,7 +99,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
 
 
 def begin(
-    recipe: Recipe, classes: int, runtime: Runtime, *, fresh: bool = True
+    recipe: Recipe, classes: Sequence[str], runtime: Runtime, *, fresh: bool = True
 ) -> tuple[nn.Module, dict[str, Any], Runtime]:
     """Return the network on its device and in its memory layout, with the weights that the recipe
     names where it is ``fresh``; the options that build it again; and ``runtime`` with the layout.
@@ -91,16 +107,17 @@ def begin(
     Raises:
         RecipeError, TrainingError, WeightsError: as `make_network` and `load`.
     """
-    network, options = make_network(recipe, classes)
+    network, options = make_network(recipe, len(classes))
     if fresh:
-        load(network, recipe)
+        load(network, recipe, classes)
     runtime = runtime.for_network(network, recipe.channels_last)
     network = network.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload]
     return network, options, runtime
 
 
-def load(network: nn.Module, recipe: Recipe) -> None:
-    """Copy the recipe's weights into ``network``; the head stays new where the classes differ.
+def load(network: nn.Module, recipe: Recipe, classes: Sequence[str]) -> None:
+    """Copy the recipe's weights into ``network``. Of the head, the rows of those ``classes`` that
+    the weights name too; the others stay new.
 
     Raises:
         TrainingError: the file is no longer the one that the recipe was resolved with.
@@ -115,7 +132,65 @@ def load(network: nn.Module, recipe: Recipe) -> None:
             f"{path} is another file than this run was begun with; expected the SHA-256 "
             f"{recipe.weights_sha256}"
         )
-    load_into(network, read_tensors(path).tensors, recipe.weights)
+    checkpoint = read_tensors(path, source=recipe.weights, prefix=recipe.weights_prefix)
+    for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
+        say(f"Note: {recipe.weights}: {note}")
+    tensors, note = _with_head(network, checkpoint, _names_in(path, recipe, checkpoint), classes)
+    say(f"Note: {recipe.weights}: {note}")
+    load_into(network, tensors, recipe.weights)
+
+
+def _names_in(path: Path, recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
+    """The names of the logits of the weights; None if nothing says them."""
+    if modelfile.is_one(path):
+        return list(modelfile.read_header(path).classes)
+    member = _published(str(recipe.model), recipe.weights)
+    if member is not None:
+        return list(member.meta["categories"])
+    head = checkpoint.tensors.get("fc.weight")
+    names, notes = said_names(checkpoint.classes, 0 if head is None else len(head), recipe.weights)
+    for note in notes:
+        say(f"Note: {recipe.weights}: {note}")
+    return names
+
+
+def _with_head(
+    network: nn.Module, given: Checkpoint, names: Sequence[str] | None, classes: Sequence[str]
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors with a head for ``classes``, and what became of the head in words. Folders may be
+    called by the WordNet ids of ImageNet's classes."""
+    own, tensors = network.state_dict(), dict(given.tensors)
+    heads = [n for n in ("fc.weight", "fc.bias") if n in own]
+    theirs = {n: tensors.pop(n) for n in ("fc.weight", "fc.bias") if n in tensors}
+    ids = dict(zip(imagenet_ids(), imagenet_classes(), strict=True))
+    rows = {normalize("NFC", name): i for i, name in enumerate(names or ())}
+    found = [rows.get(normalize("NFC", name), rows.get(ids.get(name, ""))) for name in classes]
+    fitting = all(n in theirs and theirs[n].shape[1:] == own[n].shape[1:] for n in heads)
+    kept = [(i, row) for i, row in enumerate(found) if row is not None] if fitting else []
+    for name in heads:
+        tensors[name] = own[name].clone()
+        for i, row in kept:
+            tensors[name][i] = theirs[name][row]
+    if not theirs:
+        return tensors, "the head is new, since the file has none"
+    if names is None:
+        return tensors, (
+            "the head is new, since the file does not name its classes; `resnet convert` with "
+            "--classes makes a model file of it, whose head is matched by name"
+        )
+    if not kept:
+        return tensors, f"the head is new, since it is for other classes ({_some(names)})"
+    if len(kept) == len(classes):
+        return tensors, "the head is kept: its rows were matched with these classes by name"
+    new = [name for name, row in zip(classes, found, strict=True) if row is None]
+    return tensors, (
+        f"{len(kept)} of {len(classes)} rows of the head are kept, matched by name; new is the "
+        f"head for {_some(new)}"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _default(weights: str) -> str:
