@@ -16,6 +16,9 @@ from typing import IO, Any
 
 from .errors import OutputError, ResnetkitError
 
+MARKER = ".resnetkit"
+"""The name of the file that marks a folder as written by a command: its images are no photos."""
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -88,9 +91,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
+    """Write ``text`` as UTF-8, atomically. Names of files that are no text (which Python holds as
+    lone surrogates) are escaped as JSON does, so that what is written is text."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -120,6 +124,41 @@ def refuse_used(folder: Path | None) -> None:
             f"{folder} is in use: it holds {files} file(s). Name another folder with --out, "
             "or remove this one"
         )
+
+
+def make_output(folder: Path) -> None:
+    """Make a folder for what a command writes, and mark it, so that nobody takes the images in it
+    for photos when it lies among them.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / MARKER
+        marker.write_text(
+            "Written by resnetkit. The images in this folder are left out when photos are read.\n",
+            encoding="utf-8",
+        )
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Make sure, before long work, that a file or folder can be made where ``path`` says. Nothing
+    is written.
+
+    Raises:
+        OutputError: a part of it is a file or too long a name, or its folder refuses.
+    """
+    path = path.absolute()
+    above = next(parent for parent in path.parents if os.path.lexists(parent))
+    with _told(path):
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file", str(path))
+        for name in path.relative_to(above).parts:
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(above / name)  # fails where the name is too long for this disk
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def refuse_existing(file: Path) -> None:
