@@ -112,9 +112,12 @@ def refuse_used(folder: Path | None) -> None:
     """Make sure that nothing is overwritten: ``folder`` must be new or empty (None is neither).
 
     Raises:
-        OutputError: it holds something, or is a file.
+        OutputError: it holds something, is a file, or cannot be made.
     """
-    if folder is None or not folder.exists():
+    if folder is None:
+        return
+    if not os.path.lexists(folder):
+        refuse_unwritable(folder)
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file; --out names a folder")
@@ -151,14 +154,17 @@ def refuse_unwritable(path: Path) -> None:
     """
     path = path.absolute()
     above = next(parent for parent in path.parents if os.path.lexists(parent))
-    with _told(path):
-        if not above.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file", str(path))
-        for name in path.relative_to(above).parts:
+    why = None if above.is_dir() else f"{above} is a file"
+    try:
+        for name in path.relative_to(above).parts if why is None else ():
             with contextlib.suppress(FileNotFoundError):
                 os.stat(above / name)  # fails where the name is too long for this disk
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    except OSError as error:
+        why = error.strerror
+    if why is None and not os.access(above, os.W_OK | os.X_OK):
+        why = f"no permission to write in {above}"
+    if why is not None:
+        raise OutputError(f"cannot write to {path}: {why}. Name another place with --out")
 
 
 def refuse_existing(file: Path) -> None:

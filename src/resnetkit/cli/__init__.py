@@ -15,6 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 def main() -> None:
     """The command ``resnet``: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130/143 signals."""
+    _open_closed_streams()
     from ..errors import ResnetkitError
     from .commands import app
 
@@ -41,3 +42,14 @@ def main() -> None:
         named = f"{error.filename}: {error.strerror}" if error.filename else error
         print(f"resnet: {named}", file=sys.stderr)
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Some schedulers start a command without standard streams. What Python then opens first would
+    get their numbers, and receive what libraries print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115
+            if stream.fileno() != number:
+                os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)

@@ -78,7 +78,7 @@ class RunFolder:
             OutputError: the folder holds something that is not to be resumed.
             TrainingError: there is a saved state, and it cannot be read.
         """
-        _refuse_file_above(out)
+        storage.refuse_unwritable(Path("runs") / name if out is None else Path(out))
         taken = list(itertools.takewhile(Path.exists, _numbered(name))) if out is None else []
         if not resume:
             storage.refuse_used(None if out is None else Path(out))
@@ -157,12 +157,6 @@ class RunFolder:
             for path, label in zip(part.paths, part.labels, strict=True)
         ]
         self.write_rows("split.csv", rows)
-
-
-def _refuse_file_above(out: str | os.PathLike[str] | None) -> None:
-    for parent in Path(out or "runs").absolute().parents:
-        if parent.is_file():
-            raise OutputError(f"cannot write to {out}: {parent} is a file")
 
 
 def _numbered(name: str) -> Iterator[Path]:
