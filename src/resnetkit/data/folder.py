@@ -217,7 +217,8 @@ def split(
     Exact duplicates stay together, so that no picture is in both parts.
 
     Args:
-        digests: a hash of the contents of each picture of ``whole``.
+        digests: a hash of the contents of each picture of ``whole``; the same for pictures that
+            are to stay together.
         fraction: of each class that goes to ``val``, in (0, 1); at least one picture does, and
             at least one stays.
 
@@ -247,7 +248,8 @@ def split(
         random.Random(derive(seed, "split", name)).shuffle(here)
         wanted = min(max(1, round(fraction * sum(map(len, here)))), sum(map(len, here)) - 1)
         taken: list[int] = []
-        for members in here[:-1]:
+        # A group larger than the whole validation split stays in training.
+        for members in [m for m in here if len(m) <= wanted] or [min(here, key=len)]:
             if len(taken) + len(members) <= wanted or not taken:
                 taken += members
             if len(taken) >= wanted:

@@ -257,6 +257,7 @@ def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
         )
     lines += [f"Left out: {line}." for line in data.left_out.lines()]
     lines += [f"Note: {note}." for note in data.notes]
+    lines += [f"Note: {note}." for note in prepared.notes]
     lines += [f"Skipped, cannot be read: {text}" for text in prepared.skipped]
     if prepared.conflicting:
         lines.append(
