@@ -115,3 +115,19 @@ def test_json_keeps_numbers_in_a_row_on_one_line(tmp_path):
     many = {"matrix": [[0] * 300] * 300}
     storage.write_json(tmp_path / "y.json", many)
     assert (tmp_path / "y.json").stat().st_size < 3.1 * 300 * 300
+
+
+def test_what_cannot_be_made_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path, why in ((tmp_path / "file" / "x", "is a file"), (tmp_path / ("x" * 300), "too long")):
+        for check in (storage.refuse_unwritable, storage.refuse_used):
+            with pytest.raises(OutputError, match=f"{why}.*--out"):
+                check(path)
+    storage.refuse_used(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_names_that_are_no_text_come_back_from_json(tmp_path):
+    value = {"data": os.fsdecode(b"caf\xe9/\xff"), "text": "caf\u00e9 \\ud800"}
+    storage.write_json(tmp_path / "x.json", value)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value

@@ -17,6 +17,9 @@ from typing import IO, Any
 
 from .errors import OutputError, ResnetkitError
 
+MARKER = ".resnetkit"
+"""The name of the file that marks a folder as written by a command: its images are no photos."""
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -116,9 +119,10 @@ def _say_once(text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
+    """Write ``text`` as UTF-8, atomically. Names of files that are no text (which Python holds as
+    lone surrogates) are escaped as JSON does, so that what is written is text."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -136,9 +140,12 @@ def refuse_used(folder: Path | None) -> None:
     """Make sure that nothing is overwritten: ``folder`` must be new or empty (None is neither).
 
     Raises:
-        OutputError: it holds something, or is a file.
+        OutputError: it holds something, is a file, or cannot be made.
     """
-    if folder is None or not folder.exists():
+    if folder is None:
+        return
+    if not os.path.lexists(folder):
+        refuse_unwritable(folder)
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file; --out names a folder")
@@ -148,6 +155,44 @@ def refuse_used(folder: Path | None) -> None:
             f"{folder} is in use: it holds {files} file(s). Name another folder with --out, "
             "or remove this one"
         )
+
+
+def make_output(folder: Path) -> None:
+    """Make a folder for what a command writes, and mark it, so that nobody takes the images in it
+    for photos when it lies among them.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / MARKER
+        marker.write_text(
+            "Written by resnetkit. The images in this folder are left out when photos are read.\n",
+            encoding="utf-8",
+        )
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Make sure, before long work, that a file or folder can be made where ``path`` says. Nothing
+    is written.
+
+    Raises:
+        OutputError: a part of it is a file or too long a name, or its folder refuses.
+    """
+    path = path.absolute()
+    above = next(parent for parent in path.parents if os.path.lexists(parent))
+    why = None if above.is_dir() else f"{above} is a file"
+    try:
+        for name in path.relative_to(above).parts if why is None else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(above / name)  # fails where the name is too long for this disk
+    except OSError as error:
+        why = error.strerror
+    if why is None and not os.access(above, os.W_OK | os.X_OK):
+        why = f"no permission to write in {above}"
+    if why is not None:
+        raise OutputError(f"cannot write to {path}: {why}. Name another place with --out")
 
 
 def refuse_existing(file: Path) -> None:

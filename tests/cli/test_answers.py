@@ -93,7 +93,7 @@ def test_save_images(model, pictures, tmp_path):
     )  # fmt: skip
     assert done.returncode == 3
     assert len(done.stdout.splitlines()) == 4
-    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    names = sorted(path.name for path in (tmp_path / "drawn").glob("*.jpg"))
     assert names == ["000000-000.jpg", "000002-000.jpg", "000003-_bytes_.jpg"]
     with Image.open(tmp_path / "drawn" / names[0]) as image:
         assert min(image.size) >= 224

@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 import resnetkit
+from resnetkit.data import folder
 from resnetkit.models import modelfile
 
 
@@ -282,11 +283,46 @@ def test_evaluate_writes_the_evidence(model, pictures, tmp_path):
     assert lines(done)[2].startswith("temperature ")
     assert b"51 of these 60 pictures were trained on" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "confusion_matrix.png", "metrics.json", "per_class.csv", "predictions.csv",
+        ".resnetkit", "confusion_matrix.png", "metrics.json", "per_class.csv", "predictions.csv",
         "reliability.png", "report.html",
     ]  # fmt: skip
     done = resnet("evaluate", model, pictures, "--crops", 5)
     assert (done.returncode, b"crops is 1 (the centre) or 10" in done.stderr) == (2, True)
+
+
+def test_evidence_among_the_photos_is_no_class(model, pictures, tmp_path):
+    data = tmp_path / "data"
+    (data / "red").mkdir(parents=True)
+    (data / "odd").mkdir()
+    red = (pictures / "red" / "000.png").read_bytes()
+    (data / "red" / "0.png").write_bytes(red)
+    (data / "odd" / "1.png").write_bytes(red)
+    done = resnet("evaluate", model, data, "--out", data / "evidence")
+    assert (done.returncode, b"has classes that" in done.stderr) == (1, True)
+    assert sorted(path.name for path in data.iterdir()) == ["odd", "red"]  # nothing was made
+    shutil.rmtree(data / "odd")
+    for out in ("evidence", "again"):
+        done = resnet("evaluate", model, data, "--split", "all", "--out", data / out)
+        assert done.returncode == 0, done.stderr
+    assert b"left out: 1 folder(s) that resnet wrote, such as evidence" in done.stderr
+    done = resnet("explain", model, data / "red", "--out", data / "explained")
+    assert done.returncode == 0, done.stderr
+    done = resnet("predict", model, data, "--save-images", data / "drawn", "--format", "jsonl")
+    assert len(done.stdout.splitlines()) == 1
+    assert b"4 folder(s) that resnet wrote" in done.stderr
+    found = folder.read(data, classes=["blue", "green", "red"])
+    assert list(found.parts["all"].paths) == ["red/0.png"]
+    assert found.left_out == {"folder(s) that resnet wrote": 4}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes it")
+def test_a_closed_standard_output(model, pictures, tmp_path):
+    command = f'{sys.executable} -m resnetkit predict "{model}" "{pictures}/red" --out rows.csv >&-'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    assert (tmp_path / "rows.csv").read_text().startswith("source,class,")
+    command = f'{sys.executable} -m resnetkit predict "{model}" "{pictures}/red" <&- >&- 2>&-'
+    assert subprocess.run(command, shell=True, cwd=tmp_path, check=False).returncode == 0
 
 
 @pytest.mark.slow
@@ -305,7 +341,9 @@ def test_explain_writes_overlays(model, pictures, tmp_path):
     done = resnet("explain", model, *files, "--class", "red", "--layer", "layer2", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "ERROR" in lines(done)[2]
-    assert sorted(p.name for p in (tmp_path / "explained").iterdir()) == ["000-2.png", "000.png"]
+    assert sorted(p.name for p in (tmp_path / "explained").iterdir()) == [
+        ".resnetkit", "000-2.png", "000.png",
+    ]  # fmt: skip
     done = resnet("explain", model, files[0], "--layer", "layer7", "--out", "x", cwd=tmp_path)
     assert (done.returncode, b"no layer 'layer7'; it has conv1" in done.stderr) == (2, True)
 

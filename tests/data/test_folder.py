@@ -46,7 +46,7 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path):
     )  # fmt: skip
     data = folder.read(root)
     assert len(data.parts["all"]) == 2
-    assert data.left_out["hidden or system file(s)"] == 2
+    assert data.left_out["hidden or system file(s)"] == 4
     assert data.left_out["file(s) of another kind"] == 1
     assert data.left_out["picture(s) outside a class folder"] == 1
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import pytest
 
@@ -99,3 +100,16 @@ def test_a_table_row_is_one_line():
     text = rows.row(answer("new\nline.png"), "table")
     assert text == "new\\nline.png  ro\\nse  75.00%   (tulip 25.0%)\n"
     assert rows.row(answer("7"), "table").count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no device that is always full")
+@pytest.mark.parametrize("name", ["7.png", None])
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, name):
+    file = rows.RowsFile(tmp_path / "rows.csv", "csv", DIGEST)
+    file._file.close()
+    file._file = open("/dev/full", "wb")  # noqa: SIM115
+    with pytest.raises(OutputError, match=r"rows\.csv cannot be written \(No space left"), file:
+        if name is None:
+            file._file.write(b"left in the buffer")
+        else:
+            file.write(answer(name))

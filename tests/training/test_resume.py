@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 import pytest
 import torch
 
-from resnetkit import storage, train
+from resnetkit import evaluate, load, storage, train
 from resnetkit.errors import Interrupted, OutputError, TrainingError
 from resnetkit.training import checkpoint, loop, plan
 from resnetkit.training.interrupts import Interrupts, leave
@@ -280,3 +281,51 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
     with pytest.raises(TrainingError, match=r"shallow_share was 0\.0 and is 0\.5"):
         train(flat_folder, out=tmp_path / "run", resume=True, **settings, shallow_share=0.5)
     assert train(flat_folder, out=tmp_path / "run", resume=True, **settings).model.exists()
+
+
+def test_a_finished_run_is_trained_on_with_the_command_it_names(flat_folder, small, tmp_path):
+    train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
+    with pytest.raises(TrainingError, match="To train on from its last weights") as told:
+        train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 3})
+    words = shlex.split(str(told.value).splitlines()[-1])
+    assert words[:3] == ["resnet", "train", str(flat_folder)]
+    assert words[3::2] == ["--recipe", "--weights", "--epochs"]
+    recipe, weights, epochs = words[4::2]
+    more = train(words[2], recipe, weights=weights, epochs=int(epochs), out=tmp_path / "more")
+    assert (len(more.history), more.recipe.weights) == (2, str(tmp_path / "run/last.safetensors"))
+
+
+def test_photos_of_one_name_in_two_places(flat_folder, small, tmp_path, capsys, monkeypatch):
+    settings = {**small, "epochs": 1}
+    other = tmp_path / "elsewhere" / flat_folder.name
+    shutil.copytree(flat_folder, other)
+    monkeypatch.chdir(tmp_path)
+    first = train(flat_folder, **settings)
+    capsys.readouterr()
+    second = train(other, resume=True, **settings)
+    assert "nothing to resume of these photos" in capsys.readouterr().err
+    assert second.folder.name == first.folder.name + "-2"
+    third = train(other, **settings)
+    assert third.folder.name == first.folder.name + "-3"
+    assert f"{first.folder} belongs to other photos: {flat_folder}" in capsys.readouterr().err
+    assert train(flat_folder, resume=True, **settings).folder == first.folder
+    assert train(other, resume=True, **settings).folder == third.folder
+    shutil.move(other, tmp_path / "moved" / other.name)
+    assert train(tmp_path / "moved" / other.name, resume=True, **settings).folder == third.folder
+
+
+def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
+    """And the split that it made can be trained on where it lies."""
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        (flat_folder / "red").rename(flat_folder / name)
+    except OSError:
+        pytest.skip("this disk takes only text for names")
+    photos = flat_folder.rename(flat_folder.with_name(os.fsdecode(b"fotos\xff")))
+    run = train(photos, out=tmp_path / "run", **{**small, "epochs": 1})
+    assert load(run.model).classes == ("blue", name, "green")
+    assert train(run.folder, resume=True).metrics == run.metrics
+    assert evaluate(run.model, photos, "val").metrics["accuracy"] == run.metrics["accuracy"]
+    again = train(run.folder / "split.csv", out=tmp_path / "again", **{**small, "epochs": 1})
+    for file in ("history.csv", "metrics.json", "classes.json"):
+        assert (run.folder / file).read_bytes() == (again.folder / file).read_bytes()

@@ -11,6 +11,7 @@ import warnings
 
 def main() -> None:
     """The command ``resnet``: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130/143 signals."""
+    _open_closed_streams()
     # Before PyTorch is loaded. Its OpenMP threads wait for each other by spinning, by default so
     # long that one other busy process makes small nets ten to ninety times slower; a short spin
     # costs nothing where the cores are free (benchmarks/spinning.py).
@@ -46,3 +47,14 @@ def main() -> None:
         named = f"{error.filename}: {error.strerror}" if error.filename else error
         print(f"resnet: {named}", file=sys.stderr)
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Some schedulers start a command without standard streams. What Python then opens first would
+    get their numbers, and receive what libraries print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115
+            if stream.fileno() != number:
+                os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)

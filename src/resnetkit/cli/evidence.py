@@ -50,8 +50,6 @@ def evaluate(
     from .show import evaluation_table
 
     refuse_used(out)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as shown:
 
         def progress(batches: int) -> Advance:
@@ -124,6 +122,7 @@ def explain(
     """Show where on photos the network found a class (Grad-CAM), as PNG files."""
     from ..evaluation.explain import explain as run_explanation
     from ..inference.pictures import Unreadable
+    from ..progress import say
     from ..report.thumbnails import write_overlays
     from ..storage import refuse_used
     from .show import explanation_line
@@ -134,7 +133,7 @@ def explain(
 
     def readable() -> Iterator[str | bytes]:
         nonlocal failed
-        for picture in expand(pictures):
+        for picture in expand(pictures, say):
             if isinstance(picture, Unreadable):
                 failed += 1
                 print(f"{picture.source}  ERROR  {picture.error}", flush=True)

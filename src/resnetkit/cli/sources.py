@@ -6,13 +6,14 @@ import glob
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..data.paths import Paths, is_picture
-from ..data.tree import identity, leads_to
+from ..data import tree
+from ..data.paths import LeftOut, Paths, is_picture, is_system
 from ..errors import RecipeError
 from ..inference.pictures import Unreadable
+from ..progress import printable
 
 
 def check_usage(model: Path, pictures: Sequence[str]) -> None:
@@ -38,23 +39,30 @@ def check_usage(model: Path, pictures: Sequence[str]) -> None:
     )
 
 
-def expand(arguments: Iterable[str]) -> Iterator[str | bytes | Unreadable]:
+def expand(
+    arguments: Iterable[str], note: Callable[[str], None] | None = None
+) -> Iterator[str | bytes | Unreadable]:
     """Files, folders (to any depth, sorted), globs, ``@list.txt``, ``@-`` (paths from standard
     input) and ``-`` (the bytes of one picture from it), one after another.
 
     A file is given on as it is, also where it does not exist: the answer then says so. A folder,
     glob or list that has no pictures or cannot be read is given on with what is wrong with it.
+    ``note`` is told what is left out of folders, as training leaves it out.
     """
     for argument in arguments:
         if argument == "-":
             yield sys.stdin.buffer.read()
         elif argument == "@-":
-            lines = (os.fsdecode(line) for line in sys.stdin.buffer)
+            lines = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
             yield from _some(_named(lines), argument, "standard input names no pictures")
         elif argument.startswith("@") and not os.path.exists(argument):
             yield from _list(argument)
         elif os.path.isdir(argument):
-            yield from _some(_walk(argument), argument, "no pictures in this folder")
+            left_out = LeftOut()
+            inside = _walk(argument, left_out)
+            yield from _some(inside, argument, "no pictures in this folder")
+            for line in left_out.lines() if note is not None else []:
+                note(f"Left out of {printable(argument)}: {printable(line)}.")
         elif glob.has_magic(argument) and not os.path.exists(argument):
             found = sorted(glob.iglob(argument, recursive=True))
             yield from _some(iter(found), argument, "nothing matches")
@@ -79,34 +87,50 @@ def _list(argument: str) -> Iterator[str | Unreadable]:
 
 
 def _walk(
-    folder: str, above: frozenset[tuple[int, int]] = frozenset()
+    folder: str, left_out: LeftOut, above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[str | Unreadable]:
     """The pictures of a folder in order; of a folder in it that cannot be read, what is wrong.
     Links to folders are followed, but not to one of those ``above``, which would lead round."""
     try:
-        own = identity(folder)
+        own = tree.identity(folder)
         if own in above:
+            left_out.add(tree.LOOP, folder)
             return
+        if above and (wrote := tree.output(folder)):  # what was named itself is answered
+            left_out.add(wrote, folder)
+            return
+        names, folders, others = [], [], []
         with os.scandir(folder) as entries:
-            names, folders = [], []
             for entry in entries:
-                if leads_to(entry.is_dir):
-                    folders += [] if entry.name.startswith(".") else [entry.name]
+                if is_system(entry.name) or tree.leads_to(entry.is_dir):
+                    folders.append(entry.name)
                 elif is_picture(entry.name):
                     names.append(entry.name)
+                else:
+                    others.append(entry.path)
     except OSError as error:
         yield Unreadable(folder, f"{folder}: {error.strerror}")
         return
+    for path in sorted(others):
+        left_out.add(tree.OTHER, path)
     pictures = Paths(sorted(names))  # a million of them take half the memory of a list
     del names
     for name in pictures:
         yield os.path.join(folder, name)
     for name in sorted(folders):
-        yield from _walk(os.path.join(folder, name), above | {own})
+        path = os.path.join(folder, name)
+        if is_system(name):
+            left_out.add(tree.SYSTEM, path)
+        else:
+            yield from _walk(path, left_out, above | {own})
 
 
 def _named(lines: Iterable[str]) -> Iterator[str]:
-    return (line.rstrip("\r\n") for line in lines if line.strip())
+    """The paths of a list in UTF-8, of which an editor may have put a mark at the beginning."""
+    for number, line in enumerate(lines):
+        line = line.rstrip("\r\n").removeprefix("\ufeff" if number == 0 else "")
+        if line.strip():
+            yield os.fsdecode(line.encode("utf-8", "surrogateescape"))
 
 
 def _some(

@@ -17,7 +17,7 @@ from ..inference.predictor import Prediction, Predictor
 from ..inference.rows import RowsFile, header, row
 from ..progress import Advance, bar, say
 from ..runtime import default_workers
-from ..storage import refuse_used
+from ..storage import make_output, refuse_used
 from .sources import count, expand
 
 
@@ -47,17 +47,18 @@ class Sinks:
         self.total: int | None = None
         self._rows: RowsFile | None = None
         self._embeddings: EmbeddingsFile | None = None
+        if images is not None and not resume:
+            refuse_used(images)
         if embeddings is not None:
             self._embeddings = self._stack.enter_context(EmbeddingsFile(embeddings))
-        if images is not None:
-            if not resume:
-                refuse_used(images)
-            images.mkdir(parents=True, exist_ok=True)
-            self._say_missing(predictor.classes)
         if out is not None:
             self._rows = self._stack.enter_context(
                 RowsFile(out, self._format, predictor.digest, resume)
             )
+        if images is not None:
+            if not images.exists():
+                make_output(images)
+            self._say_missing(predictor.classes)
         self.first = self._rows.first if self._rows else 0
         self._handle = sys.stdout  # a live bar puts something else there
 
@@ -75,7 +76,8 @@ class Sinks:
     def sources(self, arguments: Sequence[str]) -> Iterable[Picture]:
         """The pictures that the arguments name; those that have rows are compared with them."""
         self.total = count(arguments)
-        return self._rows.checked(expand(arguments)) if self._rows else expand(arguments)
+        found = expand(arguments, say)
+        return self._rows.checked(found) if self._rows else found
 
     def write(self, answers: Iterator[Prediction]) -> int:
         """Write answers as they come; returns how many pictures could not be read."""

@@ -106,7 +106,8 @@ def examine(
     workers = default_workers() if workers is None else workers
     ward = _read(found.base, rows, workers, progress(len(rows)))
     findings = [*_classes(counts), *_pictures(ward)]
-    findings += [Finding("left-out", "note", f"{n} {why}") for why, n in found.left_out.items()]
+    findings += [Finding("left-out", "note", line) for line in found.left_out.lines()]
+    findings += [Finding("reading", "warning", note) for note in found.notes]
     rank = ("error", "warning", "note").index
     return Examination(found.root, counts, tuple(sorted(findings, key=lambda f: rank(f.level))))
 

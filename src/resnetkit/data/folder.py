@@ -2,7 +2,7 @@
 
 Three layouts are known::
 
-    data/train/<class>/...  and any of val|valid|validation/<class>/..., test/<class>/...
+    data/train/<class>/...  with val/<class>/... and test/<class>/... beside it, or one of them
     data/<class>/...                                       (one flat folder, split on the way)
     data.csv with the columns path,label[,split]           (paths relative to the file)
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 import difflib
 import os
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import DataError
 from ..randomness import derive
 from . import manifest, tree
-from .paths import EXTENSIONS, Paths
+from .paths import EXTENSIONS, LeftOut, Paths, spelling
 
 LAYOUTS = (
     "train/<class>/picture.jpg with val/<class>/... beside it, "
@@ -58,18 +58,25 @@ class Part:
 class DataSet:
     """Classes, and the pictures of each split. A flat folder has one split, called ``all``.
 
-    ``left_out`` counts the files that were not taken, by reason; ``notes`` are for the reader.
+    ``left_out`` counts the files that were not taken, by reason; ``notes`` say what was decided
+    where a folder or file can be read in more than one way.
     """
 
     root: Path
     classes: tuple[str, ...]
     parts: dict[str, Part]
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return self.root.absolute().stem
+        name = os.path.basename(os.path.abspath(self.root))
+        return name if self.root.is_dir() else os.path.splitext(name)[0]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was left out, and the notes: a line each."""
+        return (*(f"left out: {line}" for line in self.left_out.lines()), *self.notes)
 
 
 def read(
@@ -89,8 +96,7 @@ def read(
         DataError: nothing there, no picture, an empty class, fewer than two classes, or a class
             that the training split (or ``classes``) does not have.
     """
-    found = survey(data)
-    return _assemble(found.root, found.base, found.splits, classes, found.left_out, aliases or {})
+    return _assemble(survey(data, classes or ()), classes, aliases or {})
 
 
 @dataclass(frozen=True)
@@ -103,41 +109,57 @@ class Survey:
     root: Path
     base: Path
     splits: dict[str, dict[str, Paths]]
-    left_out: Counter[str]
+    left_out: LeftOut
+    notes: tuple[str, ...]
 
 
-def survey(data: str | os.PathLike[str]) -> Survey:
+def survey(data: str | os.PathLike[str], known: Collection[str] = ()) -> Survey:
     """List what is there without a judgement on its classes.
 
+    Args:
+        known: the classes of a trained network, which decide what a folder of such a name is.
+
     Raises:
-        DataError: nothing there, no picture, or splits that mean the same.
+        DataError: nothing there, no picture, splits that mean the same, or folders that could be
+            splits as well as classes.
     """
     root = Path(data)
     if not root.exists():
         looked = f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}"
         raise DataError(looked.rstrip())
-    left_out: Counter[str] = Counter()
+    left_out, notes = LeftOut(), list[str]()
     if root.is_file():
-        base, found = root.parent, manifest.read(root, left_out)
+        base = manifest.base(root, notes)
+        found = manifest.read(root, base, left_out, notes)
     else:
-        base, found = root, tree.read(root, left_out)
+        base, found = root, tree.read(root, left_out, notes, known)
+        notes += _notes_on_twins(found)
     if not any(paths for part in found.values() for paths in part.values()):
-        skipped = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+        skipped = "; ".join(left_out.lines())
         raise DataError(
             f"No pictures in {root}{f' (left out: {skipped})' if skipped else ''}. "
             f"Known layouts: {LAYOUTS}. Known formats: {' '.join(sorted(EXTENSIONS))}"
         )
-    return Survey(root, base, found, left_out)
+    return Survey(root, base, found, left_out, tuple(notes))
+
+
+def _notes_on_twins(found: dict[str, dict[str, Paths]]) -> list[str]:
+    """Class folders whose names differ in case or in the writing of a number only."""
+    same: dict[str, list[str]] = {}
+    for name in sorted({name for by_class in found.values() for name in by_class}):
+        same.setdefault(spelling(name), []).append(name)
+    return [
+        f"{', '.join(map(repr, names))} are different classes; if they are one, put their images "
+        "into one folder"
+        for names in same.values()
+        if len(names) > 1
+    ]
 
 
 def _assemble(
-    root: Path,
-    base: Path,
-    found: dict[str, dict[str, Paths]],
-    classes: Sequence[str] | None,
-    left_out: Counter[str],
-    aliases: Mapping[str, int],
+    surveyed: Survey, classes: Sequence[str] | None, aliases: Mapping[str, int]
 ) -> DataSet:
+    root, found = surveyed.root, surveyed.splits
     leading = next(split for split in ("train", "all", "val", "test") if split in found)
     own = sorted(found[leading])
     if classes is None:
@@ -154,7 +176,8 @@ def _assemble(
             )
     names = tuple(own if classes is None else classes)
     index = {**aliases, **{name: i for i, name in enumerate(names)}}
-    parts, notes = {}, []
+    index = {unicodedata.normalize("NFC", name): i for name, i in index.items()}
+    parts, notes = {}, list(surveyed.notes)
     for split, by_class in found.items():
         unknown = sorted(set(by_class) - set(index))
         if unknown:
@@ -170,8 +193,8 @@ def _assemble(
         paths = Paths()
         for name in present:
             paths.extend(by_class.pop(name))  # one after the other, so that none is there twice
-        parts[split] = Part(base, paths, labels)
-    return DataSet(root, names, parts, left_out, tuple(notes))
+        parts[split] = Part(surveyed.base, paths, labels)
+    return DataSet(root, names, parts, surveyed.left_out, tuple(notes))
 
 
 def _raise_unknown(root: Path, split: str, unknown: list[str], names: tuple[str, ...]) -> None:
@@ -194,7 +217,8 @@ def split(
     Exact duplicates stay together, so that no picture is in both parts.
 
     Args:
-        digests: a hash of the contents of each picture of ``whole``.
+        digests: a hash of the contents of each picture of ``whole``; the same for pictures that
+            are to stay together.
         fraction: of each class that goes to ``val``, in (0, 1); at least one picture does, and
             at least one stays.
 
@@ -224,7 +248,8 @@ def split(
         random.Random(derive(seed, "split", name)).shuffle(here)
         wanted = min(max(1, round(fraction * sum(map(len, here)))), sum(map(len, here)) - 1)
         taken: list[int] = []
-        for members in here[:-1]:
+        # A group larger than the whole validation split stays in training.
+        for members in [m for m in here if len(m) <= wanted] or [min(here, key=len)]:
             if len(taken) + len(members) <= wanted or not taken:
                 taken += members
             if len(taken) >= wanted:

@@ -7,7 +7,7 @@ picture with every other; their thumbnails then decide. Crops, turns and mirrors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +149,33 @@ def groups(
     for i in range(len(root)):
         members.setdefault(find(i), []).append(i)
     return [group for group in members.values() if len(group) > 1]
+
+
+def keep_together(
+    labels: np.ndarray, digests: Sequence[str], looks: Iterable[Look]
+) -> tuple[list[str], int]:
+    """The digests, but of the images of one class that look the same, the digest of the first; and
+    how many images that changes. A group of more than half of its class stays as it is: a split has
+    to divide it.
+
+    Args:
+        labels: ``(n,)``.
+    """
+    count = len(digests)
+    hashes, thumbs = np.zeros(count, np.uint64), np.zeros((count, _THUMB, _THUMB, 3), np.uint8)
+    flat = np.zeros(count, bool)
+    for i, seen in enumerate(looks):
+        hashes[i], thumbs[i], flat[i] = seen.hash, seen.thumb, seen.flat
+    together, changed = list(digests), 0
+    for label in np.unique(labels):
+        own = np.flatnonzero((labels == label) & ~flat)
+        for group in groups(hashes[own], thumbs[own]):
+            members = own[group].tolist()
+            if len({digests[i] for i in members}) > 1 and 2 * len(members) <= len(own):
+                changed += len(members)
+                for i in members:
+                    together[i] = digests[members[0]]
+    return together, changed
 
 
 def _crowds(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

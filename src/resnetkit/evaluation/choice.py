@@ -50,7 +50,7 @@ def choose(listing: folder.DataSet, split: str | None, header: Header) -> Choice
         for name, part in header.data.get("parts", {}).items()
         if name in ("train", "val") and part["digests"]
     }
-    split = SPLITS.get(split, split) if split else None
+    split = SPLITS.get(split.lower(), split) if split else None
     flat = listing.parts.get("all")
     made_of_train = recorded.get("val") and not {"val", "all"} & listing.parts.keys()
     if made_of_train and split in ("val", None if "test" not in listing.parts else "val"):

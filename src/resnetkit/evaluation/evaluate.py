@@ -142,7 +142,7 @@ def evaluate(
         )
 
     found = measure(chosen.part, chosen.split)
-    notes = listing.notes + chosen.notes + views.notes(at_size(header.preprocessing, image_size))
+    notes = listing.remarks + chosen.notes + views.notes(at_size(header.preprocessing, image_size))
     if calibrate:
         fitted = found
         if chosen.split != "val":

@@ -81,13 +81,17 @@ class RowsFile:
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror})") from error
         if end == 0:
-            self._file.write(header(format).encode())
+            self._file.write(header(format).encode())  # to the disk with the first row
 
     def __enter__(self) -> RowsFile:
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:  # it writes what is left; where that failed before, it was told
+            if kind is None:
+                raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
 
     def _scan(self, digest: str, errors: list[int]) -> int:
         """Counts the rows that are whole, and notes which are errors; the byte behind the last."""

@@ -61,7 +61,9 @@ class Header:
             "recipe": self.recipe,
             "data": self.data,
         }
-        return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        # A name that is no text comes back from its escape.
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:

@@ -11,13 +11,14 @@ import torch
 
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import in_top, probabilities
-from ..storage import atomic, write_json
+from ..storage import atomic, make_output, write_json
 from . import html, plots
 
 
 def write(found: Evaluation, out: Path, model_file: Path, device: str = "auto") -> None:
     """``per_class.csv``, ``predictions.csv``, ``confusion_matrix.png``, ``reliability.png``,
-    ``report.html`` and ``metrics.json`` in the folder ``out``."""
+    ``report.html`` and ``metrics.json`` in the folder ``out``, which is made."""
+    make_output(out)
     rows = found.metrics["per_class"]
     write_rows(out / "per_class.csv", list(rows[0]), (row.values() for row in rows))
     write_predictions(found, out / "predictions.csv")

@@ -18,7 +18,7 @@ from ..evaluation.explain import Explanation, explain
 from ..evaluation.findings import Disagreement, Finding
 from ..evaluation.views import at_size
 from ..models.modelfile import Header
-from ..storage import atomic
+from ..storage import atomic, make_output
 
 SIDE = 176  # pixels
 QUALITY = 80
@@ -52,6 +52,8 @@ def write_overlays(
         if item.picture is None or item.heat is None:
             yield item, None
             continue
+        if not times:
+            make_output(out)
         stem = item.source.stem
         times[stem] += 1
         file = out / (f"{stem}.png" if times[stem] == 1 else f"{stem}-{times[stem]}.png")

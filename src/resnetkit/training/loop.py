@@ -101,7 +101,7 @@ def train(
     where = runtime.pick(device)
     listing = folder.read(data)
     name = f"{listing.name}-{start.model(recipe, settings)}"
-    run, saved = where.once(RunFolder.open, out, name, resume)
+    run, saved = where.once(RunFolder.open, out, name, resume, data)
     recorded = where.once(run.recorded_recipe) if resume else None
     chosen = where.once(start.choose, recipe, settings, recorded)
     where = runtime.pick(device, chosen.precision)
@@ -147,9 +147,9 @@ def train(
             expected = plan.measure(model, chosen, where, *counts)
             say(plan.describe(prepared, chosen, where, model, workers, expected))
         run = where.once(write_beginning, run, prepared, chosen, data, where.device)
-        say(f"{'results in':14}{run.path}\n")
+        say(f"{'results in':14}{run.path}{run.whose_is_first(data) if out is None else ''}\n")
     else:
-        state.restore(saved)
+        state.restore(saved, run.longer(data, chosen) if run.is_finished() else "")
         if where.once(run.is_finished):
             say(f"{run.path} is finished already; nothing was changed.")
             return where.once(run.result, chosen, state.history)

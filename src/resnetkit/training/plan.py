@@ -333,8 +333,9 @@ def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
             f"No validation part was given: {recipe.val_split:.0%} of each class was set apart for "
             "it (listed in split.csv; exact duplicates stay together)."
         )
-    lines += [f"Left out: {count} {reason}." for reason, count in data.left_out.items()]
+    lines += [f"Left out: {line}." for line in data.left_out.lines()]
     lines += [f"Note: {note}." for note in data.notes]
+    lines += [f"Note: {note}." for note in prepared.notes]
     lines += [f"Skipped, cannot be read: {text}" for text in prepared.skipped]
     if prepared.conflicting:
         lines.append(

@@ -6,13 +6,18 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..ahead import map_ahead
 from ..data.cache import Pictures, Scan, check_readable, digest, scan
 from ..data.folder import DataSet, Part, split
+from ..data.likeness import keep_together, look
 from ..errors import DataError
 from ..progress import bar
 from ..randomness import derive
 from ..runtime import Runtime
 from .recipe import Recipe
+
+MOST_COMPARED = 100_000
+"""Images among which those that look the same are found: a third of a millisecond each."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Prepared:
     made_split: bool
     skipped: tuple[str, ...]
     conflicting: tuple[str, ...]  # pictures whose exact copies have another label
+    notes: tuple[str, ...] = ()
 
 
 def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
@@ -59,11 +65,13 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     made_split = "val" not in parts
     if not made_split:
         both = (pictures["train"], pictures["val"])
-        return Prepared(data, *both, digests, False, skipped, _conflicting(parts, digests))
+        notes = _shared(digests["train"], digests["val"])
+        return Prepared(data, *both, digests, False, skipped, _conflicting(parts, digests), notes)
 
     conflicting = _conflicting(parts, digests)
     whole: str = "all" if "all" in parts else "train"
-    divided = split(parts[whole], data.classes, digests[whole], recipe.val_split, recipe.seed)
+    together, notes = _keep_together(pictures[whole], digests[whole], workers)
+    divided = split(parts[whole], data.classes, together, recipe.val_split, recipe.seed)
     by_path = dict(zip(parts[whole].paths, digests[whole], strict=True))
     digests = {name: [by_path[path] for path in part.paths] for name, part in divided.items()}
     rest = {name: part for name, part in data.parts.items() if name != whole}
@@ -72,7 +80,33 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     if trained != evaluated:  # validation pictures have the pixels that `evaluate` will give them
         with bar("reading validation pictures", len(val)) as advance:
             val = scan(val.part, evaluated, workers, advance).pictures
-    return Prepared(data, train, val, digests, True, skipped, conflicting)
+    return Prepared(data, train, val, digests, True, skipped, conflicting, notes)
+
+
+def _shared(train: list[str], val: list[str]) -> tuple[str, ...]:
+    seen = set(train)
+    count = sum(digest_ in seen for digest_ in val)
+    if not count:
+        return ()
+    return (
+        f"{count:,} of the {len(val):,} validation images are training images too: the "
+        "accuracy will be too good. `resnet check` names them",
+    )
+
+
+def _keep_together(
+    pictures: Pictures, digests: list[str], workers: int
+) -> tuple[list[str], tuple[str, ...]]:
+    """What a split keeps on one side: copies, and images of a class that look the same."""
+    if len(pictures) > MOST_COMPARED:
+        return digests, (
+            f"images that look nearly the same were not looked for among {len(pictures):,} (only "
+            f"up to {MOST_COMPARED:,}): some may be in both splits",
+        )
+    looks = map_ahead(lambda i: look(pictures[i]), range(len(pictures)), workers)
+    together, count = keep_together(pictures.part.labels, digests, looks)
+    note = f"{count:,} images look nearly the same as another of their class; they stay on one side"
+    return together, (f"{note} of the split",) if count else ()
 
 
 def _check_left(data: DataSet, name: str, left: Part, found: Scan) -> None:

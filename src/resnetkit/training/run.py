@@ -6,6 +6,8 @@ import csv
 import itertools
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,23 +70,33 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, out: str | os.PathLike[str] | None, name: str, resume: bool
+        cls,
+        out: str | os.PathLike[str] | None,
+        name: str,
+        resume: bool,
+        data: str | os.PathLike[str] | None = None,
     ) -> tuple[RunFolder, Snapshot | None]:
         """The folder to write to, and the state to go on from, if there is one.
 
         Args:
             out: the folder; by default ``runs/name``, ``runs/name-2``, ...: the first free one, or
-                with ``resume`` the last that is there.
+                with ``resume`` the last that was begun with ``data``.
 
         Raises:
             OutputError: the folder holds something that is not to be resumed.
             TrainingError: there is a saved state, and it cannot be read.
         """
-        _refuse_file_above(out)
+        storage.refuse_unwritable(Path("runs") / name if out is None else Path(out))
         taken = list(itertools.takewhile(Path.exists, _numbered(name))) if out is None else []
         if not resume:
             storage.refuse_used(None if out is None else Path(out))
             return cls(Path("runs") / name if out is None else Path(out), out is not None), None
+        if out is None and data is not None:
+            taken = _begun_with(taken, data)
+            if not taken:
+                say("There is nothing to resume of these photos yet; beginning.")
+                free = next(path for path in _numbered(name) if not path.exists())
+                return cls(free, named=False), None
         path = Path(out) if out is not None else taken[-1] if taken else Path("runs") / name
         saved = read(path / "state") if is_run(path) else None
         if saved is None and cls(path).is_finished():
@@ -141,6 +153,26 @@ class RunFolder:
         seconds = sum(float(row["train_seconds"]) + float(row["val_seconds"]) for row in rows)
         return Run(self.path, self.model, recipe, tuple(history), metrics, seconds)
 
+    def longer(self, data: str | os.PathLike[str], recipe: Recipe) -> str:
+        """What to type for the epochs or steps of ``recipe`` that this run, which is finished, did
+        not have."""
+        before = load(self.path / "recipe.yaml")
+        key = "steps" if recipe.steps is not None else "epochs"
+        more = (getattr(recipe, key) or 0) - (getattr(before, key) or 0)
+        length = f"--epochs {more}" if key == "epochs" else f"--set steps={more}"
+        files = [shlex.quote(str(self.path / "recipe.yaml")), shlex.quote(str(self.last))]
+        return (
+            f"resnet train {shlex.quote(str(data))} --recipe {files[0]} --weights {files[1]} "
+            f"{length if more > 0 else ''}"
+        ).rstrip()
+
+    def whose_is_first(self, data: str | os.PathLike[str]) -> str:
+        """In words, that the first folder of this name belongs to other photos."""
+        first = self.path.with_name(re.sub(r"-\d+$", "", self.path.name))
+        if first == self.path or not is_run(first) or recorded_data(first) == _absolute(data):
+            return ""
+        return f" ({first} belongs to other photos: {recorded_data(first)})"
+
     def write_text(self, name: str, text: str) -> None:
         storage.write_text(self.path / name, text)
 
@@ -161,17 +193,24 @@ class RunFolder:
         self.write_rows("split.csv", rows)
 
 
-def _refuse_file_above(out: str | os.PathLike[str] | None) -> None:
-    for parent in Path(out or "runs").absolute().parents:
-        if parent.is_file():
-            raise OutputError(f"cannot write to {out}: {parent} is a file")
-
-
 def _numbered(name: str) -> Iterator[Path]:
     """runs/name, runs/name-2, runs/name-3, ..."""
     yield Path("runs") / name
     for number in itertools.count(2):
         yield Path("runs") / f"{name}-{number}"
+
+
+def _absolute(data: str | os.PathLike[str]) -> str:
+    return str(Path(data).absolute())
+
+
+def _begun_with(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
+    """Which of some runs to resume with ``data``: those that were begun with it; else those whose
+    photos lie there no longer, as these may be theirs, moved."""
+    fitting = [run for run in runs if is_run(run) and recorded_data(run) == _absolute(data)]
+    unsaved = [run for run in runs if not is_run(run)]
+    moved = [run for run in runs if is_run(run) and not os.path.exists(recorded_data(run))]
+    return fitting or moved or unsaved
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:

@@ -170,16 +170,19 @@ class State:
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors()}
         return Snapshot(tensors, _copied(values))
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot, longer: str = "") -> None:
         """Go back to where ``snapshot`` was taken.
 
         Moments are copied into tensors with the strides of their parameters: a fused kernel takes
         both as they lie in memory.
 
+        Args:
+            longer: the command that trains a finished run on, for who asks for more epochs.
+
         Raises:
             TrainingError: the snapshot is of another run; the differences are listed.
         """
-        check_same(snapshot.values["identity"], self.identity)
+        check_same(snapshot.values["identity"], self.identity, longer)
         set_compute_threads(snapshot.values["compute_threads"])
         before = snapshot.values["world_size"]
         if before != self.world_size:
@@ -226,7 +229,7 @@ class State:
         return tensors
 
 
-def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same(saved: dict[str, Any], now: dict[str, Any], longer: str = "") -> None:
     """Compare the identities of two runs. A field that an older recipe had not was at its default;
     of the data only what was noted then is compared.
 
@@ -245,9 +248,16 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
         if before[kind].get(key) != now[kind][key]
     ]
     if differences:
+        only_longer = all(d.startswith(("recipe: epochs ", "recipe: steps ")) for d in differences)
+        how = (
+            f"\nThe learning rate of that run has ended. To train on from its last weights, with a "
+            f"schedule of its own:\n  {longer}"
+        )
         raise TrainingError(
             "This is not the run that was saved. Resume it as it was begun, or begin another "
-            "one with --out:\n  " + "\n  ".join(differences)
+            "one with --out:\n  "
+            + "\n  ".join(differences)
+            + (how if longer and only_longer else "")
         )
 
 

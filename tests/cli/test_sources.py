@@ -1,0 +1,50 @@
+"""What a person types for images -> images; and what of it is left out."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from resnetkit.cli.sources import count, expand
+from resnetkit.storage import make_output
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path):
+    touch(tmp_path, "a.png", "q", "q.jpg_large", "@eaDir/a.png/S.jpg", "b/c.jpg", "b/.hidden.jpg")
+    touch(tmp_path, "runs/x/environment.json", "runs/x/recipe.yaml", "runs/x/curves.png")
+    make_output(tmp_path / "drawn")
+    touch(tmp_path, "drawn/a.jpg")
+    notes = []
+    found = list(expand([str(tmp_path)], notes.append))
+    assert found == [str(tmp_path / "a.png"), str(tmp_path / "b" / "c.jpg")]
+    assert count([str(tmp_path)]) == 2
+    assert [note.split("Left out of ")[1].split(": ")[1] for note in notes] == [
+        f"2 file(s) of another kind, such as {tmp_path / 'q'}.",
+        f"2 hidden or system file(s), such as {tmp_path / '@eaDir'}.",
+        f"1 folder(s) that resnet wrote, such as {tmp_path / 'drawn'}.",
+        f"1 folder(s) of a run, whose pictures are figures, such as {tmp_path / 'runs' / 'x'}.",
+    ]
+    own = list(expand([str(tmp_path / "drawn")]))
+    assert own == [str(tmp_path / "drawn" / "a.jpg")]  # it was named itself
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_list_may_begin_with_a_mark(tmp_path, mark, monkeypatch):
+    names = ["a.png", " b.png ", os.fsdecode(b"caf\xe9.png"), "\N{SNOWMAN}.png"]
+    text = mark + b"\r\n".join(map(os.fsencode, names))
+    (tmp_path / "list.txt").write_bytes(text)
+    assert list(expand([f"@{tmp_path / 'list.txt'}"])) == names
+
+    class Stdin:
+        buffer = text.splitlines(keepends=True)
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    assert list(expand(["@-"])) == names

@@ -1,0 +1,167 @@
+"""What folders mean: splits, classes, or nothing that anybody should train on."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+import pytest
+
+from resnetkit.data import folder
+from resnetkit.data.doctor import examine
+from resnetkit.errors import DataError
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def in_classes(*folders):
+    return [f"{name}/{label}/{i}.png" for name in folders for label in "ab" for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "split"),
+    [
+        ("Training", "Testing", "test"),
+        ("training", "test", "test"),
+        ("Training", "Test", "test"),
+        ("seg_train", "seg_test", "test"),
+        ("train", "dev", "val"),
+        ("train", "Validate", "val"),
+        ("train_images", "val_images", "val"),
+        ("images-train", "images-eval", "val"),
+        ("TrainSet", "TestSet", "test"),
+        ("train2017", "val2017", "val"),
+    ],
+)
+def test_usual_words_are_splits(tmp_path, train, other, split):
+    data = folder.read(touch(tmp_path, *in_classes(train, other)))
+    assert data.classes == ("a", "b")
+    assert set(data.parts) == {"train", split}
+    assert data.parts[split].paths[0] == f"{other}/a/0.png"
+    told = any(f"{other} as {split}" in note for note in data.notes)
+    assert told == (other.lower() != "test")  # that word needs no note
+
+
+def test_a_split_folder_inside_one_of_its_name(tmp_path):
+    paths = in_classes("seg_train/seg_train", "seg_test/seg_test")
+    data = folder.read(touch(tmp_path, *paths, "seg_pred/seg_pred/1.png", "seg_pred/2.png"))
+    assert data.classes == ("a", "b")
+    assert sorted(p for part in data.parts.values() for p in part.paths) == sorted(paths)
+    assert data.left_out.lines() == ["1 folder(s) beside the splits, such as seg_pred"]
+
+
+@pytest.mark.parametrize("name", ["passenger_train", "test_tube", "restrain", "valley", "latest"])
+def test_other_names_are_classes(tmp_path, name):
+    data = folder.read(touch(tmp_path, f"{name}/1.png", "bus/1.png"))
+    assert data.classes == tuple(sorted(("bus", name)))
+    assert not data.notes
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["bus/1.png", "car/1.png", "train/1.png"], "is 'train', beside 'bus', 'car' a split or"),
+        (["bus/1.png", "car/1.png", "train/steam/1.png", "train/electric/1.png"], "is 'train'"),
+        (["cat/1.png", "dog/1.png", "test/1.png"], "is 'test', beside 'cat', 'dog' a split or"),
+        (["cat/1.png", "dog/1.png", "val/cat/1.png", "val/dog/1.png"], "is 'val', beside"),
+        (["train/1.png", "test/1.png"], "is 'test' or 'train' a split or a class"),
+        (["images-train/1.png", "images-test/1.png"], "'images-test' or 'images-train' a split"),
+        (["part1/a/1.png", "part1/b/1.png", "part2/a/1.png", "part2/b/1.png"], "the same folders"),
+        (in_classes("x_train", "x_test", "y_train", "y_test"), "a split or a class"),
+    ],
+)
+def test_what_nothing_decides_is_asked(tmp_path, paths, words):
+    for ask in (folder.read, examine):
+        with pytest.raises(DataError, match=words) as told:
+            ask(touch(tmp_path, *paths))
+        assert f"into {tmp_path / 'train'}" in str(told.value)
+        assert "path,label" in str(told.value)
+
+
+def test_the_answers_to_the_question_work(tmp_path):
+    classes = touch(tmp_path / "c", *(f"train/{name}/1.png" for name in ("bus", "car", "train")))
+    assert folder.read(classes).classes == ("bus", "car", "train")
+    nested = [f"train/{name}/{side}/1.png" for name in ("p", "q") for side in ("left", "right")]
+    assert folder.read(touch(tmp_path / "n", *nested)).classes == ("p", "q")
+
+
+def test_the_classes_of_a_network_decide(tmp_path):
+    touch(tmp_path, "bus/1.png", "car/1.png", "train/1.png", "train/steam/2.png")
+    data = folder.read(tmp_path, classes=["bus", "car", "train"])
+    assert data.parts["all"].labels.tolist() == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("inside", [(), ("val/1.png",), ("val/a/notes.txt",), ("val/.DS_Store",)])
+def test_a_split_without_class_folders_is_no_split(tmp_path, inside):
+    touch(tmp_path, *in_classes("train"), *inside)
+    (tmp_path / "val").mkdir(exist_ok=True)
+    data = folder.read(tmp_path)
+    assert set(data.parts) == {"train"}
+    (note,) = data.notes
+    assert note.startswith("val has ")
+    assert "a validation split is made instead" in note
+    assert [f.text for f in examine(tmp_path).findings if f.kind == "reading"] == [note]
+
+
+def test_nothing_of_a_system_is_data(tmp_path):
+    wanted = ["cat/1.jpg", "cat/old/2.jpg", "dog/1.jpg"]
+    system = [
+        "@eaDir/1.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/x.jpg",
+        "cat/.@__thumb/1.jpg", "$RECYCLE.BIN/$R1.jpg", "System Volume Information/1.jpg",
+        "cat/Thumbs.db", "dog/desktop.ini", "dog/._1.jpg", "dog/.DS_Store", "__MACOSX/dog/1.jpg",
+        ".Trashes/1.jpg", "lost+found/1.jpg", "__pycache__/1.jpg", "dog/.ipynb_checkpoints/1.jpg",
+        ".git/1.jpg", ".dropbox.cache/1.jpg", "Old Previews.lrdata/1.jpg", "cat/.thumbnails/1.jpg",
+    ]  # fmt: skip
+    data = folder.read(touch(tmp_path, *wanted, *system))
+    assert list(data.parts["all"].paths) == wanted
+    assert data.classes == ("cat", "dog")
+    assert dict(data.left_out) == {"hidden or system file(s)": len(system)}
+    assert "such as " in data.left_out.lines()[0]
+
+
+def test_names_written_composed_and_apart_are_one_class(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    touch(tmp_path, f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/1.png")
+    data = folder.read(tmp_path)
+    assert data.classes == (composed, "tea")
+    assert data.parts["val"].labels.tolist() == [0]
+    assert folder.read(tmp_path, classes=[apart, "tea"]).parts["train"].labels.tolist() == [0, 1]
+    touch(tmp_path / "both", f"{composed}/1.png", f"{apart}/2.png", "tea/1.png")
+    if len(os.listdir(tmp_path / "both")) == 3:  # some disks make them one by themselves
+        with pytest.raises(DataError, match="are they one class"):
+            folder.read(tmp_path / "both")
+
+
+def test_names_that_are_no_text_are_classes(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        touch(tmp_path, f"{name}/{name}.png", "tea/1.png")
+    except OSError:
+        pytest.skip("this disk takes only text for names")
+    data = folder.read(tmp_path)
+    assert data.classes == (name, "tea")
+    assert data.parts["all"].path(0).exists()
+
+
+def test_class_folders_that_differ_in_case_are_told(tmp_path):
+    data = folder.read(touch(tmp_path, "01/1.png", "1/2.png", "b/1.png"))
+    assert data.classes == ("01", "1", "b")
+    assert data.notes == (
+        "'01', '1' are different classes; if they are one, put their images into one folder",
+    )
+
+
+def test_everything_beside_the_pictures_is_counted(tmp_path):
+    touch(tmp_path, "readme.md", "1.png", "train/2.png", "train/labels.csv", *in_classes("train"))
+    (tmp_path / "train" / "a" / "round").symlink_to("..", target_is_directory=True)
+    data = folder.read(tmp_path)
+    assert dict(data.left_out) == {
+        "picture(s) outside a class folder": 2,
+        "file(s) of another kind": 2,
+        "link(s) to a folder around them": 1,
+    }

@@ -1,0 +1,61 @@
+"""What training says of its images before it begins, and which of them a split keeps together."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+from PIL import Image
+
+from resnetkit.data import folder
+from resnetkit.training.preparation import prepare
+from resnetkit.training.recipe import Recipe
+
+RECIPE = Recipe.model_validate({"image_size": 64, "resize_size": 64, "val_split": 0.4})
+
+
+def save(path, number, size=(96, 80), quality=90):
+    """A photo of smooth colours, another for each number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(number).integers(0, 255, (7, 7, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC).resize(size).save(
+        path, quality=quality
+    )
+
+
+def test_thumbnails_stay_on_the_side_of_their_photo(tmp_path):
+    for label in "ab":
+        for i in range(8):
+            number = i + 100 * (label == "b")
+            save(tmp_path / label / f"{i}.jpg", number)
+            save(tmp_path / label / f"thumb_{i}.jpg", number, (48, 40), 60)
+    for seed in range(3):
+        recipe = RECIPE.with_settings({"seed": seed})
+        found = prepare(folder.read(tmp_path), recipe, workers=1)
+        train, val = (
+            {path.replace("thumb_", "") for path in pictures.part.paths}
+            for pictures in (found.train, found.val)
+        )
+        assert not train & val
+        assert len(val) == 6
+        assert found.notes == (
+            "32 images look nearly the same as another of their class; they stay on one side of "
+            "the split",
+        )
+
+
+def test_a_class_of_images_that_all_look_the_same_is_divided(tmp_path):
+    for i in range(6):
+        save(tmp_path / "a" / f"{i}.jpg", 1, quality=40 + 8 * i)
+        save(tmp_path / "b" / f"{i}.jpg", 10 + i)
+    found = prepare(folder.read(tmp_path), RECIPE, workers=1)
+    assert found.val.part.counts(2) == [2, 2]
+
+
+def test_validation_images_that_are_trained_on_are_told(tmp_path):
+    for label in "ab":
+        for i in range(3):
+            save(tmp_path / "train" / label / f"{i}.jpg", i + 10 * (label == "b"))
+    shutil.copytree(tmp_path / "train" / "a", tmp_path / "val" / "a")
+    found = prepare(folder.read(tmp_path), RECIPE, workers=1)
+    assert found.notes[0].startswith("3 of the 3 validation images are training images too")
