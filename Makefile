@@ -4,7 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all check lint clean
+# The rooms that compute, and how to compute as a processor without AVX-512 does.
+NUMERICAL := tests/models tests/training tests/study tests/evaluation tests/inference
+AVX2      := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+
+.PHONY: demo test test-all test-avx2 check lint clean
 
 # The virtual environment, made anew whenever the dependencies change.
 $(STAMP): pyproject.toml
@@ -18,8 +22,12 @@ demo: $(STAMP)  ## train, evaluate and predict on the embedded handwritten digit
 test: $(STAMP)  ## everything quick: about five minutes on two cores
 	$(BIN)/python -m pytest
 
-test-all: lint  ## the slow ones too, and the linters: what CI runs
+test-all: lint  ## the slow ones too, the linters, and test-avx2: what CI runs
 	$(BIN)/python -m pytest -m "slow or not slow"
+	$(AVX2) $(BIN)/python -m pytest $(NUMERICAL)
+
+test-avx2: $(STAMP)  ## the quick tests of the numerical rooms, as on a processor without AVX-512
+	$(AVX2) $(BIN)/python -m pytest $(NUMERICAL)
 
 check: lint test  ## what to run while working
 

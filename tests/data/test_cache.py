@@ -360,7 +360,11 @@ def test_a_decoder_that_is_installed_later_is_used(part, home, little_memory, mo
         found = scan(part)
     assert "pip install" in found.unreadable[3]
     heif = types.ModuleType("pillow_heif")
-    heif.register_heif_opener = lambda: None
+
+    def reader(file, name):
+        raise SyntaxError("not a HEIC image")
+
+    heif.HeifImageFile = reader
     monkeypatch.setitem(sys.modules, "pillow_heif", heif)
     again = scan(part)
     assert "pip install" not in again.unreadable[3]

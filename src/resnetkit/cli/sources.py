@@ -62,6 +62,7 @@ def expand(
             inside = _walk(argument, left_out)
             yield from _some(inside, argument, "no pictures in this folder")
             for line in left_out.lines() if note is not None else []:
+                assert note is not None
                 note(f"Left out of {printable(argument)}: {printable(line)}.")
         elif glob.has_magic(argument) and not os.path.exists(argument):
             found = sorted(glob.iglob(argument, recursive=True))
