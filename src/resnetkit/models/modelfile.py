@@ -232,15 +232,15 @@ def _preprocessing(
     """How images become the input of the network, which has as many channels as it takes."""
     found = Preprocessing.from_dict(_typed(content, "preprocessing", dict))
     taken = options.get("in_channels", 3)
-    if taken not in STATISTICS:
+    if taken in range(1, 1000) and taken not in STATISTICS:
         raise ModelFileError(
             f"its network takes {taken!r} channels, and images have 1, 3 or 4: resnetkit.models "
             "can use it in Python, with inputs that you make"
         )
-    if found.channels == 3 != taken:  # converted by a version that knew colour alone
+    if found.channels == 3 and taken in (1, 4):  # converted by a version that knew colour alone
         mean, std = STATISTICS[taken]
         found = replace(found, mean=mean, std=std)
-    if found.channels != taken:
+    if found.channels != taken and taken in list(STATISTICS):  # others no network can have
         raise ModelFileError(
             f"its header is damaged: its images have {found.channels} channels, its network takes "
             f"{taken}"

@@ -67,7 +67,7 @@ def choose_channels(recipe: Recipe) -> Recipe:
             f"channels is {recipe.channels}, and the network takes {taken} (in_channels). Leave "
             "one of them out"
         )
-    if taken not in STATISTICS:
+    if taken not in list(STATISTICS):
         raise RecipeError(f"images have 1, 3 or 4 channels; got a network of in_channels {taken}")
     if taken != 3:
         options["in_channels"] = taken
