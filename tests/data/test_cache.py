@@ -42,9 +42,9 @@ def decoded(monkeypatch):
     """Counts what is decoded."""
     calls = []
 
-    def counting(source, working_size=None):
+    def counting(source, working_size=None, **form):
         calls.append(source)
-        return decode.decode(source, working_size)
+        return decode.decode(source, working_size, **form)
 
     monkeypatch.setattr("resnetkit.data.transforms.decode", counting)
     return calls

@@ -26,12 +26,18 @@ def picture(mode):
 @pytest.mark.parametrize("mode", NARROW + WIDE)
 @pytest.mark.parametrize("strip", [1, 37, 100])
 def test_strip_by_strip_the_pixels_are_those_of_the_whole(mode, strip, monkeypatch):
-    whole = colours.rgb_pixels(picture(mode))
+    span = (0, 50_000) if mode in ("I", "F") else None
+    whole = colours.pixels_of(picture(mode), 3, span)
     assert (whole.shape, whole.dtype) == ((29, 37, 3), np.uint8)
     if mode in NARROW and not picture(mode).has_transparency_data:
         assert np.array_equal(whole, np.asarray(picture(mode).convert("RGB")))
     monkeypatch.setattr(colours, "STRIP", strip)
-    assert np.array_equal(colours.rgb_pixels(picture(mode)), whole)
+    assert np.array_equal(colours.pixels_of(picture(mode), 3, span), whole)
+    for channels in (1, 4):
+        strips = colours.pixels_of(picture(mode), channels, span)
+        with monkeypatch.context() as patch:
+            patch.setattr(colours, "STRIP", 10_000)
+            assert np.array_equal(colours.pixels_of(picture(mode), channels, span), strips)
 
 
 def test_a_transparent_colour_is_white_in_every_strip(monkeypatch):
@@ -39,14 +45,27 @@ def test_a_transparent_colour_is_white_in_every_strip(monkeypatch):
     image = picture("P")
     image.info["transparency"] = 3
     clear = np.asarray(image) == 3
-    pixels = colours.rgb_pixels(image)
+    pixels = colours.pixels_of(image)
     assert clear.any()
     assert (pixels[clear] == 255).all()
     assert np.array_equal(pixels[~clear], np.asarray(picture("P").convert("RGB"))[~clear])
 
 
-def test_what_is_no_number_does_not_say_what_is_white():
+def test_what_is_no_number_is_black_and_says_nothing_of_the_range():
     fractions = Image.fromarray(np.array([[0, 0.5, 1, np.nan, -np.inf]], np.float32))
-    assert colours.rgb_pixels(fractions)[0, :, 0].tolist() == [0, 128, 255, 0, 0]
+    for span in ((0, 1), "image"):
+        assert colours.pixels_of(fractions, 3, span)[0, :, 0].tolist() == [0, 128, 255, 0, 0]
     large = Image.fromarray(np.array([[0, 32768, 65535, np.nan, np.inf]], np.float32))
-    assert colours.rgb_pixels(large)[0, :, 0].tolist() == [0, 128, 255, 0, 255]
+    for span in ((0, 65535), "image"):
+        assert colours.pixels_of(large, 3, span)[0, :, 0].tolist() == [0, 128, 255, 0, 255]
+    signed = Image.fromarray(np.array([[-1024, 0, 3072, np.nan]], np.float32))
+    assert colours.pixels_of(signed, 1, (-1024, 3072))[0, :, 0].tolist() == [0, 64, 255, 0]
+    assert colours.extent(large) == (0, 65535)
+    assert colours.extent(Image.fromarray(np.full((2, 2), np.nan, np.float32))) == (0, 0)
+
+
+def test_pixels_to_look_at():
+    rgba = np.array([[[200, 10, 20, 255], [0, 0, 0, 0]]], np.uint8)
+    assert colours.to_look_at(rgba).tolist() == [[[200, 10, 20], [255, 255, 255]]]
+    assert colours.to_look_at(rgba[..., :1]).tolist() == [[[200] * 3, [0] * 3]]
+    assert colours.to_look_at(rgba[..., :3]) is not None

@@ -427,8 +427,9 @@ def test_wide_grey_is_as_bright_as_its_numbers_say(tmp_path, mode):
     for scale in (1, 257):
         image = Image.fromarray(shades.astype(np.int32) * scale).convert(mode)
         image.save(tmp_path / "x.tif")
-        assert (decode.from_memory(image) == expected).all()
-        assert (decode.decode(tmp_path / "x.tif") == expected).all()
+        for span in ((0, 255 * scale), "image"):  # the rule of older model files agrees here
+            assert (decode.from_memory(image, value_range=span) == expected).all()
+            assert (decode.decode(tmp_path / "x.tif", value_range=span) == expected).all()
 
 
 def test_dark_pictures_of_sixteen_bits_stay_dark(tmp_path):
@@ -474,7 +475,129 @@ def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(t
     plain = {"mean": [0.0] * 3, "std": [1.0] * 3}
     preset = ImageClassification(crop_size=256, resize_size=256, **plain)
     for name, picture in pictures.items():
-        assert np.array_equal(decode.from_memory(picture), expected), name
+        guessed = decode.from_memory(picture, value_range="image")  # I and F do not say
+        assert np.array_equal(guessed, expected), name
         if name != "F":  # the preset refuses it
             pixels = (preset(picture) * 255).round().permute(1, 2, 0).numpy()
             assert np.array_equal(pixels, expected), name
+
+
+RANGES = [
+    (np.uint16, (0, 4095)),
+    (np.uint16, (0, 1023)),
+    (np.uint16, (100, 50_000)),
+    (np.int32, (-1024, 3071)),
+    (np.int32, (0, 2**24 - 1)),
+    (np.float32, (0, 1)),
+    (np.float32, (-1, 1)),
+    (np.float32, (0, 1020)),
+]
+
+
+@pytest.mark.parametrize(("kind", "span"), RANGES)
+def test_a_range_becomes_black_to_white_and_never_wraps_around(tmp_path, kind, span):
+    """Against the formula in float64; what lies outside is cut off."""
+    low, high = span
+    room = 0.3 * (high - low)
+    values = np.linspace(low - room, high + room, 64 * 48).reshape(48, 64)
+    if kind == np.uint16:
+        values = values.clip(0, 65535)
+    values = values.astype(kind)
+    share = (values.astype(np.float64) - low) / (high - low)
+    expected = np.rint(255 * share.clip(0, 1)).astype(int)
+    image = Image.fromarray(values)
+    image.save(tmp_path / "x.tif")
+    for channels in (1, 3, 4):
+        form = {"channels": channels, "value_range": span}
+        for pixels in (
+            decode.decode(tmp_path / "x.tif", **form),
+            decode.from_memory(image, **form),
+            decode.decode_full(tmp_path / "x.tif", 48, **form),
+        ):
+            assert pixels.shape == (48, 64, channels)
+            colours = pixels[..., : min(channels, 3)].astype(int)
+            assert np.abs(colours - expected[..., None]).max() <= 1  # a tie in the last bit
+            assert channels < 4 or (pixels[..., 3] == 255).all()
+    assert decode.depth(tmp_path / "x.tif").high == pytest.approx(values.max())
+    assert decode.depth(tmp_path / "x.tif").low == pytest.approx(values.min())
+
+
+def test_what_does_not_say_its_range_is_refused(tmp_path):
+    for kind in (np.int32, np.float32):
+        image = Image.fromarray(np.array([[0, 1, 300]], kind))
+        image.save(tmp_path / "x.tif")
+        said = r"32 bits of grey, from 0 to 300, and nothing says .*--set value_range="
+        with pytest.raises(PictureError, match=rf"x\.tif: .*{said}"):
+            decode.decode(tmp_path / "x.tif")
+        with pytest.raises(PictureError, match=said):
+            decode.from_memory(image)
+
+
+def test_a_range_leaves_eight_bits_and_formats_that_say_white_alone(tmp_path):
+    grey = save(smooth(20, 10, "L"), tmp_path, "x.png")
+    expected = np.asarray(smooth(20, 10, "L"))
+    assert (decode.decode(grey, value_range=(0, 4095))[..., 0] == expected).all()
+    twelve = np.array([[0, 2048, 4095]], ">u2")
+    (tmp_path / "x.pgm").write_bytes(b"P5 3 1 4095\n" + twelve.tobytes())
+    for span in (None, (0, 4095)):
+        assert decode.decode(tmp_path / "x.pgm", value_range=span)[0, :, 0].tolist() == [
+            0,
+            128,
+            255,
+        ]
+    for path in (grey, tmp_path / "x.pgm", save(smooth(20, 10), tmp_path, "x.jpg")):
+        assert decode.depth(path) is None
+    assert decode.depth(save(smooth(20, 10), tmp_path, "8bit.tif")) is None
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_transparency_as_pillow_converts(tmp_path, mode, channels):
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(smooth(60, 40, "L")).astype(np.uint16) * 257)
+        plain = smooth(60, 40, "L")
+    else:
+        image = plain = smooth(60, 40, "RGBA" if mode in ("LA", "RGBA") else "RGB").convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(smooth(60, 40).getchannel(1))
+    name = "x.jpg" if mode in ("CMYK", "YCbCr") else "x.png"
+    path = save(image, tmp_path, name)
+    with Image.open(path) as opened:
+        seen = plain if mode == "I;16" else opened.convert("RGBA")
+    if channels == 4:
+        expected = np.asarray(seen.convert("RGBA"))
+    else:
+        over = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen.convert("RGBA"))
+        expected = np.asarray(over.convert("RGB").convert("L"))[..., None]
+    pixels = decode.decode(path, channels=channels)
+    assert (pixels == expected).all()
+    assert (decode.decode_full(path, 40, channels=channels) == expected).all()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_transparency_resized_as_torchvision_does(tmp_path, channels):
+    from torchvision.transforms.v2 import functional as F
+
+    image = smooth(200, 150, "RGBA")
+    image.putalpha(smooth(200, 150).getchannel(0))
+    path = save(image if channels == 4 else image.convert("RGB"), tmp_path, "x.png")
+    with Image.open(path) as opened:
+        theirs = opened.convert("L" if channels == 1 else "RGBA")
+    expected = np.asarray(F.resize(theirs, [64])).reshape(64, 85, channels)
+    assert (decode.decode_full(path, 64, channels=channels) == expected).all()
+    pixels = decode.decode(path, 64, channels=channels)
+    tensor = F.resize(F.pil_to_tensor(theirs), [64], antialias=True).permute(1, 2, 0).numpy()
+    assert np.abs(pixels.astype(int) - tensor).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff"])
+def test_grey_is_turned_too(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(smooth(90, 60), tmp_path, f"x.{kind}", exif=exif)
+    rgb = Image.fromarray(decode.decode(path))
+    assert (decode.decode(path, channels=1)[..., 0] == np.asarray(rgb.convert("L"))).all()

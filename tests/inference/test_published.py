@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms._presets import ImageClassification as Preset
 
 from resnetkit.data.transforms import Preprocessing
+from resnetkit.errors import WeightsError
 from resnetkit.inference.predictor import Predictor
 from resnetkit.models import convert, modelfile
 from resnetkit.models.weights import ResNet18_Weights
@@ -130,3 +132,39 @@ def test_converted_models_decode_in_full_and_trained_ones_scaled(tmp_path, monke
     assert header.preprocessing == Preprocessing(256, 224, decoder="full")
     trained_header = modelfile.read_header(trained / "model.safetensors")
     assert trained_header.preprocessing.decoder == "scaled"
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_converted_networks_of_other_channels_see_what_their_own_code_sees(tmp_path, channels):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=5)
+    network.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    torch.save(network.state_dict(), tmp_path / "r.pth")
+    found = convert(tmp_path / "r.pth", tmp_path / "m.safetensors")
+    assert any(f"it takes {channels} channel" in note for note in found.notes)
+    predictor = Predictor(tmp_path / "m.safetensors", "cpu")
+    image = photo((500, 375), "L" if channels == 1 else "RGBA")
+    plain = Preset(crop_size=224, resize_size=256, mean=(0,) * channels, std=(1,) * channels)
+    expected = (plain(image) * 255).round().to(torch.uint8)
+    for given in (saved(image, "PNG"), image):
+        pixels = predictor.preprocessing.crop(predictor.preprocessing.pixels(given))
+        assert torch.equal(pixels, expected)
+    mean, std = predictor.preprocessing.mean, predictor.preprocessing.std
+    preset = Preset(crop_size=224, resize_size=256, mean=mean, std=std)
+    with torch.inference_mode():
+        wanted = network.eval()(preset(image)[None])[0].softmax(0)
+    answer = dict(predictor(saved(image, "PNG"), top_k=5).top)
+    assert torch.allclose(torch.tensor([answer[str(i)] for i in range(5)]), wanted, rtol=1e-4)
+    # A file that an older version converted says three numbers: it is read as it has to be.
+    tensors, header = modelfile.read(tmp_path / "m.safetensors")
+    old = replace(header, preprocessing=Preprocessing(256, 224, decoder="full"))
+    modelfile.write(tmp_path / "old.safetensors", tensors.state_dict(), old)
+    assert modelfile.read_header(tmp_path / "old.safetensors") == header
+
+
+def test_networks_that_no_image_can_feed_are_refused(tmp_path):
+    network = torchvision.models.resnet18()
+    network.conv1 = torch.nn.Conv2d(6, 64, 7, 2, 3, bias=False)
+    torch.save(network.state_dict(), tmp_path / "r.pth")
+    with pytest.raises(WeightsError, match="takes 6 channels, and images have 1"):
+        convert(tmp_path / "r.pth", tmp_path / "m.safetensors")

@@ -31,7 +31,7 @@ def make(seed=0, **changes):
         "classes": ("a", "ü", "花"),
         "preprocessing": Preprocessing(32, 28),
         "metrics": {"val_accuracy": 0.5},
-        "recipe": {"seed": 3},
+        "recipe": {"seed": 3, "value_range": None},
         "data": {"name": "x", "parts": {}},
     }
     return model, Header(**{**values, **changes})
@@ -196,7 +196,7 @@ def test_the_first_version_is_read_for_ever():
     """``format_v1.safetensors`` was written by version 0.1.0; it never changes."""
     model, header = modelfile.read(FIXTURES / "format_v1.safetensors")
     assert header.classes == ("a", "ü", "花")
-    assert header.preprocessing == Preprocessing(32, 28)
+    assert header.preprocessing == Preprocessing(32, 28, value_range="image")  # as it was then
     logits = model(torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28))
     expected = torch.tensor(json.loads((FIXTURES / "format_v1.json").read_text()))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

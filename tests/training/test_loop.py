@@ -268,3 +268,40 @@ def test_classic_runs_shortened(flat_folder, tmp_path):
     run = train(flat_folder, "classic", out=tmp_path / "run", model="cifar_resnet20", **shorter)
     assert run.recipe.optimizer == "adam"
     assert run.recipe.seed == 3
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_transparent_images_train_and_are_used(tmp_path, small, channels):
+    """Two classes that differ in transparency alone, or in grey; every command takes the model."""
+    from resnetkit.evaluation.explain import explain
+
+    for i in range(32):
+        level = np.random.default_rng(i).integers(150, 256, (40, 40), np.uint8)
+        level[8:32, 8:32] = 20 if i % 2 else level[8:32, 8:32]
+        image = Image.fromarray(level)
+        if channels == 4:
+            image = Image.merge("RGBA", [Image.new("L", (40, 40), 120)] * 3 + [image])
+        (tmp_path / "d" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "d" / "ab"[i % 2] / f"{i}.png")
+    more = {"trivial_augment": True, "erasing": 0.5, "mixup": 0.2, "cutmix": 0.2, "epochs": 1}
+    train(tmp_path / "d", out=tmp_path / "augmented", **{**small, "channels": channels, **more})
+    settings = {**small, "channels": channels, "epochs": 12}
+    run = train(tmp_path / "d", out=tmp_path / "run", **settings)
+    header = modelfile.read_header(run.model)
+    assert header.options["in_channels"] == channels == header.preprocessing.channels
+    assert run.metrics["accuracy"] == 1
+    answers = load(run.model)([tmp_path / "d/a/0.png", tmp_path / "d/b/1.png"])
+    assert [answer.class_name for answer in answers] == ["a", "b"]
+    (explained,) = explain(run.model, [tmp_path / "d/a/0.png"])
+    assert explained.picture.shape == (256, 256, 3)
+    again = train(tmp_path / "d", out=tmp_path / "on", weights=str(run.model), epochs=1)
+    assert modelfile.read_header(again.model).options["in_channels"] == channels
+
+
+def test_channels_that_do_not_fit_the_network_are_told(flat_folder, small):
+    small = {**small, "model_options": {"in_channels": 1}}
+    with pytest.raises(RecipeError, match="channels is 3, and the network takes 1"):
+        train(flat_folder, **small, channels=3)
+    small["model_options"] = {"in_channels": 2}
+    with pytest.raises(RecipeError, match=r"1, 3 or 4 channels; got .* 2"):
+        train(flat_folder, **small)

@@ -73,6 +73,10 @@ def train(
     image_size: Annotated[
         int | None, typer.Option(help="Side of what the network sees.", metavar="PX")
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="Of the input: 1 (grey), 3 (RGB), 4 (transparency too).", metavar="N"),
+    ] = None,
     val_split: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Share for validation, where no part is given.", metavar="SHARE"),
@@ -113,6 +117,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "image_size": image_size,
+        "channels": channels,
         "val_split": val_split,
         "on_error": on_error,
         "patience": patience,

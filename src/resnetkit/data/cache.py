@@ -52,7 +52,7 @@ class Pictures:
         return len(self.part)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """``(H, W, 3)`` uint8, read only where it is kept, decoded where it is not.
+        """``(H, W, C)`` uint8, read only where it is kept, decoded where it is not.
 
         Raises:
             PictureError: the file cannot be read.
@@ -141,7 +141,8 @@ def expected_bytes(part: Part, preprocessing: Preprocessing, workers: int = 1) -
     """About how many bytes the working pixels of a part take, from the headers of a sample."""
     sample = np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int)
     sides = [preprocessing.working_shape(found) for found in sizes(part, sample, workers)]
-    return int(np.mean([3 * w * h for w, h in sides]) * len(part)) if sides else 0
+    channels = preprocessing.channels
+    return int(np.mean([channels * w * h for w, h in sides]) * len(part)) if sides else 0
 
 
 def _in_memory(
@@ -151,7 +152,8 @@ def _in_memory(
     advance: Callable[[], None],
     budget: int,
 ) -> Scan:
-    kept, digests, unreadable = Pixels.none(len(part)), [""] * len(part), {}
+    kept = Pixels.none(len(part), preprocessing.channels)
+    digests, unreadable = [""] * len(part), {}
     left_out = 0
     reader = _Reader(part, preprocessing)
     for index, (name, picture) in enumerate(map_ahead(reader, range(len(part)), workers)):
@@ -201,8 +203,11 @@ def _on_disk(
                 yield picture
             advance()
 
-    words = [decode.fingerprint(), preprocessing.decoder, str(preprocessing.resize_size), *digests]
-    kept, errors = disk.find_or_write("\n".join(words), len(part), expected, decoded)
+    channels = preprocessing.channels
+    size, span = preprocessing.resize_size, preprocessing.value_range
+    how = map(str, (preprocessing.decoder, size, channels, span))
+    made_from = "\n".join([decode.fingerprint(), *how, *digests])
+    kept, errors = disk.find_or_write(made_from, len(part), expected, decoded, channels)
     for _ in digests:
         advance()
     unreadable = {index: reader.named(index, text) for index, text in errors.items()}

@@ -1,4 +1,4 @@
-"""Bytes -> RGB pixels. The only user of image codecs.
+"""Bytes -> pixels: RGB, grey, or RGB with transparency. The only user of image codecs.
 
 JPEGs go to libjpeg-turbo itself (simplejpeg), scaled by 1/2, 1/4, 1/8 inside the decoder: the same
 bits as Pillow's, without the way through four bytes a pixel. Every other format, and every JPEG
@@ -26,7 +26,7 @@ from PIL import Image, ImageFile, features
 from ..ahead import reading
 from ..errors import PictureError
 from . import files
-from .colours import rgb_pixels
+from .colours import ValueRange, extent, is_wide, pixels_of, says_white, with_channels
 from .resizing import resize, shrunk, upright
 
 MAX_PIXELS = 178_000_000
@@ -41,21 +41,29 @@ VERSION = 3
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
-    """Read a picture as RGB pixels, upright, no larger than it has to be.
+def decode(
+    source: Path | bytes,
+    working_size: int | None = None,
+    *,
+    channels: int = 3,
+    value_range: ValueRange = None,
+) -> np.ndarray:
+    """Read a picture as pixels, upright, no larger than it has to be.
 
     Grey becomes RGB; transparency is laid over white; CMYK, palettes and 16 bits are converted; of
-    an animation the first frame is taken; EXIF orientation is applied. Grey of 32 bits does not say
-    what is white: numbers up to 255 are taken for 8 bits, larger ones for 16; fractions up to 1 for
-    0..1.
+    an animation the first frame is taken; EXIF orientation is applied.
 
     Args:
         source: a file, or the bytes of one.
         working_size: the shorter side that the result has where the picture is larger, in pixels;
             None keeps every pixel.
+        channels: 3 for RGB; 1 for grey, as Pillow's mode ``L`` makes it of RGB; 4 to keep
+            transparency.
+        value_range: the numbers that become black and white where grey has 16 or 32 bits; see
+            `resnetkit.data.colours.ValueRange`.
 
     Returns:
-        ``(H, W, 3)`` uint8. The same bits for the same file and working size.
+        ``(H, W, channels)`` uint8. The same bits for the same file and arguments.
 
     Raises:
         PictureError: the file cannot be read as a picture; the message names it.
@@ -63,20 +71,23 @@ def decode(source: Path | bytes, working_size: int | None = None) -> np.ndarray:
     name = str(source) if isinstance(source, Path) else "the picture"
     contents = files.read(source) if isinstance(source, Path) else source
     with _named(name):
-        pixels, orientation = _stored(contents, working_size)
+        pixels, orientation = _stored(contents, working_size, channels, value_range)
         return _finish(pixels, working_size, orientation)
 
 
-def decode_full(source: Path | bytes, shorter: int) -> np.ndarray:
+def decode_full(
+    source: Path | bytes, shorter: int, *, channels: int = 3, value_range: ValueRange = None
+) -> np.ndarray:
     """Read a picture as those did who measured published weights: every pixel is decoded, and
     Pillow resizes, bilinear and antialiased, also to a larger size. The same bits as torchvision's
-    ``Resize(shorter)`` on the upright RGB picture.
+    ``Resize(shorter)`` on the upright picture in the mode ``L``, ``RGB`` or ``RGBA``.
 
     Of a picture more than 20 times as long as wide only the middle is resized.
 
     Args:
         source: a file, or the bytes of one.
         shorter: the shorter side of the result, in pixels.
+        channels, value_range: as in `decode`.
 
     Raises:
         PictureError: as `decode`.
@@ -84,17 +95,23 @@ def decode_full(source: Path | bytes, shorter: int) -> np.ndarray:
     name = str(source) if isinstance(source, Path) else "the picture"
     contents = files.read(source) if isinstance(source, Path) else source
     with _named(name):
-        return _finish_full(*_stored(contents), shorter)
+        return _finish_full(*_stored(contents, None, channels, value_range), shorter)
 
 
 def from_memory(
-    picture: Image.Image | np.ndarray, working_size: int | None = None, full: bool = False
+    picture: Image.Image | np.ndarray,
+    working_size: int | None = None,
+    full: bool = False,
+    *,
+    channels: int = 3,
+    value_range: ValueRange = None,
 ) -> np.ndarray:
     """The same for a picture that is in memory already: a PIL picture or pixels.
 
     Args:
-        picture: any PIL picture; or ``(H, W, 3)`` or ``(H, W)`` uint8.
+        picture: any PIL picture; or ``(H, W, 3)``, ``(H, W, 4)`` or ``(H, W)`` uint8.
         full: as `decode_full`, which needs a working size.
+        channels, value_range: as in `decode`.
 
     Raises:
         PictureError: pixels of another shape or type.
@@ -106,7 +123,7 @@ def from_memory(
             )
         picture = Image.fromarray(picture)
     _load_unmapped(picture)
-    pixels = rgb_pixels(picture)
+    pixels = pixels_of(picture, channels, value_range)
     orientation = _orientation(picture)
     if full and working_size is not None:
         with _named("the picture"):
@@ -159,6 +176,43 @@ def traits(contents: bytes) -> Traits:
         )
 
 
+@dataclass(frozen=True)
+class Depth:
+    """Grey of more than 8 bits: ``kind`` is 16-bit, 32-bit or float; ``low`` and ``high`` are its
+    least and greatest number."""
+
+    kind: str
+    low: float
+    high: float
+
+
+def depth(source: Path | bytes) -> Depth | None:
+    """`Depth` of a picture whose format does not say which number is white; None for any other,
+    which is nearly every picture: of most formats the first bytes tell.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    name = str(source) if isinstance(source, Path) else "the picture"
+    if isinstance(source, Path):
+        with reading(name), files.open_file(source) as file, _named(name):
+            if not _may_be_deep(file.read(32)):
+                return None
+        source = files.read(source)
+    elif not _may_be_deep(source[:32]):
+        return None
+    with _named(name), _open(io.BytesIO(source)) as image:
+        if not is_wide(image) or says_white(image):
+            return None
+        kind = "16-bit" if image.mode.startswith("I;16") else "32-bit"
+        return Depth("float" if image.mode == "F" else kind, *extent(image))
+
+
+def _may_be_deep(head: bytes) -> bool:
+    deep_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16 bits of grey
+    return deep_png or head[:2] in (b"II", b"MM", b"Pf")  # TIFF, PFM
+
+
 def fingerprint() -> str:
     """Return what the result of `decode` depends on beside the file and the working size: the
     versions of this code and of the decoders, and the instructions that PyTorch resizes with."""
@@ -177,12 +231,20 @@ def _heif_version() -> str:
         return "none"
 
 
-def _stored(contents: bytes, working_size: int | None = None) -> tuple[np.ndarray, int]:
-    """The pixels as they are stored, and the orientation that is still to be applied."""
+def _stored(
+    contents: bytes, working_size: int | None, channels: int, value_range: ValueRange
+) -> tuple[np.ndarray, int]:
+    """The pixels as they are stored, and the orientation that is still to be applied. Pillow's own
+    copy of them is gone before anything else is made of them."""
     plain = _plain_jpeg(contents, working_size)
-    if plain is not None and not _may_be_turned(contents):
-        return plain, 1
-    return _by_pillow(contents, working_size, plain)
+    if plain is not None:
+        plain = with_channels(plain, channels)
+        if not _may_be_turned(contents):
+            return plain, 1
+    with _open(io.BytesIO(contents)) as image:
+        image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
+        pixels = pixels_of(image, channels, value_range) if plain is None else plain
+        return pixels, _orientation(image)
 
 
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
@@ -234,17 +296,6 @@ def _is_damage(warning: str, jpeg: bytes) -> bool:
     return warning.startswith(("Corrupt JPEG data", "Inconsistent progression"))
 
 
-def _by_pillow(
-    contents: bytes, working_size: int | None = None, plain: np.ndarray | None = None
-) -> tuple[np.ndarray, int]:
-    """The pixels as they are stored (``plain`` where they are there already), and the orientation.
-    Pillow's own copy of them is gone before anything else is made of them."""
-    with _open(io.BytesIO(contents)) as image:
-        image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
-        pixels = rgb_pixels(image) if plain is None else plain
-        return pixels, _orientation(image)
-
-
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation that is still to be applied. Read it after the pixels: Pillow turns a
     TIFF when it loads it, and then removes the tag."""
@@ -281,14 +332,16 @@ def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> n
 
 def _finish_full(pixels: np.ndarray, orientation: int, shorter: int) -> np.ndarray:
     pixels = upright(pixels, orientation)
-    height, width = pixels.shape[:2]
+    height, width, channels = pixels.shape
     side = 20 * min(width, height)
     left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
-    picture = Image.fromarray(pixels[top : top + side, left : left + side])
+    middle = pixels[top : top + side, left : left + side]
+    picture = Image.fromarray(middle[..., 0] if channels == 1 else middle)
     width, height = picture.size
     longer = int(shorter * max(picture.size) / min(picture.size))
     target = (shorter, longer) if width <= height else (longer, shorter)
-    return np.require(picture.resize(target, Image.Resampling.BILINEAR), np.uint8, ["C", "W"])
+    resized = picture.resize(target, Image.Resampling.BILINEAR)
+    return np.require(resized, np.uint8, ["C", "W"]).reshape(target[1], target[0], channels)
 
 
 @contextmanager

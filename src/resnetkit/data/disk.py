@@ -58,6 +58,7 @@ def find_or_write(
     count: int,
     expected: int,
     pictures: Callable[[], Iterable[np.ndarray | str | None]],
+    channels: int = 3,
 ) -> tuple[Pixels, dict[int, str]]:
     """The pixels of ``count`` pictures, from a file that was made from the same, or a new one.
 
@@ -69,6 +70,7 @@ def find_or_write(
         pictures: gives the pixels of each in order, or says what is wrong with its bytes, or gives
             None where it could not be read for another reason, which is not remembered; called
             only where the file is not there.
+        channels: of every picture.
 
     Returns:
         The pixels, mapped into memory; and by index, what is wrong with those that are not there.
@@ -82,12 +84,12 @@ def find_or_write(
     with locked(file.with_suffix(".lock")):
         found = None
         if file.exists():
-            found = pixels.open_file(file, count)
+            found = pixels.open_file(file, count, channels)
             say(f"{file} is damaged; made again" if found is None else f"Taken from {file}")
         if found is None:
             _make_room(file.parent, expected)
             _write(file, pictures())
-            found = pixels.open_file(file, count)
+            found = pixels.open_file(file, count, channels)
         if found is None:
             raise OutputError(f"{file} cannot be read back as it was written; is the disk failing?")
         os.utime(file)  # used today

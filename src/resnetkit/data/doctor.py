@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..ahead import map_ahead
-from ..errors import PictureError
+from ..errors import DataError, PictureError
 from ..runtime import default_workers
-from . import files, folder, likeness
+from . import files, folder, likeness, ranges
 from .cache import digest
-from .decode import Traits, decode, traits
+from .decode import Depth, Traits, decode, depth, traits
 
 FEW = 20
 """Training pictures that a class should have at least."""
@@ -105,7 +105,7 @@ def examine(
     }
     workers = default_workers() if workers is None else workers
     ward = _read(found.base, rows, workers, progress(len(rows)))
-    findings = [*_classes(counts), *_pictures(ward)]
+    findings = [*_classes(counts), *_pictures(ward), *_deep(ward)]
     findings += [Finding("left-out", "note", line) for line in found.left_out.lines()]
     findings += [Finding("reading", "warning", note) for note in found.notes]
     rank = ("error", "warning", "note").index
@@ -129,6 +129,7 @@ class Ward:
     digests: list[str]  # empty where the file cannot be read at all
     errors: dict[int, str]
     traits: dict[int, Traits]
+    depths: dict[int, Depth | None]  # of those that can be read
     hashes: np.ndarray  # (n,) uint64
     thumbs: np.ndarray  # (n, 16, 16, 3) uint8
     flat: np.ndarray  # (n,) bool, also where it cannot be read
@@ -138,18 +139,20 @@ def _read(base: Path, rows: list[Row], workers: int, advance: Callable[[str], No
     count = len(rows)
     thumbs = np.zeros((count, 16, 16, 3), np.uint8)
     hashes, flat = np.zeros(count, np.uint64), np.ones(count, bool)
-    ward = Ward(rows, [], {}, {}, hashes, thumbs, flat)
+    ward = Ward(rows, [], {}, {}, {}, hashes, thumbs, flat)
 
-    def one(row: Row) -> tuple[str, Traits | None, likeness.Look | str]:
-        name, seen = "", None
+    def one(index: int) -> tuple[str, Traits | None, likeness.Look | str]:
+        name, seen, row = "", None, rows[index]
         try:
             contents = files.read(base / row.path, "the picture")
             name, seen = digest(contents), traits(contents)
-            return name, seen, likeness.look(decode(contents, _WORKING))
+            ward.depths[index] = depth(contents)
+            pixels = decode(contents, _WORKING, value_range="image")  # which number is white
+            return name, seen, likeness.look(pixels)  # changes little in how it compares
         except PictureError as error:
             return name, seen, str(error).removeprefix("the picture: ")
 
-    for index, (name, seen, look) in enumerate(map_ahead(one, rows, workers)):
+    for index, (name, seen, look) in enumerate(map_ahead(one, range(count), workers)):
         ward.digests.append(name)
         if seen is not None:
             ward.traits[index] = seen
@@ -230,6 +233,31 @@ def _pictures(ward: Ward) -> Iterator[Finding]:
     yield from _listed(rows, "blank", "warning", "pictures of almost one colour", blank)
 
 
+def _deep(ward: Ward) -> Iterator[Finding]:
+    """What training makes of grey of 16 or 32 bits, and of nothing but grey."""
+    deep = [i for i, found in ward.depths.items() if found is not None]
+    if deep:
+        text, level = (
+            "images of 16 or 32 bits of grey: training makes {} black, {} white",
+            "note",
+        )
+        order = {"train": 0, "all": 0, "val": 1}
+        seen: list[list[Depth | None]] = [[], []]
+        for i, found in ward.depths.items():
+            if ward.rows[i].split in order:
+                seen[order[ward.rows[i].split]].append(found)
+        try:
+            low, high = ranges.settle(seen) or (0, 65535)
+            text = text.format(f"{low:,g}", f"{high:,g}")
+        except DataError as error:
+            text, level = str(error), "error"
+        yield from _listed(ward.rows, "deep", level, text, deep)
+    modes = {seen.mode for seen in ward.traits.values()}
+    if modes and all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes):
+        text = "all images are grey: training reads them as RGB; --channels 1 for one channel"
+        yield Finding("grey", "note", text)
+
+
 def _copies(
     rows: list[Row], groups: list[list[int]], kind: str, what: str, gravest: str
 ) -> Iterator[Finding]:
@@ -291,10 +319,4 @@ _TRAITS: tuple[tuple[str, str, str, Callable[[Traits, Row], bool]], ...] = (
     ("transparent", "note", "transparent pictures: laid over white", lambda t, r: t.transparent),
     ("palette", "note", "pictures with a palette: read as RGB", lambda t, r: t.mode in ("P", "PA")),
     ("cmyk", "note", "pictures in CMYK: read as RGB", lambda t, r: t.mode == "CMYK"),
-    (
-        "deep",
-        "note",
-        "pictures of 16 or 32 bits of grey: read as 8",
-        lambda t, r: t.mode[:1] in "IF",
-    ),
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .colours import to_look_at
 from .resizing import resize
 
 DISTANCE = 7
@@ -44,8 +45,8 @@ class Look:
 
 
 def look(pixels: np.ndarray) -> Look:
-    """How a picture looks from afar; ``pixels`` is ``(H, W, 3)`` uint8."""
-    small = resize(pixels, (_GREY, _GREY))
+    """How a picture looks from afar; ``pixels`` is ``(H, W, C)`` uint8."""
+    small = resize(to_look_at(pixels), (_GREY, _GREY))
     grey = small @ np.array([0.299, 0.587, 0.114])  # as in BT.601
     thumb = resize(small, (_THUMB, _THUMB))
     return Look(phash(grey.round()), thumb, bool(thumb.std((0, 1)).max() < FLAT))

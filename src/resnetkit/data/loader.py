@@ -24,7 +24,7 @@ from .transforms import Augmentation, stack
 @dataclass(frozen=True)
 class Batch:
     """``labels`` (N,) int64 and ``indices`` (N,) into the part are those of the whole batch;
-    ``images`` (n, 3, S, S) uint8 are at its ``places``: all of it, or one rank's share. The first
+    ``images`` (n, C, S, S) uint8 are at its ``places``: all of it, or one rank's share. The first
     ``lead`` of them belong to another rank and are here only to be mixed into the next."""
 
     images: Tensor

@@ -28,7 +28,7 @@ def mix(
     """Mix a batch by one of the two methods, with even odds where both are on.
 
     Args:
-        images: ``(n, 3, H, W)`` float.
+        images: ``(n, C, H, W)`` float.
         labels: ``(n,)`` int64.
         mixup, cutmix: the alpha of the Beta distribution that the share comes from; 0 is off.
 

@@ -43,13 +43,14 @@ def fits(pictures: Pictures, augmentation: Augmentation, device: torch.device) -
     shapes = kept.shapes[rows]
     height, width = shapes[0].tolist()
     one_shape = bool((shapes == shapes[0]).all() and (kept.buffer[rows] >= 0).all())
-    small = max(height, width) <= LARGEST_SIDE and 3 * height * width * len(rows) <= MOST_BYTES
+    size = kept.channels * height * width * len(rows)
+    small = max(height, width) <= LARGEST_SIDE and size <= MOST_BYTES
     plain = augmentation.scale_jitter is None and not augmentation.trivial_augment
     return one_shape and small and plain and not augmentation.erasing
 
 
 class OnDevice(Loader):
-    """A `Loader` whose training pictures are ``(n, 3, H, W)`` uint8 on ``device``."""
+    """A `Loader` whose training pictures are ``(n, C, H, W)`` uint8 on ``device``."""
 
     def __init__(self, device: torch.device, pictures: Pictures, *args: Any, **more: Any) -> None:
         super().__init__(pictures, *args, **more)
@@ -129,12 +130,12 @@ def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     Resizing is linear and separable: one matrix for the rows of a picture, one for its columns.
 
     Args:
-        images: ``(n, 3, H, W)`` uint8.
+        images: ``(n, C, H, W)`` uint8.
         boxes: ``(n, 4)`` int64: top, left, height, width in pixels.
         size: side of the result.
 
     Returns:
-        ``(n, 3, size, size)`` uint8, within 1 of PyTorch's ``interpolate`` of uint8.
+        ``(n, C, size, size)`` uint8, within 1 of PyTorch's ``interpolate`` of uint8.
     """
     height, width = images.shape[-2:]
     rows = _filters(boxes[:, 0], boxes[:, 2], height, size)  # (n, 1, S, H)
@@ -143,7 +144,7 @@ def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
-    """``(n, 3, H, W)`` uint8 -> ``(n, 3, height, width)`` uint8."""
+    """``(n, C, H, W)`` uint8 -> ``(n, C, height, width)`` uint8."""
     if images.shape[-2:] == (height, width):
         return images
     zero = torch.zeros(1, dtype=torch.int64, device=images.device)

@@ -5,7 +5,7 @@ the file and the working size, and read only: no random result ever is.
 
 The file, all numbers little-endian::
 
-    pixels     of every picture that could be read, (H, W, 3) uint8, one after the other
+    pixels     of every picture that could be read, (H, W, C) uint8, one after the other
     shapes     (n, 2) int32: height and width; 0, 0 where it could not be read
     errors     JSON: what is wrong with the bytes of a picture, by index
     footer     magic (8 bytes), n (int64), length of errors (int64), BLAKE2b-128 of shapes to here
@@ -40,32 +40,36 @@ class Pixels:
         buffer: ``(n,)`` int32, in which of them a picture lies; -1 where it is not kept.
         start: ``(n,)`` int64, where in it.
         shapes: ``(n, 2)`` int32, height and width.
+        channels: of every picture.
     """
 
     buffers: list[np.ndarray]
     buffer: np.ndarray
     start: np.ndarray
     shapes: np.ndarray
+    channels: int = 3
     _free: int = 0  # of the last buffer, at its end
 
     @classmethod
-    def none(cls, count: int) -> Pixels:
+    def none(cls, count: int, channels: int = 3) -> Pixels:
         """Room for ``count`` pictures in memory, of which none is kept yet."""
         nowhere = np.full(count, -1, np.int32)
-        return cls([], nowhere, np.zeros(count, np.int64), np.zeros((count, 2), np.int32))
+        start, shapes = np.zeros(count, np.int64), np.zeros((count, 2), np.int32)
+        return cls([], nowhere, start, shapes, channels)
 
     def get(self, row: int) -> np.ndarray | None:
-        """``(H, W, 3)`` uint8, read only; None where it is not kept."""
+        """``(H, W, channels)`` uint8, read only; None where it is not kept."""
         if self.buffer[row] < 0:
             return None
         height, width = self.shapes[row].tolist()
         start = int(self.start[row])
-        flat: np.ndarray = self.buffers[self.buffer[row]][start : start + 3 * height * width]
+        end = start + self.channels * height * width
+        flat: np.ndarray = self.buffers[self.buffer[row]][start:end]
         flat.flags.writeable = False
-        return flat.reshape(height, width, 3)
+        return flat.reshape(height, width, self.channels)
 
     def add(self, row: int, pixels: np.ndarray) -> None:
-        """Keep a copy of ``(H, W, 3)`` uint8 in memory."""
+        """Keep a copy of ``(H, W, channels)`` uint8 in memory."""
         if pixels.nbytes > self._free:
             self._free = max(CHUNK, pixels.nbytes)
             self.buffers.append(np.empty(self._free, np.uint8))
@@ -103,7 +107,7 @@ def write(file: BinaryIO, pictures: Iterable[np.ndarray | str | None]) -> None:
     file.write(table + words + _FOOTER.pack(_MAGIC, len(shapes), len(words), _sum(table, words)))
 
 
-def open_file(path: Path, count: int) -> tuple[Pixels, dict[int, str]] | None:
+def open_file(path: Path, count: int, channels: int = 3) -> tuple[Pixels, dict[int, str]] | None:
     """The pixels in a file that `write` made of ``count`` pictures, mapped into memory, and what is
     wrong with those that cannot be read; None where the file is damaged.
 
@@ -130,12 +134,13 @@ def open_file(path: Path, count: int) -> tuple[Pixels, dict[int, str]] | None:
             return None
         flat = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     shapes = np.frombuffer(table, "<i4").reshape(rows, 2).astype(np.int32)
-    ends = np.cumsum(3 * shapes.prod(1, dtype=np.int64))
+    ends = np.cumsum(channels * shapes.prod(1, dtype=np.int64))
     if size - tail != (ends[-1] if rows else 0):
         return None
     there = np.where(shapes[:, 0] > 0, 0, -1).astype(np.int32)
     starts = np.concatenate([[0], ends[:-1]]) if rows else ends
-    return Pixels([flat], there, starts, shapes), {int(k): v for k, v in json.loads(words).items()}
+    errors = {int(k): v for k, v in json.loads(words).items()}
+    return Pixels([flat], there, starts, shapes, channels), errors
 
 
 def _sum(table: bytes, words: bytes) -> bytes:

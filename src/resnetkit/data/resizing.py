@@ -23,18 +23,18 @@ def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``(H, W, 3)`` uint8 -> ``(h, w, 3)`` uint8 for ``size = (w, h)``: bilinear, antialiased."""
+    """``(H, W, C)`` uint8 -> ``(h, w, C)`` uint8 for ``size = (w, h)``: bilinear, antialiased."""
     return resize_tensor(pixels, size)[0].permute(1, 2, 0).numpy()
 
 
 def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """`resize`, as a tensor ``(1, 3, h, w)`` in channels_last order.
+    """`resize`, as a tensor ``(1, C, h, w)`` in channels_last order.
 
     The strides say channels_last also for the batch of one, so that neither PyTorch nor whoever
     takes the result has to turn the colours round in memory: that cost more than the resizing.
     """
     height, width, channels = pixels.shape
-    picture = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, 3)
+    picture = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, C)
     strides = (pixels.size, 1, width * channels, channels)
     batch = picture.as_strided((1, channels, height, width), strides)
     return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)

@@ -1,7 +1,8 @@
 """One picture -> one tensor: the evaluation preset, and the training augmentation.
 
-Both end in ``(3, size, size)`` uint8; `normalize` makes the network's input of a whole batch of
-them on the device, so that a quarter of the bytes travels.
+Both end in ``(C, size, size)`` uint8: C is 3 for RGB, 1 for grey, 4 for RGB and transparency.
+`normalize` makes the network's input of a whole batch of them on the device, so that a quarter of
+the bytes travels.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..errors import ModelFileError
+from .colours import ValueRange
 from .decode import decode, decode_full, from_memory
 from .resizing import resize, resize_tensor, shrunk
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+STATISTICS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: ((0.449,), (0.226,)),
+    3: (IMAGENET_MEAN, IMAGENET_STD),
+    4: ((*IMAGENET_MEAN, 0.5), (*IMAGENET_STD, 0.5)),
+}
+"""Mean and deviation by number of channels, where nothing else is known: those of ImageNet; for
+grey the average over its colours; transparency goes from -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +45,38 @@ class Preprocessing:
         resize_size: the shorter side after resizing, in pixels; also the working size to which
             pictures are decoded.
         crop_size: side of the square cut from the centre, in pixels.
-        mean, std: of R, G and B on a scale from 0 to 1; they are subtracted and divided by.
+        mean, std: of each channel on a scale from 0 to 1; they are subtracted and divided by. They
+            are 3 for RGB, 1 for grey, 4 for RGB and transparency.
         decoder: how files become pixels: ``"scaled"`` is `resnetkit.data.decode.decode`, which is
             several times as fast; ``"full"`` is `resnetkit.data.decode.decode_full`, with which the
             accuracies of published weights were measured.
+        value_range: the numbers that become black and white where grey has 16 or 32 bits; see
+            `resnetkit.data.colours.ValueRange`. It belongs to the data set, never to one image.
     """
 
     resize_size: int
     crop_size: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     decoder: str = "scaled"
+    value_range: ValueRange = None
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input."""
+        return len(self.mean)
 
     def pixels(self, source: Path | bytes | Image | np.ndarray) -> np.ndarray:
-        """The working pixels of a picture, ``(H, W, 3)`` uint8: one set for every purpose.
+        """The working pixels of a picture, ``(H, W, channels)`` uint8: one set for every purpose.
 
         Raises:
             PictureError: it cannot be read.
         """
         full = self.decoder == "full"
+        form: Any = {"channels": self.channels, "value_range": self.value_range}
         if not isinstance(source, Path | bytes):
-            return from_memory(source, self.resize_size, full)
-        return (decode_full if full else decode)(source, self.resize_size)
+            return from_memory(source, self.resize_size, full, **form)
+        return (decode_full if full else decode)(source, self.resize_size, **form)
 
     def working_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         """About the width and height of `pixels` of a picture of ``size``."""
@@ -66,11 +86,14 @@ class Preprocessing:
         return round(small[0] * scale), round(small[1] * scale)
 
     def crop(self, pixels: np.ndarray) -> Tensor:
-        """Working pixels -> what the network sees, ``(3, crop_size, crop_size)`` uint8."""
+        """Working pixels -> what the network sees, ``(C, crop_size, crop_size)`` uint8."""
         return center_crop(pixels, self.resize_size, self.crop_size)
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.value_range is None:  # so that older versions read what they understand
+            del values["value_range"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
@@ -90,19 +113,26 @@ class Preprocessing:
         if (
             made.decoder not in ("scaled", "full")
             or not all(type(size) is int and 0 < size <= most for size, most in sizes)
-            or not all(_three_numbers(numbers) for numbers in (made.mean, made.std))
+            or not all(_are_numbers(numbers) for numbers in (made.mean, made.std))
+            or len(made.mean) != len(made.std)
+            or len(made.mean) not in STATISTICS
             or 0 in made.std
+            or not _is_range(made.value_range)
         ):
             raise ModelFileError(f"preprocessing that this version does not know: {values}")
         return made
 
 
-def _three_numbers(values: Any) -> bool:
-    return (
-        isinstance(values, tuple)
-        and len(values) == 3
-        and all(type(value) in (int, float) and abs(value) < 1e6 for value in values)
+def _are_numbers(values: Any, most: float = 1e6) -> bool:
+    return isinstance(values, tuple) and all(
+        type(value) in (int, float) and abs(value) < most for value in values
     )
+
+
+def _is_range(value: Any) -> bool:
+    if value is None or value == "image":
+        return True
+    return _are_numbers(value, 1e38) and len(value) == 2 and value[0] < value[1]
 
 
 @lru_cache(maxsize=16)
@@ -115,7 +145,7 @@ def _mean_and_std(
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """``(N, 3, H, W)`` uint8 -> float32 of about zero mean and unit variance, same device."""
+    """``(N, C, H, W)`` uint8 -> float32 of about zero mean and unit variance, same device."""
     count, channels, height, width = images.shape
     mean, std = _mean_and_std(preprocessing.mean, preprocessing.std, images.device)
     if not images.is_contiguous(memory_format=torch.channels_last):
@@ -132,10 +162,10 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
     """Resize the shorter side to ``resize_size`` and cut the square in the middle.
 
     Args:
-        pixels: ``(H, W, 3)`` uint8.
+        pixels: ``(H, W, C)`` uint8.
 
     Returns:
-        ``(3, crop_size, crop_size)`` uint8; black where the resized picture is smaller.
+        ``(C, crop_size, crop_size)`` uint8; black where the resized picture is smaller.
     """
     pixels = _resized(pixels, resize_size, crop_size)
     height, width = pixels.shape[:2]
@@ -146,7 +176,7 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> Tensor:
 
 def ten_crops(pixels: np.ndarray, resize_size: int, crop_size: int) -> list[Tensor]:
     """Resize as `center_crop` does, and cut five squares: top left, top right, bottom left, bottom
-    right, centre; then the same of the mirrored picture. Each ``(3, crop_size, crop_size)``
+    right, centre; then the same of the mirrored picture. Each ``(C, crop_size, crop_size)``
     uint8."""
     pixels = _resized(pixels, resize_size, crop_size)
     bottom, right = pixels.shape[0] - crop_size, pixels.shape[1] - crop_size
@@ -197,6 +227,7 @@ class Augmentation:
         flip: mirror every other picture.
         trivial_augment: one random operation of `resnetkit.data.trivial`.
         erasing: share of the pictures that lose a box; see `erase`.
+        mean: of each channel, on a scale from 0 to 1: the colour of that box.
     """
 
     crop_scale: tuple[float, float] = (0.35, 1.0)
@@ -206,9 +237,10 @@ class Augmentation:
     flip: bool = True
     trivial_augment: bool = False
     erasing: float = 0.0
+    mean: tuple[float, ...] = IMAGENET_MEAN
 
     def __call__(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
-        """``(H, W, 3)`` uint8 -> ``(3, size, size)`` uint8, as ``chance`` decides."""
+        """``(H, W, C)`` uint8 -> ``(C, size, size)`` uint8, as ``chance`` decides."""
         picture = self._crop(pixels, size, chance)
         if self.flip and chance.random() < 0.5:
             picture = picture.flip(-1)
@@ -217,7 +249,7 @@ class Augmentation:
 
             picture = trivial_augment(picture, chance)
         if self.erasing and chance.random() < self.erasing:
-            picture = erase(picture, chance)
+            picture = erase(picture, chance, self.mean)
         return picture
 
     def _crop(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
@@ -248,12 +280,13 @@ class Augmentation:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-def erase(picture: Tensor, chance: Random) -> Tensor:
-    """A copy with a box in ImageNet's mean colour, which is zero once normalised. Its area is 2 %
-    to 33 % of the picture's, its height / width 0.3 to 3.3: Zhong et al., arXiv:1708.04896.
+def erase(picture: Tensor, chance: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -> Tensor:
+    """A copy with a box in the mean colour, which is zero once normalised. Its area is 2 % to 33 %
+    of the picture's, its height / width 0.3 to 3.3: Zhong et al., arXiv:1708.04896.
 
     Args:
-        picture: ``(3, H, W)`` uint8.
+        picture: ``(C, H, W)`` uint8.
+        mean: of each channel, on a scale from 0 to 1.
     """
     height, width = picture.shape[-2:]
     for _ in range(10):
@@ -262,9 +295,9 @@ def erase(picture: Tensor, chance: Random) -> Tensor:
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < h < height and 0 < w < width:
             top, left = chance.randint(0, height - h), chance.randint(0, width - w)
-            colour = torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8)
+            colour = torch.tensor([round(255 * share) for share in mean], dtype=torch.uint8)
             picture = picture.clone()
-            picture[:, top : top + h, left : left + w] = colour.view(3, 1, 1)
+            picture[:, top : top + h, left : left + w] = colour.view(-1, 1, 1)
             break
     return picture
 
@@ -283,7 +316,7 @@ def _scaled(pixels: np.ndarray, side: int, chance: Random) -> np.ndarray:
 
 
 def _random_square(pixels: np.ndarray, size: int, chance: Random) -> Tensor:
-    """``(H, W, 3)`` -> ``(3, size, size)``."""
+    """``(H, W, C)`` -> ``(C, size, size)``."""
     height, width = pixels.shape[:2]
     top, left = chance.randint(0, height - size), chance.randint(0, width - size)
     square = pixels[top : top + size, left : left + size]
@@ -297,9 +330,10 @@ def _with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def stack(pictures: Sequence[Tensor]) -> Tensor:
-    """``n`` times ``(3, S, S)`` uint8 -> ``(n, 3, S, S)`` in channels_last order."""
-    size = pictures[0].shape[-1]
-    batch = torch.empty((len(pictures), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    """``n`` times ``(C, S, S)`` uint8 -> ``(n, C, S, S)`` in channels_last order."""
+    channels, size = pictures[0].shape[0], pictures[0].shape[-1]
+    batch = torch.empty((len(pictures), size, size, channels), dtype=torch.uint8)
+    batch = batch.permute(0, 3, 1, 2)
     for row, picture in zip(batch, pictures, strict=True):
         row.copy_(picture)
     return batch

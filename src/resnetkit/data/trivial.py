@@ -11,6 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -19,7 +20,7 @@ BINS = 31
 
 
 class Operation(NamedTuple):
-    """What is done to a ``(3, H, W)`` uint8 picture, and the strengths it may be done with."""
+    """What is done to a ``(C, H, W)`` uint8 picture, and the strengths it may be done with."""
 
     apply: Callable[[Tensor, float], Tensor]
     first: float = 0.0
@@ -65,12 +66,16 @@ OPERATIONS = {
     "Equalize": Operation(lambda p, _: F.equalize(p)),
 }
 
+_MOVES = [OPERATIONS[f"{name}{axis}"] for name in ("Shear", "Translate") for axis in "XY"]
+_MOVES += [OPERATIONS["Identity"], OPERATIONS["Rotate"]]
+
 
 def trivial_augment(picture: Tensor, chance: Random) -> Tensor:
     """One of the operations, all equally likely, at one of its strengths.
 
     Args:
-        picture: ``(3, H, W)`` uint8; it is left as it is.
+        picture: ``(C, H, W)`` uint8; it is left as it is. Of four channels the last is
+            transparency, which only moves.
 
     Returns:
         The same shape; black where the operation moved the picture away.
@@ -79,4 +84,7 @@ def trivial_augment(picture: Tensor, chance: Random) -> Tensor:
     strength = operation.strength(chance.randrange(BINS))
     if operation.signed and chance.random() < 0.5:
         strength = -strength
-    return operation.apply(picture.contiguous(), strength)
+    picture = picture.contiguous()
+    if picture.shape[0] == 4 and operation not in _MOVES:
+        return torch.cat([operation.apply(picture[:3], strength), picture[3:]])
+    return operation.apply(picture, strength)

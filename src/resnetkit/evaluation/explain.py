@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import runtime
+from ..data.colours import to_look_at
 from ..data.transforms import normalize, stack
 from ..errors import PictureError, RecipeError
 from ..models import modelfile
@@ -61,7 +62,7 @@ def grad_cam(
     Args:
         model: any network that gives ``(N, classes)`` logits; it runs in eval mode, and each of
             its modules is left in the mode that it came in, without gradients.
-        images: ``(N, 3, H, W)`` float, normalised, on the model's device.
+        images: ``(N, C, H, W)`` float, normalised, on the model's device.
         layer: name of a module whose output is ``(N, C, h, w)``, such as ``"layer3"`` or
             ``"layer4.1.conv2"``; by default the last stage. Of a module that runs several times in
             one pass, such as a block's ``relu``, its last output is taken.
@@ -143,7 +144,7 @@ def explain(
         contents = given if isinstance(given, bytes) else file
         try:
             seen = preprocessing.crop(preprocessing.pixels(contents))
-            picture = large.crop(large.pixels(contents)).permute(1, 2, 0).numpy()
+            picture = to_look_at(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
         except PictureError as error:
             yield Explanation(file, error=str(error))
             continue

@@ -54,7 +54,7 @@ class Views:
         )
 
     def cut(self, pixels: np.ndarray, preprocessing: Preprocessing) -> Sequence[Tensor]:
-        """Working pixels -> views, each ``(3, S, S)`` uint8."""
+        """Working pixels -> views, each ``(C, S, S)`` uint8."""
         if self.crops == 10:
             return ten_crops(pixels, preprocessing.resize_size, preprocessing.crop_size)
         centre = preprocessing.crop(pixels)

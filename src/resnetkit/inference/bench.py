@@ -153,7 +153,8 @@ def _one_row(
     layout = runtime.memory_format(network, device)
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     side, named = header.preprocessing.crop_size, choice._asdict()
-    images = _pictures(count or 1, side, device).contiguous(memory_format=layout)
+    channels = header.preprocessing.channels
+    images = _pictures(count or 1, channels, side, device).contiguous(memory_format=layout)
     begun = time.perf_counter()
     engine = engines.start(choice, network, side, device, len(images))
     engine(images)
@@ -166,8 +167,8 @@ def _one_row(
     return {**named, "p50_ms": p50, "p95_ms": p95, "n": len(taken), "start_seconds": start}
 
 
-def _pictures(count: int, side: int, device: torch.device) -> torch.Tensor:
-    return torch.randn(count, 3, side, side, device=device)
+def _pictures(count: int, channels: int, side: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(count, channels, side, side, device=device)
 
 
 def _times(run: Callable[[], object], device: torch.device, seconds: float) -> list[float]:

@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .. import runtime
 from ..errors import RecipeError
+from ..models.summary import in_channels
 
 ENGINES = ("auto", "eager", "compile", "openvino", "onnx")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -38,7 +39,7 @@ it (root mean square, ResNet-50), that of a difference is 1.4 times as large: th
 that."""
 
 Run = Callable[[Tensor], Tensor]
-"""``(n, 3, S, S)`` float32 -> ``(n, C)`` float32."""
+"""``(n, channels, S, S)`` float32 -> ``(n, C)`` float32."""
 
 
 class Choice(NamedTuple):
@@ -55,8 +56,8 @@ class Engine:
     Args:
         choice: its name and precision.
         versions: of the libraries that run it.
-        features: normalised pictures ``(N, 3, S, S)`` float32, any ``N``, -> what the last layer
-            sees, ``(N, C)`` float32.
+        features: normalised pictures ``(N, channels, S, S)`` float32, any ``N``, -> what the last
+            layer sees, ``(N, C)`` float32.
         head: that -> logits ``(N, classes)`` float32.
         reference: ``features`` as the eager network in fp32 computes them.
     """
@@ -68,7 +69,7 @@ class Engine:
     reference: Run
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, 3, S, S)`` float32 -> features ``(N, C)`` and logits ``(N, classes)``, float32.
+        """``(N, channels, S, S)`` -> features ``(N, C)`` and logits ``(N, classes)``, all float32.
 
         In bf16, pictures between whose two best classes it is nearly a tie are computed again by
         the reference: rounding alone could decide there.
@@ -153,9 +154,9 @@ def start(
     """
     head: nn.Module = model.fc  # type: ignore[assignment]
     start_engine = {"eager": _eager, "compile": _compile, "openvino": _openvino, "onnx": _onnx}
-    body = _body(model)
+    body, shape = _body(model), (batch_size, in_channels(model), size, size)
     with _quiet(), torch.no_grad():
-        run = start_engine[choice.engine](body, choice.precision, (batch_size, 3, size, size))
+        run = start_engine[choice.engine](body, choice.precision, shape)
     packages = ("torch", *_PACKAGES.get(choice.engine, ()))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return Engine(choice, versions, run, head, body)
@@ -246,7 +247,7 @@ def _openvino(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
         request = compiled.create_infer_request()
 
         def run(images: Tensor) -> Tensor:
-            rows = images.permute(0, 2, 3, 1).contiguous().numpy()  # (count, S, S, 3)
+            rows = images.permute(0, 2, 3, 1).contiguous().numpy()  # (count, S, S, channels)
             return torch.from_numpy(request.infer([rows], share_inputs=True)[0])
 
         return run

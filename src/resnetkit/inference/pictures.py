@@ -25,8 +25,9 @@ class Unreadable(NamedTuple):
 
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | Unreadable
-"""A path; the bytes of a file; a PIL picture; pixels as an array ``(H, W, 3)`` or ``(H, W)``, or as
-a tensor ``(3, H, W)``: uint8 in 0..255 or floats in 0..1."""
+"""A path; the bytes of a file; a PIL picture; pixels as an array ``(H, W, 3)``, ``(H, W)`` in grey
+or ``(H, W, 4)`` with transparency, or as a tensor ``(C, H, W)``: uint8 in 0..255 or floats in
+0..1."""
 
 
 def is_picture(value: object) -> TypeGuard[Picture]:
@@ -47,7 +48,7 @@ def name_of(picture: Picture) -> str:
 
 
 def working_pixels(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
-    """``(H, W, 3)`` uint8 in the working size: the same for a file and for its pixels.
+    """``(H, W, C)`` uint8 in the working size: the same for a file and for its pixels.
 
     Raises:
         PictureError: it is no picture, or cannot be read.
@@ -56,7 +57,7 @@ def working_pixels(picture: Picture, preprocessing: Preprocessing) -> np.ndarray
 
 
 def full_pixels(picture: Picture) -> np.ndarray:
-    """``(H, W, 3)`` uint8, every pixel.
+    """``(H, W, 3)`` uint8, every pixel, to look at.
 
     Raises:
         PictureError: it is no picture, or cannot be read.
@@ -71,7 +72,7 @@ def thumbnail(picture: Picture, side: int = 160) -> bytes:
         PictureError: it is no picture, or cannot be read.
     """
     if isinstance(picture, bytes | bytearray | memoryview):  # scaled while it is decoded
-        small = Image.fromarray(decode.decode(bytes(picture), side))
+        small = Image.fromarray(decode.decode(bytes(picture), side, value_range="image"))
     else:
         small = Image.fromarray(full_pixels(picture))
     small.thumbnail((side, side))
@@ -96,8 +97,8 @@ def _pixels(picture: Any, preprocessing: Preprocessing | None) -> np.ndarray:
             if preprocessing is not None:
                 return preprocessing.pixels(picture)
             if isinstance(picture, bytes | Path):
-                return decode.decode(picture, None)
-            return decode.from_memory(picture)
+                return decode.decode(picture, None, value_range="image")
+            return decode.from_memory(picture, value_range="image")
     except PictureError:
         raise
     except (OSError, TypeError, ValueError) as error:  # a path with NUL, a PIL picture cut short
@@ -111,7 +112,8 @@ def _channels_last(picture: Tensor) -> np.ndarray:
     """``(C, H, W)`` -> ``(H, W, C)``; one channel -> ``(H, W)``."""
     if picture.ndim == 3 and picture.shape[0] not in (1, 3, 4):
         raise PictureError(
-            f"a tensor is (3, H, W), or (1, H, W) in grey; got {tuple(picture.shape)}"
+            "a tensor is (3, H, W), (1, H, W) in grey or (4, H, W) with transparency; got "
+            f"{tuple(picture.shape)}"
         )
     picture = picture.detach().cpu()
     picture = picture.permute(1, 2, 0) if picture.ndim == 3 else picture

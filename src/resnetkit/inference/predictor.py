@@ -151,8 +151,8 @@ class Predictor:
     def __call__(
         self, pictures: Picture | Iterable[Picture], top_k: int = 5, threshold: float = 0.0
     ) -> Prediction | Predictions:
-        """Classify one picture, or several: a list, an iterator, an array ``(N, H, W, 3)``, a
-        tensor ``(N, 3, H, W)``.
+        """Classify one picture, or several: a list, an iterator, an array ``(N, H, W, C)``, a
+        tensor ``(N, C, H, W)`` with 1, 3 or 4 channels.
 
         Raises:
             PictureError: a single picture cannot be read. Among several, its answer says so.
@@ -222,7 +222,7 @@ class Predictor:
         return pictures, [self._input(picture) for picture in pictures]
 
     def _input(self, picture: Picture) -> Tensor | PictureError:
-        """``(3, S, S)`` uint8."""
+        """``(C, S, S)`` uint8."""
         try:
             return self.preprocessing.crop(working_pixels(picture, self.preprocessing))
         except PictureError as error:

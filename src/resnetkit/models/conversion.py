@@ -51,7 +51,7 @@ def convert(
         WeightsError: the file cannot be read, fits no architecture, or has another number of
             classes than there are names.
     """
-    from ..data.transforms import Preprocessing
+    from ..data.transforms import STATISTICS, Preprocessing
     from .modelfile import Header, is_one, write
 
     if is_one(Path(source)):
@@ -69,6 +69,17 @@ def convert(
     found, names, said = _with_names(found, classes, checkpoint.classes, Path(source))
     notes += said
     sizes = {**_input_sizes(found, published), "decoder": "full"}
+    channels = found.options.get("in_channels", 3)
+    if channels not in STATISTICS:
+        raise WeightsError(
+            f"{source}: its first convolution takes {channels} channels, and images have 1 (grey), "
+            "3 (RGB) or 4 (RGB and transparency); no model file can feed it"
+        )
+    sizes["mean"], sizes["std"] = STATISTICS[channels]
+    if channels != 3:
+        form = "1 channel: images are read as grey"
+        other = "4 channels: images are read as RGB and transparency"
+        notes.append(f"it takes {form if channels == 1 else other}")
     if preprocessing is None and published is None:
         notes.append(
             "the file does not say how its pictures were prepared; taken: shorter side "
@@ -76,6 +87,10 @@ def convert(
             "large JPEGs are decoded in full, as other code does"
         )
     prepared = Preprocessing.from_dict({**sizes, **(preprocessing or {})})
+    if prepared.channels != channels:
+        raise WeightsError(
+            f"{source} takes {channels} channels; mean and std are given for {prepared.channels}"
+        )
     header = Header(
         found.architecture, found.options, names, prepared, metrics=_published_metrics(published)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.transforms import Preprocessing
+from ..data.transforms import STATISTICS, Preprocessing
 from ..errors import ModelFileError, OutputError
 from ..storage import atomic
 from .registry import get_skeleton
@@ -101,13 +101,14 @@ def read_header(path: str | Path) -> Header:
             "Upgrade it: pip install --upgrade resnetkit"
         )
     try:
+        options, recipe = _typed(content, "options", dict), _typed(content, "recipe", dict)
         return Header(
             architecture=_typed(content, "architecture", str),
-            options=_typed(content, "options", dict),
+            options=options,
             classes=_names(content),
-            preprocessing=Preprocessing.from_dict(_typed(content, "preprocessing", dict)),
+            preprocessing=_preprocessing(content, options, recipe),
             metrics=_typed(content, "metrics", dict),
-            recipe=_typed(content, "recipe", dict),
+            recipe=recipe,
             data=_typed(content, "data", dict),
         )
     except ModelFileError as error:
@@ -223,6 +224,30 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFileError(f"{not_one}: its header is damaged")
     return content
+
+
+def _preprocessing(
+    content: dict[str, Any], options: dict[str, Any], recipe: dict[str, Any]
+) -> Preprocessing:
+    """How images become the input of the network, which has as many channels as it takes."""
+    found = Preprocessing.from_dict(_typed(content, "preprocessing", dict))
+    taken = options.get("in_channels", 3)
+    if taken in range(1, 1000) and taken not in STATISTICS:
+        raise ModelFileError(
+            f"its network takes {taken!r} channels, and images have 1, 3 or 4: resnetkit.models "
+            "can use it in Python, with inputs that you make"
+        )
+    if found.channels == 3 and taken in (1, 4):  # converted by a version that knew colour alone
+        mean, std = STATISTICS[taken]
+        found = replace(found, mean=mean, std=std)
+    if found.channels != taken and taken in list(STATISTICS):  # others no network can have
+        raise ModelFileError(
+            f"its header is damaged: its images have {found.channels} channels, its network takes "
+            f"{taken}"
+        )
+    if recipe and "value_range" not in recipe:  # trained when each image decided for itself
+        found = replace(found, value_range="image")
+    return found
 
 
 def _names(content: dict[str, Any]) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     model = deepcopy(model).to("meta").eval()
-    channels, stages = _in_channels(model), getattr(model, "stages", [])
+    channels, stages = in_channels(model), getattr(model, "stages", [])
     rows: list[Row] = []
     counted: set[int] = set()  # parameters that several modules, or runs of one, share
 
@@ -133,7 +133,12 @@ def _stage_of(name: str, stages: list[str], behind_a_stage: bool) -> str:
     return "head" if behind_a_stage else "stem"
 
 
-def _in_channels(model: nn.Module) -> int:
+def in_channels(model: nn.Module) -> int:
+    """The channels that its first convolution takes.
+
+    Raises:
+        ValueError: it has none.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             return module.in_channels

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..data.colours import to_look_at
 from ..data.folder import Part
 from ..errors import PictureError
 from ..evaluation.evaluate import Evaluation
@@ -104,5 +105,6 @@ def plain_thumbnails(
             pixels = larger.pixels(part.path(finding.index))
         except PictureError:  # the page says so
             continue
-        shown[finding.index] = data_uri(larger.crop(pixels).permute(1, 2, 0).numpy())
+        seen = larger.crop(pixels).permute(1, 2, 0).numpy()
+        shown[finding.index] = data_uri(to_look_at(seen))
     return shown

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..data.colours import to_look_at
 from ..data.loader import Loader
 from ..data.transforms import stack
 from ..report import plots
@@ -31,4 +32,4 @@ def draw_inputs(folder: Path, prepared: Prepared, recipe: Recipe) -> None:
 
 
 def _shown(images: Tensor) -> list[np.ndarray]:
-    return [image.permute(1, 2, 0).numpy() for image in images]
+    return [to_look_at(image.permute(1, 2, 0).numpy()) for image in images]

@@ -17,14 +17,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..data import ranges
 from ..data.cache import sizes
 from ..data.folder import DataSet, Part
-from ..data.transforms import normalize
+from ..data.transforms import STATISTICS, normalize
 from ..errors import DataError, RecipeError
 from ..models.builders import ARCHITECTURES
 from ..progress import columns, counted, padded, printable, say
 from ..randomness import order
-from ..runtime import Runtime, cores
+from ..runtime import Runtime, cores, default_workers
 from . import parallel, wording
 from .depth import shallow
 from .memory_limit import enough_memory
@@ -43,12 +44,47 @@ LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
 
 
 def choose(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
-    """Fill in precision, network and picture size.
+    """Fill in precision, network, input channels, the range of values and picture size.
 
     Raises:
-        DataError: there is no part to train on.
+        DataError: there is no part to train on, or nothing says which numbers are black and white.
+        RecipeError: the network takes another number of channels than the recipe says.
     """
-    return choose_size(choose_network(recipe, data, runtime), data, runtime)
+    recipe = choose_channels(choose_network(recipe, data, runtime))
+    return choose_size(choose_range(recipe, data), data, runtime)
+
+
+def choose_channels(recipe: Recipe) -> Recipe:
+    """Make the channels of the recipe and those of the network the same.
+
+    Raises:
+        RecipeError: both are given and differ, or no image has so many channels.
+    """
+    options = dict(recipe.model_options)
+    taken = options.get("in_channels", recipe.channels or 3)
+    if recipe.channels not in (None, taken):
+        raise RecipeError(
+            f"channels is {recipe.channels}, and the network takes {taken} (in_channels). Leave "
+            "one of them out"
+        )
+    if taken not in list(STATISTICS):
+        raise RecipeError(f"images have 1, 3 or 4 channels; got a network of in_channels {taken}")
+    if taken != 3:
+        options["in_channels"] = taken
+        recipe = recipe.with_settings({"channels": taken})
+    return recipe.with_settings({"model_options": options})
+
+
+def choose_range(recipe: Recipe, data: DataSet) -> Recipe:
+    """Fill in the numbers that become black and white in images of 16 or 32 bits of grey.
+
+    Raises:
+        DataError: images of several kinds.
+    """
+    parts = [data.parts[name] for name in ("train", "all", "val") if name in data.parts]
+    if recipe.value_range is not None or not parts:
+        return recipe
+    return recipe.with_settings({"value_range": ranges.find(parts, default_workers())})
 
 
 def choose_network(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
@@ -222,7 +258,7 @@ def _training_step(
     count: int,
     size: int,
 ) -> Callable[[], None]:
-    images, labels = _made_batch(count, size, runtime)
+    images, labels = _made_batch(count, size, recipe.channels or 3, runtime)
 
     def step() -> None:
         try:
@@ -247,7 +283,7 @@ def _training_step(
 
 def _evaluation_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Callable[[], None]:
     assert recipe.image_size is not None
-    images, _ = _made_batch(EVALUATED, recipe.image_size, runtime)
+    images, _ = _made_batch(EVALUATED, recipe.image_size, recipe.channels or 3, runtime)
 
     def step() -> None:
         with torch.inference_mode():
@@ -257,8 +293,10 @@ def _evaluation_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Call
     return step
 
 
-def _made_batch(count: int, size: int, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.zeros(count, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+def _made_batch(
+    count: int, size: int, channels: int, runtime: Runtime
+) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.zeros(count, size, size, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.zeros(count, dtype=torch.int64)
     return images.to(runtime.device), labels.to(runtime.device)
 
@@ -337,6 +375,12 @@ def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
     lines += [f"Note: {note}." for note in data.notes]
     lines += [f"Note: {note}." for note in prepared.notes]
     lines += [f"Skipped, cannot be read: {text}" for text in prepared.skipped]
+    if recipe.value_range is not None:
+        low, high = recipe.value_range
+        lines.append(
+            f"Images of 16 or 32 bits of grey: {low:,g} becomes black and {high:,g} white, here "
+            f"and wherever the model is used (--set value_range=[{low:g},{high:g}])."
+        )
     if prepared.conflicting:
         lines.append(
             f"Note: {len(prepared.conflicting)} picture(s) lie under more than one class: "

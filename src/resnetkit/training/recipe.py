@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from ..data.transforms import Augmentation, Preprocessing
+from ..data.transforms import STATISTICS, Augmentation, Preprocessing
 from ..errors import RecipeError
 from ..models import get_model_builder
 from .settings import did_you_mean, plain
@@ -113,6 +113,16 @@ class Recipe(BaseModel):
     repeats: Positive = Field(
         1, description="copies of a picture in a batch, each augmented anew; fewer pictures each"
     )
+    channels: Literal[1, 3, 4] | None = Field(
+        None,
+        description="of the network's input: 1 (grey), 3 (RGB) or 4 (RGB and transparency); by "
+        "default those of the weights to begin with, or else 3",
+    )
+    value_range: tuple[float, float] | None = Field(
+        None,
+        description="numbers that become black and white in images of 16 or 32 bits of grey; by "
+        "default found from the training images",
+    )
     val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="share of a flat folder that becomes the validation part"
     )
@@ -192,6 +202,13 @@ class Recipe(BaseModel):
             raise ValueError("expected two numbers above 0, the smaller one first")
         return pair
 
+    @field_validator("value_range")
+    @classmethod
+    def _is_a_range(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
+        if pair is not None and not pair[0] < pair[1]:
+            raise ValueError("expected two numbers, the smaller one first")
+        return pair
+
     @field_validator("scale_jitter")
     @classmethod
     def _is_the_only_crop(cls, value: Any, others: ValidationInfo) -> Any:
@@ -215,7 +232,9 @@ class Recipe(BaseModel):
         """The evaluation preset of a resolved recipe."""
         assert self.image_size is not None
         assert self.resize_size is not None
-        return Preprocessing(self.resize_size, self.image_size)
+        mean, std = STATISTICS[self.channels or 3]
+        sizes = self.resize_size, self.image_size
+        return Preprocessing(*sizes, mean, std, value_range=self.value_range)
 
     def augmentation(self) -> Augmentation:
         """The training augmentation."""
@@ -226,6 +245,7 @@ class Recipe(BaseModel):
             flip=self.flip,
             trivial_augment=self.trivial_augment,
             erasing=self.erasing,
+            mean=STATISTICS[self.channels or 3][0],
         )
 
     def at_once(self, processes: int) -> int:

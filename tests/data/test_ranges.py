@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnetkit.data import folder
+from resnetkit.data.doctor import examine
+from resnetkit.data.ranges import find
+from resnetkit.data.transforms import Preprocessing
+from resnetkit.errors import DataError, ModelFileError
+from resnetkit.evaluation.evaluate import evaluate
+from resnetkit.inference.predictor import load
+from resnetkit.models import modelfile
+from resnetkit.training.loop import train
+
+KINDS = {
+    "8 bits": (np.uint8, 0, 250, None),
+    "8 bits in 16": (np.uint16, 0, 250, (0, 255)),
+    "10 bits in 16": (np.uint16, 3, 1000, (0, 1023)),
+    "12 bits in 16": (np.uint16, 3, 4000, (0, 4095)),
+    "14 bits in 16": (np.uint16, 0, 16_000, (0, 16_383)),
+    "16 bits": (np.uint16, 0, 60_000, None),
+    "12 bits in 32": (np.int32, 0, 4000, (0, 4095)),
+    "CT": (np.int32, -1024, 3000, (-1024, 3000)),
+    "fractions": (np.float32, 0, 0.75, (0, 1)),
+    "a little over 1": (np.float32, 0, 1.001, (0, 1.001)),
+    "large fractions": (np.float32, 0, 1020, (0, 1020)),
+    "around 0": (np.float32, -1, 1, (-1, 1)),
+}
+
+
+def stripes(seed: int, kind: type, low: float, high: float) -> Image.Image:
+    """Upright or level stripes between the two numbers, which both occur."""
+    wave = 0.5 + 0.5 * np.sin(np.arange(40) / (3 + seed % 3) + seed)
+    values = low + (high - low) * (wave - wave.min()) / (wave.max() - wave.min())
+    grid = np.repeat(values[None], 40, 0)
+    return Image.fromarray(np.ascontiguousarray(grid if seed % 2 else grid.T).astype(kind))
+
+
+def write(root, kind, low, high, count=8, start=0, extension="tif"):
+    for i in range(start, start + 2 * count):
+        (root / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        stripes(i, kind, low, high).save(root / "ab"[i % 2] / f"{i}.{extension}")
+    return root
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_range_of_a_dataset(tmp_path, name):
+    kind, low, high, expected = KINDS[name]
+    part = folder.read(write(tmp_path / "d", kind, low, high)).parts["all"]
+    found = find([part], 2)
+    assert found == (expected if expected is None else pytest.approx(expected))
+    # Near-equal images stay near: their brightness is a share of one range.
+    preset = Preprocessing(40, 40, value_range=found)
+    seen = np.stack([preset.pixels(part.path(i))[..., 0] for i in range(len(part))])
+    span = found or (0, {np.uint8: 255, np.uint16: 65535}[kind])
+    with Image.open(part.path(0)) as image:
+        share = (np.asarray(image).astype(np.float64) - span[0]) / (span[1] - span[0])
+    assert np.abs(seen[0] - np.rint(255 * share)).max() <= 1
+    assert seen.max() > 180
+
+
+@pytest.mark.parametrize(
+    "others", [("fractions",), ("CT",), ("8 bits",), ("fractions", "8 bits"), ("CT", "16 bits")]
+)
+def test_images_of_several_kinds_are_a_question(tmp_path, others):
+    root = write(tmp_path / "d", *KINDS["12 bits in 16"][:3])
+    for number, name in enumerate(others, 1):
+        write(root, *KINDS[name][:3], count=1, start=100 * number)
+    with pytest.raises(DataError, match=r"several kinds: .*--set value_range=\["):
+        find([folder.read(root).parts["all"]], 2)
+    (finding,) = [f for f in examine(root).findings if f.kind == "deep"]
+    assert finding.level == "error"
+
+
+def test_sixteen_bits_beside_eight_are_what_they_say(tmp_path):
+    root = write(tmp_path / "d", *KINDS["16 bits"][:3])
+    write(root, *KINDS["8 bits"][:3], count=1, start=100)
+    assert find([folder.read(root).parts["all"]], 2) is None
+    train_alone = write(tmp_path / "s/train", *KINDS["8 bits"][:3])
+    write(tmp_path / "s/val", *KINDS["12 bits in 16"][:3], count=1)
+    parts = folder.read(train_alone.parent).parts
+    with pytest.raises(DataError, match="several kinds"):
+        find([parts["train"], parts["val"]], 2)
+
+
+def test_the_model_file_carries_the_range(tmp_path, small, capsys):
+    root = write(tmp_path / "d", *KINDS["12 bits in 16"][:3])
+    run = train(root, out=tmp_path / "run", **small)
+    assert "0 becomes black and 4,095 white" in capsys.readouterr().err
+    header = modelfile.read_header(run.model)
+    assert header.preprocessing.value_range == (0, 4095)
+    assert header.recipe["value_range"] == [0, 4095]
+    assert evaluate(run.model, root, "val").metrics["accuracy"] == run.metrics["accuracy"]
+    # The same as its image with 8 bits, which numpy makes of it.
+    image = stripes(5, *KINDS["12 bits in 16"][:3])
+    plain = np.rint(np.asarray(image) * (255 / 4095)).astype(np.uint8)
+    predictor = load(run.model)
+    assert predictor(image).top == predictor(plain).top
+    said = {f.kind: f for f in examine(root).findings}["deep"]
+    assert "training makes 0 black, 4,095 white" in said.text
+    chosen = train(root, out=tmp_path / "own", **small, value_range=(0, 65535))
+    assert modelfile.read_header(chosen.model).preprocessing.value_range == (0, 65535)
+
+
+def test_models_of_before_ranges_read_as_they_did(tmp_path, trained):
+    """Their recipe does not know the word; each image decided for itself."""
+    fractions = Image.fromarray(np.full((9, 9), 0.5, np.float32))
+    with pytest.raises(Exception, match="value_range"):
+        load(trained / "model.safetensors")(fractions)
+    network, header = modelfile.read(trained / "model.safetensors")
+    del header.recipe["value_range"]
+    modelfile.write(tmp_path / "old.safetensors", network.state_dict(), header)
+    old = modelfile.read_header(tmp_path / "old.safetensors").preprocessing
+    assert old.pixels(fractions).max() == 128
+    assert "value_range" not in header.preprocessing.to_dict()  # older versions read it, too
+
+
+@pytest.mark.parametrize("bad", [[1], [2, 1], [0, None], "other", [0, float("inf")], 5])
+def test_a_range_that_is_none_is_refused(bad):
+    values = {**Preprocessing(8, 8).to_dict(), "value_range": bad}
+    with pytest.raises(ModelFileError):
+        Preprocessing.from_dict(values)
