@@ -56,7 +56,6 @@ from .state import State
 
 
 @randomness.preserve_generators()
-@runtime.restored_threads()
 @runtime.connected()
 @runtime.restored_threads()
 def train(
