@@ -112,7 +112,7 @@ def compute(func, args, kwargs):
     if device is not None:
         on_gpu, kwargs = device.type != "cpu", {**kwargs, "device": CPU}
     bare = tree_map(lambda x: x.held if isinstance(x, Pretended) else x, (args, kwargs))
-    note_wait(func, args, kwargs, there, here)
+    note_wait(func, args, {**kwargs, "device": device}, there, here)
     result = func(*bare[0], **bare[1])
     same = {id(x.held): x for x in there}  # of operations in place
 
