@@ -236,7 +236,7 @@ def main() -> None:
     from resnetkit.runtime import environment
 
     torch.set_num_threads(1)
-    machine = environment()
+    machine = environment(torch.device("cpu"))
     machine["versions"]["timm"] = timm.__version__
     print(json.dumps(machine, indent=1))
     clock = time.process_time if args.clock == "cpu" else time.perf_counter

@@ -227,7 +227,7 @@ def optimizer_table(
 
 
 def heading(where: runtime.Runtime, product: float, copy: float) -> list[str]:
-    machine = runtime.environment()
+    machine = runtime.environment(where.device)
     versions = machine["versions"] | {"python": machine["python"], "CUDA": torch.version.cuda}
     if importlib.util.find_spec("timm"):
         versions["timm"] = importlib.metadata.version("timm")

@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--every", action="store_true", help="each engine, not only auto")
     args = parser.parse_args()
-    machine = environment()
+    machine = environment(torch.device("cpu"))
     machine["GOMP_SPINCOUNT"] = os.environ["GOMP_SPINCOUNT"]
     machine["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "not set")
     print(json.dumps(machine))
