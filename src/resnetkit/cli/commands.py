@@ -207,22 +207,49 @@ def convert(
         Optional[str],  # noqa: UP045
         typer.Option(help="Which layer is the head, if several could be; or `none`."),
     ] = None,
+    preprocessing: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="How images were prepared: YAML, or preprocessor_config.json."),
+    ] = None,
+    resize: Annotated[Optional[int], typer.Option(help="Shorter side.", metavar="PX")] = None,  # noqa: UP045
+    crop: Annotated[Optional[int], typer.Option(help="Side of the centre.", metavar="PX")] = None,  # noqa: UP045
+    mean: Annotated[Optional[str], typer.Option(help="As in 0.5,0.5,0.5 or 104,117,124.")] = None,  # noqa: UP045
+    std: Annotated[Optional[str], typer.Option(help="As in 0.5,0.5,0.5 or 1,1,1.")] = None,  # noqa: UP045
+    squash: Annotated[
+        bool, typer.Option("--squash", help="Both sides were resized to --resize.")
+    ] = False,
+    interpolation: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="bilinear, bicubic or another of Pillow's.", metavar="NAME"),
+    ] = None,
+    decoder: Annotated[Optional[str], typer.Option(help="full, or scaled: faster.")] = None,  # noqa: UP045
+    bgr: Annotated[
+        bool, typer.Option("--bgr", help="The network takes blue first; --mean and --std too.")
+    ] = False,
     settings: NETWORK_SETTINGS = None,
 ) -> None:
     """Turn other people's checkpoint into one model file."""
     from ..models.conversion import convert as run_conversion
+    from ..models.prepared import FIELDS, read_preprocessing
     from ..progress import say
     from ..storage import refuse_existing
     from ..training.settings import parse_settings
 
     refuse_existing(target)
     options = parse_settings(settings or [])
+    prepared: dict[str, Any] = {} if preprocessing is None else read_preprocessing(preprocessing)
+    flags = {"resize_size": resize, "crop_size": crop, "mean": mean, "std": std}
+    flags |= {"interpolation": interpolation, "decoder": decoder}
+    flags |= {"squash": squash or None, "bgr": bgr or None}
+    prepared |= {key: value for key, value in flags.items() if value is not None}
+    prepared |= {key: options.pop(key) for key in list(options) if key in FIELDS}
     found = run_conversion(
         source,
         target,
         architecture=arch,
         options=options,
         classes=classes,
+        preprocessing=prepared,
         prefix=prefix,
         head=head,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,6 +39,40 @@ def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     strides = (pixels.size, 1, width * channels, channels)
     batch = picture.as_strided((1, channels, height, width), strides)
     return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
+
+
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+def can_resize(decoder: str, interpolation: object, squash: object) -> bool:
+    """Whether files that are decoded so can be resized so."""
+    usual = interpolation == "bilinear" and squash is False
+    known = interpolation in INTERPOLATIONS and type(squash) is bool
+    return known and (usual or decoder == "full")
+
+
+def with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height, scaled so that the shorter one is ``side``, as torchvision rounds them."""
+    longer = int(side * max(height, width) / min(height, width))
+    return (side, longer) if width <= height else (longer, side)
+
+
+def resize_by_pillow(
+    pixels: np.ndarray, side: int, interpolation: str, squash: bool = False
+) -> np.ndarray:
+    """Resize ``(H, W, C)`` uint8 to a shorter side of ``side`` pixels, or with ``squash`` to a
+    square of it: the same bits as torchvision's ``Resize(side)`` or ``Resize((side, side))`` on a
+    PIL image. Without ``squash``, only the middle of an image more than 20 times as long as wide
+    is resized."""
+    image = Image.fromarray(pixels)
+    width, height = image.size
+    longest = 20 * min(image.size)
+    if not squash and max(image.size) > longest:
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        image = image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+    target = (side, side) if squash else with_shorter_side(*image.size, side)
+    resized = image.resize(target, Image.Resampling[interpolation.upper()])
+    return np.require(resized, np.uint8, ["C", "W"])
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import ModelFileError
 from .colours import ValueRange
 from .decode import decode, decode_full, from_memory
-from .resizing import resize, resize_tensor, shrunk
+from .resizing import can_resize, resize, resize_by_pillow, resize_tensor, shrunk, with_shorter_side
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,6 +52,8 @@ class Preprocessing:
             accuracies of published weights were measured.
         value_range: the numbers that become black and white where grey has 16 or 32 bits; see
             `resnetkit.data.colours.ValueRange`. It belongs to the data set, never to one image.
+        interpolation, squash: Pillow's for the resizing; and whether both sides become
+            ``resize_size`` long. With the decoder ``"full"`` only.
     """
 
     resize_size: int
@@ -60,6 +62,8 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     decoder: str = "scaled"
     value_range: ValueRange = None
+    interpolation: str = "bilinear"
+    squash: bool = False
 
     @property
     def channels(self) -> int:
@@ -74,6 +78,10 @@ class Preprocessing:
         """
         full = self.decoder == "full"
         form: Any = {"channels": self.channels, "value_range": self.value_range}
+        if self.squash or self.interpolation != "bilinear":
+            file = isinstance(source, Path | bytes)
+            whole = decode(source, **form) if file else from_memory(source, **form)  # type: ignore[arg-type]
+            return resize_by_pillow(whole, self.resize_size, self.interpolation, self.squash)
         if not isinstance(source, Path | bytes):
             return from_memory(source, self.resize_size, full, **form)
         return (decode_full if full else decode)(source, self.resize_size, **form)
@@ -91,9 +99,9 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if self.value_range is None:  # so that older versions read what they understand
-            del values["value_range"]
-        return values
+        # What is usual is left out, so that older versions read what they understand.
+        usual = {"value_range": None, "interpolation": "bilinear", "squash": False}
+        return {k: v for k, v in values.items() if k not in usual or usual[k] != v}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
@@ -112,6 +120,7 @@ class Preprocessing:
         sizes = ((made.crop_size, 4096), (made.resize_size, 8192))
         if (
             made.decoder not in ("scaled", "full")
+            or not can_resize(made.decoder, made.interpolation, made.squash)
             or not all(type(size) is int and 0 < size <= most for size, most in sizes)
             or not all(_are_numbers(numbers) for numbers in (made.mean, made.std))
             or len(made.mean) != len(made.std)
@@ -194,7 +203,7 @@ def _resized(pixels: np.ndarray, resize_size: int, crop_size: int) -> np.ndarray
         top, left = max(0, (height - window) // 2), max(0, (width - window) // 2)
         pixels = pixels[top : top + window, left : left + window]
         height, width = pixels.shape[:2]
-    target = _with_shorter_side(width, height, resize_size)
+    target = with_shorter_side(width, height, resize_size)
     if target != (width, height):
         pixels = resize(pixels, target)
     width, height = target
@@ -311,7 +320,7 @@ def _scaled(pixels: np.ndarray, side: int, chance: Random) -> np.ndarray:
         left = chance.randint(0, max(0, width - longest))
         pixels = pixels[top : top + longest, left : left + longest]
         height, width = pixels.shape[:2]
-    target = _with_shorter_side(width, height, side)
+    target = with_shorter_side(width, height, side)
     return pixels if target == (width, height) else resize(pixels, target)
 
 
@@ -319,14 +328,7 @@ def _random_square(pixels: np.ndarray, size: int, chance: Random) -> Tensor:
     """``(H, W, C)`` -> ``(C, size, size)``."""
     height, width = pixels.shape[:2]
     top, left = chance.randint(0, height - size), chance.randint(0, width - size)
-    square = pixels[top : top + size, left : left + size]
-    return torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)
-
-
-def _with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height, scaled so that the shorter one is ``side``, as torchvision rounds them."""
-    longer = int(side * max(height, width) / min(height, width))
-    return (side, longer) if width <= height else (longer, side)
+    return _window(pixels, top, left, size)
 
 
 def stack(pictures: Sequence[Tensor]) -> Tensor:

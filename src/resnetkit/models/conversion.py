@@ -17,6 +17,7 @@ from .builders import ARCHITECTURES
 from .classnames import check_names, read_classes, said_names
 from .download import hash_in_name
 from .foreign import Recognised, recognise
+from .prepared import architecture_beside, beside, checked
 from .reading import read_tensors
 from .registry import list_weights
 from .weights import WeightsEnum, imagenet_classes
@@ -33,17 +34,20 @@ def convert(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Recognised:
-    """Recognise the state dict in the file ``source`` and write it as a model file.
+    """Recognise the state dict in ``source``, a file or a folder of a model hub, and write it as a
+    model file.
 
     Args:
         architecture, options: as in `recognise`.
         classes: names in the order of the logits; or a file or folder with them
             (`resnetkit.models.classnames.read_classes`); or ``"imagenet"``. By default those of
             published weights, or those that the file holds (``class_to_idx`` and the like).
-        preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; by default those of
-            published weights, or else resize to 256 and crop to 224 px, or 32 px for nets with
-            the small stem. The decoder is ``"full"``, so that the model sees the pixels that its
-            own code saw.
+        preprocessing: fields of `resnetkit.data.transforms.Preprocessing`, mean and deviation
+            also on a scale to 255; ``bgr`` if the network takes the colours in that order. By
+            default those of published weights, or what ``config.json`` and
+            ``preprocessor_config.json`` beside the file say; or else resize to 256 and crop to
+            224 px, or 32 px for nets with the small stem. The decoder is ``"full"``, so that the
+            model sees the pixels that its own code saw.
         prefix: which network to take, if the file has several: what its names begin with.
         head: which linear layer is the head, if several could be; ``none`` takes no head.
 
@@ -51,51 +55,104 @@ def convert(
         WeightsError: the file cannot be read, fits no architecture, or has another number of
             classes than there are names.
     """
-    from ..data.transforms import STATISTICS, Preprocessing
+    from ..data.transforms import Preprocessing
     from .modelfile import Header, is_one, write
 
-    if is_one(Path(source)):
-        raise WeightsError(f"{source} is a model file already; there is nothing to convert")
-    if (options or {}).get("num_classes") == 0:
-        head = "none"
-    checkpoint = read_tensors(Path(source), prefix=prefix, head=head)
-    published = _published(Path(source))
-    found = recognise(checkpoint, architecture=architecture, options=options, source=str(source))
-    _check_finite(found.tensors, Path(source))
-    notes = list(found.notes)
+    file = _file_of(Path(source))
+    if is_one(file):
+        raise WeightsError(f"{file} is a model file already; there is nothing to convert")
+    _check_architecture(file, architecture)
+    fields, settings, labels, notes = beside(file)
+    settings |= options or {}
+    head = "none" if settings.get("num_classes") == 0 else head
+    checkpoint, published = read_tensors(file, prefix=prefix, head=head), _published(file)
+    found = recognise(checkpoint, architecture=architecture, options=settings, source=str(file))
+    _check_finite(found.tensors, file)
     if published is not None:
         notes.append(f"it is {published!r}: took its classes and its preprocessing")
         classes = published.meta["categories"] if classes is None else classes
-    found, names, said = _with_names(found, classes, checkpoint.classes, Path(source))
-    notes += said
-    sizes = {**_input_sizes(found, published), "decoder": "full"}
+    found, names, said = _with_names(found, classes, {**checkpoint.classes, **labels}, file)
+    fields |= checked(preprocessing or {}, "preprocessing")
+    found, taken, guessed = _with_input(found, fields, published)
+    made = Preprocessing.from_dict(taken)
+    metrics = _published_metrics(published)
+    header = Header(found.architecture, found.options, names, made, metrics=metrics)
+    write(Path(target), found.tensors, header)
+    notes = [*found.notes, *notes, *said, *guessed]
+    return Recognised(found.architecture, found.options, found.tensors, tuple(notes))
+
+
+def _file_of(source: Path) -> Path:
+    """The file of tensors in a folder of a model hub; ``source`` itself if it is no folder."""
+    if not source.is_dir():
+        return source
+    kinds = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")
+    there = sorted(path for path in source.iterdir() if path.suffix in kinds)
+    for name in ("model.safetensors", "pytorch_model.bin"):  # as the hub's libraries choose
+        if source / name in there:
+            return source / name
+    if len(there) != 1:
+        shown = ", ".join(path.name for path in there[:5]) or "none"
+        raise WeightsError(f"{source} has {len(there)} checkpoints ({shown}); name one file")
+    return there[0]
+
+
+def _check_architecture(file: Path, given: str | None) -> None:
+    """Make sure that a config.json does not name a network whose tensors only look like ours."""
+    named = architecture_beside(file)
+    if named is not None and given is None and named not in ARCHITECTURES:
+        raise WeightsError(
+            f"config.json beside {file} says {named}, which is no network here, although its "
+            "tensors may look like one. If you know it is the same, name the network: --arch"
+        )
+
+
+def _with_input(
+    found: Recognised, fields: Mapping[str, Any], published: WeightsEnum | None
+) -> tuple[Recognised, dict[str, Any], list[str]]:
+    """The network for RGB, its preprocessing, and what was guessed of that. A network that takes
+    BGR becomes one that takes RGB: its first convolution is turned round, and so are mean and
+    deviation, which change no number but the order of the sum."""
+    from ..data.transforms import STATISTICS
+
+    given = {key: value for key, value in fields.items() if key != "bgr"}
     channels = found.options.get("in_channels", 3)
     if channels not in STATISTICS:
         raise WeightsError(
-            f"{source}: its first convolution takes {channels} channels, and images have 1 (grey), "
-            "3 (RGB) or 4 (RGB and transparency); no model file can feed it"
+            f"its first convolution takes {channels} channels, and images have 1 (grey), 3 (RGB) "
+            "or 4 (RGB and transparency); no model file can feed it"
         )
-    sizes["mean"], sizes["std"] = STATISTICS[channels]
+    usual = dict(zip(("mean", "std"), STATISTICS[channels], strict=True))
+    for key in usual.keys() & given.keys():
+        given[key] = given[key] * channels if len(given[key]) == 1 else given[key]
+        if len(given[key]) != channels:
+            has = len(given[key])
+            raise WeightsError(f"it takes {channels} channels; {key} is given for {has}")
+    taken = {**_input_sizes(found, published), **usual, "decoder": "full", **given}
+    notes = []
     if channels != 3:
         form = "1 channel: images are read as grey"
         other = "4 channels: images are read as RGB and transparency"
         notes.append(f"it takes {form if channels == 1 else other}")
-    if preprocessing is None and published is None:
+    sizes = f"shorter side {taken['resize_size']}, crop {taken['crop_size']} px"
+    if published is None and not given.keys() & {"resize_size", "mean"}:
         notes.append(
-            "the file does not say how its pictures were prepared; taken: shorter side "
-            f"{sizes['resize_size']}, crop {sizes['crop_size']} px, ImageNet's mean and deviation; "
-            "large JPEGs are decoded in full, as other code does"
+            f"the file does not say how its images were prepared; taken: {sizes}, ImageNet's mean "
+            "and deviation, RGB. --preprocessing, --resize, --crop, --mean and --std decide"
         )
-    prepared = Preprocessing.from_dict({**sizes, **(preprocessing or {})})
-    if prepared.channels != channels:
-        raise WeightsError(
-            f"{source} takes {channels} channels; mean and std are given for {prepared.channels}"
-        )
-    header = Header(
-        found.architecture, found.options, names, prepared, metrics=_published_metrics(published)
-    )
-    write(Path(target), found.tensors, header)
-    return Recognised(found.architecture, found.options, found.tensors, tuple(notes))
+    elif published is None:
+        if "resize_size" not in given:
+            notes.append(f"no size was given; taken: {sizes} (--resize, --crop)")
+        if not {"mean", "std"} <= given.keys():
+            notes.append("took ImageNet's mean or deviation, since not both were given")
+    if taken["decoder"] == "full":
+        notes.append("images are decoded in full, as other code does; --decoder scaled is faster")
+    if fields.get("bgr") and channels == 3:
+        weight = found.tensors["conv1.weight"].flip(1)
+        found = replace(found, tensors={**found.tensors, "conv1.weight": weight})
+        taken |= {key: list(taken[key])[::-1] for key in ("mean", "std") if key in given}
+        notes.append("it takes BGR: turned its first convolution round, so that it takes RGB")
+    return found, taken, notes
 
 
 def _with_names(
