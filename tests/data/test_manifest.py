@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnetkit.data import folder
 from resnetkit.errors import DataError
@@ -100,3 +104,26 @@ def test_names_that_are_no_text(tmp_path):
     for wrong in (f"x/1.png,{name}\n", f"{name}/2.png,x\n"):  # a table in Latin-1
         with pytest.raises(DataError, match="save it as CSV in UTF-8"):
             folder.read(write(tmp_path, "path,label\n" + wrong))
+
+
+LEFT_OUT = ("n.txt", "._a.png")
+PATHS = ("a.png", "b", "c", "x/7", "x\\7.jpg", "gone", *LEFT_OUT)
+LABELS = ("1", "1.0", "01", "Cat", "cat", "caf\u00e9", "cafe\u0301", "a", "A")
+ROWS = st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(LABELS)), min_size=1, max_size=12)
+
+
+@given(ROWS)
+@settings(max_examples=200, deadline=None)
+def test_the_rows_add_up(rows):
+    with tempfile.TemporaryDirectory() as name:
+        text = "path,label\n" + "".join(f"{path},{label}\n" for path, label in rows)
+        file = write(Path(name), text, "a.png", "b.jpg", "c", "x/7.jpg", "n.txt")
+        left_out = sum(path in LEFT_OUT for path, _ in rows)
+        if left_out == len(rows):
+            with pytest.raises(DataError, match="No pictures"):
+                folder.survey(file)
+            return
+        found = folder.survey(file)
+        items = sum(len(paths) for paths in found.splits["all"].values())
+        assert items + left_out == len(rows)
+        assert sum(found.left_out.values()) == left_out

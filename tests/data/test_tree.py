@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
+import subprocess
+import sys
+import tempfile
 import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnetkit.data import folder
 from resnetkit.data.doctor import examine
+from resnetkit.data.paths import is_system
 from resnetkit.errors import DataError
 
 
@@ -165,3 +173,101 @@ def test_everything_beside_the_pictures_is_counted(tmp_path):
         "file(s) of another kind": 2,
         "link(s) to a folder around them": 1,
     }
+
+
+NAMES = [
+    *[
+        "train",
+        "Training",
+        "val",
+        "dev",
+        "test",
+        "seg_train",
+        "seg_test",
+        "cat",
+        "Cat",
+        "dog",
+        "01",
+    ],
+    *["1", "@eaDir", "$RECYCLE.BIN", ".git", "x.lrdata", "caf\u00e9", "cafe\u0301", "\u732b"],
+    *[os.fsdecode(b"caf\xe9"), "a.png", "b.jpg", "._a.png", "q", "notes.txt", "runs"],
+]
+TREES = st.sets(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4).map(tuple), max_size=12)
+READ = """
+import os, sys
+from resnetkit.data import folder
+from resnetkit.errors import DataError
+real = os.scandir
+class Backwards:  # another disk lists in another order
+    def __init__(self, path): self.found = list(real(path))[::-1]
+    def __enter__(self): return iter(self.found)
+    def __exit__(self, *unused): pass
+    def __iter__(self): return iter(self.found)
+for order in (real, Backwards):
+    os.scandir = order
+    for root in sys.argv[1:]:
+        try:
+            data = folder.read(root)
+            parts = {k: (list(p.paths), p.labels.tolist()) for k, p in data.parts.items()}
+            print(ascii((data.classes, parts, data.remarks)))
+        except DataError as error:
+            print(ascii(str(error)))
+    print("--")
+"""
+
+
+def grow(root, tree):
+    for names in sorted(tree):
+        path = root.joinpath(*names)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(b"x")
+        except (FileExistsError, NotADirectoryError):
+            continue  # a file of that name is there
+    return root
+
+
+@given(TREES)
+@settings(max_examples=300, deadline=None)
+def test_every_file_is_an_image_with_a_label_or_counted(tree):
+    with tempfile.TemporaryDirectory() as name:
+        root = grow(Path(name), tree)
+        try:
+            found = folder.survey(root)
+        except DataError:  # a question, or nothing there
+            return
+        taken = {p for part in found.splits.values() for paths in part.values() for p in paths}
+        files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+        assert taken <= files
+        beside = {
+            entry for entry in os.listdir(root)
+            if (root / entry).is_dir() and not is_system(entry)
+            and not any(path.startswith(f"{entry}/") for path in taken)
+        }  # fmt: skip
+        folders = found.left_out["folder(s) beside the splits"]
+        assert folders <= len(beside)
+        unsaid = [f for f in files - taken if not (folders and f.split("/")[0] in beside)]
+        counted = {next((f"{a}/" for a in above(f) if is_system(Path(a).name)), f) for f in unsaid}
+        assert sum(found.left_out.values()) - folders == len(counted)
+        assert all(found.left_out.examples[reason] for reason in found.left_out)
+
+
+def above(path):
+    return [str(p) for p in reversed(Path(path).parents)][1:]
+
+
+def test_no_hash_and_no_listing_decides(tmp_path):
+    rng = random.Random(0)
+    roots = []
+    for number in range(80):
+        tree = {tuple(rng.choices(NAMES, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 12))}
+        (tmp_path / str(number)).mkdir()
+        roots.append(str(grow(tmp_path / str(number), tree)))
+    seen = set()
+    for seed in "07":
+        command = [sys.executable, "-c", READ, *roots]
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+        seen |= set(done.stdout.split("--\n")[:2])
+    assert len(seen) == 1

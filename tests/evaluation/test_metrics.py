@@ -10,6 +10,7 @@ import sklearn.metrics
 import torch
 from scipy import stats
 
+from resnetkit import storage
 from resnetkit.evaluation import metrics
 
 
@@ -71,3 +72,18 @@ def test_top_five_and_balanced_accuracy_against_scikit_learn():
     assert found["balanced_accuracy"] == pytest.approx(theirs)
     assert "top5_accuracy" not in metrics.compute(logits[:, :5], labels % 5, list("abcde"))
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_confusion_matrix_of_many_classes_is_small(tmp_path):
+    names = [f"class {i}" for i in range(1200)]
+    labels = torch.arange(1200)
+    logits = torch.nn.functional.one_hot((labels * 7) % 1200, 1200).float()
+    found = metrics.compute(logits, labels, names)
+    counts = metrics.counts_of(found["confusion_matrix"])
+    expected = np.zeros((1200, 1200), int)
+    np.add.at(expected, (np.arange(1200), np.arange(1200) * 7 % 1200), 1)
+    assert np.array_equal(counts, expected)
+    storage.write_json(tmp_path / "m.json", found["confusion_matrix"])
+    assert (tmp_path / "m.json").stat().st_size < 50_000
+    few = metrics.compute(logits[:3, :3], labels[:3], names[:3])["confusion_matrix"]
+    assert metrics.counts_of(few).tolist() == few

@@ -210,11 +210,10 @@ def _temper(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
 
 def confusions(evaluation: Evaluation) -> Sequence[tuple[str, str, int]]:
     """(truth, prediction, count) of the wrong answers, the most frequent first."""
-    matrix = evaluation.metrics["confusion_matrix"]
+    matrix = metrics.counts_of(evaluation.metrics["confusion_matrix"])
     wrong = [
-        (evaluation.classes[i], evaluation.classes[j], count)
-        for i, row in enumerate(matrix)
-        for j, count in enumerate(row)
-        if i != j and count
+        (evaluation.classes[i], evaluation.classes[j], int(matrix[i, j]))
+        for i, j in np.argwhere(matrix).tolist()
+        if i != j
     ]
     return sorted(wrong, key=lambda item: -item[2])

@@ -16,6 +16,9 @@ from .calibration import reliability
 NORMAL_95 = 1.959963984540054
 """Of a normal distribution, 95 % lies within so many standard deviations."""
 
+DENSE = 100
+"""Classes up to which all numbers of the confusion matrix are written."""
+
 
 def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Share of right classes in [0, 1], and mean cross-entropy in nats.
@@ -52,7 +55,8 @@ def compute(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
 
     Precision and recall of a class that was never predicted, or never came, are 0; averages are of
     the classes that came, so that the macro recall is the balanced accuracy. ``top5_accuracy`` is
-    there where there are more than five classes. ``calibration`` is described at `reliability`.
+    there where there are more than five classes. ``calibration`` is described at `reliability`,
+    and ``confusion_matrix`` is read with `counts_of`.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -91,8 +95,31 @@ def compute(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
             }
             for i, name in enumerate(classes)
         ],
-        "confusion_matrix": confusion_matrix(truth, predicted, labels=everyone).tolist(),
+        "confusion_matrix": _stored(confusion_matrix(truth, predicted, labels=everyone)),
     }
+
+
+def _stored(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
+    """Rows of numbers; of more than `DENSE` classes, where nearly all are 0, the others alone."""
+    if len(counts) <= DENSE:
+        rows: list[list[int]] = counts.tolist()
+        return rows
+    cells = [[i, j, int(counts[i, j])] for i, j in np.argwhere(counts).tolist()]
+    return {"classes": len(counts), "cells": cells}
+
+
+def counts_of(stored: Any) -> np.ndarray:
+    """The ``confusion_matrix`` of ``metrics.json`` as ``(classes, classes)`` int64, truth by row.
+
+    >>> counts_of({"classes": 2, "cells": [[0, 1, 3]]}).tolist()
+    [[0, 3], [0, 0]]
+    """
+    if not isinstance(stored, dict):
+        return np.asarray(stored, np.int64)
+    counts = np.zeros((stored["classes"], stored["classes"]), np.int64)
+    for truth, predicted, count in stored["cells"]:
+        counts[truth, predicted] = count
+    return counts
 
 
 def probabilities(logits: Tensor) -> Tensor:

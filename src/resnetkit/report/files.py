@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..evaluation.evaluate import Evaluation
-from ..evaluation.metrics import in_top, probabilities
+from ..evaluation.metrics import counts_of, in_top, probabilities
 from ..storage import atomic, make_output, write_json
 from . import html, plots
 
@@ -23,7 +23,7 @@ def write(found: Evaluation, out: Path, model_file: Path, device: str = "auto") 
     write_rows(out / "per_class.csv", list(rows[0]), (row.values() for row in rows))
     write_predictions(found, out / "predictions.csv")
     title = f"{found.split}: {found.metrics['accuracy']:.2%} right"
-    matrix = found.metrics["confusion_matrix"]
+    matrix = counts_of(found.metrics["confusion_matrix"])
     plots.confusion_matrix(matrix, found.classes, out / "confusion_matrix.png", title)
     calibration = found.metrics["calibration"]
     title = f"{found.split}: calibration error {calibration['ece']:.2%}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..evaluation.evaluate import Evaluation, confusions
 from ..evaluation.findings import doubtful_labels, least_sure, worst_errors
+from ..evaluation.metrics import counts_of
 from ..models.registry import get_skeleton
 from ..storage import write_text
 from . import charts
@@ -43,7 +44,7 @@ def write(path: Path, found: Evaluation, model_file: str | Path, device: str = "
         curves=curves([record]),
         best=best_row(record),
         rows=[{**row, **extra} for row, extra in zip(rows, _predicted(found), strict=True)],
-        matrix=charts.matrix(np.asarray(found.metrics["confusion_matrix"]), found.classes),
+        matrix=charts.matrix(counts_of(found.metrics["confusion_matrix"]), found.classes),
         confusions=_confusions(found),
         reliability=charts.reliability(found.metrics["calibration"]["bins"]),
         worst=worst,
@@ -155,7 +156,7 @@ def best_row(record: Record) -> dict[str, float] | None:
 
 def _predicted(found: Evaluation) -> list[dict[str, Any]]:
     """For each class: how often it was the answer, and what it was mistaken for most."""
-    matrix = np.asarray(found.metrics["confusion_matrix"])
+    matrix = counts_of(found.metrics["confusion_matrix"])
     wrong = matrix - np.diag(np.diag(matrix))
     rows = []
     for i, answered in enumerate(matrix.sum(0).tolist()):

@@ -19,6 +19,7 @@ from .. import storage
 from ..data.folder import DataSet
 from ..errors import OutputError
 from ..evaluation.evaluate import evaluate_part
+from ..evaluation.metrics import counts_of
 from ..models import modelfile
 from ..models.modelfile import Header
 from ..progress import say
@@ -92,9 +93,10 @@ class RunFolder:
             storage.refuse_used(None if out is None else Path(out))
             return cls(Path("runs") / name if out is None else Path(out), out is not None), None
         if out is None and data is not None:
-            taken = _begun_with(taken, data)
+            others, taken = taken, _begun_with(taken, data)
             if not taken:
-                say("There is nothing to resume of these photos yet; beginning.")
+                more = f" ({others[-1]} has others; --out resumes it anyway)" if others else ""
+                say(f"There is nothing to resume of these photos yet{more}; beginning.")
                 free = next(path for path in _numbered(name) if not path.exists())
                 return cls(free, named=False), None
         path = Path(out) if out is not None else taken[-1] if taken else Path("runs") / name
@@ -328,7 +330,7 @@ def finish(
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
     plots.curves(state.history, run.path / "curves.png", title)
     plots.confusion_matrix(
-        found.metrics["confusion_matrix"],
+        counts_of(found.metrics["confusion_matrix"]),
         found.classes,
         run.path / "confusion_matrix.png",
         f"val: {found.metrics['accuracy']:.2%} of {found.metrics['pictures']} pictures right",
