@@ -27,7 +27,7 @@ from resnetkit.models import cifar_resnet20 as construct
 from resnetkit.models.pretrained import with_weights
 from resnetkit.models.weights import imagenet_classes, imagenet_ids
 from resnetkit.storage import sha256
-from resnetkit.training import start
+from resnetkit.training import loop, start
 from resnetkit.training.optim import make_optimizer, set_learning_rate, set_trainable
 from resnetkit.training.recipe import Recipe, load
 
@@ -247,28 +247,25 @@ def test_a_file_that_changed_is_refused(trained, tmp_path):
         start.load(get_model("cifar_resnet20", width=8, num_classes=3), chosen, ["a", "b", "c"])
 
 
-def test_a_resumed_run_keeps_what_it_began_with(published, flat_folder, tmp_path, capsys):
+def test_a_resumed_run_keeps_what_it_began_with(
+    published, flat_folder, tmp_path, capsys, monkeypatch
+):
     whole = train(flat_folder, out=tmp_path / "whole", **{**SMALL, "epochs": 2})
 
     class Enough(Exception):
         pass
 
-    import resnetkit.training.loop as loop
+    real, steps = loop.training_step, []
 
-    real, count = loop.check_finite, [0]
-
-    def stop(*given):
-        count[0] += 1
-        if count[0] == 7:  # in the second epoch
+    def step(*given):
+        steps.append(given)
+        if len(steps) == 8:  # in the second epoch
             raise Enough
-        real(*given)
+        return real(*given)
 
-    loop.check_finite = stop
-    try:
-        with pytest.raises(Enough):
-            train(flat_folder, out=tmp_path / "run", **{**SMALL, "epochs": 2})
-    finally:
-        loop.check_finite = real
+    with monkeypatch.context() as patch, pytest.raises(Enough):
+        patch.setattr(loop, "training_step", step)
+        train(flat_folder, out=tmp_path / "run", **{**SMALL, "epochs": 2})
     published.unlink()
     resumed = train(flat_folder, out=tmp_path / "run", resume=True, **{**SMALL, "epochs": 2})
     assert "Going on with" in capsys.readouterr().err
