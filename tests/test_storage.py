@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -69,6 +71,13 @@ def test_other_failures_of_a_lock_are_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", failed)
     with pytest.raises(OSError, match="Input/output"), storage.locked(tmp_path / "lock"):
         pass
+
+
+def test_a_line_of_csv_is_read_by_the_standard_library():
+    cells = ["=1", "a\rb", "a\nb", 'a"b', "a,b", "", "'", "'a", " x "]
+    (row,) = csv.reader(io.StringIO(storage.csv_line(cells), newline=""))
+    assert [storage.csv_text(cell) for cell in row] == cells
+    assert row[1:] == cells[1:]
 
 
 def test_sha256(tmp_path):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -134,6 +136,32 @@ def write_json(path: Path, value: Any) -> None:
 
 _NUMBERS = re.compile(r"(?<=\[)\n[-+.\deE,\n ]+(?=\])")  # a text holds no line break
 _BREAK = re.compile(r"\n *")
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    """Return a row of a CSV file, with its newline. A spreadsheet runs text that begins with ``=``,
+    ``+``, ``-``, ``@``, a tab or a carriage return as a formula, so such text gets an apostrophe in
+    front, and so does text with apostrophes before one of these. Numbers stay numbers.
+
+    >>> csv_line(["=1+1", "rose", -0.5])
+    "'=1+1,rose,-0.5\\n"
+    """
+    cells = [f"'{v}" if isinstance(v, str) and _FORMULA.match(v) else v for v in values]
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\r\n").writerow(cells)  # which also quotes both letters
+    return row.getvalue()[:-2] + "\n"
+
+
+def csv_text(cell: str) -> str:
+    """Return the text for which `csv_line` wrote ``cell``.
+
+    >>> csv_text("'=1+1"), csv_text("'90s")
+    ('=1+1', "'90s")
+    """
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def refuse_used(folder: Path | None) -> None:

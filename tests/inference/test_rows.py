@@ -10,6 +10,7 @@ from resnetkit.errors import OutputError
 from resnetkit.inference import rows
 from resnetkit.inference.pictures import Unreadable
 from resnetkit.inference.predictor import BATCH_SIZE, Prediction
+from resnetkit.storage import csv_text
 
 DIGEST = "0123456789ab"
 ODD = ["plain.png", 'quo"te.png', "new\nline.png", "com,ma.png", "花.png", "bad\udcff.png", ""]
@@ -94,6 +95,19 @@ def test_what_does_not_fit_is_refused_and_kept(tmp_path, form):
     with pytest.raises(OutputError, match=r"no table|not written by"):
         rows.RowsFile(path, "csv" if form == "jsonl" else "jsonl", DIGEST, resume=True)
     assert path.read_bytes() == before
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_the_file_is_continued(tmp_path):
+    names = ["=1.png", "+2.png", "-3.png", "@4.png", "\t5.png", "\r6.png", "'=7.png", "'8.png"]
+    names = names * BATCH_SIZE
+    whole = write(tmp_path / "whole", "csv", names=names)
+    with (tmp_path / "whole").open(newline="", encoding="utf-8") as file:
+        sources = [row["source"] for row in csv.DictReader(file)]
+    assert not [name for name in sources if name.startswith(tuple("=+-@\t\r"))]
+    assert list(map(csv_text, sources)) == names
+    for cut in range(0, len(whole), 101):
+        (tmp_path / "cut").write_bytes(whole[:cut])
+        assert write(tmp_path / "cut", "csv", resume=True, names=names) == whole
 
 
 def test_a_table_row_is_one_line():

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 
 import pytest
 import torch
 
 from resnetkit import evaluate
+from resnetkit.data import manifest
 from resnetkit.evaluation.metrics import probabilities
 from resnetkit.report import files
+from resnetkit.storage import csv_text
 
 
 def test_everything_is_written_and_agrees(trained, tmp_path):
@@ -34,6 +37,31 @@ def test_everything_is_written_and_agrees(trained, tmp_path):
     assert float(classes[1]["recall"]) == found.metrics["per_class"][1]["recall"]
     for name in ("confusion_matrix.png", "reliability.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+FORMULAS = ["=1+1", "+rose", "-rose", "@rose", "\trose", "\rrose", "'=rose", "''-rose"]
+
+
+def test_no_cell_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    plain = ["rose", "a=b", "'90s", "", "'"]
+    rows = [[name, -0.5, 3] for name in [*FORMULAS, *plain]]
+    files.write_rows(tmp_path / "x.csv", ["class", "slope", "count"], rows)
+    with (tmp_path / "x.csv").open(newline="") as lines:
+        cells = list(csv.reader(lines))[1:]
+    assert [row[1:] for row in cells] == [["-0.5", "3"]] * len(rows)
+    assert not [row[0] for row in cells if row[0].startswith(tuple("=+-@\t\r"))]
+    assert [row[0] for row in cells] == [*(f"'{name}" for name in FORMULAS), *plain]
+    assert [csv_text(row[0]) for row in cells] == [row[0] for row in rows]
+
+
+def test_a_manifest_that_we_wrote_is_read_unchanged(tmp_path):
+    paths = [f"{name}.png" for name in FORMULAS]
+    rows = [[path, label, "train"] for path, label in zip(paths, FORMULAS, strict=True)]
+    files.write_rows(tmp_path / "split.csv", ["path", "label", "split"], rows)
+    found = manifest.read(tmp_path / "split.csv", Counter())
+    assert {label: list(paths) for label, paths in found["train"].items()} == {
+        name: [f"{name}.png"] for name in FORMULAS
+    }
 
 
 def test_rows_keep_paths_that_are_no_text(tmp_path):

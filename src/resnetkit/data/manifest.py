@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
+from ..storage import csv_text
 from . import tree
 from .paths import SPLITS, LeftOut, Paths, is_picture, is_system, spelling
 
@@ -70,7 +71,7 @@ def _parse(
         if not row:
             continue  # an empty line
         where = f"{file}, line {rows.line_num}"  # type: ignore[attr-defined]
-        row = [value.strip() for value in row] + [""] * (len(columns) + 1 - len(row))
+        row = [csv_text(value.strip()) for value in row] + [""] * (len(columns) + 1 - len(row))
         path, label, split = row[places[0]], row[places[1]], row[place].lower() or "all"
         if not path or not label:
             raise DataError(f"{where}: path or label is empty")

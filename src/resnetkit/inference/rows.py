@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from ..errors import OutputError
 from ..progress import printable
+from ..storage import csv_line, csv_text
 from .pictures import Picture, name_of
 from .predictor import BATCH_SIZE, Prediction
 
@@ -29,10 +30,8 @@ def row(answer: Prediction, format: str) -> str:
     if format == "jsonl":
         return json.dumps(answer.to_dict(), ensure_ascii=False) + "\n"
     if format == "csv":
-        text = io.StringIO()
         values = answer.to_dict()
-        csv.writer(text, lineterminator="\n").writerow([values[name] for name in COLUMNS])
-        return text.getvalue()
+        return csv_line(values[name] for name in COLUMNS)
     if answer.error is not None:
         return f"{printable(answer.source)}  ERROR  {printable(answer.error)}\n"
     others = "  ".join(f"{printable(name)} {p:.1%}" for name, p in answer.top[1:])
@@ -169,7 +168,7 @@ class _Record(NamedTuple):
         try:
             if self.format == "csv":
                 source, _, _, model, error = next(csv.reader(io.StringIO(self.text, newline="")))
-                return source, model, error
+                return csv_text(source), model, error
             content = json.loads(self.text)
             return str(content["source"]), str(content["model"]), content["error"]
         except (ValueError, KeyError, TypeError, StopIteration, csv.Error):

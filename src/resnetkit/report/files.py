@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import counts_of, in_top, probabilities
-from ..storage import atomic, make_output, write_json
+from ..storage import atomic, csv_line, make_output, write_json
 from . import html, plots
 
 
@@ -55,11 +55,10 @@ def write_predictions(found: Evaluation, path: Path) -> None:
 
 
 def write_rows(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A CSV file. A path that is no text keeps its bytes."""
+    """A CSV file, of which no cell is a formula: `storage.csv_line`. A path that is no text keeps
+    its bytes."""
     with (
         atomic(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows(rows)
+        file.writelines(map(csv_line, chain([names], rows)))
