@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter
+import itertools
+import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -46,22 +48,33 @@ def write_overlays(
     explanations: Iterable[Explanation], out: Path
 ) -> Iterator[tuple[Explanation, Path | None]]:
     """Write the picture beside its overlay for each, as ``NAME.png`` in the folder ``out``; yields
-    it with the file, None where there was no reading the picture. Of pictures with the same name,
-    the second becomes ``NAME-2.png``."""
-    times: Counter[str] = Counter()
+    it with the file, None where there was no reading the picture. The second picture that would
+    have a name becomes ``NAME-2.png``, or the first number that is free."""
+    taken: set[str] = set()
     for item in explanations:
         if item.picture is None or item.heat is None:
             yield item, None
             continue
-        if not times:
+        if not taken:
             make_output(out)
-        stem = item.source.stem
-        times[stem] += 1
-        file = out / (f"{stem}.png" if times[stem] == 1 else f"{stem}-{times[stem]}.png")
+        file = out / _free(item.source.stem, taken)
         both = np.concatenate([item.picture, overlay(item.picture, item.heat)], axis=1)
         with atomic(file) as temporary:
             Image.fromarray(both).save(temporary, "PNG")
         yield item, file
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """Return a file name that is not ``taken`` yet, and note it: also not by one that differs only
+    in capitals or in how its accents are coded, which is the same file on macOS and Windows."""
+    stem = os.fsencode(stem)[:200].decode(errors="ignore")  # most file systems take 255 bytes
+    for number in itertools.count(1):
+        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+        same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if same not in taken:
+            taken.add(same)
+            break
+    return name
 
 
 def data_uri(picture: np.ndarray) -> str:

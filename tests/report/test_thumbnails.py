@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnetkit.evaluation.explain import Explanation
+from resnetkit.report.thumbnails import write_overlays
+
+
+ONE, TWO = "\u00e9", "E\u0301"  # the same letter, as one sign and as two
+
+
+def written(sources, out):
+    """The names of the files, and how bright each is: every picture has its own brightness."""
+    heat = np.zeros((8, 8), np.float32)
+    items = [
+        Explanation(Path(source), picture=np.full((8, 8, 3), 10 * i, np.uint8), heat=heat)
+        for i, source in enumerate(sources)
+    ]
+    return [file.name for _, file in write_overlays(items, out)]
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (["x/a-2.jpg", "x/a.jpg", "y/a.jpg"], ["a-2.png", "a.png", "a-3.png"]),
+        (["x/a.jpg", "y/a.jpg", "x/a-2.jpg"], ["a.png", "a-2.png", "a-2-2.png"]),
+        (["a.jpg", "A.png", "a.png"], ["a.png", "A-2.png", "a-3.png"]),
+        ([f"{ONE}.jpg", f"{TWO}.jpg", f"{ONE}.png"], [f"{ONE}.png", f"{TWO}-2.png", f"{ONE}-3.png"]),
+        (["a.b.jpg", "a.b.png"], ["a.b.png", "a.b-2.png"]),
+    ],
+)
+def test_every_picture_has_a_file_with_a_name_that_no_other_has(tmp_path, sources, names):
+    assert written(sources, tmp_path) == names
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
+    assert written(sources, tmp_path) == names
+
+
+def test_long_names_and_names_that_are_no_text_are_written(tmp_path):
+    sources = ["花" * 84 + ".j", "花" * 84 + ".p", "caf\udce9.png"]
+    names = written(sources, tmp_path)
+    assert len(set(names)) == 3
+    assert {file.name for file in tmp_path.iterdir()} == set(names)
