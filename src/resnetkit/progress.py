@@ -6,10 +6,13 @@ one run, the first one speaks for all; the others are silent here, so that nobod
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -22,7 +25,7 @@ from rich.progress import (
 )
 
 from . import runtime
-from .errors import Interrupted, ResnetkitError
+from .errors import Interrupted
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -33,26 +36,32 @@ Advance = Callable[[str], None]
 def say(text: str = "") -> None:
     """One line (or several) on standard error; ``[`` and ``]`` have no special meaning."""
     if runtime.rank() == 0:
-        console.print(text, markup=False)
+        console.print(shown(text), markup=False)
 
 
 def answer(text: str) -> None:
     """A result, on standard output."""
     if runtime.rank() == 0:
-        print(text)
+        print(shown(text), flush=True)
 
 
-def complain(error: ResnetkitError) -> None:
+def answer_json(value: Any) -> None:
+    """A result as indented JSON, on standard output."""
+    if runtime.rank() == 0:
+        print(shown_json(json.dumps(value, indent=2, ensure_ascii=False)), flush=True)
+
+
+def complain(error: Exception) -> None:
     """Why the command ends. Of the other processes one line each: most often they met the same; and
     none where all were asked to stop.
 
     The end of the line is written with it: print would write it by itself, and what another process
     says at the same moment would come between."""
     if runtime.rank() == 0:
-        sys.stderr.write(f"resnet: {error}\n")
+        sys.stderr.write(f"resnet: {shown(str(error))}\n")
     elif not isinstance(error, Interrupted):
         line = f"resnet: process {runtime.rank()}: {error}".splitlines()[0]
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{printable(line)}\n")
 
 
 def counted(number: int, noun: str) -> str:
@@ -69,7 +78,26 @@ def printable(text: str) -> str:
     >>> print(printable("new\\nline 花"))
     new\\nline 花
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if _is_shown(c) else repr(c)[1:-1] for c in text)
+
+
+def shown(text: str) -> str:
+    """Return ``text`` as a terminal may get it: each of its lines `printable`. Names of files and
+    classes may hold escape sequences, which would reach the terminal as commands."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def shown_json(text: str) -> str:
+    """Return the same JSON without what a terminal would take for commands.
+
+    >>> print(shown_json('"a\x9bb"'))
+    "a\\u009bb"
+    """
+    return "".join(c if c == "\n" or _is_shown(c) else json.dumps(c)[1:-1] for c in text)
+
+
+def _is_shown(c: str) -> bool:
+    return c.isprintable() or unicodedata.category(c) == "Zs"  # all kinds of spaces
 
 
 def padded(text: str, width: int) -> str:
@@ -114,7 +142,7 @@ def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Ite
         task = live.add_task(what, total=total, completed=done, text="")
 
         def advance(text: str = "") -> None:
-            live.update(task, advance=1, text=text)
+            live.update(task, advance=1, text=printable(text))
 
         yield advance
 
@@ -128,6 +156,6 @@ def _lines(what: str, total: int | None, done: int, every: float) -> Advance:
         if time.monotonic() - last >= every and done != total:
             last = time.monotonic()
             count = f"{done}/{total}" if total is not None else f"{done}"
-            print(f"{what} {count} {text}".rstrip(), file=sys.stderr, flush=True)
+            print(shown(f"{what} {count} {text}".rstrip()), file=sys.stderr, flush=True)
 
     return advance

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
 import warnings
+
+
+class _Said(logging.Handler):
+    """Shows what the library logs, such as notes about a checkpoint, as everything else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from ..progress import say
+
+        say(self.format(record))
 
 
 def main() -> None:
@@ -26,6 +36,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("resnetkit").addHandler(_Said(logging.WARNING))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with Watch():
@@ -44,8 +55,9 @@ def main() -> None:
             sys.exit(141)  # as SIGPIPE ends others
         raise
     except OSError as error:  # a disk that is full or fails, a folder that may not be read
-        named = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"resnet: {named}", file=sys.stderr)
+        from ..progress import complain
+
+        complain(OSError(f"{error.filename}: {error.strerror}") if error.filename else error)
         sys.exit(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -106,13 +105,13 @@ def bench(
     device: DEVICE = "auto",
 ) -> None:
     """Measure how fast a model answers on this machine, by engine and batch size."""
-    import json
-
     from ..inference.bench import measure, table
-    from ..progress import say
+    from ..progress import answer, answer_json, say
 
     found: dict[str, Any] = measure(
         model, engine or None, batch_size or None, seconds, device=device, note=say
     )
-    print(json.dumps(found, indent=2) if format is Shown.json else table(found))
-    sys.stdout.flush()
+    if format is Shown.json:
+        answer_json(found)
+    else:
+        answer(table(found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,14 +29,14 @@ def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> N
     from contextlib import ExitStack
 
     from ..data.doctor import examine
-    from ..progress import bar
+    from ..progress import answer_json, bar
 
     with ExitStack() as shown:
         found = examine(
             data, workers, lambda count: shown.enter_context(bar("looking at pictures", count))
         )
     if format is Shown.json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        answer_json(found.to_dict())
     else:
         _print_table(found)
     if found.spoilt:
@@ -47,15 +46,18 @@ def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> N
 def _print_table(found: Examination) -> None:
     from rich.console import Console
 
+    from ..progress import printable
+
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
     sizes = [f"{sum(classes.values()):,} ({split})" for split, classes in found.counts.items()]
     names = {name for classes in found.counts.values() for name in classes}
-    console.print(f"{found.root}: pictures {' + '.join(sizes)}, {len(names)} classes", markup=False)
+    root = printable(str(found.root))
+    console.print(f"{root}: pictures {' + '.join(sizes)}, {len(names)} classes", markup=False)
     for finding in found.findings:
         count = f"{len(finding.groups):,}" if finding.groups else ""
         console.print(f"\n{finding.level:7}", style=styles[finding.level], end="", markup=False)
-        console.print(f"  {count:>6}  {finding.text}", markup=False)
+        console.print(f"  {count:>6}  {printable(finding.text)}", markup=False)
         for line in _examples(finding):
             console.print(f"                 {line}", markup=False)
     if not found.findings:

@@ -231,7 +231,7 @@ def convert(
     """Turn other people's checkpoint into one model file."""
     from ..models.conversion import convert as run_conversion
     from ..models.prepared import FIELDS, read_preprocessing
-    from ..progress import say
+    from ..progress import answer, printable, say
     from ..storage import refuse_existing
     from ..training.settings import parse_settings
 
@@ -254,9 +254,9 @@ def convert(
         head=head,
     )
     for note in found.notes:
-        say(f"Note: {note}")
+        say(f"Note: {printable(note)}")
     named = ", ".join(f"{key}={value}" for key, value in found.options.items())
-    print(f"{target}: {found.architecture} ({named})")
+    answer(f"{target}: {found.architecture} ({named})")
 
 
 app.command()(answers.bench)

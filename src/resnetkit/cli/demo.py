@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from ..progress import say
+from ..progress import answer as show
+from ..progress import printable, say
 
 PICTURES = 24
 
@@ -26,20 +27,20 @@ def run_demo(out: Path) -> None:
         write_digits(digits)
     run = train(digits, "demo", out=_free(out / "run"))
     tested = evaluate(run.model, digits, "test")
-    print(f"\n{evaluation_table(tested)}")
+    show(f"\n{evaluation_table(tested)}")
 
     predictor = load(run.model)
     last = len(tested.part) - 1
     chosen = [round(i * last / (PICTURES - 1)) for i in range(PICTURES)]  # of every digit
     answers = predictor([tested.part.path(i) for i in chosen])
-    print("\nsome predictions:")
+    show("\nsome predictions:")
     for answer in answers[:: PICTURES // 4]:
-        print(f"  {answer.source}: {answer.class_name} ({answer.probability:.1%})")
+        show(f"  {printable(answer.source)}: {answer.class_name} ({answer.probability:.1%})")
     sheet = run.folder / "predictions.png"
     _draw(answers, [tested.classes[tested.part.labels[i]] for i in chosen], sheet)
 
     file, picture = shlex.quote(str(run.model)), shlex.quote(answers[0].source)
-    print(
+    show(
         f"\ntest accuracy {tested.metrics['accuracy']:.2%} on {tested.metrics['pictures']} digits "
         f"that were not trained on, after {run.train_seconds:.0f} s of training\n"
         f"pictures      {digits}\n"

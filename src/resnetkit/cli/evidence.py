@@ -45,7 +45,7 @@ def evaluate(
     from contextlib import ExitStack
 
     from ..evaluation.evaluate import evaluate as run_evaluation
-    from ..progress import Advance, bar, say
+    from ..progress import Advance, answer, bar, printable, say
     from ..storage import refuse_used
     from .show import evaluation_table
 
@@ -69,8 +69,8 @@ def evaluate(
             progress=progress,
         )
     for note in found.notes:
-        say(f"Note: {note}")
-    print(evaluation_table(found))
+        say(f"Note: {printable(note)}")
+    answer(evaluation_table(found))
     if out is not None:
         from ..report.files import write
 
@@ -94,13 +94,13 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML file that shows what a model can do, or compares several."""
-    from ..progress import say
+    from ..progress import answer, printable, say
     from ..report.sources import write_report
 
     file, notes = write_report(sources, split, out, device, workers)
     for note in notes:
-        say(f"Note: {note}")
-    print(file)
+        say(f"Note: {printable(note)}")
+    answer(str(file))
 
 
 def explain(
@@ -122,7 +122,7 @@ def explain(
     """Show where on photos the network found a class (Grad-CAM), as PNG files."""
     from ..evaluation.explain import explain as run_explanation
     from ..inference.pictures import Unreadable
-    from ..progress import say
+    from ..progress import answer, printable, say
     from ..report.thumbnails import write_overlays
     from ..storage import refuse_used
     from .show import explanation_line
@@ -136,13 +136,13 @@ def explain(
         for picture in expand(pictures, say):
             if isinstance(picture, Unreadable):
                 failed += 1
-                print(f"{picture.source}  ERROR  {picture.error}", flush=True)
+                answer(f"{printable(picture.source)}  ERROR  {printable(picture.error)}")
             else:
                 yield picture
 
     found = run_explanation(model, readable(), layer=layer, classes=class_name, device=device)
     for item, file in write_overlays(found, out):
         failed += item.error is not None
-        print(explanation_line(item, file), flush=True)
+        answer(explanation_line(item, file))
     if failed:
         raise typer.Exit(3)

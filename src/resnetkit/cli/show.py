@@ -41,7 +41,7 @@ def evaluation_table(found: Evaluation) -> str:
     wrong = confusions(found)[:5]
     if wrong:
         text = "; ".join(f"{truth} taken for {answer} {n}x" for truth, answer, n in wrong)
-        lines += ["", f"most frequent mistakes: {text}"]
+        lines += ["", f"most frequent mistakes: {printable(text)}"]
     return "\n".join(lines)
 
 
@@ -76,9 +76,10 @@ def explanation_line(item: Explanation, file: Path | None) -> str:
     """What was explained, and in which file."""
     source = printable(str(item.source))
     if file is None:
-        return f"{source}  ERROR  {item.error}"
-    about = "" if item.target == item.answer else f", explained: {item.target}"
-    return f"{source}  {item.answer}  {item.probability:.2%}{about}  {printable(str(file))}"
+        return f"{source}  ERROR  {printable(item.error or '')}"
+    about = "" if item.target == item.answer else f", explained: {printable(item.target)}"
+    said = f"{printable(item.answer)}  {item.probability:.2%}{about}"
+    return f"{source}  {said}  {printable(str(file))}"
 
 
 def closing_lines(run: Run) -> str:

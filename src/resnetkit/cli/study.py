@@ -19,12 +19,12 @@ study = typer.Typer(
 
 def _show(tables: Sequence[object], content: object, form: Shown) -> None:
     """Tables to read, or one JSON document."""
-    import json
+    from ..progress import answer, answer_json
 
     if form is Shown.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        answer_json(content)
     else:
-        print("\n\n".join(map(str, tables)))
+        answer("\n\n".join(map(str, tables)))
 
 
 @study.command()
@@ -57,13 +57,14 @@ def blocks(
     settings: NETWORK_SETTINGS = None,
 ) -> None:
     """Draw the blocks of networks as they are built: one SVG."""
+    from ..progress import answer
     from ..storage import write_text
     from ..study.diagrams import draw, named_blocks
     from ..training.settings import parse_settings
 
     options = parse_settings(settings or [])
     write_text(out, draw([drawn for name in models for drawn in named_blocks(name, options)]))
-    print(out)
+    answer(str(out))
 
 
 DATA = Annotated[

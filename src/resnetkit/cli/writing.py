@@ -15,7 +15,7 @@ from ..inference.embeddings import EmbeddingsFile
 from ..inference.pictures import Picture
 from ..inference.predictor import Prediction, Predictor
 from ..inference.rows import RowsFile, header, row
-from ..progress import Advance, bar, say
+from ..progress import Advance, bar, say, shown, shown_json
 from ..runtime import default_workers
 from ..storage import make_output, refuse_used
 from .sources import count, expand
@@ -42,6 +42,7 @@ class Sinks:
         screen = sys.stdout.isatty()
         of_file = "csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl"
         self._format = format or ("table" if out is None and screen else of_file)
+        self._to_screen = screen
         self._shown = out is None and screen  # rows on the terminal tell the progress
         self._images, self._stack = images, ExitStack()
         self.total: int | None = None
@@ -87,10 +88,10 @@ class Sinks:
         if self._rows is None:
             self._handle.write(header(self._format))
         failed = self._rows.failed if self._rows else 0
-        with ExitStack() as shown:
+        with ExitStack() as stack:
             advance: Advance = lambda text: None  # noqa: E731
             if not self._shown:
-                advance = shown.enter_context(bar("predicting", self.total, self.first))
+                advance = stack.enter_context(bar("predicting", self.total, self.first))
             for answer in answers:
                 failed += answer.error is not None
                 self._write_one(answer)
@@ -101,7 +102,10 @@ class Sinks:
         if self._rows is not None:
             self._rows.write(answer)
         else:
-            self._handle.write(row(answer, self._format))
+            text = row(answer, self._format)
+            if self._to_screen:  # names may hold what a terminal takes for commands
+                text = shown_json(text) if self._format == "jsonl" else shown(text)
+            self._handle.write(text)
             self._handle.flush()
         if self._embeddings is not None and answer.features is not None:
             self._embeddings.add(answer.source, answer.features)

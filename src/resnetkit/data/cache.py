@@ -19,7 +19,7 @@ from torch import Tensor
 from ..ahead import map_ahead
 from ..errors import DataError, PictureError
 from ..limits import available_memory
-from ..progress import say
+from ..progress import printable, say
 from ..runtime import local_world_size
 from . import decode, disk, files
 from .folder import Part
@@ -291,6 +291,6 @@ def check_readable(scans: dict[str, Scan]) -> None:
     if broken:
         raise DataError(
             f"{len(broken)} picture(s) cannot be read:\n  "
-            + "\n  ".join(broken)
+            + "\n  ".join(map(printable, broken))
             + "\nRepair or remove them, or train without them: --on-error skip"
         )

@@ -325,7 +325,8 @@ def describe(
     """The plan as it is shown before the first step."""
     data, train, val = prepared.data, prepared.train.part, prepared.val.part
     assert recipe.epochs is not None
-    lines = [f"{data.root}: {len(train)} + {len(val)} pictures, {len(data.classes)} classes", ""]
+    counts = f"{len(train)} + {len(val)} pictures, {len(data.classes)} classes"
+    lines = [f"{printable(str(data.root))}: {counts}", ""]
     lines += _class_table(data.classes, train, val)
     lines.append("")
     lines += _remarks(prepared, recipe)
@@ -396,7 +397,7 @@ def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
             f"Note: {len(train) / len(data.classes):.0f} training pictures a class are few; more "
             "will help more than anything else."
         )
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _may_mind_mirrors(classes: tuple[str, ...]) -> bool:

@@ -1,0 +1,81 @@
+"""Names of files and classes may hold what a terminal takes for commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import resnetkit
+from resnetkit.cli import show
+from resnetkit.errors import DataError
+
+RED, BELL, TITLE = "\x1b[31m", "\x07", "\x9b2J"
+
+
+@pytest.fixture
+def evil(flat_folder):
+    """Photos, classes and other files with escape sequences in their names."""
+    (flat_folder / "red").rename(flat_folder / f"r{RED}ed")
+    photos = sorted((flat_folder / "blue").iterdir())
+    photos[0].rename(flat_folder / "blue" / f"lo{BELL}ud\n{TITLE}.png")
+    for number, name in enumerate([f"no{RED}\ntes.txt", f".h{BELL}.png", f"bro\nken{RED}.png"]):
+        (flat_folder / "blue" / name).write_text(f"no picture {number}")
+    (flat_folder / "green" / f"same{RED}\n.png").write_bytes(photos[1].read_bytes())
+    return flat_folder.rename(flat_folder.with_name(f"da{RED}{BELL}ta"))
+
+
+def dangerous(text):
+    return sorted({c for c in text if not (c.isprintable() or c == "\n")})
+
+
+def test_plan_and_messages_of_training_are_filtered(evil, small, tmp_path, capsys):
+    settings = {**small, "epochs": 1, "weights": "none"}
+    with pytest.raises(DataError) as told:
+        resnetkit.train(evil, out=tmp_path / "a", **settings)
+    assert "bro\\nken\\x1b[31m.png" in str(told.value)
+    settings |= {"on_error": "skip", "show_plan": True}
+    run = resnetkit.train(evil, out=tmp_path / f"b{RED}", **settings)
+    said = capsys.readouterr().err + show.closing_lines(run)
+    skipped = [line for line in said.splitlines() if "bro" in line]
+    assert skipped
+    assert all("bro\\nken\\x1b[31m.png" in line for line in skipped)
+    assert "same\\x1b[31m\\n.png" in said  # lies under two classes
+    assert "r\\x1b[31med" in said
+
+
+@pytest.mark.slow
+def test_no_command_lets_a_name_reach_the_terminal(evil, model, tmp_path):
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "resnetkit", *map(str, arguments)],
+            capture_output=True,
+            encoding="utf-8",
+            env={**os.environ, "COLUMNS": "100"},
+            timeout=300,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert not dangerous(said), said
+        return done
+
+    few = ("--model", "cifar_resnet20", "--epochs", 1, "--image-size", 32, "--weights", "none")
+    out = tmp_path / f"run{RED}"
+    assert run("train", evil, *few, "--on-error", "skip", "--out", out).returncode == 0
+    assert run("train", evil, *few, "--out", tmp_path / "other").returncode == 1
+    assert run("train", evil / f"mi{BELL}ssing", *few).returncode == 1
+    own = out / "model.safetensors"
+    run("evaluate", own, evil)
+    run("check", evil)
+    found = run("check", evil, "--format", "json")
+    assert RED in found.stdout.encode().decode("unicode_escape")
+    json.loads(found.stdout)
+    explained = run("explain", own, evil, "--out", tmp_path / f"ex{RED}plained")
+    assert explained.returncode == 3
+    run("convert", evil / "blue" / f"bro\nken{RED}.png", tmp_path / "x.safetensors")
+    run("predict", tmp_path / f"no{RED}.safetensors", evil)
+    run("predict", model, evil, "--format", "table")
+    run("report", evil / f"bro{BELL}")
