@@ -323,3 +323,27 @@ def test_deeper_parts_learn_more_slowly():
     for name, rate in rates.items():
         assert rate == expected[name.split(".")[0]], name
         assert decays[name] == (0.05 if dict(network.named_parameters())[name].ndim > 1 else 0)
+
+
+def test_no_shared_file_tells_where_on_the_machine_the_weights_lay(trained, flat_folder, tmp_path):
+    home = tmp_path / "home" / "jane.doe"
+    home.mkdir(parents=True)
+    file = Path(shutil.copy(trained / "model.safetensors", home / "mine.safetensors"))
+    settings = {"image_size": 32, "epochs": 1, "batch_size": 8, "precision": "fp32"}
+    run = train(flat_folder, out=tmp_path / "run", weights=str(file), **settings)
+    for name in ("model.safetensors", "last.safetensors"):
+        recipe = modelfile.read_header(run.folder / name).recipe
+        assert (recipe["weights"], recipe["weights_sha256"]) == ("mine.safetensors", sha256(file))
+    files = {p.name: p.read_bytes() for p in run.folder.iterdir() if p.is_file()}
+    assert [name for name, held in files.items() if b"jane.doe" in held] == ["recipe.yaml"]
+    told = [name for name, held in files.items() if str(tmp_path).encode() in held]
+    assert sorted(told) == ["environment.json", "recipe.yaml"]  # which --resume needs
+
+
+def test_an_address_is_shared_without_its_secrets():
+    recipe = Recipe(
+        model="resnet18", weights="https://me:secret@host.invalid:8/a/x.pth?token=secret"
+    )
+    assert start.to_share(recipe)["weights"] == "https://host.invalid:8/a/x.pth"
+    for weights in ("none", "DEFAULT", "hf://owner/name", "ResNet18_Weights.DEFAULT"):
+        assert start.to_share(Recipe(model="resnet18", weights=weights))["weights"] == weights

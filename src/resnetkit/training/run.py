@@ -29,6 +29,7 @@ from .checkpoint import Snapshot, read
 from .inputs import draw_inputs
 from .preparation import Prepared
 from .recipe import Recipe, load
+from .start import to_share
 from .state import State
 
 FIRST = "environment.json"  # what a run writes first; no person makes a file of this name
@@ -293,7 +294,7 @@ def make_header(
         classes=prepared.data.classes,
         preprocessing=recipe.preprocessing(),
         metrics={key: row[key] for key in ("epoch", "val_accuracy", "val_loss")},
-        recipe=recipe.model_dump(mode="json"),
+        recipe=to_share(recipe),
         data={
             "name": prepared.data.name,
             "parts": {

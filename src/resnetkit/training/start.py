@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +192,18 @@ def _with_head(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def to_share(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as the model file holds it, which others may get: of a file of weights its
+    name, of an address neither password nor query. The SHA-256 says which file it was."""
+    weights = recipe.weights
+    if weights.startswith(("https://", "http://")):
+        parts = urlsplit(weights)
+        weights = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    elif Path(weights).is_absolute():
+        weights = Path(weights).name
+    return {**recipe.model_dump(mode="json"), "weights": weights}
 
 
 def _default(weights: str) -> str:
