@@ -41,5 +41,5 @@ def test_a_message_is_written_with_the_end_of_its_line(monkeypatch):
         monkeypatch.setattr(sys, "stderr", said)
         complain(TrainingError("one\ntwo"))
         if rank == "1":
-            complain(Interrupted("all were asked to stop"))
+            complain(Interrupted("all were asked to stop", 130))
         assert said == [expected]

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 
 import pytest
 import torch
 
 from resnetkit import evaluate
 from resnetkit.data import manifest
+from resnetkit.data.paths import LeftOut
 from resnetkit.evaluation.metrics import probabilities
 from resnetkit.report import files
 from resnetkit.storage import csv_text
@@ -58,7 +58,7 @@ def test_a_manifest_that_we_wrote_is_read_unchanged(tmp_path):
     paths = [f"{name}.png" for name in FORMULAS]
     rows = [[path, label, "train"] for path, label in zip(paths, FORMULAS, strict=True)]
     files.write_rows(tmp_path / "split.csv", ["path", "label", "split"], rows)
-    found = manifest.read(tmp_path / "split.csv", Counter())
+    found = manifest.read(tmp_path / "split.csv", tmp_path, LeftOut(), [])
     assert {label: list(paths) for label, paths in found["train"].items()} == {
         name: [f"{name}.png"] for name in FORMULAS
     }

