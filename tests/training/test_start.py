@@ -13,7 +13,13 @@ from torch import nn
 
 from resnetkit import train
 from resnetkit.data.transforms import Preprocessing
-from resnetkit.errors import DownloadError, RecipeError, TrainingError, WeightsError
+from resnetkit.errors import (
+    DownloadError,
+    RecipeError,
+    TrainingError,
+    UnknownWeightsError,
+    WeightsError,
+)
 from resnetkit.models import (
     ImageClassification,
     ResNet,
@@ -24,7 +30,7 @@ from resnetkit.models import (
     registry,
 )
 from resnetkit.models import cifar_resnet20 as construct
-from resnetkit.models.pretrained import with_weights
+from resnetkit.models.pretrained import load_tensors, with_weights
 from resnetkit.models.weights import imagenet_classes, imagenet_ids
 from resnetkit.storage import sha256
 from resnetkit.training import loop, start
@@ -100,9 +106,9 @@ def test_none_is_none_and_other_networks_are_left_alone(published):
     assert start.choose("fast", {"model": "tiny"}).weights == "none"
     wider = {"model": "tiny", "model_options": {"width": 8}}
     assert start.choose(None, wider).weights == "none"
-    with pytest.raises(WeightsError, match="Nothing is published for cifar_resnet20"):
+    with pytest.raises(WeightsError, match="no published weights; got 'DEFAULT'"):
         start.choose(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
-    with pytest.raises(WeightsError, match=r"no-such\.pth is no file; expected a model file"):
+    with pytest.raises(WeightsError, match=r"no-such\.pth is no file .*; expected a model file"):
         start.choose(None, {"model": "tiny", "weights": "no-such.pth"})
 
 
@@ -347,3 +353,55 @@ def test_an_address_is_shared_without_its_secrets():
     assert start.to_share(recipe)["weights"] == "https://host.invalid:8/a/x.pth"
     for weights in ("none", "DEFAULT", "hf://owner/name", "ResNet18_Weights.DEFAULT"):
         assert start.to_share(Recipe(model="resnet18", weights=weights))["weights"] == weights
+
+
+FILES = ["best.pt", "best.ckpt", "best", "./best", "sub/best.bin", "Tiny.PT"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_a_file_at_every_entrance(published, tmp_path, monkeypatch, name):
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copy(published, name)
+    chosen = start.choose(None, {"model": "tiny", "weights": name})
+    assert chosen.weights == str(Path(name).absolute())
+    monkeypatch.chdir(tmp_path)  # a run may be resumed from anywhere
+    networks = [get_model("tiny") for _ in range(2)]
+    start.load(networks[0], chosen, [str(i) for i in range(10)])
+    monkeypatch.chdir(tmp_path / "here")
+    networks[1].load_state_dict(load_tensors(name).tensors)
+    expected = torch.load(published, weights_only=True)
+    for network in (*networks, get_model("tiny", weights=name)):
+        assert torch.equal(network.state_dict()["conv1.weight"], expected["conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["best.pt", "./best", "sub/best.ckpt", "Tiny_Weights.pth"])
+def test_a_file_that_is_missing_is_said_to_be_missing_at_every_entrance(published, name):
+    for enter in (
+        lambda: start.choose(None, {"model": "tiny", "weights": name}),
+        lambda: get_model("tiny", weights=name),
+        lambda: load_tensors(name),
+    ):
+        with pytest.raises(WeightsError, match="is no file"):
+            enter()
+
+
+@pytest.mark.parametrize("name", ["FIRTS", "Tiny_Weights.FIRTS", "Tiny_Weight.FIRST", "best"])
+def test_an_unknown_name_lists_the_known_ones_at_every_entrance(published, name):
+    for enter in (
+        lambda: start.choose(None, {"model": "tiny", "weights": name}),
+        lambda: get_model("tiny", weights=name),
+    ):
+        with pytest.raises(UnknownWeightsError, match=r"It has FIRST.* no file .* either") as told:
+            enter()
+        assert ("Did you mean FIRST?" in str(told.value)) == (name.endswith("FIRTS"))
+
+
+def test_the_name_of_a_member_means_the_member(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("DEFAULT").write_text("a file of this name")
+    chosen = start.choose(None, {"model": "tiny", "weights": "DEFAULT"})
+    assert chosen.weights == "Tiny_Weights.FIRST"
+    assert get_model("tiny", weights="DEFAULT") is not None
+    with pytest.raises(WeightsError, match="no file of tensors"):
+        get_model("tiny", weights="./DEFAULT")

@@ -18,6 +18,7 @@ from .classnames import check_names, read_classes, said_names
 from .download import hash_in_name
 from .foreign import Recognised, recognise
 from .prepared import architecture_beside, beside, checked
+from .pretrained import FILE_KINDS
 from .reading import read_tensors
 from .registry import list_weights
 from .weights import WeightsEnum, imagenet_classes
@@ -86,8 +87,7 @@ def _file_of(source: Path) -> Path:
     """The file of tensors in a folder of a model hub; ``source`` itself if it is no folder."""
     if not source.is_dir():
         return source
-    kinds = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")
-    there = sorted(path for path in source.iterdir() if path.suffix in kinds)
+    there = sorted(path for path in source.iterdir() if path.suffix.lower() in FILE_KINDS)
     for name in ("model.safetensors", "pytorch_model.bin"):  # as the hub's libraries choose
         if source / name in there:
             return source / name

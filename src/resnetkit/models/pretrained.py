@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import DownloadError, WeightsError
+from ..errors import DownloadError, UnknownWeightsError, WeightsError
 from .download import fetch, is_offline
 from .legacy import modern
 from .reading import Checkpoint, differences, drop_unused, read_tensors
@@ -22,6 +22,9 @@ from .weights import WeightsEnum
 
 Source = WeightsEnum | str | os.PathLike[str]
 """A member; its name; a local ``.pth`` or ``.safetensors``; ``https://...``; ``hf://owner/name``"""
+
+FILE_KINDS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".weights")
+"""What files of weights end with, whether they exist or not."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +41,12 @@ def with_weights(
     def build(*args: Any, **given: Any) -> nn.Module:
         options = modern(construct.__name__, published, args, given)
         source, progress = options.pop("weights", None), options.pop("progress", True)
-        named = isinstance(source, WeightsEnum) or (isinstance(source, str) and _is_name(source))
-        if named and published is not None:
-            source = published.verify(source)
         if source is None:
             return construct(**options)
-        if isinstance(source, WeightsEnum):  # made first: a wrong option shall not cost a download
-            model = construct(**{"num_classes": len(source.meta["categories"]), **options})
+        member = member_of(source, published)
+        if member is not None:  # made first: a wrong option shall not cost a download
+            source = member
+            model = construct(**{"num_classes": len(member.meta["categories"]), **options})
             tensors = load_tensors(source, published, progress).tensors
         else:
             checkpoint = load_tensors(source, published, progress)
@@ -55,7 +57,7 @@ def with_weights(
             tensors = checkpoint.tensors
             model = construct(**{**options_of(tensors), **options})
         load_into(model, tensors, str(source))
-        _say_what_changes(str(source), options, isinstance(source, WeightsEnum))
+        _say_what_changes(str(source), options, member is not None)
         return model
 
     kinds = os.PathLike[str] | str | None
@@ -100,21 +102,46 @@ def load_tensors(
         UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
         TypeError: a member of another network's enum.
     """
-    text = "" if isinstance(source, WeightsEnum) else os.fspath(source)
+    member = member_of(source, published)
+    if member is not None:
+        return Checkpoint(member.get_state_dict(progress=progress, check_hash=True))
+    text = os.fspath(source)  # type: ignore[arg-type]
     if text.startswith(("https://", "http://")):
         return _from_address(text, progress, prefix, head)
     if text.startswith("hf://"):
         return read_tensors(_from_hub(text), prefix=prefix, head=head)
-    if isinstance(source, os.PathLike) or (text and not _is_name(text)):
-        return read_tensors(Path(text).expanduser(), prefix=prefix, head=head)
+    return read_tensors(Path(text).expanduser(), prefix=prefix, head=head)
+
+
+def member_of(source: Source, published: type[WeightsEnum] | None) -> WeightsEnum | None:
+    """Return the published weights that ``source`` names, or None if it is a file or an address.
+
+    A file is what exists, lies in a folder (``./best``), ends like one (`FILE_KINDS`), or is a
+    ``Path``. The name of a member always means the member: for a file called ``DEFAULT``, write
+    ``./DEFAULT``.
+
+    Raises:
+        UnknownWeightsError: it is a word that is no member's name and no file.
+        WeightsError: it is such a word, or a member, and ``published`` is None.
+        TypeError: a member of another network's enum.
+    """
+    if isinstance(source, os.PathLike):
+        return None
+    if isinstance(source, str):
+        named = published and source.removeprefix(f"{published.__name__}.") in published.__members__
+        path = Path(source).expanduser()
+        a_file = re.search(r"[/\\:]", source) or path.suffix.lower() in FILE_KINDS
+        if not named and source and (a_file or path.exists()):
+            return None
     if published is None:
         raise WeightsError(
             f"this model has no published weights; got {source!r}, expected a file, "
             "https://... or hf://owner/name"
         )
-    member = published.verify(source)
-    assert member is not None
-    return Checkpoint(member.get_state_dict(progress=progress, check_hash=True))
+    try:
+        return published.verify(source)
+    except UnknownWeightsError as error:
+        raise UnknownWeightsError(f"{error} There is no file {str(source)!r} either.") from None
 
 
 def local_file(source: str) -> Path:
@@ -128,8 +155,8 @@ def local_file(source: str) -> Path:
     path = _from_hub(source) if source.startswith("hf://") else Path(source).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"{source} is no file; expected a model file, .pth, .safetensors, https://..., "
-            "hf://owner/name or the name of published weights"
+            f"{source} is no file (looked from {Path.cwd()}); expected a model file, .pth, "
+            ".safetensors, https://..., hf://owner/name or the name of published weights"
         )
     return path
 
@@ -144,11 +171,6 @@ def _from_address(url: str, progress: bool, prefix: str | None, head: str | None
         raise WeightsError(
             f"{error}. To have it fetched again from {url}, delete {path}"
         ) from error
-
-
-def _is_name(text: str) -> bool:
-    """Names of weights are words; files have a suffix or lie in a folder, addresses a scheme."""
-    return re.fullmatch(r"(\w+_Weights\.)?\w+", text) is not None
 
 
 def _from_hub(address: str) -> Path:

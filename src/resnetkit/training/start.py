@@ -6,7 +6,6 @@ and its SHA-256, never ``auto``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ..models import get_model, get_model_weights, list_weights, modelfile
 from ..models.builders import ARCHITECTURES
 from ..models.classnames import said_names
 from ..models.download import fetch
-from ..models.pretrained import load_into, local_file
+from ..models.pretrained import load_into, local_file, member_of
 from ..models.reading import Checkpoint, read_tensors
 from ..models.registry import get_skeleton
 from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids
@@ -37,7 +36,7 @@ DEFAULT_MODEL = "resnet18"
 def model(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     """The name of the network, before anything is fetched; the name of a run's folder has it."""
     loaded = recipes.load(recipe or "finetune").with_settings(settings)
-    if loaded.model is None and modelfile.is_one(Path(loaded.weights)):
+    if loaded.model is None and modelfile.is_one(Path(loaded.weights).expanduser()):
         return modelfile.read_header(loaded.weights).architecture
     return loaded.model or DEFAULT_MODEL
 
@@ -232,8 +231,10 @@ def _find(recipe: Recipe, asked: str) -> dict[str, Any] | None:
 
 
 def _found(recipe: Recipe, name: str, asked: str, brief: bool) -> dict[str, Any]:
-    path = _locate(name, asked, brief)
-    options, weights = recipe.model_options, asked
+    path, member = _locate(name, asked, brief), _published(name, asked)
+    options = recipe.model_options
+    is_file = member is None and "://" not in asked
+    weights = str(path.absolute()) if is_file else str(member or asked)
     if modelfile.is_one(path):
         header = modelfile.read_header(path)
         if recipe.model not in (None, header.architecture):
@@ -242,11 +243,7 @@ def _found(recipe: Recipe, name: str, asked: str, brief: bool) -> dict[str, Any]
                 "out --model, or give other weights"
             )
         built = {key: value for key, value in header.options.items() if key != "num_classes"}
-        name, options, weights = header.architecture, {**built, **options}, str(path.absolute())
-    elif path.exists() and os.fspath(path) == asked:
-        weights = str(path.absolute())
-    elif member := _published(name, asked):
-        weights = str(member)
+        name, options = header.architecture, {**built, **options}
     return {
         "model": name,
         "model_options": options,
@@ -257,11 +254,7 @@ def _found(recipe: Recipe, name: str, asked: str, brief: bool) -> dict[str, Any]
 
 def _published(name: str, asked: str) -> WeightsEnum | None:
     """The published weights that ``asked`` names; None where it is a file or an address."""
-    if any(sign in asked for sign in "/\\:") or Path(asked).suffix in (".pth", ".safetensors"):
-        return None
-    if not list_weights(name):
-        raise WeightsError(f"Nothing is published for {name}; got {asked!r}, expected a file")
-    return get_model_weights(name).verify(asked)
+    return member_of(asked, get_model_weights(name) if list_weights(name) else None)
 
 
 def _locate(name: str, asked: str, brief: bool) -> Path:
