@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
+from resnetkit import train
 from resnetkit.data import folder
 from resnetkit.training.preparation import prepare
 from resnetkit.training.recipe import Recipe
@@ -59,3 +60,24 @@ def test_validation_images_that_are_trained_on_are_told(tmp_path):
     shutil.copytree(tmp_path / "train" / "a", tmp_path / "val" / "a")
     found = prepare(folder.read(tmp_path), RECIPE, workers=1)
     assert found.notes[0].startswith("3 of the 3 validation images are training images too")
+
+
+def plan_of(folder, out, capsys, small):
+    train(folder, out=out, show_plan=True, weights="none", **{**small, "epochs": 1})
+    return capsys.readouterr().err
+
+
+def test_validation_images_that_are_training_images_are_counted(
+    split_folder, small, tmp_path, capsys
+):
+    assert "training images too" not in plan_of(split_folder, tmp_path / "a", capsys, small)
+    training = sorted((split_folder / "train" / "blue").iterdir())
+    for number in (2, 5):
+        shutil.copy(training[number], split_folder / "validation" / "blue" / f"copy{number}.png")
+    shutil.copy(training[2], training[2].with_name("zzz.png"))  # twice in training: counted once
+    said = plan_of(split_folder, tmp_path / "b", capsys, small)
+    expected = (
+        "2 of the 20 validation images are training images too "
+        "(validation/blue/copy2.png = train/blue/002.png)"
+    )
+    assert expected in said

@@ -65,7 +65,7 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     made_split = "val" not in parts
     if not made_split:
         both = (pictures["train"], pictures["val"])
-        notes = _shared(digests["train"], digests["val"])
+        notes = _shared(parts["train"], parts["val"], digests)
         return Prepared(data, *both, digests, False, skipped, _conflicting(parts, digests), notes)
 
     conflicting = _conflicting(parts, digests)
@@ -83,14 +83,16 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     return Prepared(data, train, val, digests, True, skipped, conflicting, notes)
 
 
-def _shared(train: list[str], val: list[str]) -> tuple[str, ...]:
-    seen = set(train)
-    count = sum(digest_ in seen for digest_ in val)
-    if not count:
+def _shared(train: Part, val: Part, digests: dict[str, list[str]]) -> tuple[str, ...]:
+    """Say how many validation images are exact copies of training images, with an example."""
+    first = dict(zip(reversed(digests["train"]), reversed(range(len(train))), strict=True))
+    copies = [i for i, digest_ in enumerate(digests["val"]) if digest_ in first]
+    if not copies:
         return ()
+    example = f"{val.paths[copies[0]]} = {train.paths[first[digests['val'][copies[0]]]]}"
     return (
-        f"{count:,} of the {len(val):,} validation images are training images too: the "
-        "accuracy will be too good. `resnet check` names them",
+        f"{len(copies):,} of the {len(val):,} validation images are training images too "
+        f"({example}): the accuracy will be too good. `resnet check` names them",
     )
 
 
