@@ -8,7 +8,12 @@ STAMP  := $(VENV)/.installed
 NUMERICAL := tests/models tests/training tests/study tests/evaluation tests/inference
 AVX2      := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: demo test test-all test-avx2 check lint clean
+# The oldest versions that pyproject.toml allows of what it names. What these versions warn about in
+# the newer packages that they pull in is not ours.
+OLDEST       := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+
+.PHONY: demo test test-all test-avx2 test-oldest check lint clean
 
 # The virtual environment, made anew whenever the dependencies change.
 $(STAMP): pyproject.toml
@@ -31,10 +36,19 @@ test-avx2: $(STAMP)  ## the quick tests of the numerical rooms, as on a processo
 
 check: lint test  ## what to run while working
 
+$(OLDEST_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e ".[all,dev]"
+	touch $@
+
+test-oldest: $(OLDEST_STAMP)  ## the quick tests with the oldest versions that we support
+	$(OLDEST)/bin/python -m pytest -W ignore::DeprecationWarning
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist .mypy_cache .pytest_cache .ruff_cache
