@@ -318,8 +318,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.version.hip is not None or _capability(device) >= (8, 0)
     if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+        features = _cpu_features()
+        native = features.get("avx512_bf16") or features.get("amx_bf16")
+        # The processor may have it, and PyTorch be told not to use it (ATEN_CPU_CAPABILITY).
+        return bool(native) and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return False
 
 
@@ -366,6 +368,16 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def _cpu_features() -> dict[str, Any]:
+    """Return what PyTorch says about the processor; older versions say only what is needed here."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    return {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+    }
+
+
 def default_workers() -> int:
     """Return how many threads read images: one for each core, at most 16. Processes on one machine
     share its cores; readers never take compute threads away."""
@@ -401,7 +413,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "processor": _cpu_features().get("cpu_name") or platform.processor(),
         "cores": cores(),
         "compute_threads": torch.get_num_threads(),
         "processes": world_size(),
