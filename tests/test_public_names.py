@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -35,12 +34,14 @@ def test_importing_the_models_leaves_torchvision_out():
     assert heavy_modules("import resnetkit.inference.predictor") == {"torch", "numpy"}
 
 
-def test_help_answers_in_half_a_second():
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "resnetkit", "--help"], check=True, capture_output=True
-        )
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.5
+def test_help_imports_nothing_heavy():
+    """What takes the seconds; `resnet --help` is to answer in half of one."""
+    code = (
+        "import sys\nfrom resnetkit.cli import main\nsys.argv = ['resnet', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print('loaded:', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.rpartition("loaded:")[2].split())
+    assert "resnetkit.cli.commands" in loaded
+    heavy = {"torch", "torchvision", "numpy", "PIL", "sklearn", "matplotlib", "pydantic", "jinja2"}
+    assert not heavy & loaded
