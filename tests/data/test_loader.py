@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -123,3 +127,35 @@ def test_an_epoch_in_pieces_is_the_epoch(flat_folder):
     assert len(pieces) == len(whole) == 4
     for piece, batch in zip(pieces, whole, strict=True):
         assert torch.equal(piece.images, batch.images)
+
+
+THREADS = """
+import os, sys
+import torch
+from resnetkit.data import folder
+from resnetkit.data.cache import Pictures
+from resnetkit.data.loader import Loader
+from resnetkit.data.transforms import Augmentation, Preprocessing
+torch.set_num_threads(4)
+pictures = Pictures(folder.read(sys.argv[1]).parts["all"], Preprocessing(128, 128))
+def count():
+    return len(os.listdir("/proc/self/task"))
+before, most = count(), 0
+loader = Loader(pictures, 4, 3)
+for batches in (loader.training(Augmentation(erasing=1.0), 128, 0, 0), loader.evaluation()):
+    for batch in batches:
+        most = max(most, count() - before)
+print(most)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the threads in /proc")
+def test_readers_start_no_compute_threads(flat_folder):
+    """Images of 128 px are large enough for PyTorch to share a copy among compute threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "4"}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, str(flat_folder)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # The 3 readers; those of the loop before may not have ended. Teams would be 9 threads more.
+    assert 1 <= int(done.stdout) <= 6

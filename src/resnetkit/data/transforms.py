@@ -252,7 +252,7 @@ class Augmentation:
         """``(H, W, C)`` uint8 -> ``(C, size, size)`` uint8, as ``chance`` decides."""
         picture = self._crop(pixels, size, chance)
         if self.flip and chance.random() < 0.5:
-            picture = picture.flip(-1)
+            picture = mirrored(picture)
         if self.trivial_augment:
             from .trivial import trivial_augment  # imports torchvision, which takes a second
 
@@ -304,11 +304,16 @@ def erase(picture: Tensor, chance: Random, mean: tuple[float, ...] = IMAGENET_ME
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < h < height and 0 < w < width:
             top, left = chance.randint(0, height - h), chance.randint(0, width - w)
-            colour = torch.tensor([round(255 * share) for share in mean], dtype=torch.uint8)
-            picture = picture.clone()
-            picture[:, top : top + h, left : left + w] = colour.view(-1, 1, 1)
-            break
+            pixels = picture.permute(1, 2, 0).numpy().copy()
+            pixels[top : top + h, left : left + w] = [round(255 * share) for share in mean]
+            return torch.from_numpy(pixels).permute(2, 0, 1)
     return picture
+
+
+def mirrored(picture: Tensor) -> Tensor:
+    """Return ``(C, H, W)`` uint8 with left and right exchanged. NumPy copies, as in `stack`."""
+    pixels = picture.permute(1, 2, 0).numpy()[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
 def _scaled(pixels: np.ndarray, side: int, chance: Random) -> np.ndarray:
@@ -332,10 +337,13 @@ def _random_square(pixels: np.ndarray, size: int, chance: Random) -> Tensor:
 
 
 def stack(pictures: Sequence[Tensor]) -> Tensor:
-    """``n`` times ``(C, S, S)`` uint8 -> ``(n, C, S, S)`` in channels_last order."""
+    """``n`` times ``(C, S, S)`` uint8 -> ``(n, C, S, S)`` in channels_last order.
+
+    NumPy copies: from 32,768 values on, PyTorch would start a team of compute threads in every
+    thread that reads images.
+    """
     channels, size = pictures[0].shape[0], pictures[0].shape[-1]
-    batch = torch.empty((len(pictures), size, size, channels), dtype=torch.uint8)
-    batch = batch.permute(0, 3, 1, 2)
+    batch = np.empty((len(pictures), size, size, channels), np.uint8)
     for row, picture in zip(batch, pictures, strict=True):
-        row.copy_(picture)
-    return batch
+        row[:] = picture.permute(1, 2, 0).numpy()
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)

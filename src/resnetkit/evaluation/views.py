@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ahead import map_ahead
 from ..data.cache import Pictures
-from ..data.transforms import Preprocessing, normalize, stack, ten_crops
+from ..data.transforms import Preprocessing, mirrored, normalize, stack, ten_crops
 from ..errors import RecipeError
 from ..runtime import memory_format
 
@@ -58,7 +58,7 @@ class Views:
         if self.crops == 10:
             return ten_crops(pixels, preprocessing.resize_size, preprocessing.crop_size)
         centre = preprocessing.crop(pixels)
-        return [centre, centre.flip(-1)] if self.flip else [centre]
+        return [centre, mirrored(centre)] if self.flip else [centre]
 
 
 def predict_views(
