@@ -92,7 +92,7 @@ with runtime.connected():
 """
 
 COMMAND = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from torch.nn import functional as F
 from resnetkit.cli import main
@@ -117,6 +117,7 @@ if what != "wait":
 try:
     main()
 except SystemExit as end:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others; this is to be written
     (codes / str(rank)).write_text(str(end.code))
     raise
 """
