@@ -36,6 +36,7 @@ class Watch:
     def __init__(self, end: Callable[[int], None] = os._exit) -> None:
         self._end = end
         self._count = self._answered = 0  # signals that came, and how many of them a handler saw
+        self._lock = threading.RLock()  # a handler may interrupt another one
         self._timer: threading.Timer | None = None
         self._listener: threading.Thread | None = None
 
@@ -62,23 +63,27 @@ class Watch:
     def answered(self) -> None:
         """Stop the clock: a handler runs, and decides what happens from here on. It may run before
         the thread has read of the signal."""
-        self._answered = max(self._answered + 1, self._count)
-        if self._timer is not None:
-            self._timer.cancel()
+        with self._lock:
+            self._answered = max(self._answered + 1, self._count)
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _listen(self) -> None:
         while number := os.read(self._source, 1)[0]:
-            if number not in SIGNALS:
-                continue
-            self._count += 1
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._count <= self._answered:
-                continue
-            seconds = UNANSWERED if self._count == 1 else AT_ONCE
-            self._timer = threading.Timer(seconds, self._stop, [number])
-            self._timer.daemon = True
-            self._timer.start()
+            if number in SIGNALS:
+                with self._lock:
+                    self._received(number)
+
+    def _received(self, number: int) -> None:
+        self._count += 1
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._count <= self._answered:
+            return
+        seconds = UNANSWERED if self._count == 1 else AT_ONCE
+        self._timer = threading.Timer(seconds, self._stop, [number])
+        self._timer.daemon = True
+        self._timer.start()
 
     def _stop(self, number: int) -> None:
         name = signal.Signals(number).name
