@@ -1,5 +1,6 @@
 import inspect
 import pickle
+import re
 
 import pytest
 import torchvision
@@ -10,6 +11,7 @@ from resnetkit.models import (
     ResNet18_Weights,
     ResNet34_Weights,
     WeightsEnum,
+    builders,
     get_model,
     get_model_builder,
     get_model_weights,
@@ -19,8 +21,11 @@ from resnetkit.models import (
     register_model,
     registry,
     resnet18,
+    summarize,
 )
 from resnetkit.models import weights as weights_module
+from resnetkit.models.architectures import ARCHITECTURES
+from resnetkit.models.registry import get_skeleton
 
 PUBLISHED = sorted({n.removesuffix("_Weights").lower() for n in weights_module.__all__})
 
@@ -244,3 +249,26 @@ def test_a_name_without_a_member_is_the_same_mistake_as_there(module):
 def test_warnings_show_the_line_that_is_to_be_changed(call, recwarn):
     call()
     assert {warning.filename for warning in recwarn} == {__file__}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_checkpoints_are_recognised_by_the_numbers_that_the_builder_states(name):
+    block, layers, numbers = ARCHITECTURES[name]
+    expected = models.ResNet(block, layers, **numbers) if "1202" not in name else None
+    if expected is not None:
+        assert str(get_model(name)) == str(expected)
+    assert sorted(ARCHITECTURES) == sorted(builders.__all__)
+
+
+@pytest.mark.parametrize("name", [*builders.__all__, "darknet53"])
+def test_a_docstring_states_the_parameters_and_the_multiply_adds(name):
+    doc = " ".join(getattr(models, name).__doc__.split())
+    counted = summarize(get_skeleton(name), 32 if "cifar" in name else 224)
+    found = re.search(r"([\d.]+) million parameters", doc)
+    assert found or "without its shortcuts" in doc
+    if found:
+        digits = len(found[1].partition(".")[2])
+        assert round(counted.parameters / 1e6, digits) == float(found[1])
+    found = re.search(r"([\d.]+) G multiply-adds", doc)
+    if found:
+        assert round(counted.macs / 1e9, 1) == float(found[1])

@@ -30,7 +30,7 @@ from resnetkit.models import (
     registry,
 )
 from resnetkit.models import cifar_resnet20 as construct
-from resnetkit.models.pretrained import load_tensors, with_weights
+from resnetkit.models.pretrained import build, load_tensors
 from resnetkit.models.weights import imagenet_classes, imagenet_ids
 from resnetkit.storage import sha256
 from resnetkit.training import loop, start
@@ -55,11 +55,12 @@ def published(tmp_path, monkeypatch):
         )
         DEFAULT = FIRST
 
-    def tiny(**options) -> ResNet:
-        return construct(**{"width": 4, **options})
+    def tiny(*, weights: Tiny_Weights | str | None = None, progress=True, **options) -> ResNet:
+        options = {"width": 4, **options}
+        return build(construct, options, weights, Tiny_Weights, progress)
 
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
-    registry.register_model()(with_weights(tiny, Tiny_Weights))
+    registry.register_model()(tiny)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     cache = tmp_path / "cache" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
@@ -235,7 +236,7 @@ def test_which_of_two_networks_training_begins_with_is_asked(tmp_path, capsys):
         ({"width": -4}, "width is -4; expected 1 or more"),
         ({"width": 2.5}, "model_options of resnet18: "),
         ({"in_channels": 0}, "in_channels is 0; expected 1"),
-        ({"stem": "large"}, "stem is one of"),
+        ({"stem": "large"}, "stem must be one of"),
     ],
 )
 def test_options_that_make_no_classifier_are_recipe_errors(options, words):

@@ -1,9 +1,9 @@
 """Batches -> logits: the ResNet family, under the names the field uses."""
 
+from . import builders as _builders
 from . import weights as _weights
-from .blocks import BasicBlock, Bottleneck, PadShortcut, conv1x1, conv3x3
+from .blocks import BasicBlock, Bottleneck, DilatedBasicBlock, PadShortcut, conv1x1, conv3x3
 from .builders import *  # noqa: F403
-from .builders import ARCHITECTURES
 from .conversion import convert
 from .darknet import DarkNet, darknet53
 from .foreign import Recognised, recognise
@@ -27,6 +27,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "DarkNet",
+    "DilatedBasicBlock",
     "ImageClassification",
     "PadShortcut",
     "Recognised",
@@ -51,5 +52,5 @@ __all__ = [
     "register_model",
     "summarize",
     *_weights.__all__,
-    *ARCHITECTURES,
+    *_builders.__all__,
 ]

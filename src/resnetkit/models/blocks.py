@@ -2,8 +2,8 @@
 
 A block computes ``y = F(x) + x`` (equation 1 of He et al., arXiv:1512.03385): ``F`` is a short
 stack of convolutions, ``+ x`` the shortcut. If the best a block can do is nothing, it only has to
-drive ``F`` to zero, which is easier than to learn the identity with nonlinear layers (section 3.1).
-Shapes are ``(N, C, H, W)``: pictures, channels, height, width.
+drive ``F`` to zero, which is easier than learning the identity with nonlinear layers (section 3.1).
+Shapes are ``(N, C, H, W)``: images, channels, height, width.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 NormLayer = Callable[[int], nn.Module]
 
 
-# Neither convolution has a bias: the norm behind it subtracts the mean and adds a bias of its own.
+# Neither convolution has a bias: the norm that follows subtracts the mean and adds its own bias.
 def conv3x3(
     in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1
 ) -> nn.Conv2d:
     """A 3x3 convolution that keeps H and W (stride 1) or halves them, rounding up (stride 2)."""
-    # The padding is the reach of the kernel to each side: 1, or the dilation.
+    # The padding equals the reach of the kernel to each side: 1, or the dilation.
     return nn.Conv2d(in_planes, out_planes, 3, stride, dilation, dilation, groups, bias=False)
 
 
@@ -36,14 +36,18 @@ class BasicBlock(nn.Module):
     Maps ``(N, inplanes, H, W)`` to ``(N, planes, H/stride, W/stride)``.
 
     Args:
-        inplanes, planes: channels that come in; channels inside. ``planes * expansion`` go out.
-        stride: of the first convolution, and of the shortcut.
+        inplanes: input channels.
+        planes: channels inside the block; it outputs ``planes * expansion``.
+        stride: stride of the first convolution and of the shortcut.
         downsample: the shortcut where shapes differ; None is the identity.
-        groups, base_width: only 1 and 64 here, else ValueError; they belong to the bottleneck.
-        dilation: spacing of the kernels' taps, where a stride was replaced by it.
-        norm_layer: makes the normalisation from a number of channels; BatchNorm2d by default.
-        inner_dilation: dilation behind the convolution that carries the stride, if another.
-        residual: False leaves the shortcut out: a block of the paper's plain nets.
+        groups, base_width: only 1 and 64 are valid here; they belong to `Bottleneck`.
+        dilation: only 1 is valid here; see `DilatedBasicBlock`.
+        norm_layer: makes the norm from a number of channels; BatchNorm2d by default.
+        residual: False omits the shortcut: a block of the paper's plain nets.
+
+    Raises:
+        ValueError: groups or base_width is not valid.
+        NotImplementedError: dilation is not 1.
     """
 
     expansion: int = 1
@@ -59,42 +63,95 @@ class BasicBlock(nn.Module):
         dilation: int = 1,
         norm_layer: NormLayer | None = None,
         *,
-        inner_dilation: int | None = None,
         residual: bool = True,
     ) -> None:
         super().__init__()
         check_option("groups of a BasicBlock", groups, (1,))
         check_option("base_width of a BasicBlock", base_width, (64,))
+        if dilation != 1:
+            raise NotImplementedError("BasicBlock is not dilated; use DilatedBasicBlock")
         norm_layer = norm_layer or nn.BatchNorm2d
-        self.conv1 = conv3x3(inplanes, planes, stride, dilation=dilation)
+        self.conv1 = conv3x3(inplanes, planes, stride)
         self.bn1 = norm_layer(planes)
         self.relu = nn.ReLU(inplace=True)  # overwrites its input, which nothing needs again
-        self.conv2 = conv3x3(planes, planes, dilation=inner_dilation or dilation)
+        self.conv2 = conv3x3(planes, planes)
         self.bn2 = norm_layer(planes)
         self.downsample = downsample
         self.stride = stride
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))  # (N, planes, H/stride, W/stride)
-        out = self.bn2(self.conv2(out))
-        identity = x if self.downsample is None else self.downsample(x)
+        identity = x
+
+        out: Tensor = self.conv1(x)  # (N, planes, H/stride, W/stride)
+        out = self.bn1(out)
+        out = self.relu(out)
+
+        out = self.conv2(out)
+        out = self.bn2(out)
+
+        if self.downsample is not None:
+            identity = self.downsample(x)
         if self.residual:
             out += identity  # before the ReLU, so that F can subtract as well as add (figure 2)
-        return self.relu(out)  # type: ignore[no-any-return]
+        out = self.relu(out)
+        return out
+
+
+class DilatedBasicBlock(BasicBlock):
+    """A `BasicBlock` whose kernels are spread out: same weights, wider field of view.
+
+    Takes the place of `BasicBlock` in a ResNet whose strides are replaced by dilation
+    (arXiv:1511.07122).
+
+    Args:
+        dilation: spacing of the taps of the first convolution, which carries the stride.
+        inner_dilation: spacing in the second convolution; by default the same.
+    """
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: NormLayer | None = None,
+        *,
+        residual: bool = True,
+        inner_dilation: int | None = None,
+    ) -> None:
+        super().__init__(
+            inplanes,
+            planes,
+            stride,
+            downsample,
+            groups=groups,
+            base_width=base_width,
+            norm_layer=norm_layer,
+            residual=residual,
+        )
+        set_dilation(self.conv1, dilation)
+        set_dilation(self.conv2, inner_dilation or dilation)
 
 
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up, and a shortcut (figure 5, right): the block of ResNet-50 and deeper.
 
     Maps ``(N, inplanes, H, W)`` to ``(N, 4 * planes, H/stride, W/stride)``. The 3x3 works on few
-    channels, so that it costs about what a BasicBlock with a quarter of its output does.
+    channels, so the block costs about as much as a BasicBlock with a quarter of its output.
 
     Args (those of `BasicBlock`, and):
         groups, base_width: the 3x3 has ``planes * base_width / 64 * groups`` channels in ``groups``
             groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) Wide ResNet-50-2.
+        dilation: spacing of the taps of the 3x3.
         stride_on: ``"3x3"`` is V1.5, the form of all published weights; ``"1x1"`` is V1, the
             paper's, which drops three of four pixels before the 3x3 has seen them.
+
+    Raises:
+        ValueError: stride_on is neither.
     """
 
     expansion: int = 4
@@ -110,22 +167,20 @@ class Bottleneck(nn.Module):
         dilation: int = 1,
         norm_layer: NormLayer | None = None,
         *,
-        inner_dilation: int | None = None,
         residual: bool = True,
         stride_on: str = "3x3",
     ) -> None:
         super().__init__()
         check_option("stride_on", stride_on, ("3x3", "1x1"))
         norm_layer = norm_layer or nn.BatchNorm2d
-        middle = int(planes * (base_width / 64.0)) * groups  # channels of the 3x3
-        on_1x1, on_3x3 = (stride, 1) if stride_on == "1x1" else (1, stride)
-        if stride_on == "1x1":  # then the 3x3 stands behind the stride
-            dilation = inner_dilation or dilation
-        self.conv1 = conv1x1(inplanes, middle, on_1x1)
-        self.bn1 = norm_layer(middle)
-        self.conv2 = conv3x3(middle, middle, on_3x3, groups, dilation)
-        self.bn2 = norm_layer(middle)
-        self.conv3 = conv1x1(middle, planes * self.expansion)
+        width = int(planes * (base_width / 64.0)) * groups  # channels of the 3x3
+        stride_1x1 = stride if stride_on == "1x1" else 1
+        stride_3x3 = stride if stride_on == "3x3" else 1
+        self.conv1 = conv1x1(inplanes, width, stride_1x1)
+        self.bn1 = norm_layer(width)
+        self.conv2 = conv3x3(width, width, stride_3x3, groups, dilation)
+        self.bn2 = norm_layer(width)
+        self.conv3 = conv1x1(width, planes * self.expansion)
         self.bn3 = norm_layer(planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -133,29 +188,41 @@ class Bottleneck(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))  # (N, middle, H, W)
-        out = self.relu(self.bn2(self.conv2(out)))  # (N, middle, H/stride, W/stride)
-        out = self.bn3(self.conv3(out))  # (N, 4 * planes, H/stride, W/stride)
-        identity = x if self.downsample is None else self.downsample(x)
+        identity = x
+
+        out: Tensor = self.conv1(x)  # (N, width, H, W)
+        out = self.bn1(out)
+        out = self.relu(out)
+
+        out = self.conv2(out)  # (N, width, H/stride, W/stride)
+        out = self.bn2(out)
+        out = self.relu(out)
+
+        out = self.conv3(out)  # (N, 4 * planes, H/stride, W/stride)
+        out = self.bn3(out)
+
+        if self.downsample is not None:
+            identity = self.downsample(x)
         if self.residual:
             out += identity
-        return self.relu(out)  # type: ignore[no-any-return]
+        out = self.relu(out)
+        return out
 
 
 class PadShortcut(nn.Module):
     """Option A (section 3.3): the identity, subsampled, with zeros for the new channels: no
-    parameters. The paper's CIFAR nets use it. Where the zeros stand it does not say; half of them
-    before and half behind the old channels is the common code's choice."""
+    parameters. The paper's CIFAR nets use it. The paper does not say where the zeros go; half of
+    them before and half after the old channels is the usual choice."""
 
     def __init__(self, inplanes: int, outplanes: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.before = (outplanes - inplanes) // 2
-        self.behind = outplanes - inplanes - self.before
+        self.pad_front = (outplanes - inplanes) // 2
+        self.pad_back = outplanes - inplanes - self.pad_front
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.before, self.behind))
+        return F.pad(x, (0, 0, 0, 0, self.pad_front, self.pad_back))
 
 
 def make_shortcut(
@@ -174,6 +241,13 @@ def make_shortcut(
     return nn.Sequential(conv1x1(inplanes, outplanes, stride), norm_layer(outplanes))
 
 
+def set_dilation(conv: nn.Conv2d, dilation: int) -> None:
+    """Spread the taps of a 3x3 convolution; the padding follows, so H and W stay."""
+    conv.dilation = (dilation, dilation)
+    conv.padding = (dilation, dilation)
+
+
 def check_option(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ValueError unless the value is one of those allowed."""
     if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")

@@ -1,7 +1,7 @@
-"""The architectures: a name and its numbers.
+"""One function for each network: its name, and the numbers that make it.
 
-Each builder makes a `ResNet`. Its keyword options are those of `ResNet`, and win over the numbers
-that stand here, except groups and widths, which are what the name means.
+All of them return a `ResNet`. Options are the keyword arguments of `ResNet`; they override the
+numbers given here, except groups and widths, which the name stands for.
 
 >>> resnet18(num_classes=10).fc
 Linear(in_features=512, out_features=10, bias=True)
@@ -11,96 +11,636 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import Any, NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .blocks import BasicBlock, Bottleneck
-from .pretrained import with_weights
-from .registry import Builder, register_model
+from .legacy import accept_legacy_calls
+from .pretrained import build
+from .registry import register_model
 from .resnet import ResNet
-from .weights import WeightsEnum
+from .weights import (
+    ResNet18_Weights,
+    ResNet34_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    ResNet152_Weights,
+    ResNeXt50_32X4D_Weights,
+    ResNeXt101_32X8D_Weights,
+    ResNeXt101_64X4D_Weights,
+    WeightsEnum,
+    Wide_ResNet50_2_Weights,
+    Wide_ResNet101_2_Weights,
+)
+
+__all__ = [
+    "cifar_plain20",
+    "cifar_plain32",
+    "cifar_plain44",
+    "cifar_plain56",
+    "cifar_plain110",
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "cifar_resnet1202",
+    "plain18",
+    "plain34",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
+
+_OPTIONS = list(inspect.signature(ResNet).parameters)[2:]  # all but block and layers
 
 
-class Architecture(NamedTuple):
-    """The arguments that `ResNet` gets from a builder."""
+def _resnet(
+    name: str,
+    block: type[BasicBlock | Bottleneck],
+    layers: Sequence[int],
+    published: type[WeightsEnum] | None,
+    weights: WeightsEnum | os.PathLike[str] | str | None,
+    progress: bool,
+    options: Mapping[str, Any],
+    **numbers: Any,
+) -> ResNet:
+    """Build the network ``name``: ``ResNet(block, layers)`` with numbers, options and weights.
 
-    block: type[BasicBlock | Bottleneck]
-    layers: list[int]
-    numbers: dict[str, Any]
-
-
-ARCHITECTURES: dict[str, Architecture] = {}
-_PUBLISHED = {enum.__name__.lower(): enum for enum in WeightsEnum.__subclasses__()}
-_FIXED = ("groups", "width_per_group")
-_OPTIONS = list(inspect.signature(ResNet).parameters)[2:]
-
-
-def _builder(
-    name: str, block: type[BasicBlock | Bottleneck], layers: list[int], **numbers: Any
-) -> Builder:
-    def construct(**options: Any) -> ResNet:
-        _check(name, numbers, options)
-        return ResNet(block, layers, **{**numbers, **options})
-
-    weights = _PUBLISHED.get(f"{name}_weights")
-    extras = "".join(f", {key}={value!r}" for key, value in numbers.items())
-    construct.__name__ = construct.__qualname__ = name
-    construct.__doc__ = (
-        f"``ResNet({block.__name__}, {layers}{extras})``; see `ResNet` for the options.\n\n"
-        "    Args:\n"
-        f"        weights: {f'a member of `{weights.__name__}`, its name, ' if weights else ''}a "
-        "file, ``https://...`` or ``hf://owner/name``.\n"
-        "        progress: show a bar while they are downloaded.\n"
-    )
-    ARCHITECTURES[name] = Architecture(block, layers, numbers)
-    return register_model(name)(with_weights(construct, weights))
-
-
-def _check(name: str, numbers: dict[str, Any], options: dict[str, Any]) -> None:
+    Raises:
+        TypeError: an option that `ResNet` does not have.
+        ValueError: an option contradicts the name.
+    """
     for key, value in options.items():
         if key not in _OPTIONS:
             nearest = difflib.get_close_matches(key, [*_OPTIONS, "weights", "progress"], n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(_OPTIONS)}"
             raise TypeError(f"{name}() got an unexpected keyword argument {key!r}; {hint}")
-        if key in _FIXED and numbers.get(key, value) != value:
+        if key in ("groups", "width_per_group") and numbers.get(key, value) != value:
             raise ValueError(
-                f"{name} means {key}={numbers[key]}; got {value!r}. Other values belong to the "
+                f"{name} means {key}={numbers[key]}; got {value!r}. For other values use the "
                 "builder without them in its name, such as resnet50"
             )
 
+    def construct(**found: Any) -> ResNet:
+        return ResNet(block, layers, **{**numbers, **found})
+
+    return build(construct, options, weights, published, progress)
+
 
 # Table 1 of the paper.
-resnet18 = _builder("resnet18", BasicBlock, [2, 2, 2, 2])
-resnet34 = _builder("resnet34", BasicBlock, [3, 4, 6, 3])
-resnet50 = _builder("resnet50", Bottleneck, [3, 4, 6, 3])
-resnet101 = _builder("resnet101", Bottleneck, [3, 4, 23, 3])
-resnet152 = _builder("resnet152", Bottleneck, [3, 8, 36, 3])
+@register_model()
+@accept_legacy_calls(ResNet18_Weights)
+def resnet18(
+    *,
+    weights: ResNet18_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-18: 11.7 million parameters, 1.8 G multiply-adds at 224 px.
 
-# Many thin groups instead of one 3x3: ResNeXt, arXiv:1611.05431.
-_32x4d, _32x8d, _64x4d = (
-    {"groups": groups, "width_per_group": width} for groups, width in ((32, 4), (32, 8), (64, 4))
-)
-resnext50_32x4d = _builder("resnext50_32x4d", Bottleneck, [3, 4, 6, 3], **_32x4d)
-resnext101_32x8d = _builder("resnext101_32x8d", Bottleneck, [3, 4, 23, 3], **_32x8d)
-resnext101_64x4d = _builder("resnext101_64x4d", Bottleneck, [3, 4, 23, 3], **_64x4d)
+    Args:
+        weights: a member of `ResNet18_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnet18", BasicBlock, [2, 2, 2, 2], ResNet18_Weights, weights, progress, options
+    )
 
-# A 3x3 of twice the channels: Wide ResNet, arXiv:1605.07146.
-wide_resnet50_2 = _builder("wide_resnet50_2", Bottleneck, [3, 4, 6, 3], width_per_group=128)
-wide_resnet101_2 = _builder("wide_resnet101_2", Bottleneck, [3, 4, 23, 3], width_per_group=128)
 
-# The plain nets that residual nets are measured against: table 2.
-plain18 = _builder("plain18", BasicBlock, [2, 2, 2, 2], shortcut="none")
-plain34 = _builder("plain34", BasicBlock, [3, 4, 6, 3], shortcut="none")
+@register_model()
+@accept_legacy_calls(ResNet34_Weights)
+def resnet34(
+    *,
+    weights: ResNet34_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-34: 21.8 million parameters, 3.7 G multiply-adds at 224 px.
 
-# Section 4.2: 6n + 2 layers for pictures of 32 px, three stages of 16, 32 and 64 channels.
-_CIFAR: dict[str, Any] = {"num_classes": 10, "stem": "small", "width": 16}
-cifar_resnet20 = _builder("cifar_resnet20", BasicBlock, [3] * 3, shortcut="A", **_CIFAR)
-cifar_resnet32 = _builder("cifar_resnet32", BasicBlock, [5] * 3, shortcut="A", **_CIFAR)
-cifar_resnet44 = _builder("cifar_resnet44", BasicBlock, [7] * 3, shortcut="A", **_CIFAR)
-cifar_resnet56 = _builder("cifar_resnet56", BasicBlock, [9] * 3, shortcut="A", **_CIFAR)
-cifar_resnet110 = _builder("cifar_resnet110", BasicBlock, [18] * 3, shortcut="A", **_CIFAR)
-cifar_resnet1202 = _builder("cifar_resnet1202", BasicBlock, [200] * 3, shortcut="A", **_CIFAR)
-cifar_plain20 = _builder("cifar_plain20", BasicBlock, [3] * 3, shortcut="none", **_CIFAR)
-cifar_plain32 = _builder("cifar_plain32", BasicBlock, [5] * 3, shortcut="none", **_CIFAR)
-cifar_plain44 = _builder("cifar_plain44", BasicBlock, [7] * 3, shortcut="none", **_CIFAR)
-cifar_plain56 = _builder("cifar_plain56", BasicBlock, [9] * 3, shortcut="none", **_CIFAR)
-cifar_plain110 = _builder("cifar_plain110", BasicBlock, [18] * 3, shortcut="none", **_CIFAR)
+    Args:
+        weights: a member of `ResNet34_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnet34", BasicBlock, [3, 4, 6, 3], ResNet34_Weights, weights, progress, options
+    )
+
+
+@register_model()
+@accept_legacy_calls(ResNet50_Weights)
+def resnet50(
+    *,
+    weights: ResNet50_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-50.
+
+    25.6 million parameters, 4.1 G multiply-adds at 224 px. The stride is on the 3x3 (V1.5).
+
+    Args:
+        weights: a member of `ResNet50_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnet50", Bottleneck, [3, 4, 6, 3], ResNet50_Weights, weights, progress, options
+    )
+
+
+@register_model()
+@accept_legacy_calls(ResNet101_Weights)
+def resnet101(
+    *,
+    weights: ResNet101_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-101: 44.5 million parameters, 7.8 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `ResNet101_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnet101", Bottleneck, [3, 4, 23, 3], ResNet101_Weights, weights, progress, options
+    )
+
+
+@register_model()
+@accept_legacy_calls(ResNet152_Weights)
+def resnet152(
+    *,
+    weights: ResNet152_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-152: 60.2 million parameters, 11.5 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `ResNet152_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnet152", Bottleneck, [3, 8, 36, 3], ResNet152_Weights, weights, progress, options
+    )
+
+
+# ResNeXt, arXiv:1611.05431: the 3x3 becomes many thin groups.
+@register_model()
+@accept_legacy_calls(ResNeXt50_32X4D_Weights)
+def resnext50_32x4d(
+    *,
+    weights: ResNeXt50_32X4D_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNeXt-50 of 32 groups, 4 channels wide.
+
+    25.0 million parameters, 4.2 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `ResNeXt50_32X4D_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnext50_32x4d",
+        Bottleneck,
+        [3, 4, 6, 3],
+        ResNeXt50_32X4D_Weights,
+        weights,
+        progress,
+        options,
+        groups=32,
+        width_per_group=4,
+    )
+
+
+@register_model()
+@accept_legacy_calls(ResNeXt101_32X8D_Weights)
+def resnext101_32x8d(
+    *,
+    weights: ResNeXt101_32X8D_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNeXt-101 of 32 groups, 8 channels wide.
+
+    88.8 million parameters, 16.4 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `ResNeXt101_32X8D_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnext101_32x8d",
+        Bottleneck,
+        [3, 4, 23, 3],
+        ResNeXt101_32X8D_Weights,
+        weights,
+        progress,
+        options,
+        groups=32,
+        width_per_group=8,
+    )
+
+
+@register_model()
+@accept_legacy_calls(ResNeXt101_64X4D_Weights)
+def resnext101_64x4d(
+    *,
+    weights: ResNeXt101_64X4D_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNeXt-101 of 64 groups, 4 channels wide.
+
+    83.5 million parameters, 15.5 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `ResNeXt101_64X4D_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnext101_64x4d",
+        Bottleneck,
+        [3, 4, 23, 3],
+        ResNeXt101_64X4D_Weights,
+        weights,
+        progress,
+        options,
+        groups=64,
+        width_per_group=4,
+    )
+
+
+# Wide ResNet, arXiv:1605.07146: the 3x3 has twice the channels.
+@register_model()
+@accept_legacy_calls(Wide_ResNet50_2_Weights)
+def wide_resnet50_2(
+    *,
+    weights: Wide_ResNet50_2_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """Wide ResNet-50-2: 68.9 million parameters, 11.4 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `Wide_ResNet50_2_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "wide_resnet50_2",
+        Bottleneck,
+        [3, 4, 6, 3],
+        Wide_ResNet50_2_Weights,
+        weights,
+        progress,
+        options,
+        width_per_group=128,
+    )
+
+
+@register_model()
+@accept_legacy_calls(Wide_ResNet101_2_Weights)
+def wide_resnet101_2(
+    *,
+    weights: Wide_ResNet101_2_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """Wide ResNet-101-2: 126.9 million parameters, 22.8 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `Wide_ResNet101_2_Weights` or its name, a file, ``https://...`` or
+            ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "wide_resnet101_2",
+        Bottleneck,
+        [3, 4, 23, 3],
+        Wide_ResNet101_2_Weights,
+        weights,
+        progress,
+        options,
+        width_per_group=128,
+    )
+
+
+# The plain nets that residual nets are compared with: table 2.
+@register_model()
+@accept_legacy_calls(None)
+def plain18(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """The plain net of 18 layers: `resnet18` without its shortcuts.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "plain18",
+        BasicBlock,
+        [2, 2, 2, 2],
+        None,
+        weights,
+        progress,
+        options,
+        shortcut="none",
+    )
+
+
+@register_model()
+@accept_legacy_calls(None)
+def plain34(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """The plain net of 34 layers.
+
+    `resnet34` without its shortcuts. The paper trains it worse than `plain18`.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "plain34",
+        BasicBlock,
+        [3, 4, 6, 3],
+        None,
+        weights,
+        progress,
+        options,
+        shortcut="none",
+    )
+
+
+# Section 4.2: 6n + 2 layers for images of 32 px, three stages of 16, 32 and 64 channels.
+def _cifar(
+    name: str,
+    n: int,
+    shortcut: str,
+    weights: os.PathLike[str] | str | None,
+    progress: bool,
+    options: Mapping[str, Any],
+) -> ResNet:
+    return _resnet(
+        name,
+        BasicBlock,
+        [n, n, n],
+        None,
+        weights,
+        progress,
+        options,
+        num_classes=10,
+        stem="small",
+        width=16,
+        shortcut=shortcut,
+    )
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_resnet20(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-20 for CIFAR-10.
+
+    0.27 million parameters (table 6), shortcuts of option A, 10 classes by default.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_resnet20", 3, "A", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_resnet32(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-32 for CIFAR-10.
+
+    0.46 million parameters (table 6), shortcuts of option A, 10 classes by default.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_resnet32", 5, "A", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_resnet44(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-44 for CIFAR-10.
+
+    0.66 million parameters (table 6), shortcuts of option A, 10 classes by default.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_resnet44", 7, "A", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_resnet56(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-56 for CIFAR-10.
+
+    0.85 million parameters (table 6), shortcuts of option A, 10 classes by default.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_resnet56", 9, "A", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_resnet110(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-110 for CIFAR-10.
+
+    1.7 million parameters (table 6), shortcuts of option A, 10 classes by default.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_resnet110", 18, "A", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_resnet1202(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-1202 for CIFAR-10.
+
+    19.4 million parameters (table 6), shortcuts of option A, 10 classes by default.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_resnet1202", 200, "A", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_plain20(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """The plain net of 20 layers for CIFAR-10: `cifar_resnet20` without its shortcuts.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_plain20", 3, "none", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_plain32(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """The plain net of 32 layers for CIFAR-10: `cifar_resnet32` without its shortcuts.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_plain32", 5, "none", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_plain44(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """The plain net of 44 layers for CIFAR-10: `cifar_resnet44` without its shortcuts.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_plain44", 7, "none", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_plain56(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """The plain net of 56 layers for CIFAR-10: `cifar_resnet56` without its shortcuts.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_plain56", 9, "none", weights, progress, options)
+
+
+@register_model()
+@accept_legacy_calls(None)
+def cifar_plain110(
+    *,
+    weights: os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """The plain net of 110 layers for CIFAR-10: `cifar_resnet110` without its shortcuts.
+
+    Args:
+        weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _cifar("cifar_plain110", 18, "none", weights, progress, options)

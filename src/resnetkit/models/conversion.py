@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..storage import sha256
-from .builders import ARCHITECTURES
+from .architectures import ARCHITECTURES
 from .classnames import check_names, read_classes, said_names
 from .download import hash_in_name
 from .foreign import Recognised, recognise

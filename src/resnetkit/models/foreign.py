@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import WeightsError
+from .architectures import ARCHITECTURES, Architecture
 from .blocks import BasicBlock, Bottleneck
-from .builders import ARCHITECTURES, Architecture
 from .pretrained import options_of
 from .reading import Checkpoint, differences, drop_unused, unwrap
 from .registry import get_skeleton

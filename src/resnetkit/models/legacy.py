@@ -6,15 +6,38 @@ These calls still work, mean the first published weights (V1), and warn; the new
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from .weights import WeightsEnum
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _POSITIONAL = ("weights", "progress")
+
+
+def accept_legacy_calls(
+    published: type[WeightsEnum] | None,
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a builder so that calls in the old style work, and warn.
+
+    Args:
+        published: the enum of its published weights.
+    """
+
+    def decorate(builder: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(builder)
+        def call(*args: Any, **given: Any) -> T:
+            return builder(**modern(builder.__name__, published, args, given))  # type: ignore[call-arg]
+
+        return call
+
+    return decorate
 
 
 def modern(

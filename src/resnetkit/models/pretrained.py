@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from ..errors import DownloadError, UnknownWeightsError, WeightsError
 from .download import fetch, is_offline
-from .legacy import modern
 from .reading import Checkpoint, differences, drop_unused, read_tensors
-from .registry import Builder
 from .weights import WeightsEnum
 
 Source = WeightsEnum | str | os.PathLike[str]
@@ -26,50 +23,52 @@ Source = WeightsEnum | str | os.PathLike[str]
 FILE_KINDS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".weights")
 """What files of weights end with, whether they exist or not."""
 
+Network = TypeVar("Network", bound=nn.Module)
+
 _log = logging.getLogger(__name__)
 
 
-def with_weights(
-    construct: Callable[..., nn.Module], published: type[WeightsEnum] | None = None
-) -> Builder:
-    """A builder ``(*, weights=None, progress=True, **options)`` out of one that takes options.
+def build(
+    construct: Callable[..., Network],
+    options: Mapping[str, Any],
+    weights: Source | None,
+    published: type[WeightsEnum] | None = None,
+    progress: bool = True,
+) -> Network:
+    """Construct a network and load weights into it.
 
-    The number of classes and of input channels are those of the weights, unless they are given.
+    The number of classes and of input channels are those of the weights unless ``options`` say
+    otherwise.
+
+    Args:
+        construct: makes the network from keyword options.
+        options: what the caller asked for.
+        weights: what to load; None for random weights.
+        published: the enum that gives names such as ``DEFAULT`` their meaning.
+        progress: show a bar while weights are downloaded.
+
+    Raises:
+        UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
+        TypeError: the member of another network's enum.
     """
-
-    @functools.wraps(construct)
-    def build(*args: Any, **given: Any) -> nn.Module:
-        options = modern(construct.__name__, published, args, given)
-        source, progress = options.pop("weights", None), options.pop("progress", True)
-        if source is None:
-            return construct(**options)
-        member = member_of(source, published)
-        if member is not None:  # made first: a wrong option shall not cost a download
-            source = member
-            model = construct(**{"num_classes": len(member.meta["categories"]), **options})
-            tensors = load_tensors(source, published, progress).tensors
-        else:
-            checkpoint = load_tensors(source, published, progress)
-            if checkpoint.unclear and "num_classes" not in options:
-                raise WeightsError(f"{source} {checkpoint.unclear}")
-            for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
-                _log.warning("%s: %s", source, note)
-            tensors = checkpoint.tensors
-            model = construct(**{**options_of(tensors), **options})
-        load_into(model, tensors, str(source))
-        _say_what_changes(str(source), options, member is not None)
-        return model
-
-    kinds = os.PathLike[str] | str | None
-    accepted = kinds if published is None else published | kinds
-    parameters = [
-        inspect.Parameter("weights", _KEYWORD, default=None, annotation=accepted),
-        inspect.Parameter("progress", _KEYWORD, default=True, annotation=bool),
-        inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD, annotation=Any),
-    ]
-    made = inspect.signature(construct, eval_str=True).return_annotation
-    build.__signature__ = inspect.Signature(parameters, return_annotation=made)  # type: ignore[attr-defined]
-    return build
+    if weights is None:
+        return construct(**options)
+    member = member_of(weights, published)
+    if member is not None:  # construct first: a wrong option must not cost a download
+        model = construct(**{"num_classes": len(member.meta["categories"]), **options})
+        tensors = load_tensors(member, published, progress).tensors
+    else:
+        checkpoint = load_tensors(weights, published, progress)
+        if checkpoint.unclear and "num_classes" not in options:
+            raise WeightsError(f"{weights} {checkpoint.unclear}")
+        for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
+            _log.warning("%s: %s", weights, note)
+        tensors = checkpoint.tensors
+        model = construct(**{**options_of(tensors), **options})
+    source = member if member is not None else weights
+    load_into(model, tensors, str(source))
+    _say_what_changes(str(source), options, member is not None)
+    return model
 
 
 def _say_what_changes(source: str, options: Mapping[str, Any], published: bool) -> None:
@@ -82,9 +81,6 @@ def _say_what_changes(source: str, options: Mapping[str, Any], published: bool) 
         if value is not None:
             told = "%s cannot tell whether it was trained with %s=%r, as the network has it"
             _log.info(told, source, name, value)
-
-
-_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def load_tensors(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -17,18 +18,19 @@ from torch.overrides import TorchFunctionMode
 from .weights import WeightsEnum
 
 Builder = Callable[..., nn.Module]
+B = TypeVar("B", bound=Builder)
 
 _BUILDERS: dict[str, Builder] = {}
 
 
-def register_model(name: str | None = None) -> Callable[[Builder], Builder]:
+def register_model(name: str | None = None) -> Callable[[B], B]:
     """Decorator that lists a builder under ``name`` (by default its own).
 
     Raises:
         ValueError: the name is taken.
     """
 
-    def register(builder: Builder) -> Builder:
+    def register(builder: B) -> B:
         key = name or builder.__name__
         if key in _BUILDERS:
             raise ValueError(f"An entry is already registered under the name {key!r}.")
@@ -171,17 +173,9 @@ def get_weight(name: str) -> WeightsEnum:
 def _enum_of(builder: Builder) -> type[WeightsEnum] | None:
     parameter = inspect.signature(builder).parameters.get("weights")
     annotation = None if parameter is None else parameter.annotation
-    if isinstance(annotation, str):  # of a module that postpones them: only this one is looked up
-        names = getattr(inspect.unwrap(builder), "__globals__", {})
-        try:
-            annotation = eval(annotation, dict(names))
-        except (
-            NameError,
-            AttributeError,
-            SyntaxError,
-            TypeError,
-        ):  # a name that only a type checker imports is no enum that could be listed
-            return None
+    if isinstance(annotation, str):  # of a module with `from __future__ import annotations`
+        names = set(re.findall(r"\w+", annotation))
+        return next((enum for enum in _all_enums(WeightsEnum) if enum.__name__ in names), None)
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, WeightsEnum):
             return kind

@@ -1,6 +1,6 @@
 """ResNet: the network of He et al., "Deep Residual Learning for Image Recognition".
 
-Every architecture of the family is this one class with other numbers: those in `builders`.
+Every architecture of the family is this one class with other numbers: see `builders`.
 Sections, tables and figures are those of arXiv:1512.03385. Parameter names are those of every
 published ResNet file, so they stay, although a ``downsample`` may only change the channels.
 """
@@ -8,13 +8,21 @@ published ResNet file, so they stay, although a ``downsample`` may only change t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import BasicBlock, Bottleneck, NormLayer, check_option, conv3x3, make_shortcut
-from .blocks import conv1x1 as conv1x1  # other people's code looks for it here
+from .blocks import (
+    BasicBlock,
+    Bottleneck,
+    DilatedBasicBlock,
+    NormLayer,
+    check_option,
+    conv3x3,
+    make_shortcut,
+)
+from .blocks import conv1x1 as conv1x1  # other people's code imports it from here
 
 
 class ResNet(nn.Module):
@@ -22,24 +30,30 @@ class ResNet(nn.Module):
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
-        layers: blocks in each stage; ResNet-50 is ``Bottleneck`` with ``[3, 4, 6, 3]``.
+        layers: number of blocks in each stage; ResNet-50 is ``Bottleneck`` with ``[3, 4, 6, 3]``.
+            Of fewer than four stages, the missing ones pass their input on.
         num_classes: logits of the head; 0 returns the pooled vector ``(N, C)`` instead.
         zero_init_residual: start every block as its shortcut alone (arXiv:1706.02677, section 5.1).
         groups, width_per_group: of the 3x3 in a `Bottleneck`.
-        replace_stride_with_dilation: for each stage but the first, keep the map's size and spread
-            the kernels instead: same weights, same field of view (arXiv:1511.07122).
-        norm_layer: makes the normalisation from a number of channels; BatchNorm2d by default.
+        replace_stride_with_dilation: for each stage but the first, keep the size of the map and
+            spread the kernels instead: same weights, same field of view (arXiv:1511.07122).
+        norm_layer: makes the norm from a number of channels; BatchNorm2d by default.
         shortcut: ``"A"``, ``"B"``, ``"C"`` or ``"none"``: see `make_shortcut` and table 3.
         stride_on: ``"3x3"`` (V1.5) or ``"1x1"`` (V1, the paper's): see `Bottleneck`.
         stem: ``"imagenet"`` quarters H and W; ``"small"`` (section 4.2) keeps them, for 32 px.
         width: channels of the first stage; each later stage has twice those of the one before.
         in_channels: channels of the input.
-        include_top: False leaves pooling and head out and returns the last map ``(N, C, h, w)``.
+        include_top: False omits pooling and head and returns the last map ``(N, C, h, w)``.
 
     Shape:
         Input ``(N, in_channels, H, W)``, any size from 1x1; output ``(N, num_classes)``, logits.
-        A value that is not among those above raises ValueError.
+
+    Raises:
+        ValueError: an argument is not among the values above.
+        NotImplementedError: strides are replaced, and block is a BasicBlock that is not dilated.
     """
+
+    __constants__ = ("include_top",)  # TorchScript compiles only the branch that is taken
 
     def __init__(
         self,
@@ -60,17 +74,30 @@ class ResNet(nn.Module):
         include_top: bool = True,
     ) -> None:
         super().__init__()
+        is_basic = issubclass(block, BasicBlock)  # it has no 1x1
         check_option("shortcut", shortcut, ("A", "B", "C", "none"))
-        basic = issubclass(block, BasicBlock)  # which has no 1x1
-        check_option("stride_on", stride_on, ("3x3",) if basic else ("3x3", "1x1"))
+        check_option("stride_on", stride_on, ("3x3",) if is_basic else ("3x3", "1x1"))
         check_option("stem", stem, ("imagenet", "small"))
-        later, dilate = len(layers) - 1, replace_stride_with_dilation  # stages behind the first
-        dilate = [False] * later if dilate is None else dilate
-        if len(dilate) != later:
-            raise ValueError(f"replace_stride_with_dilation has {later} values; got {dilate!r}")
+        check_option("the number of stages", len(layers), (1, 2, 3, 4))
+        later_stages = len(layers) - 1
+        dilate = replace_stride_with_dilation
+        if dilate is None:
+            dilate = [False] * later_stages
+        if len(dilate) != later_stages:
+            raise ValueError(
+                f"replace_stride_with_dilation must have {later_stages} values, one for each "
+                f"stage but the first; got {dilate!r}"
+            )
+        if is_basic and any(dilate) and not issubclass(block, DilatedBasicBlock):
+            if block is not BasicBlock:
+                raise NotImplementedError(f"{block.__name__} must be a DilatedBasicBlock here")
+            block = DilatedBasicBlock
         self._norm_layer = norm_layer or nn.BatchNorm2d
-        self.groups, self.base_width = groups, width_per_group
-        self.shortcut, self.stride_on, self.include_top = shortcut, stride_on, include_top
+        self.groups = groups
+        self.base_width = width_per_group
+        self.shortcut = shortcut
+        self.stride_on = stride_on
+        self.include_top = include_top
 
         # Stem: (N, 3, H, W) -> (N, 64, H/4, W/4); the small one keeps H and W.
         if stem == "imagenet":
@@ -83,16 +110,26 @@ class ResNet(nn.Module):
 
         # Stages: each but the first halves H and W and doubles the channels, which preserves the
         # time per layer (section 3.3). One whose stride is replaced dilates its kernels instead.
-        self.stages = [f"layer{i}" for i in range(1, len(layers) + 1)]
-        inplanes, dilation = width, 1
-        for i, name in enumerate(self.stages):
-            planes, before = width * 2**i, dilation
+        inplanes = width
+        dilation = 1
+        stages: list[nn.Module] = []
+        for i, blocks in enumerate(layers):
+            planes = width * 2**i
             stride = 1 if i == 0 else 2
+            dilation_before = dilation
             if i > 0 and dilate[i - 1]:
-                stride, dilation = 1, dilation * 2
-            stage = self._make_layer(block, inplanes, planes, layers[i], stride, before, dilation)
-            self.add_module(name, stage)
+                dilation *= stride
+                stride = 1
+            stages.append(
+                self._make_layer(block, inplanes, planes, blocks, stride, dilation, dilation_before)
+            )
             inplanes = planes * block.expansion
+        stages += [nn.Identity() for _ in range(4 - len(layers))]
+        self.layer1 = stages[0]
+        self.layer2 = stages[1]
+        self.layer3 = stages[2]
+        self.layer4 = stages[3]
+        self.stages = [f"layer{i + 1}" for i in range(len(layers))]
         self.inplanes = inplanes  # channels of the last map
 
         # Head: (N, C, h, w) -> (N, C) -> (N, num_classes). No hidden layers, and no dropout,
@@ -101,7 +138,7 @@ class ResNet(nn.Module):
             self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
             self.fc = nn.Identity() if num_classes == 0 else nn.Linear(inplanes, num_classes)
 
-        self._initialise(zero_init_residual)
+        self._init_weights(zero_init_residual)
 
     def _make_layer(
         self,
@@ -111,31 +148,36 @@ class ResNet(nn.Module):
         blocks: int,
         stride: int,
         dilation: int,
-        new_dilation: int,
+        dilation_before: int,
     ) -> nn.Sequential:
         """One stage: (N, inplanes, H, W) -> (N, planes * expansion, H/stride, W/stride).
 
-        Only its first block strides and changes the number of channels. Where the stride was
-        replaced, its kernels have the old dilation up to there, and all others the new one.
+        Only its first block has a stride and changes the number of channels. If the stride was
+        replaced, the convolution that carried it keeps the dilation of the stage before, because
+        it still sees that stage's map; all convolutions after it have the new dilation.
         """
-        options: dict[str, Any] = {}  # only what differs, so that other people's blocks fit too
+        make_block = partial(
+            block, groups=self.groups, base_width=self.base_width, norm_layer=self._norm_layer
+        )
+        # Passed only where needed, so that torchvision's blocks fit too.
         if self.shortcut == "none":
-            options["residual"] = False
-        if self.stride_on != "3x3":
-            options["stride_on"] = self.stride_on
-        if issubclass(block, BasicBlock) or self.stride_on != "3x3":  # a 3x3 behind the stride
-            options["inner_dilation"] = new_dilation
+            make_block = partial(make_block, residual=False)
+        if self.stride_on == "1x1":
+            make_block = partial(make_block, stride_on="1x1")
+            dilation_before = dilation  # the 3x3 comes after the stride
+        if issubclass(block, DilatedBasicBlock):
+            make_block = partial(make_block, inner_dilation=dilation)
 
-        outplanes, norm_layer = planes * block.expansion, self._norm_layer
-        stage = nn.Sequential()
-        for _ in range(blocks):
-            downsample = make_shortcut(self.shortcut, inplanes, outplanes, stride, norm_layer)
-            args = inplanes, planes, stride, downsample, self.groups, self.base_width, dilation
-            stage.append(block(*args, norm_layer, **options))
-            inplanes, stride, dilation = outplanes, 1, new_dilation  # for all but the first
+        outplanes = planes * block.expansion
+        shortcut = make_shortcut(self.shortcut, inplanes, outplanes, stride, self._norm_layer)
+        first = make_block(inplanes, planes, stride, shortcut, dilation=dilation_before)
+        stage = nn.Sequential(first)
+        for _ in range(1, blocks):
+            shortcut = make_shortcut(self.shortcut, outplanes, outplanes, 1, self._norm_layer)
+            stage.append(make_block(outplanes, planes, 1, shortcut, dilation=dilation))
         return stage
 
-    def _initialise(self, zero_init_residual: bool) -> None:
+    def _init_weights(self, zero_init_residual: bool) -> None:
         # He initialisation (arXiv:1502.01852): a ReLU halves the variance of what passes, so
         # weights of variance 2/fan keep it from layer to layer; fan_out keeps the gradient's.
         for module in self.modules():
@@ -146,25 +188,42 @@ class ResNet(nn.Module):
                 nn.init.constant_(module.bias, 0)
 
         # The last norm of a block scales F: at zero, y = F(x) + x starts as y = x.
-        for name in self.stages if zero_init_residual else ():
-            for block in getattr(self, name):
-                last: Any = getattr(block, "bn3", getattr(block, "bn2", None))
-                if getattr(last, "weight", None) is not None:
-                    nn.init.constant_(last.weight, 0)
+        if zero_init_residual:
+            for name in self.stages:
+                for block in getattr(self, name):
+                    last_norm = block.bn3 if hasattr(block, "bn3") else block.bn2
+                    if getattr(last_norm, "weight", None) is not None:
+                        nn.init.constant_(last_norm.weight, 0)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The stages' maps: strides 4, 8, 16, 32 (small stem: 1, 2, 4, 8) if none is dilated."""
-        x = self.relu(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
-        x = self.maxpool(x)  # (N, 64, H/4, W/4)
+        """The map of each stage, at strides 4, 8, 16, 32 (small stem: 1, 2, 4, 8) if not dilated.
+
+        Args:
+            x: images ``(N, in_channels, H, W)``.
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
         for name in self.stages:
-            x = getattr(self, name)(x)  # (N, 64 * expansion, H/4, W/4), (N, 128 * ..., H/8, ...
+            x = getattr(self, name)(x)
             maps.append(x)
         return maps
 
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)  # (N, 64, H/2, W/2)
+        x = self.bn1(x)
+        x = self.relu(x)
+        x = self.maxpool(x)  # (N, 64, H/4, W/4)
+
+        x = self.layer1(x)  # (N, 64 * expansion, H/4, W/4)
+        x = self.layer2(x)  # (N, 128 * expansion, H/8, W/8)
+        x = self.layer3(x)  # (N, 256 * expansion, H/16, W/16)
+        x = self.layer4(x)  # (N, 512 * expansion, H/32, W/32)
+
+        if self.include_top:
+            x = self.avgpool(x)  # (N, 512 * expansion, 1, 1)
+            x = torch.flatten(x, 1)
+            x = self.fc(x)  # (N, num_classes)
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x)[-1]  # (N, 512 * expansion, H/32, W/32)
-        if not self.include_top:
-            return x
-        x = torch.flatten(self.avgpool(x), 1)  # (N, 512 * expansion)
-        return self.fc(x)  # type: ignore[no-any-return]
+        return self._forward_impl(x)

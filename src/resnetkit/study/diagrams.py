@@ -79,7 +79,7 @@ def _label(module: nn.Module) -> tuple[str, str]:
         text += f", /{module.stride[0]}" if module.stride[0] > 1 else ""
         return "conv", text + (f", {module.groups} groups" if module.groups > 1 else "")
     if isinstance(module, PadShortcut):
-        return "pad", f"zeros, +{module.before + module.behind}, /{module.stride}"
+        return "pad", f"zeros, +{module.pad_front + module.pad_back}, /{module.stride}"
     name = type(module).__name__.removesuffix("2d")
     return ("norm" if "Norm" in name else "act"), name
 

@@ -22,7 +22,7 @@ from ..data.cache import sizes
 from ..data.folder import DataSet, Part
 from ..data.transforms import STATISTICS, normalize
 from ..errors import DataError, RecipeError
-from ..models.builders import ARCHITECTURES
+from ..models.architectures import ARCHITECTURES
 from ..progress import columns, counted, padded, printable, say
 from ..randomness import order
 from ..runtime import Runtime, cores, default_workers

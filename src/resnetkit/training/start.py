@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, WeightsError
 from ..models import get_model, get_model_weights, list_weights, modelfile
-from ..models.builders import ARCHITECTURES
+from ..models.architectures import ARCHITECTURES
 from ..models.classnames import said_names
 from ..models.download import fetch
 from ..models.pretrained import load_into, local_file, member_of
