@@ -109,12 +109,14 @@ def train(
     workers = runtime.default_workers() if workers is None else workers
     prepared = prepare(listing, chosen, workers)
     parallel.check_pictures(len(prepared.train), where)
-    chosen = plan.choose_epochs(chosen, len(prepared.train), resumed=saved is not None)
+    resumed = recorded if saved is not None else None
+    chosen = plan.choose_length(chosen, len(prepared.train), where, resumed)
 
     # The network: its initial weights are f(seed), or those of a file.
     model, options, where = start.begin(chosen, listing.classes, where, fresh=saved is None)
     chosen = plan.choose_threads(model, chosen, where, recorded)
     assert chosen.epochs is not None
+    assert chosen.batch_size is not None
     identity = identity_of(prepared, chosen)
     check_equal(identity, where)
     model = parallel.synchronized(model, chosen)
