@@ -83,8 +83,9 @@ def train(
         out: the folder of the run; by default a new one under ``runs/``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         workers: threads that read pictures; by default one a core. They change no bit.
-        resume: go on with a run that was stopped or killed; it ends in the same bits as an
-            unbroken one. Where there is nothing to resume yet, begin.
+        resume: go on with a run that was stopped or killed. On a CPU it ends in the same bits as
+            an unbroken one; on a GPU cuDNN may choose other kernels. Where there is nothing to
+            resume yet, begin.
         tensorboard: write the history for TensorBoard too, into ``tensorboard/`` of the run.
         show_plan: measure a few steps, and say what the run is going to do.
         settings: other values for fields of the recipe, as in ``epochs=5``.
