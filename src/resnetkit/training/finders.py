@@ -43,6 +43,7 @@ class LearningRates:
     suggestion: float
 
 
+@runtime.pytorch_defaults()
 @randomness.preserve_generators()
 def find_lr(
     data: str | os.PathLike[str],

@@ -55,6 +55,7 @@ from .run import (
 from .state import State
 
 
+@runtime.pytorch_defaults()
 @randomness.preserve_generators()
 @runtime.connected()
 @runtime.restored_threads()
