@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..runtime import pytorch_defaults
 from ..storage import sha256
 from .architectures import ARCHITECTURES
 from .classnames import check_names, read_classes, said_names
@@ -24,6 +25,7 @@ from .registry import list_weights
 from .weights import WeightsEnum, imagenet_classes
 
 
+@pytorch_defaults()
 def convert(
     source: str | Path,
     target: str | Path,
