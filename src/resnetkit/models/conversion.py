@@ -98,8 +98,16 @@ def _file_of(source: Path) -> Path:
 
 def _check_architecture(file: Path, given: str | None) -> None:
     """Make sure that a config.json does not name a network whose tensors only look like ours."""
-    named = architecture_beside(file)
-    if named is not None and given is None and named not in ARCHITECTURES:
+    named, arguments = architecture_beside(file)
+    if named is None or given is not None:
+        return
+    if arguments:
+        said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise WeightsError(
+            f"config.json beside {file} says {named} with {said}, which no network here has, "
+            f"although its tensors look like one. If it makes no difference: --arch {named}"
+        )
+    if named not in ARCHITECTURES:
         raise WeightsError(
             f"config.json beside {file} says {named}, which is no network here, although its "
             "tensors may look like one. If you know it is the same, name the network: --arch"
