@@ -61,6 +61,21 @@ def test_networks_are_built_with_what_they_know():
         start.make_network(narrow.with_settings({"model_options": {"stemm": "small"}}), 3)
 
 
+def test_the_table_of_many_classes_says_how_many_images_the_others_have():
+    counts = {f"c{i:03}": 40 + i if i < 90 else 2 for i in range(130)}
+    names = tuple(counts)
+    labels = np.repeat(np.arange(130), list(counts.values())).astype(np.int32)
+    train = Part(Path("photos"), [""] * len(labels), labels)
+    val = Part(Path("photos"), [""] * 130, np.arange(130, dtype=np.int32))
+    lines = plan._class_table(names, train, val)
+    assert len(lines) == 32
+    assert lines[1].split() == ["c090", "2", "1"]
+    assert lines[-1] == (
+        "  ... the 30 smallest of 130 classes; the other 100 have 2 to 129 images for training and "
+        "1 for validation"
+    )
+
+
 def test_small_sets_get_more_epochs():
     counts = [10, 1400, 1_000_000]
     assert [plan.choose_epochs(load("fast"), n, CPU).epochs for n in counts] == [300, 29, 16]

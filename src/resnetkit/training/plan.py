@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -492,5 +492,16 @@ def _class_table(classes: tuple[str, ...], train: Part, val: Part, most: int = 3
     lines = [f"  {'class':{width}}  train    val"]
     lines += [f"  {padded(name, width)}  {n:5}  {m:5}" for name, n, m in shown]
     if len(counts) > most:
-        lines.append(f"  ... the {most} smallest of {len(counts)} classes")
+        rest = sorted(counts, key=lambda row: row[1])[most:]
+        trained = _range([count for _, count, _ in rest])
+        validated = _range([count for _, _, count in rest])
+        lines.append(
+            f"  ... the {most} smallest of {len(counts):,} classes; the other {len(rest):,} have "
+            f"{trained} images for training and {validated} for validation"
+        )
     return lines
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

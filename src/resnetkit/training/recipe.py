@@ -57,6 +57,9 @@ class Recipe(BaseModel):
     weights_prefix: str | None = Field(
         None, description="which network of that file, if it has several: what its names begin with"
     )
+    weights_head: str | None = Field(
+        None, description="which layer of that file is the head, if several could be; or none"
+    )
     weights_sha256: str | None = Field(None, description="of the file that was taken")
     freeze: tuple[str, ...] = Field(
         (), description="parts that are never trained, such as conv1, bn1, layer1"
