@@ -143,7 +143,7 @@ def test_nccl_waits_for_minutes_and_gloo_for_as_long_as_the_main_rank_works(card
         begun.return_value = iter([(store, 0, 2)])
         with runtime.connected():
             where = runtime.Runtime(torch.device("cuda", 0), "fp32", 0, 2)
-            where.once(lambda: None)
+            where.on_main(lambda: None)
             where.gather([1.0])
         group = called["new_group"].return_value
         assert called["broadcast_object_list"].call_args.kwargs["group"] is group

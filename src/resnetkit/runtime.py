@@ -33,7 +33,7 @@ this: its connection breaks, and torchrun stops the others."""
 
 NCCL_PATIENCE = timedelta(minutes=10)
 """How long an exchange between GPUs may take. NCCL does not notice that a peer is gone, and no rank
-works alone while others wait in NCCL: they wait in `Runtime.once`, which goes through gloo."""
+works alone while others wait in NCCL: they wait in `Runtime.on_main`, which goes through gloo."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,17 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
-    def once(
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the main rank, the one that writes and prints."""
+        return self.rank == 0
+
+    def on_main(
         self, function: Callable[Given, Result], *args: Given.args, **named: Given.kwargs
     ) -> Result:
-        """What ``function`` gives on the first rank, which alone calls it; the others wait for it.
+        """Call a function on the main rank and return its result on every rank.
 
-        All ranks must come here. The result is pickled on its way.
+        All ranks must call this. The result is pickled on its way.
 
         Raises:
             TrainingError: on the other ranks, where it failed on the first, which has the error.
@@ -126,7 +131,7 @@ class Runtime:
 
 
 _patient_group: Any = None
-"""What `Runtime.once` and `Runtime.gather` go through: gloo, with `PATIENCE`."""
+"""What `Runtime.on_main` and `Runtime.gather` go through: gloo, with `PATIENCE`."""
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:

@@ -14,7 +14,7 @@ from ..errors import TrainingError
 from ..progress import say
 from .checkpoint import Snapshot
 from .ema import Average
-from .optim import Optimizer
+from .optimizer import Optimizer
 from .recipe import Recipe
 
 SMALLEST_SCALE = 2.0**-10
