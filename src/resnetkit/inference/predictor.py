@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
@@ -29,6 +30,9 @@ to start than it would save."""
 
 UNKNOWN = "unknown"
 """The class of a picture whose most probable class is less probable than the threshold."""
+
+
+_starting = Lock()  # so that several threads with one predictor start an engine once
 
 
 def _silent(text: str) -> None:
@@ -96,7 +100,7 @@ class Predictions(list[Prediction]):
 
 
 class Predictor:
-    """A model file, ready to answer.
+    """A model file, ready to answer. Several threads may use one.
 
     Args:
         model_file: what training wrote.
@@ -211,12 +215,15 @@ class Predictor:
 
     def _engine(self, many: bool, batch_size: int) -> engines.Engine:
         choice = engines.choose(self._asked, self.device, many)
-        if choice not in self._started:
-            engine = engines.start(
-                choice, self.model, self.preprocessing.crop_size, self.device, batch_size
-            )
-            self._note(str(engine))
-            self._started[choice] = engine
+        if choice in self._started:
+            return self._started[choice]
+        with _starting:
+            if choice not in self._started:
+                engine = engines.start(
+                    choice, self.model, self.preprocessing.crop_size, self.device, batch_size
+                )
+                self._note(str(engine))
+                self._started[choice] = engine
         return self._started[choice]
 
     @runtime.pytorch_defaults()
