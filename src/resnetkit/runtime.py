@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import metadata
@@ -237,6 +237,15 @@ def connected() -> Iterator[None]:
     if world_size() == 1 or distributed.is_initialized():
         yield
         return
+    cuda = torch.cuda.is_available()
+    own = cuda and _local_rank() < torch.cuda.device_count()
+    # Unlike set_device, this puts the caller's device back, and takes no memory of that one.
+    with torch.cuda.device(_local_rank()) if own else nullcontext(), _process_group(cuda):
+        yield
+
+
+@contextmanager
+def _process_group(cuda: bool) -> Iterator[None]:
     # Functions of this module have the group of all processes as a default, evaluated when the
     # module is loaded. Loaded by PyTorch later on, it would keep that group and its threads alive
     # after its end, and a process that ends beside such a thread is aborted now and then.
@@ -245,9 +254,6 @@ def connected() -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     global _patient_group
-    cuda = torch.cuda.is_available()
-    if cuda and _local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(_local_rank())
     backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     board, number, size = next(rendezvous("env://", timeout=PATIENCE))
     # A second connection of these processes must not read the addresses of the first.
