@@ -84,11 +84,13 @@ def test_other_names_are_classes(tmp_path, name):
     ],
 )
 def test_what_nothing_decides_is_asked(tmp_path, paths, words):
-    for ask in (folder.read, examine):
-        with pytest.raises(DataError, match=words) as told:
-            ask(touch(tmp_path, *paths))
-        assert f"into {tmp_path / 'train'}" in str(told.value)
-        assert "path,label" in str(told.value)
+    with pytest.raises(DataError, match=words) as told:
+        folder.read(touch(tmp_path, *paths))
+    assert f"into {tmp_path / 'train'}" in str(told.value)
+    assert "path,label" in str(told.value)
+    found = examine(tmp_path)
+    assert [f.text for f in found.findings if f.kind == "layout"] == [str(told.value)]
+    assert {f.kind: len(f.groups) for f in found.findings}["unreadable"] == len(paths)
 
 
 def test_the_answers_to_the_question_work(tmp_path):
