@@ -148,7 +148,8 @@ def train(
         run = where.once(write_beginning, run, prepared, chosen, data, where.device)
         say(f"{'results in':14}{run.path}{run.whose_is_first(data) if out is None else ''}\n")
     else:
-        state.restore(saved, run.longer(data, chosen) if run.is_finished() else "")
+        longer = run.longer(data, chosen) if run.is_finished() else ""
+        state.restore(saved, longer, run.moved(prepared))
         if where.once(run.is_finished):
             say(f"{run.path} is finished already; nothing was changed.")
             return where.once(run.result, chosen, state.history)
