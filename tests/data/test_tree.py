@@ -125,6 +125,7 @@ def test_nothing_of_a_system_is_data(tmp_path):
         "cat/.@__thumb/1.jpg", "$RECYCLE.BIN/$R1.jpg", "System Volume Information/1.jpg",
         "cat/Thumbs.db", "dog/desktop.ini", "dog/._1.jpg", "dog/.DS_Store", "__MACOSX/dog/1.jpg",
         ".Trashes/1.jpg", "lost+found/1.jpg", "__pycache__/1.jpg", "dog/.ipynb_checkpoints/1.jpg",
+        "~snapshot/a/1.jpg", "RECYCLER/1.jpg", "FOUND.000/1.jpg",
         ".git/1.jpg", ".dropbox.cache/1.jpg", "Old Previews.lrdata/1.jpg", "cat/.thumbnails/1.jpg",
     ]  # fmt: skip
     data = folder.read(touch(tmp_path, *wanted, *system))
