@@ -111,7 +111,8 @@ def train(
         run = runtime.on_main(write_beginning, run, session, data)
         say(f"{'results in':14}{run.path}{run.whose_is_first(data) if out is None else ''}\n")
     else:
-        state.restore(saved, run.longer(data, resolved) if run.is_finished() else "")
+        longer = run.longer(data, resolved) if run.is_finished() else ""
+        state.restore(saved, longer, run.moved(session.prepared))
         if runtime.on_main(run.is_finished):
             say(f"{run.path} is finished already; nothing was changed.")
             return runtime.on_main(run.result, resolved, state.history)

@@ -20,11 +20,12 @@ from ..evaluation.evaluate import evaluate_part
 from ..evaluation.metrics import counts_of
 from ..models import modelfile
 from ..models.modelfile import Header
-from ..progress import say
+from ..progress import printable, say
 from ..report import files, html, plots, record
 from ..runtime import environment
 from .checkpoint import Snapshot, read
 from .inputs import draw_inputs
+from .preparation import Prepared
 from .recipe import Recipe, load
 from .session import Session
 from .start import to_share
@@ -165,6 +166,30 @@ class RunFolder:
             f"resnet train {shlex.quote(str(data))} --recipe {files[0]} --weights {files[1]} "
             f"{length if more > 0 else ''}"
         ).rstrip()
+
+    def moved(self, prepared: Prepared) -> str:
+        """In words, how the split that is made now differs from that of this run, although the
+        images are the same, and what to type to go on with the run's own; empty if that is not
+        so."""
+        file = self.path / "split.csv"
+        if not prepared.made_split or not file.is_file():
+            return ""
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        before = {storage.csv_text(row["path"]): row["split"] for row in rows}
+        now = {path: split for split, part in prepared.data.parts.items() for path in part.paths}
+        other = sorted(path for path in now if before.get(path) != now[path])
+        if before.keys() != now.keys() or not other:
+            return ""
+        images = "1 image is" if len(other) == 1 else f"{len(other):,} images are"
+        example = f"{printable(other[0])} (was {before[other[0]]}, is {now[other[0]]})"
+        split, recipe = (shlex.quote(str(self.path / name)) for name in (file.name, "recipe.yaml"))
+        return (
+            f"{images} on the other side of it, such as {example}. The same images are there: this "
+            "version divides them in another way. To go on with the split that the run began with:"
+            f"\n  resnet train {split} --recipe {recipe} "
+            f"--out {shlex.quote(str(self.path))} --resume"
+        )
 
     def whose_is_first(self, data: str | os.PathLike[str]) -> str:
         """In words, that the first folder of this name belongs to other photos."""

@@ -81,6 +81,12 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
             f"model_options of {recipe.model}: include_top leaves out the head, and a network "
             "without one cannot tell classes. Remove include_top"
         )
+    given = recipe.model_options.get("num_classes", classes)
+    if given != classes:
+        raise RecipeError(
+            f"model_options of {recipe.model}: num_classes is {given}, and the data have {classes} "
+            "classes, which decide. Remove num_classes"
+        )
     for key, value in recipe.model_options.items():
         if type(value) in (int, float) and value <= 0:
             raise RecipeError(
