@@ -1,0 +1,43 @@
+"""Sphinx configuration. The sources are the Markdown files where they are, from the root down."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
+sys.path.insert(0, str(ROOT / "src"))
+
+project = "resnetkit"
+copyright = "The resnetkit maintainers"
+release = re.findall(
+    r'^__version__ = "(.*)"', (ROOT / "src/resnetkit/__init__.py").read_text(encoding="utf-8"), re.M
+)[0]
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "from_source",
+]
+root_doc = "docs/index"
+include_patterns = ["*.md", "docs/**", "benchmarks/*.md"]
+exclude_patterns = [".*", "build", "dist", "runs", "demo", "docs/_extensions"]
+nitpicky = False  # the types of PyTorch and NumPy are not linked: building needs no network
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+default_role = "any"
+myst_heading_anchors = 4
+suppress_warnings = ["misc.highlighting_failure"]
+pygments_style = "default"
+
+html_theme = "furo"
+html_title = f"resnetkit {release}"
+html_copy_source = False
+html_show_sourcelink = False
