@@ -25,19 +25,20 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "benchmarks/*.md"]
-exclude_patterns = [".*", "build", "dist", "runs", "demo", "docs/_extensions"]
+exclude_patterns = [".*", "build", "dist", "runs", "demo", "docs/_extensions", "docs/_static"]
 nitpicky = False  # the types of PyTorch and NumPy are not linked: building needs no network
 
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
-default_role = "any"
+default_role = "py:obj"
 myst_heading_anchors = 4
-suppress_warnings = ["misc.highlighting_failure"]
-pygments_style = "default"
 
 html_theme = "furo"
 html_title = f"resnetkit {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 html_show_sourcelink = False

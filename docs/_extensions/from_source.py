@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def table(head: list[str], rows: list[list[list[nodes.Node]]], widths: list[int]
     return nodes.table("", group)
 
 
+def inline(text: str) -> list[nodes.Node]:
+    """Plain text with `code` in it."""
+    pieces = enumerate(text.split("`"))
+    return [nodes.literal("", piece) if i % 2 else nodes.Text(piece) for i, piece in pieces]
+
+
 class RecipeFields(SphinxDirective):
     """A table of the fields of `resnetkit.training.recipe.Recipe`."""
 
@@ -41,7 +48,7 @@ class RecipeFields(SphinxDirective):
         for name, field in Recipe.model_fields.items():
             default = field.get_default(call_default_factory=True)
             shown = [] if default is None else [nodes.literal("", repr(default))]
-            rows.append([[nodes.literal("", name)], shown, [nodes.Text(field.description or "")]])
+            rows.append([[nodes.literal("", name)], shown, inline(field.description or "")])
         return [table(["field", "default", "meaning"], rows, [20, 20, 60])]
 
 
@@ -60,7 +67,7 @@ class Commands(SphinxDirective):
             section = nodes.section(ids=[nodes.make_id(title)], names=[title])
             section += nodes.title("", title)
             paragraphs = (command.help or "").replace("\b", "").split("\n\n")
-            section += [nodes.paragraph("", " ".join(text.split())) for text in paragraphs]
+            section += [nodes.paragraph("", "", *inline(" ".join(p.split()))) for p in paragraphs]
             if hasattr(command, "commands"):
                 section += self._sections(title, command)
             else:
@@ -79,15 +86,27 @@ class Commands(SphinxDirective):
         rows = []
         for parameter in command.params:
             is_option = parameter.param_type_name == "option"
-            names = ", ".join(parameter.opts) if is_option else parameter.human_readable_name
-            flag = not is_option or parameter.is_flag
-            kind = f" {parameter.metavar}" if parameter.metavar and not flag else ""
+            metavar = parameter.metavar or ""
+            if is_option:
+                with_value = metavar and not parameter.is_flag
+                names = ", ".join(parameter.opts) + (f" {metavar}" if with_value else "")
+            else:
+                names = metavar or parameter.name
             text = parameter.help or ""
-            if is_option and not flag and parameter.default not in (None, "", []):
-                default = getattr(parameter.default, "value", parameter.default)
+            default = getattr(parameter.default, "value", parameter.default)
+            if is_option and not parameter.is_flag and default not in (None, "", []):
                 text += f" Default: {default}."
-            rows.append([[nodes.literal("", names + kind)], [nodes.Text(text)]])
+            rows.append([[nodes.literal("", names)], inline(text)])
         return table(["argument", "meaning"], rows, [35, 65])
+
+
+def plain_headings(
+    app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
+    """Turn our heading ``Args (those of X, and):`` into one that napoleon knows."""
+    for number, line in enumerate(lines):
+        if said := re.fullmatch(r"Args \((.*), and\):", line):
+            lines[number : number + 1] = [f"Takes {said[1]}, and:", "", "Args:"]
 
 
 def link_source(app: Sphinx, doctree: nodes.document, name: str) -> None:
@@ -101,7 +120,9 @@ def link_source(app: Sphinx, doctree: nodes.document, name: str) -> None:
         dotted = ".".join(path.parts[path.parts.index("src") + 1 :]).removesuffix(".py")
         if dotted not in shown:
             continue
-        uri = posixpath.relpath(f"_modules/{dotted.replace('.', '/')}.html", posixpath.dirname(name))
+        uri = posixpath.relpath(
+            f"_modules/{dotted.replace('.', '/')}.html", posixpath.dirname(name)
+        )
         link = nodes.reference("", "", internal=True, refuri=uri)
         link += node.children
         node.replace_self(link)
@@ -133,7 +154,9 @@ def check_links(out: Path) -> list[str]:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc or link.startswith(("{", "data:")):
                 continue
-            there = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            there = (
+                Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            )
             anchor = unquote(parts.fragment)
             missing = not there.exists()
             lost = anchor and there in pages and anchor not in pages[there].anchors
@@ -155,6 +178,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("recipe-fields", RecipeFields)
     app.add_directive("resnet-commands", Commands)
+    app.connect("autodoc-process-docstring", plain_headings, priority=400)  # before napoleon
     app.connect("doctree-resolved", link_source)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
