@@ -51,18 +51,21 @@ def arrange(given: Path, place: Path) -> Path:
 
 def ways(args: argparse.Namespace, data: Path) -> dict[str, list[str]]:
     """The commands, but for seed and results. How resnetkit computes stands in its own recipe."""
+    kind = args.precision
     settings = [f"--set={key}={value}" for key, value in RECIPE.items()]
     common = [f"--epochs={args.epochs}", f"--device={args.device}", f"--workers={args.workers}"]
     ours = [sys.executable, "-m", "resnetkit", "train", str(data), *common, *settings]
     ours += ["--model=resnet18", "--image-size=32", f"--batch-size={BATCH}", "--lr=0.2"]
-    ours += ["--recipe=fast", "--weights=none", "--set=precision=bf16"]
+    ours += ["--recipe=fast", "--weights=none", f"--set=precision={args.precision}"]
     script = str(Path(__file__).with_name("plain_cifar.py"))
     plain = [sys.executable, script, str(data), *common, f"--batch-size={BATCH}"]
-    compiled = {"resnetkit, bf16, compiled": [*ours, "--set=compile=true"]} if args.compile else {}
+    compiled = (
+        {f"resnetkit, {kind}, compiled": [*ours, "--set=compile=true"]} if args.compile else {}
+    )
     return {
-        "resnetkit, bf16": ours,
+        f"resnetkit, {kind}": ours,
         **compiled,
-        "plain script, bf16 (AMP)": [*plain, "--precision=bf16"],
+        f"plain script, {kind}": [*plain, f"--precision={kind}"],
         "plain script, fp32": [*plain, "--precision=fp32"],
     }
 
@@ -106,7 +109,7 @@ def table(args: argparse.Namespace, product: float) -> list[str]:
         f"{args.workers} loader threads (the plain script: processes); seconds are medians from "
         "the start of the process\n",
         "| way | seconds to it | each run | epochs | best accuracy | whole process, s "
-        "| until it, training alone, of the bf16 matrix product's limit |",
+        "| until it, training alone, of the matrix product's limit |",
         "|---|---|---|---|---|---|---|",
     ]
     for way, runs in found.items():

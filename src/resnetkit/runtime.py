@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import metadata
@@ -170,6 +170,40 @@ def full_fp32(device: torch.device) -> Iterator[None]:
             _fp32_before.pop()
             for setting, value in zip(settings, before, strict=True):
                 setting.fp32_precision = value
+
+
+_dtype_lock = Lock()
+_dtypes_before: list[torch.dtype] = []  # one entry for each `pytorch_defaults` that is open
+
+
+@contextmanager
+def pytorch_defaults() -> Iterator[None]:
+    """Compute as in a fresh process: new tensors are float32 and on the CPU, gradients are
+    recorded, and there is no autocast, whatever the caller has set. All of it is put back.
+
+    Around every public function that makes or runs a network. Not around a ``yield``, which would
+    set the caller's thread too. The default dtype is the process's, so the last of several threads
+    to leave puts it back; the rest belongs to the thread.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # else it would slow down every call
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        with _dtype_lock:
+            _dtypes_before.append(torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            with _dtype_lock:
+                before = _dtypes_before[0]
+                _dtypes_before.pop()
+                if not _dtypes_before:
+                    torch.set_default_dtype(before)
 
 
 def world_size() -> int:

@@ -114,7 +114,7 @@ def test_what_tensors_cannot_tell_is_said_and_can_be_decided():
     assert (named.architecture, named.options) == ("cifar_plain20", {"num_classes": 10})
     assert said(named, "residual") == []
     assert said(recognise(shapes("resnet18", stem="small")), "no pooling")
-    assert recognise(shapes("resnet18")).notes == ()
+    assert len(recognise(shapes("resnet18")).notes) == 1  # see below
 
 
 def test_tensors_that_no_layer_uses_are_named_and_dropped():
@@ -415,3 +415,26 @@ def test_a_published_file_is_known_whatever_its_name(tmp_path, monkeypatch):
     assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (232, 224)
     assert said(found, "it is ResNet50_Weights.IMAGENET1K_V2")
     assert not said(found, "prepared") + said(found, "--classes")
+
+
+@pytest.mark.parametrize("before", ["", "module.backbone."])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_deep_stem_is_refused_by_name(name, before):
+    """As timm's resnet18d and resnet50d have it."""
+    state = getattr(models, name)(num_classes=3).state_dict()
+    state = {n: t for n, t in state.items() if n != "conv1.weight"}
+    for place, shape in ((0, (32, 3, 3, 3)), (3, (32, 32, 3, 3)), (6, (64, 32, 3, 3))):
+        state[f"conv1.{place}.weight"] = torch.zeros(shape)
+        if place < 6:
+            norm = nn.BatchNorm2d(32).state_dict()
+            state |= {f"conv1.{place + 1}.{n}": t for n, t in norm.items()}
+    with pytest.raises(
+        WeightsError, match=r"several convolutions \(.*conv1\.0\.weight \(32, 3, 3, 3\)"
+    ):
+        recognise({f"{before}{n}": t for n, t in state.items()})
+
+
+def test_what_tensors_do_not_show_of_basic_blocks_is_said():
+    state = models.resnet18(num_classes=3).state_dict()
+    assert any("resnetblur18" in note for note in recognise(state).notes)
+    assert not any("resnetblur18" in n for n in recognise(state, architecture="resnet18").notes)

@@ -239,3 +239,26 @@ def test_flags_decide_and_what_they_leave_open_is_said(file, tmp_path, flags, ex
     assert (
         resnet18(num_classes=3).state_dict().keys() == read(tmp_path / "m")[0].state_dict().keys()
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"global_pool": "max"}, "says resnet18 with global_pool='max', which no network here has"),
+        ({"model_args": {"output_stride": 16}}, "says resnet18 with output_stride=16"),
+        ({"model_args": {"aa_layer": "blurpc"}}, "says resnet18 with aa_layer='blurpc'"),
+    ],
+)
+def test_arguments_of_timm_that_no_tensor_shows_are_asked_about(file, tmp_path, changes, words):
+    config = {**TIMM, "architecture": "resnet18.a1_in1k", "global_pool": "avg"}
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(WeightsError, match=rf"{words}.*--arch resnet18"):
+        convert(file, tmp_path / "m.safetensors")
+    convert(file, tmp_path / "m.safetensors", architecture="resnet18")
+
+
+def test_arguments_of_timm_that_change_nothing_are_taken(file, tmp_path):
+    usual = {"num_classes": 3, "in_chans": 3, "global_pool": "avg", "output_stride": 32}
+    config = {**TIMM, "architecture": "resnet18.a1_in1k", "model_args": {**usual, "drop_rate": 0.1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert convert(file, tmp_path / "m.safetensors").architecture == "resnet18"

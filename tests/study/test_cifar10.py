@@ -17,7 +17,7 @@ from PIL import Image
 
 from resnetkit.data import folder
 from resnetkit.data.transforms import normalize
-from resnetkit.errors import DataError
+from resnetkit.errors import DataError, OutputError
 from resnetkit.models import modelfile
 from resnetkit.study import cifar10, degradation, runs
 from resnetkit.study.pictures import folder_of
@@ -148,6 +148,21 @@ def test_what_is_no_such_archive_is_told(batches, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         cifar10.unpack(write(tmp_path / "t.tar.gz", {"test_batch.bin": b"123"}), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_a_stopped_try_left_is_removed_or_named(batches, tmp_path, monkeypatch):
+    archive, left = binary(tmp_path / "c.tar.gz", batches), tmp_path / "cifar10.part"
+    (left / "val/odd").mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(cifar10.shutil, "rmtree", refuse)
+        with pytest.raises(OutputError, match=r"part is left of .* \(busy\): remove it"):
+            cifar10.unpack(archive, tmp_path / "cifar10")
+    assert not (cifar10.unpack(archive, tmp_path / "cifar10") / "val/odd").exists()
+
+
+def refuse(folder, *rest, ignore_errors=False, **others):
+    if not ignore_errors:
+        raise OSError(16, "busy", str(folder))
 
 
 def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):

@@ -259,7 +259,7 @@ def test_defaults_are_found_from_the_data(flat_folder, tmp_path):
     assert run.recipe.image_size == 32
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
     assert saved["precision"] in ("bf16", "fp32")
-    assert [saved[key] for key in ("resize_size", "epochs")] == [32, 1]
+    assert [saved[key] for key in ("resize_size", "epochs", "batch_size")] == [32, 1, 16]
     assert load(run.model).preprocessing.crop_size == 32
 
 

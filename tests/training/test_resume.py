@@ -72,6 +72,25 @@ def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkey
     assert run.metrics == whole.metrics
 
 
+def test_a_run_keeps_batch_size_and_epochs_of_the_device_it_began_on(
+    flat_folder, small, tmp_path, monkeypatch
+):
+    open_ = {**small, "batch_size": None, "epochs": None, "checkpoint_seconds": 0}
+    monkeypatch.setattr(plan, "EPOCHS", (1, 2))
+    here = plan.DeviceDefaults(batch_size=12, images_shown=10**6, largest_size=128)
+    there = plan.DeviceDefaults(batch_size=7, images_shown=1, largest_size=128)
+    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", here)
+    whole = train(flat_folder, out=tmp_path / "whole", **open_)
+    assert (whole.recipe.batch_size, whole.recipe.epochs) == (12, 2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stop):
+            train(flat_folder, out=tmp_path / "run", **open_)
+    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", there)
+    train(flat_folder, out=tmp_path / "run", resume=True, **open_)
+    same(whole.folder, tmp_path / "run")
+
+
 def test_resume_by_the_folder_alone(flat_folder, small, tmp_path, monkeypatch, capsys):
     settings = {**small, "checkpoint_seconds": 0}
     whole = train(flat_folder, out=tmp_path / "whole", **settings)

@@ -30,6 +30,7 @@ from resnetkit.models import (
     registry,
 )
 from resnetkit.models import cifar_resnet20 as construct
+from resnetkit.models.conversion import convert
 from resnetkit.models.pretrained import build, load_tensors
 from resnetkit.models.weights import imagenet_classes, imagenet_ids
 from resnetkit.storage import sha256
@@ -226,6 +227,45 @@ def test_which_of_two_networks_training_begins_with_is_asked(tmp_path, capsys):
         start.load(network, chosen, ["a", "b", "c"])
         assert torch.equal(network.conv1.weight, theirs.conv1.weight)
         assert f"took the network under {name!r}; the file also has" in capsys.readouterr().err
+
+
+def test_which_of_two_heads_training_begins_with_can_be_said(tmp_path, capsys):
+    net = construct(num_classes=3)
+    other = nn.Linear(64, 2)
+    state = net.state_dict() | {f"classifier.{n}": t for n, t in other.state_dict().items()}
+    file = tmp_path / "heads.pth"
+    torch.save({"state_dict": state, "classes": ["b", "a"]}, file)
+    given = {"weights": str(file), "model": "cifar_resnet20"}
+    network = get_model("cifar_resnet20", num_classes=2)
+    before = network.fc.weight.detach().clone()
+    start.load(network, start.choose(None, given), ["a", "b"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'state_dict.classifier' (2, 64), 'state_dict.fc' (3, 64)" in said
+    assert "training: --set weights_head=state_dict.classifier; Python" in said
+    assert "the head is new, since nothing says which head to take" in said
+    assert torch.equal(network.fc.weight, before)
+    start.load(network, start.choose(None, {**given, "weights_head": "classifier"}), ["a", "b"])
+    assert torch.equal(network.fc.weight, other.weight[[1, 0]])
+    assert "the head is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("layer1.0.conv1.weight", float("nan"), "NaN or infinite in layer1.0.conv1.weight"),
+        ("bn1.running_var", -1.0, "negative variances in bn1.running_var"),
+    ],
+)
+def test_weights_that_give_no_numbers_are_refused_before_the_first_step(
+    tmp_path, name, value, words
+):
+    state = construct(num_classes=3).state_dict()
+    state[name] = torch.full_like(state[name], value)
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=words):
+        _loaded(tmp_path / "bad.pth", ["a", "b", "c"], model="cifar_resnet20")
+    with pytest.raises(WeightsError, match=words):
+        convert(tmp_path / "bad.pth", tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize(

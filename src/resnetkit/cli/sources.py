@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import itertools
 import os
 import shlex
 import sys
@@ -53,7 +55,7 @@ def expand(
         if argument == "-":
             yield sys.stdin.buffer.read()
         elif argument == "@-":
-            lines = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
+            lines = _lines(sys.stdin.buffer)
             yield from _some(_named(lines), argument, "standard input names no pictures")
         elif argument.startswith("@") and not os.path.exists(argument):
             yield from _list(argument)
@@ -81,8 +83,8 @@ def count(arguments: Sequence[str]) -> int | None:
 
 def _list(argument: str) -> Iterator[str | Unreadable]:
     try:
-        with open(argument[1:], encoding="utf-8", errors="surrogateescape") as lines:
-            yield from _some(_named(lines), argument, "this list names no pictures")
+        with open(argument[1:], "rb") as file:
+            yield from _some(_named(_lines(file)), argument, "this list names no pictures")
     except OSError as error:
         yield Unreadable(argument, f"the list {argument[1:]}: {error.strerror}")
 
@@ -124,6 +126,17 @@ def _walk(
             left_out.add(tree.SYSTEM, path)
         else:
             yield from _walk(path, left_out, above | {own})
+
+
+def _lines(file: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a list in UTF-8, or in UTF-16 with its mark, as PowerShell writes files."""
+    rest = iter(file)
+    first = next(rest, b"")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield from (first + b"".join(rest)).decode("utf-16", "replace").splitlines()
+        return
+    for line in itertools.chain([first], rest):
+        yield line.decode("utf-8", "surrogateescape")
 
 
 def _named(lines: Iterable[str]) -> Iterator[str]:

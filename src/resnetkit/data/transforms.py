@@ -150,7 +150,8 @@ def _mean_and_std(
 ) -> tuple[Tensor, Tensor]:
     """Both on the device, where they stay: copying them there would make each batch wait."""
     with torch.inference_mode(False):
-        return torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the default is
+        return torch.tensor(mean, **kind), torch.tensor(std, **kind)
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -89,6 +89,7 @@ Progress = Callable[[int], Callable[[str], None]]
 """Given the number of batches, gives what to call after each."""
 
 
+@runtime.pytorch_defaults()
 def evaluate(
     model_file: str | Path,
     data: str | Path,
@@ -153,6 +154,7 @@ def evaluate(
     return replace(found, notes=notes)
 
 
+@runtime.pytorch_defaults()
 def evaluate_part(
     model_file: str | Path,
     part: Part,

@@ -135,7 +135,8 @@ def explain(
         _check_names({classes} if isinstance(classes, str) else set(classes), header.classes)
     where = runtime.pick(device, "fp32").device
     layout = runtime.memory_format(network, where)
-    network = network.to(where, memory_format=layout)  # type: ignore[call-overload]
+    with runtime.pytorch_defaults():
+        network = network.to(where, memory_format=layout)  # type: ignore[call-overload]
     preprocessing = at_size(header.preprocessing, image_size)
     wanted = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)
     large = at_size(preprocessing, shown)
@@ -143,20 +144,21 @@ def explain(
         file = Path("picture") if isinstance(given, bytes) else Path(given)
         contents = given if isinstance(given, bytes) else file
         try:
-            seen = preprocessing.crop(preprocessing.pixels(contents))
-            picture = to_look_at(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
+            with runtime.pytorch_defaults():
+                seen = preprocessing.crop(preprocessing.pixels(contents))
+                picture = to_look_at(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
         except PictureError as error:
             yield Explanation(file, error=str(error))
             continue
-        images = normalize(stack([seen]).to(where), preprocessing)
-        images = images.contiguous(memory_format=layout)
-        with torch.inference_mode(), runtime.full_fp32(where):
-            shares = probabilities(network(images).float().cpu())[0]
-        best = int(shares.argmax())
-        target = best if name is None else header.classes.index(name)
-        with runtime.full_fp32(where):
+        with runtime.pytorch_defaults(), runtime.full_fp32(where):
+            images = normalize(stack([seen]).to(where), preprocessing)
+            images = images.contiguous(memory_format=layout)
+            with torch.inference_mode():
+                shares = probabilities(network(images).float().cpu())[0]
+            best = int(shares.argmax())
+            target = best if name is None else header.classes.index(name)
             heat = grad_cam(network, images, layer, target)
-        heat = F.interpolate(heat[None], (shown, shown), mode="bilinear", align_corners=False)
+            heat = F.interpolate(heat[None], (shown, shown), mode="bilinear", align_corners=False)
         yield Explanation(
             file,
             header.classes[best],

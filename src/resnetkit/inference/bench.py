@@ -30,6 +30,7 @@ BATCH_SIZES = (1, 8, 32)
 SIDE = 2048  # of the square matrices whose product is the machine's limit
 
 
+@runtime.pytorch_defaults()
 def measure(
     model_file: str | Path,
     names: Sequence[str] | None = None,

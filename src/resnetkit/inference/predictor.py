@@ -119,6 +119,7 @@ class Predictor:
 
     model: nn.Module
 
+    @runtime.pytorch_defaults()
     def __init__(
         self,
         model_file: str | os.PathLike[str],
@@ -200,8 +201,10 @@ class Predictor:
         chunks = _chunks(islice(pictures, first, None), batch_size)
         done = first
         for given, inputs in map_ahead(self._prepare, chunks, workers):
-            engine = self._engine((total or done) >= FEW, batch_size)
-            for answer in self._answer(engine, given, inputs, top_k, threshold, features):
+            with runtime.pytorch_defaults():
+                engine = self._engine((total or done) >= FEW, batch_size)
+                answers = list(self._answer(engine, given, inputs, top_k, threshold, features))
+            for answer in answers:
                 in_memory = not isinstance(answer.picture, str | os.PathLike)
                 yield replace(answer, picture=None) if in_memory and not keep_images else answer
             done += len(given)
@@ -216,6 +219,7 @@ class Predictor:
             self._started[choice] = engine
         return self._started[choice]
 
+    @runtime.pytorch_defaults()
     def _prepare(
         self, pictures: Sequence[Picture]
     ) -> tuple[Sequence[Picture], list[Tensor | PictureError]]:

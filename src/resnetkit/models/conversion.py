@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import WeightsError
+from ..runtime import pytorch_defaults
 from ..storage import sha256
 from .architectures import ARCHITECTURES
 from .classnames import check_names, read_classes, said_names
@@ -19,11 +19,12 @@ from .download import hash_in_name
 from .foreign import Recognised, recognise
 from .prepared import architecture_beside, beside, checked
 from .pretrained import FILE_KINDS
-from .reading import read_tensors
+from .reading import check_finite, read_tensors
 from .registry import list_weights
 from .weights import WeightsEnum, imagenet_classes
 
 
+@pytorch_defaults()
 def convert(
     source: str | Path,
     target: str | Path,
@@ -68,7 +69,7 @@ def convert(
     head = "none" if settings.get("num_classes") == 0 else head
     checkpoint, published = read_tensors(file, prefix=prefix, head=head), _published(file)
     found = recognise(checkpoint, architecture=architecture, options=settings, source=str(file))
-    _check_finite(found.tensors, file)
+    check_finite(found.tensors, str(file))
     if published is not None:
         notes.append(f"it is {published!r}: took its classes and its preprocessing")
         classes = published.meta["categories"] if classes is None else classes
@@ -99,8 +100,16 @@ def _file_of(source: Path) -> Path:
 
 def _check_architecture(file: Path, given: str | None) -> None:
     """Make sure that a config.json does not name a network whose tensors only look like ours."""
-    named = architecture_beside(file)
-    if named is not None and given is None and named not in ARCHITECTURES:
+    named, arguments = architecture_beside(file)
+    if named is None or given is not None:
+        return
+    if arguments:
+        said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise WeightsError(
+            f"config.json beside {file} says {named} with {said}, which no network here has, "
+            f"although its tensors look like one. If it makes no difference: --arch {named}"
+        )
+    if named not in ARCHITECTURES:
         raise WeightsError(
             f"config.json beside {file} says {named}, which is no network here, although its "
             "tensors may look like one. If you know it is the same, name the network: --arch"
@@ -212,16 +221,6 @@ def _made_up(count: int) -> tuple[list[str], list[str]]:
         "--classes gives names; --classes FOLDER those of the training data in the order of "
         "ImageFolder, which sorts as text (0, 1, 10, 11, 2)"
     ]
-
-
-def _check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
-    wrong = [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise WeightsError(
-            f"{source} has values that are NaN or infinite in {', '.join(wrong[:3])}{more}. Its "
-            "training diverged, or the file is damaged: take an earlier checkpoint"
-        )
 
 
 def _published(path: Path) -> WeightsEnum | None:

@@ -196,6 +196,12 @@ def _ambiguities(
             "replace_stride_with_dilation=...), and so have timm's with a blur or pooling before "
             "the stride (resnetblur, resnetaa, ...), which no option here makes"
         )
+    if facts.block is BasicBlock and architecture is None:
+        said.append(
+            "took the usual strides and pooling, which tensors do not show: timm's with a blur "
+            "(resnetblur18), output_stride=16 or another pooling have the same tensors, and no "
+            f"option here makes them. If it is a {name}, --arch {name} leaves this note out"
+        )
     if facts.shortcut == "A" and architecture is None and "shortcut" not in given:
         said.append(
             "there are no projections: took a residual net with shortcuts of option A; a plain "

@@ -75,7 +75,8 @@ def find_head(
         return Head(
             left=left,
             unclear=f"has {len(reading)} layers that could be the head: {named}. Name the one to "
-            f"take: {choice}, or --head none for the network alone (Python: head=...)",
+            f"take: {choice}, or --head none for the network alone (training: --set "
+            f"weights_head={reading[0]}; Python: head=...)",
         )
     layers = sorted({n for m in reading for n in _more(m, groups[m], rest, linear, channels)})
     first = f"{reading[0]}.weight"

@@ -70,6 +70,7 @@ def arrange(
     if not bodies:
         return None
     body, notes = _select(bodies, useful, source, prefix)
+    _refuse_deep_stem(useful, body.root, source)
     others = [other.root for other in bodies if other is not body]
     layers = {name for each in bodies for name in each.names}  # only looked up in
     rest = {n: t for n, t in useful.items() if n not in layers and t.ndim > 0}
@@ -83,6 +84,19 @@ def arrange(
         notes.append(f"left out what is not in {where}: {len(left)}, first {min(left)}")
     taken = _under_our_names(useful, body, found, set(left), others)
     return Layout(taken, (*notes, *found.notes), found.unclear)
+
+
+def _refuse_deep_stem(tensors: Mapping[str, Tensor], root: str, source: str) -> None:
+    """Refuse a network that begins with several convolutions. One of them alone would be taken for
+    the first layer of another network."""
+    stem = re.compile(rf"{re.escape(root)}conv1\.\d+\.weight")
+    found = [name for name, tensor in tensors.items() if tensor.ndim == 4 and stem.fullmatch(name)]
+    if found:
+        shown = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in found)
+        raise WeightsError(
+            f"{source} begins with several convolutions ({shown}): a deep stem, as timm's "
+            "resnet50d, resnet26t and resnet50s have. The networks here have one convolution there"
+        )
 
 
 def _belongs(name: str, root: str, others: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import STATISTICS, Preprocessing
 from ..errors import ModelFileError, OutputError
+from ..runtime import pytorch_defaults
 from ..storage import atomic
 from .registry import get_skeleton
 
@@ -138,6 +139,7 @@ def is_one(path: Path) -> bool:
     return True
 
 
+@pytorch_defaults()
 def read(path: str | Path) -> tuple[nn.Module, Header]:
     """The network in eval mode, on the CPU, in fp32, and its header.
 

@@ -67,11 +67,29 @@ def beside(file: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], 
     return fields, options, names, notes
 
 
-def architecture_beside(file: Path) -> str | None:
-    """The network that timm's ``config.json`` beside the tensors names."""
+def architecture_beside(file: Path) -> tuple[str | None, dict[str, Any]]:
+    """The network that timm's ``config.json`` beside the tensors names, and those of its arguments
+    that change what the network computes, although no tensor shows them."""
     content = _json(file.with_name("config.json"))
-    name = content.get("architecture")
-    return name.partition(".")[0] if isinstance(name, str) else None
+    name, given = content.get("architecture"), content.get("model_args") or {}
+    if not isinstance(name, str):
+        return None, {}
+    given = {"global_pool": content.get("global_pool"), **(given if type(given) is dict else {})}
+    changing = {
+        key: value
+        for key, value in given.items()
+        if value is not None and key not in _HARMLESS and _USUAL.get(key) != value
+    }
+    return name.partition(".")[0], changing
+
+
+# Arguments of timm: those that matter to training only or are seen in tensors, and what a plain
+# ResNet has.
+_HARMLESS = (
+    *("num_classes", "in_chans", "pretrained", "zero_init_last", "checkpoint_path"),
+    *("drop_rate", "drop_path_rate", "drop_block_rate", "pretrained_cfg", "pretrained_cfg_overlay"),
+)
+_USUAL = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu", "cardinality": 1}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -204,6 +204,26 @@ def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor], most: in
     return said
 
 
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Make sure that a network of these tensors gives numbers.
+
+    Raises:
+        WeightsError: values are NaN or infinite, or a variance is negative.
+    """
+    variances = {name: t for name, t in tensors.items() if name.endswith("running_var")}
+    kinds = {
+        "NaN or infinite": [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())],
+        "negative variances": [name for name, t in variances.items() if bool((t < 0).any())],
+    }
+    for kind, wrong in kinds.items():
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise WeightsError(
+                f"{source} has values that are {kind} in {', '.join(wrong[:3])}{more}. Its "
+                "training diverged, or the file is damaged: take an earlier checkpoint"
+            )
+
+
 def drop_unused(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
     """Take out of ``given`` what the network ``own`` has no use for, and give the names.
 

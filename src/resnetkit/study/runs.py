@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import runtime
 from ..data import folder
+from ..data.folder import DataSet
 from ..errors import Interrupted, OutputError, RecipeError
 from ..models import summarize
 from ..models.registry import get_skeleton
@@ -119,6 +120,7 @@ def compare(
     pictures = folder_of(data, out)
     listing = folder.read(pictures)
     chosen = plan.choose(chosen, listing, where)
+    chosen = plan.choose_batch_size(chosen, _training_images(listing), where)
     chosen = chosen.with_settings({"model": None})  # each run has its own
     comparison = Comparison(out, pictures, tuple(nets), tuple(seeds), chosen)
     comparison = _begin_or_go_on(comparison, minutes, where)
@@ -162,9 +164,8 @@ def _with(comparison: Comparison, settings: dict[str, Any]) -> Comparison:
 def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> int:
     """As many epochs as fit into ``minutes`` for all nets and seeds, from measured steps."""
     listing = folder.read(comparison.data)
-    parts = {name: len(part) for name, part in listing.parts.items()}
-    val = parts.get("val", 0)
-    training = parts.get("train", parts.get("all", 0))
+    val = len(listing.parts["val"]) if "val" in listing.parts else 0
+    training = _training_images(listing)
     seconds = 0.0
     for net in comparison.nets:
         settings = {**comparison.settings(net, 0), "epochs": 1}
@@ -172,13 +173,18 @@ def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> i
         model, _, where = start.begin(chosen, listing.classes, where)
         seconds += plan.measure(model, chosen, where, training, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
-    most = plan.choose_epochs(comparison.recipe, training).epochs
+    most = plan.choose_epochs(comparison.recipe, training, where).epochs
     assert most is not None
     epochs = max(FEWEST_EPOCHS, min(fitting, most))
     say(f"An epoch of all {len(comparison.nets)} nets takes {seconds:.1f} s; training {epochs}.")
     if fitting < FEWEST_EPOCHS:
         say(f"{minutes:g} minutes are enough for {fitting}; it will take longer.")
     return epochs
+
+
+def _training_images(data: DataSet) -> int:
+    part = data.parts.get("train") or data.parts.get("all")
+    return 0 if part is None else len(part)
 
 
 def _train(

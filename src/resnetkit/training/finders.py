@@ -43,6 +43,7 @@ class LearningRates:
     suggestion: float
 
 
+@runtime.pytorch_defaults()
 @randomness.preserve_generators()
 def find_lr(
     data: str | os.PathLike[str],
@@ -70,7 +71,8 @@ def find_lr(
     workers = runtime.default_workers() if workers is None else workers
     chosen = plan.choose(chosen, listing, where)
     prepared = prepare(listing, chosen, workers)
-    chosen = plan.choose_epochs(chosen, len(prepared.train))
+    chosen = plan.choose_length(chosen, len(prepared.train), where)
+    assert chosen.batch_size is not None
     model, _, where = start.begin(chosen, listing.classes, where)
     identity = identity_of(prepared, chosen)
     state = State(model, make_optimizer(model, chosen), identity, scaler=where.scaler())

@@ -18,6 +18,7 @@ from .recipe import Recipe
 def draw_inputs(folder: Path, prepared: Prepared, recipe: Recipe) -> None:
     """Write ``train_batch.png`` and ``val_batch.png``."""
     classes = prepared.data.classes
+    assert recipe.batch_size is not None
     shown, sampling, repeats = min(16, recipe.batch_size), recipe.sampling, recipe.repeats
     loader = Loader(prepared.train, shown, workers=0, sampling=sampling, repeats=repeats)
     first = next(loader.training(recipe.augmentation(), recipe.train_size(0), recipe.seed, 0))

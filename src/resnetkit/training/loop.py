@@ -55,6 +55,7 @@ from .run import (
 from .state import State
 
 
+@runtime.pytorch_defaults()
 @randomness.preserve_generators()
 @runtime.connected()
 @runtime.restored_threads()
@@ -83,8 +84,9 @@ def train(
         out: the folder of the run; by default a new one under ``runs/``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         workers: threads that read pictures; by default one a core. They change no bit.
-        resume: go on with a run that was stopped or killed; it ends in the same bits as an
-            unbroken one. Where there is nothing to resume yet, begin.
+        resume: go on with a run that was stopped or killed. On a CPU it ends in the same bits as
+            an unbroken one; on a GPU cuDNN may choose other kernels. Where there is nothing to
+            resume yet, begin.
         tensorboard: write the history for TensorBoard too, into ``tensorboard/`` of the run.
         show_plan: measure a few steps, and say what the run is going to do.
         settings: other values for fields of the recipe, as in ``epochs=5``.
@@ -109,12 +111,14 @@ def train(
     workers = runtime.default_workers() if workers is None else workers
     prepared = prepare(listing, chosen, workers)
     parallel.check_pictures(len(prepared.train), where)
-    chosen = plan.choose_epochs(chosen, len(prepared.train), resumed=saved is not None)
+    resumed = recorded if saved is not None else None
+    chosen = plan.choose_length(chosen, len(prepared.train), where, resumed)
 
     # The network: its initial weights are f(seed), or those of a file.
     model, options, where = start.begin(chosen, listing.classes, where, fresh=saved is None)
     chosen = plan.choose_threads(model, chosen, where, recorded)
     assert chosen.epochs is not None
+    assert chosen.batch_size is not None
     identity = identity_of(prepared, chosen)
     check_equal(identity, where)
     model = parallel.synchronized(model, chosen)

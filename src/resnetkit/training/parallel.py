@@ -31,7 +31,7 @@ def check(recipe: Recipe, runtime: Runtime) -> None:
             device, or there is no compiler.
     """
     size, ranks = recipe.batch_size, runtime.world_size
-    if size % ranks:
+    if size is not None and size % ranks:
         below, above = size // ranks * ranks, -(-size // ranks) * ranks
         fitting = f"{below} or {above}" if below else f"{above}"
         raise RecipeError(

@@ -21,7 +21,7 @@ from ..models.architectures import ARCHITECTURES
 from ..models.classnames import said_names
 from ..models.download import fetch
 from ..models.pretrained import load_into, local_file, member_of
-from ..models.reading import Checkpoint, read_tensors
+from ..models.reading import Checkpoint, check_finite, read_tensors
 from ..models.registry import get_skeleton
 from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids
 from ..progress import say
@@ -132,11 +132,14 @@ def load(network: nn.Module, recipe: Recipe, classes: Sequence[str]) -> None:
             f"{path} is another file than this run was begun with; expected the SHA-256 "
             f"{recipe.weights_sha256}"
         )
-    checkpoint = read_tensors(path, source=recipe.weights, prefix=recipe.weights_prefix)
+    checkpoint = read_tensors(
+        path, source=recipe.weights, prefix=recipe.weights_prefix, head=recipe.weights_head
+    )
     for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
         say(f"Note: {recipe.weights}: {note}")
     tensors, note = _with_head(network, checkpoint, _names_in(path, recipe, checkpoint), classes)
     say(f"Note: {recipe.weights}: {note}")
+    check_finite(tensors, recipe.weights)
     load_into(network, tensors, recipe.weights)
 
 
@@ -172,7 +175,8 @@ def _with_head(
         for i, row in kept:
             tensors[name][i] = theirs[name][row]
     if not theirs:
-        return tensors, "the head is new, since the file has none"
+        why = "nothing says which head to take" if given.unclear else "the file has none"
+        return tensors, f"the head is new, since {why}"
     if names is None:
         return tensors, (
             "the head is new, since the file does not name its classes; `resnet convert` with "

@@ -36,6 +36,7 @@ def training(recipe: Recipe, pictures: int) -> str:
     >>> training(Recipe(epochs=3, batch_size=32), pictures=100)
     '3 epoch(s) of 3 step(s) of 32 pictures'
     """
+    assert recipe.batch_size is not None
     batch = min(recipe.batch_size, pictures)
     length = f"{recipe.epochs} epoch(s) of {max(1, pictures // recipe.batch_size)} step(s)"
     if recipe.steps is not None:
