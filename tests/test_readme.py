@@ -80,6 +80,17 @@ def test_every_document_is_found_from_the_index():
             assert shown in listed, name
 
 
+def test_the_reference_has_every_public_name():
+    import resnetkit
+    from resnetkit import models
+
+    made = {*models.builders.__all__, "darknet53", *models.weights.__all__}  # by directives
+    for page, module, left in (("python", resnetkit, set()), ("models", models, made)):
+        text = (ROOT / "docs" / "reference" / f"{page}.md").read_text(encoding="utf-8")
+        named = re.findall(r"^\.\. auto\w+:: (?:resnetkit\.)?(\w+)$", text, re.M)
+        assert sorted(named) == sorted({*module.__all__} - left)
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
 

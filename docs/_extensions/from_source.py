@@ -14,7 +14,7 @@ import typer
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
-from sphinx.errors import SphinxError
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 REDIRECT = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html">\n'
@@ -50,6 +50,33 @@ class RecipeFields(SphinxDirective):
             shown = [] if default is None else [nodes.literal("", repr(default))]
             rows.append([[nodes.literal("", name)], shown, inline(field.description or "")])
         return [table(["field", "default", "meaning"], rows, [20, 20, 60])]
+
+
+class Builders(SphinxDirective):
+    """An entry for each function of `resnetkit.models` that builds a network."""
+
+    def run(self) -> list[nodes.Node]:
+        from resnetkit.models import builders
+
+        names = [*builders.__all__, "darknet53"]
+        text = "\n".join(f".. autofunction:: resnetkit.models.{name}" for name in names)
+        return self.parse_text_to_nodes(text)
+
+
+class PublishedWeights(SphinxDirective):
+    """A table of the published weights, with the accuracies that their publishers state."""
+
+    def run(self) -> list[nodes.Node]:
+        from resnetkit import models
+
+        rows = []
+        for name in models.weights.__all__:
+            for member in getattr(models, name):
+                accuracy = member.meta["_metrics"]["ImageNet-1K"]
+                cells = [f"{accuracy['acc@1']} %", f"{accuracy['acc@5']} %"]
+                cells.append(f"{member.meta['num_params']:,}")
+                rows.append([[nodes.literal("", str(member))], *([nodes.Text(c)] for c in cells)])
+        return [table(["weights", "top-1", "top-5", "parameters"], rows, [52, 14, 14, 20])]
 
 
 class Commands(SphinxDirective):
@@ -100,10 +127,13 @@ class Commands(SphinxDirective):
         return table(["argument", "meaning"], rows, [35, 65])
 
 
-def plain_headings(
+def prepare_docstring(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    """Turn our heading ``Args (those of X, and):`` into one that napoleon knows."""
+    """Turn our heading ``Args (those of X, and):`` into one that napoleon knows, and let the
+    docstring of a property be text."""
+    if what == "property":
+        lines.insert(0, "")  # or napoleon takes the words before a colon for a type
     for number, line in enumerate(lines):
         if said := re.fullmatch(r"Args \((.*), and\):", line):
             lines[number : number + 1] = [f"Takes {said[1]}, and:", "", "Args:"]
@@ -170,15 +200,17 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         return
     out = Path(app.outdir)
     (out / "index.html").write_text(REDIRECT, encoding="utf-8")
-    broken = check_links(out)
-    if broken:
-        raise SphinxError("Broken links:\n" + "\n".join(broken))
+    for broken in check_links(out):
+        logging.getLogger(__name__).error("broken link in %s", broken)
+        app.statuscode = 1
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("builders", Builders)
+    app.add_directive("published-weights", PublishedWeights)
     app.add_directive("recipe-fields", RecipeFields)
     app.add_directive("resnet-commands", Commands)
-    app.connect("autodoc-process-docstring", plain_headings, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", prepare_docstring, priority=400)  # before napoleon
     app.connect("doctree-resolved", link_source)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
