@@ -60,8 +60,15 @@ def test_the_map_of_the_house_is_the_house():
 
 
 def test_the_chinese_readme_shows_the_same():
-    """The same commands, outputs, code and rooms as the English one."""
+    """The same headings, commands, outputs, code and rooms as the English one."""
     english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    headings = [
+        re.findall(
+            r"^#+ ", re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.M | re.S), re.M
+        )
+        for path in (english, chinese)
+    ]
+    assert headings[0] == headings[1]
     for language in ("console", "text", "python"):
         assert blocks(chinese, language) == blocks(english, language)
     rooms = [
