@@ -44,8 +44,9 @@ def test_an_error_of_the_function_that_is_a_timeout_is_no_stuck_thread():
 
 @pytest.fixture
 def dead(monkeypatch):
-    """Files that wait until the test is over, by name; how often each is asked for."""
-    over, asked = threading.Event(), []
+    """Files that wait until the test is over, by name; how often each is asked for. Who waits for
+    one of them waits in vain, and long."""
+    over, asked, gave_up = threading.Event(), [], []
     monkeypatch.setattr(ahead, "STUCK", 0.3)
     monkeypatch.setattr(ahead, "PATIENCE", 0.3)
     real, waiting = files.open_file, {}
@@ -54,22 +55,21 @@ def dead(monkeypatch):
         if path.name in waiting:
             asked.append(path.name)
             if asked.count(path.name) <= waiting[path.name]:
-                over.wait(60)
+                gave_up.extend([path.name] * (not over.wait(100)))
         return real(path, name)
 
     monkeypatch.setattr(files, "open_file", open_file)
     yield waiting, asked
     over.set()
+    assert not gave_up
 
 
 def test_a_file_that_never_comes_is_named_and_tried_once_more(flat_folder, dead, capsys):
     waiting, asked = dead
     part = folder.read(flat_folder).parts["all"]
     waiting["003.png"] = 10**9  # of each of the three classes
-    begun = time.monotonic()
     with pytest.raises(DataError, match=r"trying again did not help; .*blue/003\.png.* network"):
         scan(part, Preprocessing(32, 32), 2, lambda text: None)
-    assert time.monotonic() - begun < 10
     said = capsys.readouterr().err.replace("\n", " ")
     assert "Nothing has come for 0.3 seconds; being read:" in said
     assert asked.count("003.png") >= 2
@@ -125,6 +125,4 @@ def test_who_is_asked_to_stop_does_not_wait_for_such_a_file(dead, tmp_path):
     results = map_ahead(read, [tmp_path / "slow.png"] * 3, 2)
     with reading("something else"), pytest.raises(DataError):
         next(results)
-    begun = time.monotonic()
     results.close()
-    assert time.monotonic() - begun < 5

@@ -172,12 +172,18 @@ def sections(text: str) -> list[str]:
     return re.split(r"^## ", text, flags=re.M)
 
 
-def test_both_walks_have_the_same_sections_and_numbers():
-    english, chinese = (sections(path.read_text(encoding="utf-8")) for path in WALKS)
-    assert len(english) == len(chinese) == 13
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def test_both_walks_have_the_same_sections_numbers_and_tables():
+    """Section by section; in how many sentences each says it is left to the language."""
+    texts = [without_code(path.read_text(encoding="utf-8")) for path in WALKS]
+    assert re.findall(r"^#+ ", texts[0], re.M) == re.findall(r"^#+ ", texts[1], re.M)
+    english, chinese = map(sections, texts)
     for ours, theirs in zip(english, chinese, strict=True):
         title, number = ours.splitlines()[0], r"\d+(?:[.,]\d+)+(?:e-?\d+)?"
-        assert sorted(re.findall(number, ours)) == sorted(re.findall(number, theirs)), title
+        assert set(re.findall(number, ours)) == set(re.findall(number, theirs)), title
         assert len(re.findall(r"^\|", ours, re.M)) == len(re.findall(r"^\|", theirs, re.M)), title
 
 
@@ -188,9 +194,10 @@ def test_every_figure_says_how_it_was_made(path):
     assert len(captions) == text.count("](figures/") == len(list(FIGURES.glob("*.svg")))
     for caption in captions:
         assert "`resnet study " in caption
-        assert re.search(r"EPYC|any hardware|与硬件无关", caption), caption
-        assert re.search(r"torch \d+\.\d+\.\d+", caption), caption
-        assert re.search(r"20\d\d-\d\d-\d\d", caption), caption
+        # On what (so many cores or a card, or any hardware), with which versions, and when.
+        assert re.search(r"\bcores?\b|\bGPU\b|\bhardware\b|核|硬件", caption), caption
+        assert re.search(r"\btorch \d+\.\d+", caption), caption
+        assert re.search(r"\d{4}-\d\d-\d\d", caption), caption
 
 
 @pytest.mark.parametrize("path", WALKS, ids=lambda path: path.name)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnetkit.errors import RecipeError
 from resnetkit.inference import bench, engines
@@ -56,18 +56,29 @@ def test_a_row_is_the_whole_answer_without_gradients(trained, monkeypatch):
     assert set(seen) == {(5, False, True)}
 
 
-def test_the_clock_measures_what_runs():
-    taken = bench._times(lambda: time.sleep(0.02), torch.device("cpu"), 0.1)
-    assert len(taken) >= 3
-    assert 0.02 <= min(taken) < 0.04
+@pytest.mark.parametrize(("seconds", "runs"), [(0.01, 3), (9.0, 4), (60.0, 7)])
+def test_the_limit_is_the_best_of_several_plain_products(monkeypatch, seconds, runs):
+    """By a made clock: two products that warm up and do not count, though they are the shortest;
+    then as many as fit, at least three."""
+    taken, shapes = [0.1, 0.2, 4.0, 0.5, 3.0, 2.0, 30.0, 20.0, 10.0], []
+    looks = iter(range(2 * len(taken)))
 
+    class Clock(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.matmul.default):
+                shapes.append([tuple(factor.shape) for factor in args])
+            return func(*args, **(kwargs or {}))
 
-def test_the_limit_is_that_of_a_plain_product():
-    a = torch.randn(bench.SIDE, bench.SIDE)
-    begun = time.perf_counter()
-    a @ a
-    rate = bench.SIDE**3 / (time.perf_counter() - begun)
-    assert bench.matmul_limit("fp32", torch.device("cpu"), 0.3) == pytest.approx(rate, rel=0.9)
+        def perf_counter(self):
+            next(looks)
+            return sum(taken[: len(shapes)])
+
+    monkeypatch.setattr(bench, "SIDE", 32)
+    with Clock() as clock:
+        monkeypatch.setattr(bench, "time", clock)
+        limit = bench.matmul_limit("fp32", torch.device("cpu"), seconds)
+    assert limit == pytest.approx(32**3 / 0.5)
+    assert shapes == [[(32, 32)] * 2] * (2 + runs)
 
 
 def test_engines_that_are_not_there_are_told(trained):

@@ -6,6 +6,9 @@ import hashlib
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+from urllib.request import OpenerDirector
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from resnetkit.models import (
     get_model,
     modelfile,
     registry,
+    transfer,
 )
 from resnetkit.models import cifar_resnet20 as construct
 from resnetkit.models.conversion import convert
@@ -95,13 +99,24 @@ def test_where_nothing_can_be_had_auto_begins_at_random_and_says_so(published, c
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypatch):
-    import time
+    """It is asked once, with a short limit, and not after a pause again."""
+    limits, pauses = [], []
+
+    def silent(self, request, timeout):
+        limits.append(timeout)
+        raise URLError(TimeoutError("timed out"))
 
     published.unlink()
     monkeypatch.setenv("RESNETKIT_OFFLINE", "0")
-    begun = time.perf_counter()
+    monkeypatch.setattr(OpenerDirector, "open", silent)
+    monkeypatch.setattr(transfer, "time", SimpleNamespace(sleep=pauses.append))
     assert start.resolve_recipe(None, {"model": "tiny"}).weights == "none"
-    assert time.perf_counter() - begun < 8
+    assert (limits, pauses) == ([transfer.BRIEF], [])
+    assert transfer.BRIEF < 5
+    with pytest.raises(DownloadError):  # who asks for them waits longer
+        start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
+    assert limits[1:] == [transfer.TIMEOUT] * transfer.ATTEMPTS
+    assert len(pauses) == transfer.ATTEMPTS - 1
 
 
 def test_none_is_none_and_other_networks_are_left_alone(published):
