@@ -54,7 +54,7 @@ from torch.nn import functional as F
 from resnetkit import models, runtime
 from resnetkit.data import cache, folder
 from resnetkit.data.device_loader import to_device
-from resnetkit.data.folder import Part
+from resnetkit.data.folder import Split
 from resnetkit.data.loader import Batch, Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
 from resnetkit.runtime import Runtime
@@ -89,7 +89,7 @@ class Own:
     """What ``resnet train`` runs, without evaluation and checkpoints."""
 
     def __init__(
-        self, args: argparse.Namespace, where: Runtime, compiled: bool, part: Part
+        self, args: argparse.Namespace, where: Runtime, compiled: bool, split: Split
     ) -> None:
         settings = {"image_size": args.size, "resize_size": args.size, "batch_size": args.batch}
         settings |= {"lr": RATE, "precision": where.precision, "compile": compiled}
@@ -101,10 +101,10 @@ class Own:
         identity = {"data": {"classes": [str(number) for number in range(CLASSES)]}}
         self.state = State(self.model, self.optimizer, identity, scaler=where.scaler())
         self.state.network = parallel.wrap(self.model, self.recipe, where)
-        self.part = part
+        self.split = split
 
     def run(self, batches: Iterable[Batch]) -> None:
-        outcomes = Outcomes(self.state, self.part, self.where)
+        outcomes = Outcomes(self.state, self.split, self.where)
         for batch in batches:
             outcome = training_step(self.state, batch, self.recipe, self.where, RATE)
             outcomes.add(outcome, batch.indices)
@@ -143,11 +143,11 @@ if importlib.util.find_spec("timm"):
 PRESET = Preprocessing(224, 224)  # of which the mean and the deviation are used
 
 
-def trainings(args: argparse.Namespace, where: Runtime, part: Part) -> dict[str, Training]:
+def trainings(args: argparse.Namespace, where: Runtime, split: Split) -> dict[str, Training]:
     """All of them by "name | how"."""
     found: dict[str, Training] = {}
     for how in ("eager", "compiled") if args.compile else ("eager",):
-        found[f"resnetkit | {how}"] = Own(args, where, how == "compiled", part)
+        found[f"resnetkit | {how}"] = Own(args, where, how == "compiled", split)
         for name, build in PLAIN.items():
             found[f"{name} | {how}"] = Plain(build(), where, how == "compiled")
     return found
@@ -164,14 +164,14 @@ def synthetic(args: argparse.Namespace, device: torch.device) -> Callable[[], It
 
 def photos(args: argparse.Namespace, place: Path) -> Loader:
     """A loader of ``steps`` batches of photos that are decoded once."""
-    pictures = args.steps * args.batch
-    write_photos(place / "photos", 500, 375, min(PHOTOS, pictures))
+    images = args.steps * args.batch
+    write_photos(place / "photos", 500, 375, min(PHOTOS, images))
     os.environ["RESNETKIT_CACHE"] = str(place / "cache")  # used where memory is short
     preset = Preprocessing(round(args.size * 8 / 7), args.size)
-    part = folder.read(place / "photos").parts["train"]
-    kept = cache.scan(part, preset, args.workers, lambda text: None).pictures
-    rows = np.resize(np.arange(len(part)), pictures)
-    shown = cache.Pictures(part.select(rows), preset, kept.kept, rows)
+    split = folder.read(place / "photos").splits["train"]
+    kept = cache.scan(split, preset, args.workers, lambda text: None).images
+    rows = np.resize(np.arange(len(split)), images)
+    shown = cache.Images(split.select(rows), preset, kept.kept, rows)
     return Loader(shown, args.batch, args.workers)
 
 
@@ -228,7 +228,7 @@ def throughput(args: argparse.Namespace, where: Runtime, product: float, copy: f
     work = 3 * models.summarize(models.resnet50(), args.size).macs
     with tempfile.TemporaryDirectory() as place:
         loader = photos(args, Path(place))
-        ways = trainings(args, where, loader.pictures.part)
+        ways = trainings(args, where, loader.images.split)
         ready, moving = synthetic(args, where.device), cached(args, where.device, loader)
         runs: dict[str, Callable[[], object]] = {
             f"{source} | {way}": lambda t=training, b=batches: t.run(b())

@@ -94,7 +94,7 @@ def table(args: argparse.Namespace, product: float) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         data = arrange(args.cifar, place)
-        pictures = sum(1 for path in (data / "train").glob("*/*"))
+        images = sum(1 for path in (data / "train").glob("*/*"))
         found: dict[str, list[tuple[float, int, float, float]]] = {}
         for seed in range(args.seeds):
             for number, (way, command) in enumerate(ways(args, data).items()):
@@ -102,10 +102,10 @@ def table(args: argparse.Namespace, product: float) -> list[str]:
                 command = [*command, f"--seed={seed}"] + ([out] if "resnetkit" in way else [])
                 found.setdefault(way, []).append(one_run(command, args.target))
                 print(f"{way}, seed {seed}: {found[way][-1]}", file=sys.stderr, flush=True)
-    work = 3 * summarize(resnet18(num_classes=10, stem="small"), 32).macs * pictures
+    work = 3 * summarize(resnet18(num_classes=10, stem="small"), 32).macs * images
     lines = [
         f"\n## CIFAR-10 to {args.target:.0%} of the test pictures: ResNet-18, 32 px, batch {BATCH}",
-        f"\n{pictures:,} training pictures, {args.epochs} epochs, {args.seeds} seed(s), "
+        f"\n{images:,} training pictures, {args.epochs} epochs, {args.seeds} seed(s), "
         f"{args.workers} loader threads (the plain script: processes); seconds are medians from "
         "the start of the process\n",
         "| way | seconds to it | each run | epochs | best accuracy | whole process, s "

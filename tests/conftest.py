@@ -28,10 +28,10 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 40, 40)}
 
 def draw(colour: str, number: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
     """A coloured square on grey noise, elsewhere for each number."""
-    chance = np.random.default_rng([sorted(COLOURS).index(colour), number])
-    noise = chance.integers(90, 170, (size[1], size[0], 3), dtype=np.uint8)
+    rng = np.random.default_rng([sorted(COLOURS).index(colour), number])
+    noise = rng.integers(90, 170, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    left, top = (int(v) for v in chance.integers(0, 14, 2))
+    left, top = (int(v) for v in rng.integers(0, 14, 2))
     ImageDraw.Draw(image).rectangle((left, top, left + 18, top + 18), fill=COLOURS[colour])
     return image
 

@@ -13,9 +13,9 @@ from torchvision.models import resnet18
 
 from resnetkit import evaluate, load, runtime, train
 from resnetkit.evaluation.explain import explain
-from resnetkit.models import modelfile
-from resnetkit.models.conversion import convert
-from resnetkit.training.finders import find_lr
+from resnetkit.models.weights import modelfile
+from resnetkit.models.weights.convert import convert
+from resnetkit.training.lr_finder import find_lr
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import resnetkit
-from resnetkit.data.folder import Part
+from resnetkit.data.folder import Split
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
 
@@ -39,7 +39,7 @@ def test_it_times_the_step_and_the_optimiser_of_training(gpu, precision, monkeyp
     real, steps = gpu.training_step, []
     monkeypatch.setattr(gpu, "training_step", lambda *args: steps.append(args) or real(*args))
     args = argparse.Namespace(batch=4, size=32, steps=3, rounds=1, compile=False)
-    part = Part(Path("photos"), ["0.jpg"], np.zeros(1, dtype=np.int32))
+    part = Split(Path("photos"), ["0.jpg"], np.zeros(1, dtype=np.int32))
     where = Runtime(CPU, precision)
     ways = gpu.trainings(args, where, part)
     for way, training in ways.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnetkit.data import folder
-from resnetkit.data.folder import DataSet, Part
+from resnetkit.data.folder import Dataset, Split
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
@@ -46,8 +46,8 @@ def test_the_network_follows_the_machine_and_the_number_of_pictures():
 
 def _made(count):
     labels = np.zeros(count, dtype=np.int32)
-    part = Part(Path("photos"), [f"{i}.jpg" for i in range(count)], labels)
-    return DataSet(Path("photos"), ("a",), {"all": part})
+    split = Split(Path("photos"), [f"{i}.jpg" for i in range(count)], labels)
+    return Dataset(Path("photos"), ("a",), {"all": split})
 
 
 def test_networks_are_built_with_what_they_know():
@@ -65,8 +65,8 @@ def test_the_table_of_many_classes_says_how_many_images_the_others_have():
     counts = {f"c{i:03}": 40 + i if i < 90 else 2 for i in range(130)}
     names = tuple(counts)
     labels = np.repeat(np.arange(130), list(counts.values())).astype(np.int32)
-    train = Part(Path("photos"), [""] * len(labels), labels)
-    val = Part(Path("photos"), [""] * 130, np.arange(130, dtype=np.int32))
+    train = Split(Path("photos"), [""] * len(labels), labels)
+    val = Split(Path("photos"), [""] * 130, np.arange(130, dtype=np.int32))
     lines = plan._class_table(names, train, val)
     assert len(lines) == 32
     assert lines[1].split() == ["c090", "2", "1"]

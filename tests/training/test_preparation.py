@@ -34,8 +34,8 @@ def test_thumbnails_stay_on_the_side_of_their_photo(tmp_path):
         recipe = RECIPE.with_settings({"seed": seed})
         found = prepare(folder.read(tmp_path), recipe, workers=1)
         train, val = (
-            {path.replace("thumb_", "") for path in pictures.part.paths}
-            for pictures in (found.train, found.val)
+            {path.replace("thumb_", "") for path in images.split.paths}
+            for images in (found.train, found.val)
         )
         assert not train & val
         assert len(val) == 6
@@ -50,7 +50,7 @@ def test_a_class_of_images_that_all_look_the_same_is_divided(tmp_path):
         save(tmp_path / "a" / f"{i}.jpg", 1, quality=40 + 8 * i)
         save(tmp_path / "b" / f"{i}.jpg", 10 + i)
     found = prepare(folder.read(tmp_path), RECIPE, workers=1)
-    assert found.val.part.counts(2) == [2, 2]
+    assert found.val.split.counts(2) == [2, 2]
 
 
 def test_validation_images_that_are_trained_on_are_told(tmp_path):

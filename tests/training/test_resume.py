@@ -259,7 +259,7 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(flat_folder, tmp_
 @pytest.mark.slow
 def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
     """SIGKILL at random moments; the saved step never goes back, and the end has the same bits."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     whole = subprocess.run(command(flat_folder, tmp_path / "whole"), capture_output=True)
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "killed"
@@ -274,7 +274,7 @@ def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
                 break
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.wait()
         kills += 1
@@ -360,7 +360,9 @@ def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
     train(flat_folder, out=tmp_path / "run", **settings)
     (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped at its end
     with monkeypatch.context() as newer:
-        newer.setattr(preparation, "split", lambda *given: folder.split(*given[:-1], 99))
+        newer.setattr(
+            preparation, "split_dataset", lambda *given: folder.split_dataset(*given[:-1], 99)
+        )
         with pytest.raises(
             TrainingError, match=r"not the split .* on the other side of it"
         ) as told:

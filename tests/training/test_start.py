@@ -29,14 +29,12 @@ from resnetkit.models import (
     Weights,
     WeightsEnum,
     get_model,
-    modelfile,
     registry,
-    transfer,
 )
 from resnetkit.models import cifar_resnet20 as construct
-from resnetkit.models.conversion import convert
-from resnetkit.models.pretrained import build, load_tensors
-from resnetkit.models.weights import imagenet_classes, imagenet_ids
+from resnetkit.models.weights import http, imagenet_classes, imagenet_ids, modelfile
+from resnetkit.models.weights.convert import convert
+from resnetkit.models.weights.resolve import build, load_tensors
 from resnetkit.storage import sha256
 from resnetkit.training import loop, start
 from resnetkit.training.optimizer import set_learning_rate
@@ -109,14 +107,14 @@ def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypat
     published.unlink()
     monkeypatch.setenv("RESNETKIT_OFFLINE", "0")
     monkeypatch.setattr(OpenerDirector, "open", silent)
-    monkeypatch.setattr(transfer, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=pauses.append))
     assert start.resolve_recipe(None, {"model": "tiny"}).weights == "none"
-    assert (limits, pauses) == ([transfer.BRIEF], [])
-    assert transfer.BRIEF < 5
+    assert (limits, pauses) == ([http.BRIEF], [])
+    assert http.BRIEF < 5
     with pytest.raises(DownloadError):  # who asks for them waits longer
         start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
-    assert limits[1:] == [transfer.TIMEOUT] * transfer.ATTEMPTS
-    assert len(pauses) == transfer.ATTEMPTS - 1
+    assert limits[1:] == [http.TIMEOUT] * http.ATTEMPTS
+    assert len(pauses) == http.ATTEMPTS - 1
 
 
 def test_none_is_none_and_other_networks_are_left_alone(published):
@@ -363,10 +361,10 @@ def test_the_head_alone_is_trained_first():
 
 
 def test_what_is_left_to_train_is_checked_before_a_run_begins():
-    parts = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
+    splits = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
     for recipe, message in (
         (Recipe(freeze=("layer9",)), "there is no part 'layer9'; expected conv1, bn1, layer1"),
-        (Recipe(freeze=parts), "names all parts of the network"),
+        (Recipe(freeze=splits), "names all parts of the network"),
         (Recipe(freeze=("fc",), head_share=0.1), "freeze has fc, .* set head_share=0 too"),
     ):
         with pytest.raises(RecipeError, match=message):

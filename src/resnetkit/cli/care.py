@@ -10,7 +10,7 @@ import typer
 from .options import DATA, SHOWN, WORKERS, Shown
 
 if TYPE_CHECKING:
-    from ..data.doctor import Examination, Finding
+    from ..data.check import Examination, Finding
 
 EXAMPLES = 4
 """Groups of pictures that the table names of each finding."""
@@ -29,7 +29,7 @@ def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> N
     """
     from contextlib import ExitStack
 
-    from ..data.doctor import examine
+    from ..data.check import examine
     from ..progress import answer_json, bar
 
     with ExitStack() as shown:

@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..data import tree
-from ..data.paths import LeftOut, Paths, is_picture, is_system
+from ..data.paths import LeftOut, Paths, is_image, is_system
 from ..errors import RecipeError
-from ..inference.pictures import Unreadable
+from ..inference.images import Unreadable
 from ..progress import printable
 
 
-def check_usage(model: Path, pictures: Sequence[str]) -> None:
+def check_usage(model: Path, images: Sequence[str]) -> None:
     """Make sure that a model file comes first and a picture after it.
 
     Raises:
         RecipeError: not so; the message says what to type.
     """
-    given = [str(model), *pictures]
-    misplaced = is_picture(str(model)) or model.is_dir()
-    if not misplaced and pictures:
+    given = [str(model), *images]
+    misplaced = is_image(str(model)) or model.is_dir()
+    if not misplaced and images:
         return
     runs = sorted(Path("runs").glob("*/model.safetensors"), key=os.path.getmtime)
     file = str(runs[-1]) if runs else "model.safetensors"
@@ -107,7 +107,7 @@ def _walk(
             for entry in entries:
                 if is_system(entry.name) or tree.leads_to(entry.is_dir):
                     folders.append(entry.name)
-                elif is_picture(entry.name):
+                elif is_image(entry.name):
                     names.append(entry.name)
                 else:
                     others.append(entry.path)
@@ -116,9 +116,9 @@ def _walk(
         return
     for path in sorted(others):
         left_out.add(tree.OTHER, path)
-    pictures = Paths(sorted(names))  # a million of them take half the memory of a list
+    images = Paths(sorted(names))  # a million of them take half the memory of a list
     del names
-    for name in pictures:
+    for name in images:
         yield os.path.join(folder, name)
     for name in sorted(folders):
         path = os.path.join(folder, name)

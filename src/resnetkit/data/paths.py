@@ -47,7 +47,7 @@ def is_system(name: str) -> bool:
     return name.startswith(".") or lower in _SYSTEM or lower.endswith(_SYSTEM_SUFFIXES)
 
 
-def is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
     """Whether the name says so; files of the system are none."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not is_system(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..storage import MARKER
-from .paths import SPLITS, LeftOut, Paths, affixed_split, is_picture, is_system, label
+from .paths import SPLITS, LeftOut, Paths, affixed_split, is_image, is_system, label
 
 RUNS = "folder(s) of a run, whose pictures are figures"
 OUTPUTS = "folder(s) that resnet wrote"
@@ -73,7 +73,7 @@ def _folders(folder: Path, left_out: LeftOut) -> list[str]:
         elif leads_to(entry.is_dir):
             names.append(entry.name)
         else:
-            left_out.add(LOOSE if is_picture(entry.name) else OTHER, entry.name)
+            left_out.add(LOOSE if is_image(entry.name) else OTHER, entry.name)
     return names
 
 
@@ -89,10 +89,10 @@ def _find_splits(
     if not named:
         return {}
     labelled = [name for name in named if _is_labelled(_descend(root, name)[0])]
-    others = [name for name in folders if name not in named and _holds_pictures(root / name)]
+    others = [name for name in folders if name not in named and _holds_images(root / name)]
     if others and {label(name) for name in named} <= set(known):
         return {}
-    loose = [name for name in named if name not in labelled and _holds_pictures(root / name)]
+    loose = [name for name in named if name not in labelled and _holds_images(root / name)]
     certain = len({named[name] for name in labelled}) > 1
     if (others and not certain) or (loose and not labelled):
         _ask(root, list(named), others)
@@ -187,10 +187,10 @@ def _descend(root: Path, name: str) -> tuple[Path, str]:
 def _is_labelled(folder: Path) -> bool:
     """Whether a folder holds class folders with pictures."""
     unused = LeftOut()
-    return any(_holds_pictures(folder / name) for name in _folders(folder, unused))
+    return any(_holds_images(folder / name) for name in _folders(folder, unused))
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _holds_images(folder: Path) -> bool:
     return next(_walk(str(folder), "", LeftOut(), set()), None) is not None
 
 
@@ -243,7 +243,7 @@ def _walk(
             left_out.add(SYSTEM, f"{prefix}/{name}")
         elif leads_to(entry.is_dir):
             yield from _walk(entry.path, f"{prefix}/{name}", left_out, above | {own})
-        elif is_picture(name):
+        elif is_image(name):
             yield f"{prefix}/{name}"
         else:
             left_out.add(OTHER, f"{prefix}/{name}")

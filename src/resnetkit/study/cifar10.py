@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, OutputError
-from ..models.download import fetch
+from ..models.weights.download import fetch
 from ..progress import bar
 from ..randomness import order
 from ..storage import write_json

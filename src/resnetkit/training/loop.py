@@ -24,7 +24,6 @@ from ..progress import bar, say
 from ..runtime import Runtime
 from . import parallel, start
 from .checkpoint import Checkpoints
-from .events import Events
 from .interrupts import Interrupts, leave
 from .memory_limit import enough_memory
 from .optimizer import set_learning_rate
@@ -43,6 +42,7 @@ from .run import (
 from .schedule import learning_rate
 from .session import Session, set_up
 from .state import State
+from .tensorboard import TensorBoardLogger
 
 
 @machine.pytorch_defaults()
@@ -119,14 +119,16 @@ def train(
         say(f"Going on with {run.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
 
     checkpoints = Checkpoints(run.path / "state", resolved.checkpoint_seconds, saved)
-    logger = Events(run.path / "tensorboard" if tensorboard and runtime.is_main else None)
+    logger = TensorBoardLogger(
+        run.path / "tensorboard" if tensorboard and runtime.is_main else None
+    )
     with checkpoints, logger, session.tuned(), Interrupts() as interrupts:
         runtime.on_main(checkpoints.hold)
         while state.epoch < session.epochs and not state.is_stuck(resolved.patience):
             # Train for an epoch. Its order and its augmentation are f(seed, epoch).
             image_size = resolved.train_size(state.epoch)
             label = f"epoch {state.epoch + 1}/{session.epochs}"
-            outcomes = Outcomes(state, session.prepared.train.part, runtime)
+            outcomes = Outcomes(state, session.prepared.train.split, runtime)
             with bar(label, session.batches_in(state.epoch), state.batch) as advance:
                 for batch in session.batches(image_size):
                     session.set_phase()
@@ -196,7 +198,7 @@ def training_step(
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
-    ranks_labels = labels[batch.places]  # (n,) of this rank
+    ranks_labels = labels[batch.local_indices]  # (n,) of this rank
     images = normalize(batch.images, recipe.preprocessing())  # (n, 3, S, S)
     images, targets = mix(
         images, ranks_labels, recipe.mixup, recipe.cutmix, state.classes, recipe.seed, state.step

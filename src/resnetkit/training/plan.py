@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..data import ranges
 from ..data.cache import sizes
-from ..data.folder import DataSet, Part
+from ..data.folder import Dataset, Split
 from ..data.transforms import STATISTICS, normalize
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
@@ -61,13 +61,13 @@ some of the steps that those save, shows more images. Only the row of the CPU wa
 
 EPOCHS = (16, 300)  # at least, at most
 EVALUATED = 16  # pictures, to measure how long evaluation takes
-FEW_PICTURES = 30  # a class
+FEW_IMAGES = 30  # a class
 THREADS_SECONDS, THREADS_ROUNDS = 2.0, 7  # at most, to measure compute threads
 THREADS_WORTH = 0.1  # the speed that more threads must bring
 SMALL_BATCH = 8  # images at once; from fewer, batch norm estimates a mean and variance badly
 
 
-def choose(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+def choose(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
     """Fill in precision, network, input channels, the range of values and picture size.
 
     Raises:
@@ -99,32 +99,32 @@ def choose_channels(recipe: Recipe) -> Recipe:
     return recipe.with_settings({"model_options": options})
 
 
-def choose_range(recipe: Recipe, data: DataSet) -> Recipe:
+def choose_range(recipe: Recipe, data: Dataset) -> Recipe:
     """Fill in the numbers that become black and white in images of 16 or 32 bits of grey.
 
     Raises:
         DataError: images of several kinds.
     """
-    parts = [data.parts[name] for name in ("train", "all", "val") if name in data.parts]
+    parts = [data.splits[name] for name in ("train", "all", "val") if name in data.splits]
     if recipe.value_range is not None or not parts:
         return recipe
     return recipe.with_settings({"value_range": ranges.find(parts, default_workers())})
 
 
-def choose_network(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+def choose_network(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
     """Fill in precision and network. On a CPU the default is half as wide, and a quarter for fewer
     than 2,000 pictures: it sees more of them in the same time, and on the same photos reached the
     same accuracy sooner (benchmarks/README.md)."""
     found: dict[str, Any] = {"precision": runtime.precision}
     if recipe.model is None:
-        part = data.parts.get("train") or data.parts.get("all")
-        width = 16 if part is None or len(part) < 2000 else 32
+        split = data.splits.get("train") or data.splits.get("all")
+        width = 16 if split is None or len(split) < 2000 else 32
         narrow = {"width": width} if runtime.device.type == "cpu" else {}
         found |= {"model": DEFAULT_MODEL, "model_options": {**narrow, **recipe.model_options}}
     return recipe.with_settings(found)
 
 
-def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+def choose_size(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
     """Fill in the picture size: the median shorter side of 200 pictures, down to a multiple of 32,
     and no more than the device trains on in reasonable time.
 
@@ -132,11 +132,11 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
         DataError: there is no part to train on.
     """
     image_size = recipe.image_size
-    part = data.parts.get("train") or data.parts.get("all")
-    if part is None:
-        raise DataError(f"{data.root} has only {', '.join(data.parts)}: nothing to train on")
+    split = data.splits.get("train") or data.splits.get("all")
+    if split is None:
+        raise DataError(f"{data.root} has only {', '.join(data.splits)}: nothing to train on")
     if image_size is None:
-        sides = [min(size) for size in sizes(part, order(0, 0, len(part))[:200])]
+        sides = [min(size) for size in sizes(split, order(0, 0, len(split))[:200])]
         fitting = int(np.median(sides or [32])) // 32 * 32
         image_size = min(max(32, fitting), DEVICE_DEFAULTS[runtime.device.type].largest_size)
     options = dict(recipe.model_options)
@@ -182,7 +182,7 @@ def choose_batch_size(recipe: Recipe, images: int, runtime: Runtime) -> Recipe:
 
 
 def choose_epochs(
-    recipe: Recipe, pictures: int, runtime: Runtime, *, resumed: bool = False
+    recipe: Recipe, images: int, runtime: Runtime, *, resumed: bool = False
 ) -> Recipe:
     """Fill in the number of epochs: those that ``steps`` take, the last perhaps in part; else as
     many as show the images that `DEVICE_DEFAULTS` has for the device, between 16 and 300. The
@@ -194,18 +194,18 @@ def choose_epochs(
     """
     if recipe.steps is not None:
         assert recipe.batch_size is not None
-        epochs = math.ceil(recipe.steps / max(1, pictures // recipe.batch_size))
+        epochs = math.ceil(recipe.steps / max(1, images // recipe.batch_size))
         if recipe.epochs not in (None, epochs) and not resumed:
             raise RecipeError(
                 f"epochs is {recipe.epochs}, and {recipe.steps} steps of {recipe.batch_size} of "
-                f"these {pictures} pictures are {epochs}. Set one of epochs and steps to null"
+                f"these {images} pictures are {epochs}. Set one of epochs and steps to null"
             )
         return recipe.with_settings({"epochs": epochs, "steps": recipe.steps})
     if recipe.epochs is not None:
         return recipe
     least, most = EPOCHS
     shown = DEVICE_DEFAULTS[runtime.device.type].images_shown
-    epochs = min(most, max(least, round(shown / pictures)))
+    epochs = min(most, max(least, round(shown / images)))
     return recipe.with_settings({"epochs": epochs})
 
 
@@ -300,13 +300,13 @@ def measure(
     own = -(-min(trained, recipe.batch_size) // runtime.world_size)
     parts = min(recipe.accumulate, own)
     share = recipe.shallow_share
-    for network, part in ((shallow(copy, recipe), share), (copy, 1 - share)):
-        if part:
+    for network, split in ((shallow(copy, recipe), share), (copy, 1 - share)):
+        if split:
             step = _training_step(network, optimizer, recipe, runtime, -(-own // parts), middle)
             evaluation = _evaluation_step(network, recipe, runtime)
             with enough_memory(recipe, runtime):
-                per_step += part * parts * _seconds(step, 10, runtime)
-                per_evaluation += part * _seconds(evaluation, 2, runtime)
+                per_step += split * parts * _seconds(step, 10, runtime)
+                per_evaluation += split * _seconds(evaluation, 2, runtime)
     steps = batches * sum((size / middle) ** 2 for size in sizes)
     if recipe.steps is not None:  # the last epoch is not whole
         steps *= recipe.steps / (batches * recipe.epochs)
@@ -386,7 +386,7 @@ def describe(
     seconds: float,
 ) -> str:
     """The plan as it is shown before the first step."""
-    data, train, val = prepared.data, prepared.train.part, prepared.val.part
+    data, train, val = prepared.data, prepared.train.split, prepared.val.split
     assert recipe.epochs is not None
     counts = f"{len(train)} + {len(val)} pictures, {len(data.classes)} classes"
     lines = [f"{printable(str(data.root))}: {counts}", ""]
@@ -429,7 +429,7 @@ def _origin(recipe: Recipe) -> str:
 
 def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
     """What a person should know of the data before they are trained on."""
-    data, train = prepared.data, prepared.train.part
+    data, train = prepared.data, prepared.train.split
     lines = []
     if prepared.made_split:
         lines.append(
@@ -456,7 +456,7 @@ def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
             "Note: pictures are mirrored at random. The class names look as if a mirrored picture "
             "could be of another class; if so, add --set flip=false."
         )
-    if len(train) < FEW_PICTURES * len(data.classes):
+    if len(train) < FEW_IMAGES * len(data.classes):
         lines.append(
             f"Note: {len(train) / len(data.classes):.0f} training pictures a class are few; more "
             "will help more than anything else."
@@ -486,7 +486,7 @@ def _may_mind_mirrors(classes: tuple[str, ...]) -> bool:
     return bool(words & {"left", "right"}) or all(re.fullmatch(r"[A-Za-z]|\d+", n) for n in classes)
 
 
-def _class_table(classes: tuple[str, ...], train: Part, val: Part, most: int = 30) -> list[str]:
+def _class_table(classes: tuple[str, ...], train: Split, val: Split, most: int = 30) -> list[str]:
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
     width = max(len("class"), *(columns(name) for name, _, _ in shown))

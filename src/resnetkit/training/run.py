@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import storage
-from ..data.folder import DataSet
+from ..data.folder import Dataset
 from ..errors import OutputError
-from ..evaluation.evaluate import evaluate_part
+from ..evaluation.evaluate import evaluate_split
 from ..evaluation.metrics import counts_of
-from ..models import modelfile
-from ..models.modelfile import Header
+from ..models.weights import modelfile
+from ..models.weights.modelfile import Header
 from ..progress import printable, say
 from ..report import files, html, plots, record
 from ..runtime import environment
@@ -177,17 +177,17 @@ class RunFolder:
         with file.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
         before = {storage.csv_text(row["path"]): row["split"] for row in rows}
-        now = {path: split for split, part in prepared.data.parts.items() for path in part.paths}
+        now = {path: name for name, split in prepared.data.splits.items() for path in split.paths}
         other = sorted(path for path in now if before.get(path) != now[path])
         if before.keys() != now.keys() or not other:
             return ""
         images = "1 image is" if len(other) == 1 else f"{len(other):,} images are"
         example = f"{printable(other[0])} (was {before[other[0]]}, is {now[other[0]]})"
-        split, recipe = (shlex.quote(str(self.path / name)) for name in (file.name, "recipe.yaml"))
+        name, recipe = (shlex.quote(str(self.path / name)) for name in (file.name, "recipe.yaml"))
         return (
             f"{images} on the other side of it, such as {example}. The same images are there: this "
             "version divides them in another way. To go on with the split that the run began with:"
-            f"\n  resnet train {split} --recipe {recipe} "
+            f"\n  resnet train {name} --recipe {recipe} "
             f"--out {shlex.quote(str(self.path))} --resume"
         )
 
@@ -208,12 +208,12 @@ class RunFolder:
         """A CSV file of ``rows``, whole at any time."""
         files.write_rows(self.path / name, list(rows[0]), (row.values() for row in rows))
 
-    def write_split(self, data: DataSet) -> None:
+    def write_split(self, data: Dataset) -> None:
         """``split.csv``: path, label and split of every picture; a manifest that can be read."""
         rows = [
-            {"path": path, "label": data.classes[label], "split": split}
-            for split, part in data.parts.items()
-            for path, label in zip(part.paths, part.labels, strict=True)
+            {"path": path, "label": data.classes[label], "split": name}
+            for name, split in data.splits.items()
+            for path, label in zip(split.paths, split.labels, strict=True)
         ]
         self.write_rows("split.csv", rows)
 
@@ -347,8 +347,8 @@ def finish(run: RunFolder, session: Session, device: str) -> Run:
     recipe = session.recipe
     header = make_header(session, state.history[-1])
     modelfile.write(run.last, state.evaluated.state_dict(), header)
-    split = session.prepared.val.part
-    found = evaluate_part(run.model, split, "val", device=device, workers=session.workers)
+    split = session.prepared.val.split
+    found = evaluate_split(run.model, split, "val", device=device, workers=session.workers)
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
     plots.curves(state.history, run.path / "curves.png", title)
     plots.confusion_matrix(

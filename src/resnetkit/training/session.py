@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from .. import runtime as machine
 from ..data.device_loader import to_device
-from ..data.folder import DataSet
+from ..data.folder import Dataset
 from ..data.loader import Batch, Loader
 from ..data.ondevice import make_loader
 from ..runtime import Runtime
 from . import parallel, plan, start
 from .depth import shallow
-from .ema import Average
+from .ema import ModelEma
 from .loss import class_weights
 from .optimizer import Optimizer
 from .param_groups import make_optimizer, set_trainable
@@ -132,7 +132,7 @@ class Session:
 
 
 def set_up(
-    dataset: DataSet,
+    dataset: Dataset,
     recipe: Recipe,
     device: str,
     workers: int | None,
@@ -160,7 +160,7 @@ def set_up(
     if workers is None:
         workers = machine.default_workers()
     prepared = prepare(dataset, recipe, workers)
-    parallel.check_pictures(len(prepared.train), runtime)
+    parallel.check_images(len(prepared.train), runtime)
     recipe = plan.choose_length(
         recipe, len(prepared.train), runtime, recorded if is_resumed else None
     )
@@ -174,7 +174,7 @@ def set_up(
     check_equal(identity, runtime)
     model = parallel.synchronized(model, recipe)
 
-    average = Average(model, recipe.ema) if recipe.ema else None
+    average = ModelEma(model, recipe.ema) if recipe.ema else None
     optimizer = make_optimizer(model, recipe)
     state = State(
         model,
@@ -197,7 +197,7 @@ def set_up(
         sampling=recipe.sampling,
         repeats=recipe.repeats,
     )
-    weights = class_weights(recipe, prepared.train.part.counts(state.classes), runtime.device)
+    weights = class_weights(recipe, prepared.train.split.counts(state.classes), runtime.device)
     return Session(
         recipe,
         runtime,

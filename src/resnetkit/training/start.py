@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, WeightsError
-from ..models import get_model, get_model_weights, list_weights, modelfile
+from ..models import get_model, get_model_weights, list_weights
 from ..models.architectures import ARCHITECTURES
-from ..models.classnames import said_names
-from ..models.download import fetch
-from ..models.pretrained import load_into, local_file, member_of
-from ..models.reading import Checkpoint, check_finite, read_tensors
 from ..models.registry import get_skeleton
-from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids
+from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids, modelfile
+from ..models.weights.classnames import said_names
+from ..models.weights.download import fetch
+from ..models.weights.reading import Checkpoint, check_finite, read_tensors
+from ..models.weights.resolve import load_into, local_file, member_of
 from ..progress import say
 from ..runtime import Runtime
 from ..storage import sha256

@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from ..errors import TrainingError
 from ..progress import say
 from .checkpoint import Snapshot
-from .ema import Average
+from .ema import ModelEma
 from .optimizer import Optimizer
 from .recipe import Recipe
 
@@ -26,13 +26,13 @@ class Tally:
     """Mean loss and accuracy over the pictures of an epoch so far."""
 
     seen: int = 0
-    right: int = 0
+    correct: int = 0
     total_loss: float = 0.0
     seconds: float = 0.0
 
-    def add(self, loss: float, right: int, count: int, seconds: float) -> None:
+    def add(self, loss: float, correct: int, count: int, seconds: float) -> None:
         self.seen += count
-        self.right += right
+        self.correct += correct
         self.total_loss += loss * count
         self.seconds += seconds
 
@@ -42,7 +42,7 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        return self.right / self.seen
+        return self.correct / self.seen
 
     @property
     def speed(self) -> float:
@@ -65,7 +65,7 @@ class State:
     model: nn.Module
     optimizer: Optimizer
     identity: dict[str, Any]  # of the run: its recipe, its data
-    average: Average | None = None
+    average: ModelEma | None = None
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))  # see Runtime
     network: nn.Module | None = None  # what the training step runs forward; by default the model
     world_size: int = 1
@@ -207,7 +207,10 @@ class State:
         values = snapshot.values
         for key in ("epoch", "batch", "step", "history", "timings"):
             setattr(self, key, values[key])
-        self.tally = Tally(**values["tally"])
+        tally = dict(values["tally"])
+        if "right" in tally:  # the name up to version 0.1
+            tally["correct"] = tally.pop("right")
+        self.tally = Tally(**tally)
         if values.get("scaler"):  # only in fp16
             self.scaler.load_state_dict(values["scaler"])
         accuracy, loss = values["best"]
