@@ -60,8 +60,9 @@ from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
 from resnetkit.runtime import Runtime
 from resnetkit.training import parallel, recipe
 from resnetkit.training.loop import training_step
-from resnetkit.training.optim import Optimizer, make_optimizer
+from resnetkit.training.optimizer import Optimizer
 from resnetkit.training.outcomes import Outcomes
+from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.state import State
 
 PHOTOS = 512  # different ones; an epoch shows each as often as it needs

@@ -601,3 +601,49 @@ def test_grey_is_turned_too(tmp_path, kind, orientation):
     path = save(smooth(90, 60), tmp_path, f"x.{kind}", exif=exif)
     rgb = Image.fromarray(decode.decode(path))
     assert (decode.decode(path, channels=1)[..., 0] == np.asarray(rgb.convert("L"))).all()
+
+
+def tiff(values: np.ndarray, photometric: int) -> bytes:
+    """Grey, not compressed."""
+    data, (height, width) = values.astype(values.dtype.newbyteorder("<")).tobytes(), values.shape
+    bits, kind = values.dtype.itemsize * 8, {"u": 1, "f": 3}[values.dtype.kind]
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data), 339: kind}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return start + data + struct.pack("<H", len(tags)) + fields + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_tiff_may_say_that_0_is_white(kind, channels):
+    most = {"u1": 255, "u2": 65535, "f4": 1.0}[kind]
+    values = (np.linspace(0, 1, 48).reshape(6, 8) * most).astype(kind)
+    span = (0.0, 1.0) if kind == "f4" else None
+    usual, turned = (
+        decode.decode(tiff(values, photometric), channels=channels, value_range=span)
+        for photometric in (1, 0)
+    )
+    assert (usual[0, 0, 0], usual[-1, -1, 0]) == (0, 255)
+    colours = min(channels, 3)
+    assert np.abs(turned[..., :colours] - (255.0 - usual[..., :colours])).max() <= 1
+    if kind == "u2":
+        half = decode.decode(tiff(values // 16, 0), channels=channels, value_range=(0, 4095))
+        assert (half[0, 0, 0], half[-1, -1, 0]) == (255, 0)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(10, True), (12, True), (14, True), (16, False)])
+def test_deep_colours_of_few_bits_are_known(bits, expected, deep_png):
+    values = np.random.default_rng(bits).integers(0, 2**bits, (20, 20, 4))
+    assert decode.is_dim_colour(deep_png(values[..., :3])) is expected
+    values[..., 3] = 65535
+    assert decode.is_dim_colour(deep_png(values)) is expected
+    assert (
+        decode.is_dim_colour(deep_png(values[..., :1])) is False
+    )  # one range for a dataset decides
+    plain = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(plain, "PNG")
+    assert decode.is_dim_colour(plain.getvalue()) is False
+    plain = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(plain, "TIFF")
+    assert decode.is_dim_colour(plain.getvalue()) is False

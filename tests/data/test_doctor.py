@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnetkit.data import folder
 from resnetkit.data.doctor import examine
 from resnetkit.errors import DataError
 
@@ -183,3 +184,35 @@ def test_of_many_classes_ten_are_named(tmp_path):
             noise(number, copy).save(tmp_path / f"class{number:02d}" / f"{copy}.png")
     found = kinds(examine(tmp_path))
     assert found["few-pictures"].text.endswith("class09 (6), and 3 more")
+
+
+def test_a_question_about_the_layout_is_a_finding_beside_the_others(tmp_path):
+    for c, name in enumerate(("bus", "car", "train")):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            noise(c, number).save(tmp_path / name / f"{number}.png")
+    shutil.copy(tmp_path / "bus/0.png", tmp_path / "train/copy.png")
+    (tmp_path / "car/1.png").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("")
+    noise(9).save(tmp_path / "loose.png")
+    with pytest.raises(DataError, match="a split or a class"):
+        folder.read(tmp_path)
+    found = examine(tmp_path, 1)
+    assert found.spoilt
+    assert found.counts == {"undecided": {".": 1, "bus": 4, "car": 4, "train": 5}}
+    said = [(f.kind, f.level, [list(group) for group in f.groups]) for f in found.findings]
+    assert said == [
+        ("layout", "error", []),
+        ("unreadable", "error", [["car/1.png"]]),
+        ("copy", "warning", [["bus/0.png", "train/copy.png"]]),
+        ("left-out", "note", []),
+    ]
+    assert "is 'train', beside 'bus', 'car' a split or a class?" in kinds(found)["layout"].text
+    assert kinds(found)["copy"].text == "exactly the same picture more than once"
+
+
+def test_colours_that_come_out_dark_are_named(healthy, deep_png):
+    dark = np.random.default_rng(1).integers(0, 4096, (48, 48, 3))
+    (healthy / "train/cat/dark.png").write_bytes(deep_png(dark))
+    finding = kinds(examine(healthy, 1))["dim"]
+    assert (finding.level, finding.groups) == ("warning", [["train/cat/dark.png"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnetkit.data import folder
+from resnetkit.data.paths import spelling
 from resnetkit.errors import DataError
 
 
@@ -126,4 +128,13 @@ def test_the_rows_add_up(rows):
         found = folder.survey(file)
         items = sum(len(paths) for paths in found.splits["all"].values())
         assert items + left_out == len(rows)
+        files = {"b": "b.jpg", "x\\7.jpg": "x/7.jpg", "x/7": "x/7.jpg"}
+        given = Counter(
+            (files.get(path, path), spelling(unicodedata.normalize("NFC", label)))
+            for path, label in rows
+            if path not in LEFT_OUT
+        )
+        by_class = found.splits["all"].items()
+        assert given == Counter((p, spelling(label)) for label, paths in by_class for p in paths)
+        assert len({spelling(label) for label, _ in by_class}) == len(by_class)
         assert sum(found.left_out.values()) == left_out

@@ -84,11 +84,13 @@ def test_other_names_are_classes(tmp_path, name):
     ],
 )
 def test_what_nothing_decides_is_asked(tmp_path, paths, words):
-    for ask in (folder.read, examine):
-        with pytest.raises(DataError, match=words) as told:
-            ask(touch(tmp_path, *paths))
-        assert f"into {tmp_path / 'train'}" in str(told.value)
-        assert "path,label" in str(told.value)
+    with pytest.raises(DataError, match=words) as told:
+        folder.read(touch(tmp_path, *paths))
+    assert f"into {tmp_path / 'train'}" in str(told.value)
+    assert "path,label" in str(told.value)
+    found = examine(tmp_path)
+    assert [f.text for f in found.findings if f.kind == "layout"] == [str(told.value)]
+    assert {f.kind: len(f.groups) for f in found.findings}["unreadable"] == len(paths)
 
 
 def test_the_answers_to_the_question_work(tmp_path):
@@ -123,6 +125,7 @@ def test_nothing_of_a_system_is_data(tmp_path):
         "cat/.@__thumb/1.jpg", "$RECYCLE.BIN/$R1.jpg", "System Volume Information/1.jpg",
         "cat/Thumbs.db", "dog/desktop.ini", "dog/._1.jpg", "dog/.DS_Store", "__MACOSX/dog/1.jpg",
         ".Trashes/1.jpg", "lost+found/1.jpg", "__pycache__/1.jpg", "dog/.ipynb_checkpoints/1.jpg",
+        "~snapshot/a/1.jpg", "RECYCLER/1.jpg", "FOUND.000/1.jpg",
         ".git/1.jpg", ".dropbox.cache/1.jpg", "Old Previews.lrdata/1.jpg", "cat/.thumbnails/1.jpg",
     ]  # fmt: skip
     data = folder.read(touch(tmp_path, *wanted, *system))

@@ -212,6 +212,19 @@ def test_a_single_answer_keeps_a_thumbnail_for_the_notebook(predictor, paths):
     assert predictor(paths[0]).picture == paths[0]
 
 
+def test_the_answers_that_a_notebook_shows_of_a_list_have_thumbnails(predictor, paths):
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    answers = predictor(np.stack([image] * 52))
+    page = answers._repr_html_()
+    assert page.count("<img") == 50
+    assert [answer.picture is not None for answer in answers] == [True] * 50 + [False] * 2
+    assert len(pickle.dumps(answers[0])) < 10_000
+    mixed = predictor([paths[0], Image.fromarray(image), b"no image"])
+    assert mixed._repr_html_().count("<img") == 2
+    assert mixed[0].picture == paths[0]
+    assert mixed[2].error
+
+
 def tops(model_bytes: bytes, paths: list[str]) -> tuple[bool, list[tuple[tuple[str, float], ...]]]:
     """Run in another process: the answers of a pickled predictor."""
     copied = pickle.loads(model_bytes)

@@ -8,7 +8,7 @@ from resnetkit.errors import RecipeError
 from resnetkit.models import get_model, modelfile
 from resnetkit.training import loop, start
 from resnetkit.training.depth import shallow
-from resnetkit.training.optim import set_trainable
+from resnetkit.training.param_groups import set_trainable
 from resnetkit.training.recipe import Recipe
 
 HALF = Recipe(shallow_share=0.5)

@@ -48,7 +48,8 @@ from resnetkit.data.cache import Pictures
 from resnetkit.data.loader import Loader
 from resnetkit.models import get_model
 from resnetkit.training import loop, parallel
-from resnetkit.training.optim import class_weights, make_optimizer
+from resnetkit.training.loss import class_weights
+from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.outcomes import totals
 from resnetkit.training.recipe import load
 
@@ -67,7 +68,7 @@ with runtime.connected():
     norm = lambda maps: nn.GroupNorm(2, maps)
     model = get_model("cifar_resnet20", width=4, num_classes=3, norm_layer=norm)
     network = parallel.wrap(model, recipe, where)
-    state = loop.State(
+    state = State(
         model, make_optimizer(model, recipe), {"data": {"classes": [1, 2, 3]}}, network=network
     )
     weights = class_weights(recipe, part.counts(3), where.device)

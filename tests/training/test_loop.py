@@ -20,9 +20,10 @@ from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
 from resnetkit.models import get_model, modelfile
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
-from resnetkit.training.optim import make_optimizer
 from resnetkit.training.outcomes import totals
+from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.recipe import load as load_recipe
+from resnetkit.training.state import State
 
 
 def test_a_run_leaves_what_it_promises(trained):
@@ -124,7 +125,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         )
         settings = recipe.with_settings({"accumulate": parts})
         identity = {"data": {"classes": ["a", "b", "c"]}}
-        state = loop.State(model, make_optimizer(model, settings), identity)
+        state = State(model, make_optimizer(model, settings), identity)
         where, weights = Runtime(torch.device("cpu"), "fp32"), torch.tensor([1.0, 2.0, 0.5])
         loss, _ = totals(loop.training_step(state, batch, settings, where, 0.1, weights))
         updated.append((loss, [p.detach().clone() for p in model.parameters()]))

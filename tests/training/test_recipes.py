@@ -14,8 +14,8 @@ from resnetkit import load as load_model
 from resnetkit import train
 from resnetkit.data import folder
 from resnetkit.training import loop, recipe
-from resnetkit.training.optim import learning_rate
 from resnetkit.training.preparation import prepare
+from resnetkit.training.schedule import learning_rate
 
 SMALLER = {
     "image_size": 32,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 from resnetkit import evaluate, load, storage, train
+from resnetkit.data import folder
 from resnetkit.errors import Interrupted, OutputError, TrainingError
-from resnetkit.training import checkpoint, loop, plan
+from resnetkit.training import checkpoint, loop, plan, preparation
 from resnetkit.training.interrupts import Interrupts, leave
 from resnetkit.training.run import RunFolder
 
@@ -348,3 +350,26 @@ def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
     again = train(run.folder / "split.csv", out=tmp_path / "again", **{**small, "epochs": 1})
     for file in ("history.csv", "metrics.json", "classes.json"):
         assert (run.folder / file).read_bytes() == (again.folder / file).read_bytes()
+
+
+def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
+    flat_folder, small, tmp_path, monkeypatch
+):
+    settings = {**small, "epochs": 2, "seed": 3}
+    whole = train(flat_folder, out=tmp_path / "whole", **settings)
+    train(flat_folder, out=tmp_path / "run", **settings)
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped at its end
+    with monkeypatch.context() as newer:
+        newer.setattr(preparation, "split", lambda *given: folder.split(*given[:-1], 99))
+        with pytest.raises(
+            TrainingError, match=r"not the split .* on the other side of it"
+        ) as told:
+            train(tmp_path / "run", resume=True)
+        said = str(told.value)
+        split = tmp_path / "run" / "split.csv"
+        recipe = tmp_path / "run" / "recipe.yaml"
+        assert re.search(r"such as \w+/\d+.png \(was (train|val), is (train|val)\)", said)
+        typed = f"resnet train {split} --recipe {recipe} --out {tmp_path / 'run'} --resume"
+        assert typed in said
+        run = train(split, recipe, out=tmp_path / "run", resume=True)
+    assert run.metrics["accuracy"] == whole.metrics["accuracy"]

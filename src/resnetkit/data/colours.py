@@ -38,6 +38,8 @@ def pixels_of(image: Image.Image, channels: int = 3, value_range: ValueRange = N
     image.load()
     if is_wide(image):
         low, high = _limits(image, value_range)
+        if _low_is_white(image):
+            low, high = high, low
         convert = partial(_narrowed, low=low, high=high, channels=channels)
     else:
         convert = partial(_converted, channels=channels)
@@ -99,18 +101,26 @@ def _converted(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def _narrowed(image: Image.Image, low: float, high: float, channels: int) -> np.ndarray:
-    """One wide channel, of which ``low`` becomes black and ``high`` white, as 8 bits. What lies
-    outside is cut off; what is no number is black."""
-    wide = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=low, posinf=high, neginf=low)
-    wide = wide.clip(low, high)
-    if (low, high) == (0, 65535):
+    """One wide channel, of which ``low`` becomes black and ``high`` white, as 8 bits; either may be
+    the greater one. What lies outside is cut off; what is no number is black."""
+    least, most = min(low, high), max(low, high)
+    wide = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=low, posinf=most, neginf=least)
+    wide = wide.clip(least, most)
+    if (least, most) == (0, 65535):
         narrow = np.floor(wide / 256)
+        narrow = narrow if low < high else 255 - narrow
     else:
         narrow = ((wide - low) * (255 / (high - low))).round()
     pixels = np.repeat(narrow.astype(np.uint8)[..., None], channels, axis=2)
     if channels == 4:
         pixels[..., 3] = 255
     return pixels
+
+
+def _low_is_white(image: Image.Image) -> bool:
+    """Whether a TIFF says that its least number is white, as scanners and X-rays do. Pillow turns
+    8 bits round for that, and leaves 16 and more as they are."""
+    return image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
 
 
 def says_white(image: Image.Image) -> bool:

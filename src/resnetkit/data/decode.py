@@ -35,8 +35,14 @@ MAX_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 """What is read, by Pillow's names, whatever a file is called; no format that starts a program."""
 
-VERSION = 3
+VERSION = 4
 """Of the way in which files become pixels: cached pixels of another one are not taken."""
+
+DIM = (
+    "images of 16 bits for each colour, of which at most 14 are used: the upper 8 count, so that "
+    "they come out dark; save them with 8 bits, or multiplied up to 65,535"
+)
+"""What is wrong with pictures of which `is_dim_colour` is true."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -206,6 +212,28 @@ def depth(source: Path | bytes) -> Depth | None:
             return None
         kind = "16-bit" if image.mode.startswith("I;16") else "32-bit"
         return Depth("float" if image.mode == "F" else kind, *extent(image))
+
+
+def is_dim_colour(source: Path | bytes) -> bool:
+    """Whether a picture has 16 bits for each colour, and uses so few of them that it comes out
+    dark: its upper 8 bits are taken, and nothing in them is above a quarter.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    name = str(source) if isinstance(source, Path) else "the picture"
+    contents = files.read(source) if isinstance(source, Path) else source
+    if contents.startswith(b"\x89PNG"):
+        if contents[24:25] != b"\x10" or contents[25:26] == b"\0":
+            return False
+    elif contents[:2] not in (b"II", b"MM"):
+        return False
+    with _named(name), _open(io.BytesIO(contents)) as image:
+        if is_wide(image):
+            return False
+        if image.format == "TIFF" and set(image.tag_v2.get(258, ())) != {16}:  # type: ignore[attr-defined]
+            return False
+        return int(pixels_of(image, 4)[..., :3].max()) < 64
 
 
 def _may_be_deep(head: bytes) -> bool:

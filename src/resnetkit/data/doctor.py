@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..errors import DataError, PictureError
 from ..runtime import default_workers
 from . import files, folder, likeness, ranges
 from .cache import digest
-from .decode import Depth, Traits, decode, depth, traits
+from .decode import DIM, Depth, Traits, decode, depth, is_dim_colour, traits
 
 FEW = 20
 """Training pictures that a class should have at least."""
@@ -42,7 +42,7 @@ _SUFFIXES = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"),
 }
-_ORDER = ("all", "train", "val", "test")
+_ORDER = ("all", "train", "val", "test", folder.UNDECIDED)
 Groups = Sequence[Sequence[str]]
 
 
@@ -91,7 +91,7 @@ def examine(
     Raises:
         DataError: there is no such folder, or no picture in it.
     """
-    found = folder.survey(data)
+    found = folder.survey(data, ask=False)
     splits = {name: found.splits[name] for name in _ORDER if name in found.splits}
     rows = [
         Row(split, name, path)
@@ -105,7 +105,8 @@ def examine(
     }
     workers = default_workers() if workers is None else workers
     ward = _read(found.base, rows, workers, progress(len(rows)))
-    findings = [*_classes(counts), *_pictures(ward), *_deep(ward)]
+    asked = [Finding("layout", "error", found.question)] if found.question else []
+    findings = [*(asked or _classes(counts)), *_pictures(ward), *_deep(ward)]
     findings += [Finding("left-out", "note", line) for line in found.left_out.lines()]
     findings += [Finding("reading", "warning", note) for note in found.notes]
     rank = ("error", "warning", "note").index
@@ -133,6 +134,7 @@ class Ward:
     hashes: np.ndarray  # (n,) uint64
     thumbs: np.ndarray  # (n, 16, 16, 3) uint8
     flat: np.ndarray  # (n,) bool, also where it cannot be read
+    dim: set[int] = field(default_factory=set)  # see `is_dim_colour`; only looked up in
 
 
 def _read(base: Path, rows: list[Row], workers: int, advance: Callable[[str], None]) -> Ward:
@@ -147,6 +149,8 @@ def _read(base: Path, rows: list[Row], workers: int, advance: Callable[[str], No
             contents = files.read(base / row.path, "the picture")
             name, seen = digest(contents), traits(contents)
             ward.depths[index] = depth(contents)
+            if is_dim_colour(contents):
+                ward.dim.add(index)
             pixels = decode(contents, _WORKING, value_range="image")  # which number is white
             return name, seen, likeness.look(pixels)  # changes little in how it compares
         except PictureError as error:
@@ -241,7 +245,7 @@ def _deep(ward: Ward) -> Iterator[Finding]:
             "images of 16 or 32 bits of grey: training makes {} black, {} white",
             "note",
         )
-        order = {"train": 0, "all": 0, "val": 1}
+        order = {"train": 0, "all": 0, folder.UNDECIDED: 0, "val": 1}
         seen: list[list[Depth | None]] = [[], []]
         for i, found in ward.depths.items():
             if ward.rows[i].split in order:
@@ -252,6 +256,7 @@ def _deep(ward: Ward) -> Iterator[Finding]:
         except DataError as error:
             text, level = str(error), "error"
         yield from _listed(ward.rows, "deep", level, text, deep)
+    yield from _listed(ward.rows, "dim", "warning", DIM, sorted(ward.dim))
     modes = {seen.mode for seen in ward.traits.values()}
     if modes and all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes):
         text = "all images are grey: training reads them as RGB; --channels 1 for one channel"
@@ -265,12 +270,15 @@ def _copies(
     sorts: dict[str, list[list[str]]] = {"labels": [], "splits": [], "": []}
     for group in groups:
         labels, splits = {rows[i].label for i in group}, {rows[i].split for i in group}
+        if folder.UNDECIDED in splits:  # a folder need not be a class
+            labels = set()
         which = "labels" if len(labels) > 1 else "splits" if len(splits) > 1 else ""
         sorts[which].append([rows[i].path for i in group])
+    where = "" if rows and rows[0].split == folder.UNDECIDED else " in a class"
     texts = {
         "labels": (gravest, f"{what} under two classes: one of them is wrong"),
         "splits": (gravest, f"{what} in two splits: what is measured on it flatters"),
-        "": ("warning", f"{what} more than once in a class"),
+        "": ("warning", f"{what} more than once{where}"),
     }
     for which, (level, text) in texts.items():
         if sorts[which]:

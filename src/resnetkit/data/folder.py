@@ -104,6 +104,8 @@ class Survey:
     """What lies in a folder or manifest, whether or not one can train on it.
 
     ``splits`` is ``{split: {class: paths relative to base}}``, also of classes without a picture.
+    Where ``question`` says that the layout can be read in two ways, the only split is `UNDECIDED`,
+    and folders stand for classes.
     """
 
     root: Path
@@ -111,13 +113,18 @@ class Survey:
     splits: dict[str, dict[str, Paths]]
     left_out: LeftOut
     notes: tuple[str, ...]
+    question: str = ""
 
 
-def survey(data: str | os.PathLike[str], known: Collection[str] = ()) -> Survey:
+UNDECIDED = "undecided"
+
+
+def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool = True) -> Survey:
     """List what is there without a judgement on its classes.
 
     Args:
         known: the classes of a trained network, which decide what a folder of such a name is.
+        ask: raise a question about the layout; if False, the result has it, and all images.
 
     Raises:
         DataError: nothing there, no picture, splits that mean the same, or folders that could be
@@ -127,20 +134,27 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = ()) -> Survey:
     if not root.exists():
         looked = f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}"
         raise DataError(looked.rstrip())
-    left_out, notes = LeftOut(), list[str]()
+    left_out, notes, question = LeftOut(), list[str](), ""
     if root.is_file():
         base = manifest.base(root, notes)
         found = manifest.read(root, base, left_out, notes)
     else:
-        base, found = root, tree.read(root, left_out, notes, known)
-        notes += _notes_on_twins(found)
+        base = root
+        try:
+            found = tree.read(root, left_out, notes, known)
+            notes += _notes_on_twins(found)
+        except tree.UndecidedLayout as error:
+            if ask:
+                raise
+            left_out, notes, question = LeftOut(), [], str(error)
+            found = {UNDECIDED: tree.read_undecided(root, left_out)}
     if not any(paths for part in found.values() for paths in part.values()):
         skipped = "; ".join(left_out.lines())
         raise DataError(
             f"No pictures in {root}{f' (left out: {skipped})' if skipped else ''}. "
             f"Known layouts: {LAYOUTS}. Known formats: {' '.join(sorted(EXTENSIONS))}"
         )
-    return Survey(root, base, found, left_out, tuple(notes))
+    return Survey(root, base, found, left_out, tuple(notes), question)
 
 
 def _notes_on_twins(found: dict[str, dict[str, Paths]]) -> list[str]:

@@ -30,7 +30,7 @@ _SYSTEM = frozenset(
     {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}  # Synology, QNAP
     | {"$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"}
     | {"__macosx", "network trash folder", "temporary items", "icon\r"}
-    | {"lost+found", "__pycache__"}
+    | {"lost+found", "__pycache__", "~snapshot", "recycler", "found.000"}
 )
 _SYSTEM_SUFFIXES = (".lrdata",)  # Lightroom's previews
 

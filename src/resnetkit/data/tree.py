@@ -20,6 +20,10 @@ LOOP = "link(s) to a folder around them"
 BESIDE = "folder(s) beside the splits"
 
 
+class UndecidedLayout(DataError):
+    """Folders that can be read in two ways: a question that names both."""
+
+
 def read(
     root: Path, left_out: LeftOut, notes: list[str], known: Collection[str] = ()
 ) -> dict[str, dict[str, Paths]]:
@@ -31,8 +35,8 @@ def read(
         known: the classes of a trained network: folders of these names are classes.
 
     Raises:
-        DataError: two folders that mean the same split or class, one split inside another, or
-            folders that could be splits as well as classes.
+        UndecidedLayout: two folders that mean the same split or class, one split inside another,
+            or folders that could be splits as well as classes.
     """
     folders = _folders(root, left_out)
     splits = _find_splits(root, folders, notes, known)
@@ -48,6 +52,16 @@ def read(
         split: _read_classes(root, *_descend(root, name), left_out)
         for name, split in splits.items()
     }
+
+
+def read_undecided(root: Path, left_out: LeftOut) -> dict[str, Paths]:
+    """{folder in ``root``: paths relative to root, sorted} of all pictures, without a judgement on
+    what the folders mean. Those in no folder are under ``.``."""
+    found: dict[str, Paths] = {}
+    for path in sorted(_walk(str(root), ".", left_out, set())):
+        folder, _, inside = path.removeprefix("./").partition("/")
+        found.setdefault(folder if inside else ".", Paths()).append(path.removeprefix("./"))
+    return found
 
 
 def _folders(folder: Path, left_out: LeftOut) -> list[str]:
@@ -86,7 +100,9 @@ def _find_splits(
     twice = [split for split, count in Counter(splits.values()).items() if count > 1]
     if twice:
         same = [name for name, split in splits.items() if split in twice]
-        raise DataError(f"{root} has {' and '.join(same)}, which mean the same; keep one of them")
+        raise UndecidedLayout(
+            f"{root} has {' and '.join(same)}, which mean the same; keep one of them"
+        )
     for name in named:
         if labelled and name not in labelled:
             what = "has images, but no class folders" if name in loose else "has no images"
@@ -123,7 +139,7 @@ def _named_splits(root: Path, folders: list[str]) -> dict[str, str]:
 
 def _ask(root: Path, named: list[str], others: list[str]) -> None:
     beside = f", beside {_some(others)}" if others else ""
-    raise DataError(
+    raise UndecidedLayout(
         f"{root}: is {_some(named, ' or ')}{beside} a split or a class? If a split, put a folder "
         f"for each class into it, and the other class folders into {root / 'train'}. If a class, "
         f"put all class folders, it too, into {root / 'train'}. If neither, move it out of "
@@ -150,7 +166,7 @@ def _refuse_same_folders(root: Path, classes: dict[str, Paths]) -> None:
             return
         inside = here
     if inside is not None and len(classes) > 1:
-        raise DataError(
+        raise UndecidedLayout(
             f"{root}: {_some(sorted(classes))} hold the same folders, {_some(sorted(inside))}: "
             f"which are the classes? If the outer ones, put them into {root / 'train'}. If the "
             "inner ones, name the outer ones train, val and test, or put the images of each class "
@@ -189,7 +205,7 @@ def _read_classes(root: Path, folder: Path, prefix: str, left_out: LeftOut) -> d
         if not found and left_out[RUNS] + left_out[OUTPUTS] > outputs:
             continue
         if label(name) in names:
-            raise DataError(
+            raise UndecidedLayout(
                 f"{folder} has two folders called {label(name)}, which are written with other "
                 f"characters ({names[label(name)]!a} and {name!a}): are they one class? Move "
                 "their images into one of them, or rename one"
@@ -204,7 +220,7 @@ def _refuse_split(root: Path, folder: Path, name: str) -> None:
     if folder == root or name.lower() not in SPLITS:
         return
     if any(not is_system(e.name) and leads_to(e.is_dir) for e in entries(folder / name)):
-        raise DataError(
+        raise UndecidedLayout(
             f"{folder / name} lies inside the split {folder.name}; move it beside it: {root / name}"
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..evaluation.metrics import probabilities
 from ..models import modelfile
 from ..storage import sha256
 from . import engines
+from .notebook import MOST
 from .pictures import Picture, is_picture, name_of, thumbnail, working_pixels
 
 BATCH_SIZE = 32
@@ -29,6 +31,9 @@ to start than it would save."""
 
 UNKNOWN = "unknown"
 """The class of a picture whose most probable class is less probable than the threshold."""
+
+
+_starting = Lock()  # so that several threads with one predictor start an engine once
 
 
 def _silent(text: str) -> None:
@@ -45,8 +50,8 @@ class Prediction:
         model: 12 hex digits of the model file's SHA-256.
         threshold: the least probability with which a class is named.
         features: ``(C,)`` float32, what the network's last layer sees, where it was asked for.
-        picture: the path, or of an image in memory a thumbnail, which a notebook shows; `stream`
-            leaves it out for images in memory.
+        picture: the path, or of an image in memory a thumbnail, which a notebook shows; of a list
+            the first 50 have one. `stream` leaves it out for images in memory.
     """
 
     source: str
@@ -96,7 +101,7 @@ class Predictions(list[Prediction]):
 
 
 class Predictor:
-    """A model file, ready to answer.
+    """A model file, ready to answer. Several threads may use one.
 
     Args:
         model_file: what training wrote.
@@ -153,7 +158,8 @@ class Predictor:
         self, pictures: Picture | Iterable[Picture], top_k: int = 5, threshold: float = 0.0
     ) -> Prediction | Predictions:
         """Classify one picture, or several: a list, an iterator, an array ``(N, H, W, C)``, a
-        tensor ``(N, C, H, W)`` with 1, 3 or 4 channels.
+        tensor ``(N, C, H, W)`` with 1, 3 or 4 channels. Of images in memory, the answers keep
+        thumbnails: as many as a notebook shows of a list, the first 50.
 
         Raises:
             PictureError: a single picture cannot be read. Among several, its answer says so.
@@ -164,7 +170,8 @@ class Predictor:
                 raise PictureError(answer.error)
             return replace(answer, picture=answer.picture or thumbnail(pictures))
         several: Iterable[Picture] = pictures  # type: ignore[assignment]
-        return Predictions(self.stream(several, top_k, threshold=threshold))
+        found = self.stream(several, top_k, threshold=threshold, keep_images=True)
+        return Predictions(map(_to_show, found, count()))
 
     def stream(
         self,
@@ -211,12 +218,15 @@ class Predictor:
 
     def _engine(self, many: bool, batch_size: int) -> engines.Engine:
         choice = engines.choose(self._asked, self.device, many)
-        if choice not in self._started:
-            engine = engines.start(
-                choice, self.model, self.preprocessing.crop_size, self.device, batch_size
-            )
-            self._note(str(engine))
-            self._started[choice] = engine
+        if choice in self._started:
+            return self._started[choice]
+        with _starting:
+            if choice not in self._started:
+                engine = engines.start(
+                    choice, self.model, self.preprocessing.crop_size, self.device, batch_size
+                )
+                self._note(str(engine))
+                self._started[choice] = engine
         return self._started[choice]
 
     @runtime.pytorch_defaults()
@@ -269,6 +279,14 @@ def load(
 ) -> Predictor:
     """Open a model file; see `Predictor`."""
     return Predictor(model_file, device, engine, precision)
+
+
+def _to_show(answer: Prediction, number: int) -> Prediction:
+    """Replace an image in memory by its thumbnail, or by nothing where no notebook shows it."""
+    if answer.picture is None or isinstance(answer.picture, str | os.PathLike):
+        return answer
+    shown = number < MOST and answer.error is None
+    return replace(answer, picture=thumbnail(answer.picture) if shown else None)
 
 
 def _chunks(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:

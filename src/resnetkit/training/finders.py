@@ -6,7 +6,6 @@ look at the loss. It falls while the rate is useful, and rises where it is too h
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,19 +15,14 @@ from typing import Any
 
 from .. import randomness, runtime
 from ..data import folder
-from ..data.device_loader import to_device
-from ..data.loader import Batch, Loader
+from ..data.loader import Batch
 from ..errors import RecipeError, TrainingError
 from ..progress import bar
-from . import plan, start
-from .depth import shallow
+from . import start
 from .loop import training_step
 from .memory_limit import enough_memory
-from .optim import class_weights, make_optimizer, set_trainable
 from .outcomes import totals
-from .preparation import identity_of, prepare
-from .recipe import Recipe
-from .state import State
+from .session import Session, set_up
 
 LOWEST, HIGHEST, STEPS = 1e-6, 3.0, 120
 SMOOTHING = 0.9  # share of the old mean in the next
@@ -45,6 +39,7 @@ class LearningRates:
 
 @runtime.pytorch_defaults()
 @randomness.preserve_generators()
+@runtime.restored_threads()
 def find_lr(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -65,33 +60,17 @@ def find_lr(
     """
     if runtime.world_size() > 1:
         raise RecipeError("learning rates are tried by one process: leave out torchrun")
-    chosen = start.choose(recipe, {**settings, "head_share": 0.0})
-    listing = folder.read(data)
-    where = runtime.pick(device, chosen.precision)
-    workers = runtime.default_workers() if workers is None else workers
-    chosen = plan.choose(chosen, listing, where)
-    prepared = prepare(listing, chosen, workers)
-    chosen = plan.choose_length(chosen, len(prepared.train), where)
-    assert chosen.batch_size is not None
-    model, _, where = start.begin(chosen, listing.classes, where)
-    identity = identity_of(prepared, chosen)
-    state = State(model, make_optimizer(model, chosen), identity, scaler=where.scaler())
-    state.network = shallow(model, chosen)
-    weights = class_weights(chosen, prepared.train.part.counts(state.classes), where.device)
-    set_trainable(model, chosen, 0, 1)
+    asked = start.resolve_recipe(recipe, {**settings, "head_share": 0.0})
+    session = set_up(folder.read(data), asked, device, workers)
+    state = session.state
     losses: list[float] = []
-    loader = Loader(
-        prepared.train,
-        chosen.batch_size,
-        workers,
-        sampling=chosen.sampling,
-        repeats=chosen.repeats,
-    )
-    batches = _batches(loader, chosen)
     with bar("trying learning rates", STEPS) as advance:
-        for rate, batch in zip(_rates(), to_device(batches, where.device), strict=False):
-            with enough_memory(chosen, where):
-                outcome = training_step(state, batch, chosen, where, rate, weights)
+        for rate, batch in zip(_rates(), _batches(session), strict=False):
+            session.set_phase()
+            with enough_memory(session.recipe, session.runtime):
+                outcome = training_step(
+                    state, batch, session.recipe, session.runtime, rate, session.class_weights
+                )
             loss, _ = totals(outcome)
             if not math.isfinite(loss) or (losses and loss > 4 * min(losses) + 1):
                 break
@@ -125,9 +104,9 @@ def _rates() -> list[float]:
     return [LOWEST * growth**step for step in range(STEPS)]
 
 
-def _batches(loader: Loader, recipe: Recipe) -> Iterator[Batch]:
-    """Batches of one epoch after another, at the greatest size of training."""
-    assert recipe.epochs is not None
-    size = recipe.train_size(recipe.epochs - 1)
-    for epoch in itertools.count():
-        yield from loader.training(recipe.augmentation(), size, recipe.seed, epoch)
+def _batches(session: Session) -> Iterator[Batch]:
+    """Yield the batches of one epoch after another, at the largest size of training."""
+    image_size = session.recipe.train_size(session.epochs - 1)
+    while True:
+        yield from session.batches(image_size)
+        session.state.epoch += 1

@@ -29,7 +29,8 @@ from ..runtime import Runtime, cores, default_workers
 from . import parallel, wording
 from .depth import shallow
 from .memory_limit import enough_memory
-from .optim import Optimizer, make_optimizer
+from .optimizer import Optimizer
+from .param_groups import make_optimizer
 from .preparation import Prepared
 from .recipe import Recipe
 from .start import DEFAULT_MODEL

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..ahead import map_ahead
 from ..data.cache import Pictures, Scan, check_readable, digest, scan
+from ..data.decode import DIM, is_dim_colour
 from ..data.folder import DataSet, Part, split
 from ..data.likeness import keep_together, look
 from ..errors import DataError
@@ -15,6 +16,9 @@ from ..progress import bar
 from ..randomness import derive
 from ..runtime import Runtime
 from .recipe import Recipe
+
+LOOKED_AT = 64
+"""Training images of which it is looked at how many bits of each colour they use."""
 
 MOST_COMPARED = 100_000
 """Images among which those that look the same are found: a third of a millisecond each."""
@@ -65,12 +69,13 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
     made_split = "val" not in parts
     if not made_split:
         both = (pictures["train"], pictures["val"])
-        notes = _shared(parts["train"], parts["val"], digests)
+        notes = _shared(parts["train"], parts["val"], digests) + _dim(parts["train"])
         return Prepared(data, *both, digests, False, skipped, _conflicting(parts, digests), notes)
 
     conflicting = _conflicting(parts, digests)
     whole: str = "all" if "all" in parts else "train"
     together, notes = _keep_together(pictures[whole], digests[whole], workers)
+    notes += _dim(parts[whole])
     divided = split(parts[whole], data.classes, together, recipe.val_split, recipe.seed)
     by_path = dict(zip(parts[whole].paths, digests[whole], strict=True))
     digests = {name: [by_path[path] for path in part.paths] for name, part in divided.items()}
@@ -81,6 +86,19 @@ def prepare(data: DataSet, recipe: Recipe, workers: int) -> Prepared:
         with bar("reading validation pictures", len(val)) as advance:
             val = scan(val.part, evaluated, workers, advance).pictures
     return Prepared(data, train, val, digests, True, skipped, conflicting, notes)
+
+
+def _dim(part: Part) -> tuple[str, ...]:
+    """Say how many of some training images are much darker than their authors saw them."""
+    chosen = range(0, len(part), max(1, len(part) // LOOKED_AT))[:LOOKED_AT]
+    named = (".png", ".tif", ".tiff")
+    dim = [part.paths[i] for i in chosen if part.paths[i].lower().endswith(named)]
+    dim = [path for path in dim if is_dim_colour(part.root / path)]
+    if not dim:
+        return ()
+    return (
+        f"{len(dim):,} of {len(chosen):,} training images looked at, such as {dim[0]}, are {DIM}",
+    )
 
 
 def _shared(train: Part, val: Part, digests: dict[str, list[str]]) -> tuple[str, ...]:

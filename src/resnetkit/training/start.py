@@ -1,7 +1,7 @@
-"""Where a run's initial weights come from: chance, a published file, or a file of one's own.
+"""Where a run's initial weights come from: random numbers, a published file, or a local file.
 
-`choose` decides it once, before anything else is done; the recipe of a run holds what was taken
-and its SHA-256, never ``auto``.
+`resolve_recipe` decides once, before anything else is done. The recipe of a run names what was
+taken and its SHA-256, never ``auto``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .recipe import Recipe
 DEFAULT_MODEL = "resnet18"
 
 
-def model(recipe: str | Path | None, settings: dict[str, Any]) -> str:
+def network_name(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     """The name of the network, before anything is fetched; the name of a run's folder has it."""
     loaded = recipes.load(recipe or "finetune").with_settings(settings)
     if loaded.model is None and modelfile.is_one(Path(loaded.weights).expanduser()):
@@ -41,7 +41,7 @@ def model(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     return loaded.model or DEFAULT_MODEL
 
 
-def choose(
+def resolve_recipe(
     recipe: str | Path | None, settings: dict[str, Any], recorded: Recipe | None = None
 ) -> Recipe:
     """The recipe with its settings and its weights: ``none``, or what was found and its SHA-256.
@@ -80,6 +80,12 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
         raise RecipeError(
             f"model_options of {recipe.model}: include_top leaves out the head, and a network "
             "without one cannot tell classes. Remove include_top"
+        )
+    given = recipe.model_options.get("num_classes", classes)
+    if given != classes:
+        raise RecipeError(
+            f"model_options of {recipe.model}: num_classes is {given}, and the data have {classes} "
+            "classes, which decide. Remove num_classes"
         )
     for key, value in recipe.model_options.items():
         if type(value) in (int, float) and value <= 0:

@@ -14,7 +14,7 @@ from ..errors import TrainingError
 from ..progress import say
 from .checkpoint import Snapshot
 from .ema import Average
-from .optim import Optimizer
+from .optimizer import Optimizer
 from .recipe import Recipe
 
 SMALLEST_SCALE = 2.0**-10
@@ -170,7 +170,7 @@ class State:
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors()}
         return Snapshot(tensors, _copied(values))
 
-    def restore(self, snapshot: Snapshot, longer: str = "") -> None:
+    def restore(self, snapshot: Snapshot, longer: str = "", moved: str = "") -> None:
         """Go back to where ``snapshot`` was taken.
 
         Moments are copied into tensors with the strides of their parameters: a fused kernel takes
@@ -178,11 +178,12 @@ class State:
 
         Args:
             longer: the command that trains a finished run on, for who asks for more epochs.
+            moved: how the split differs from the run's, where the images do not.
 
         Raises:
             TrainingError: the snapshot is of another run; the differences are listed.
         """
-        check_same(snapshot.values["identity"], self.identity, longer)
+        check_same(snapshot.values["identity"], self.identity, longer, moved)
         set_compute_threads(snapshot.values["compute_threads"])
         before = snapshot.values["world_size"]
         if before != self.world_size:
@@ -229,7 +230,9 @@ class State:
         return tensors
 
 
-def check_same(saved: dict[str, Any], now: dict[str, Any], longer: str = "") -> None:
+def check_same(
+    saved: dict[str, Any], now: dict[str, Any], longer: str = "", moved: str = ""
+) -> None:
     """Compare the identities of two runs. A field that an older recipe had not was at its default;
     of the data only what was noted then is compared.
 
@@ -247,6 +250,8 @@ def check_same(saved: dict[str, Any], now: dict[str, Any], longer: str = "") -> 
         for key in now[kind]
         if before[kind].get(key) != now[kind][key]
     ]
+    if differences and moved and all(d.startswith("data: ") for d in differences):
+        raise TrainingError(f"This is not the split that was saved: {moved}")
     if differences:
         only_longer = all(d.startswith(("recipe: epochs ", "recipe: steps ")) for d in differences)
         how = (

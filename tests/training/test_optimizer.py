@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from resnetkit.models import resnet18
-from resnetkit.training.optim import Optimizer, class_weights, learning_rate, make_optimizer
+from resnetkit.training.loss import class_weights
+from resnetkit.training.optimizer import Optimizer
+from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.recipe import load
+from resnetkit.training.schedule import learning_rate
 
 
 def test_onecycle_is_linear_up_and_cosine_down():
@@ -132,7 +135,7 @@ def test_a_gradient_in_another_order_than_its_parameter_goes_to_the_right_weight
 def test_the_first_step_does_not_import_the_compiler():
     code = """
 import sys, torch
-from resnetkit.training.optim import Optimizer
+from resnetkit.training.optimizer import Optimizer
 weight = torch.nn.Parameter(torch.zeros(2))
 weight.grad = torch.ones(2)
 optimizer = Optimizer("adamw", [{"params": [weight], "weight_decay": 0.0}], lr=1.0)
