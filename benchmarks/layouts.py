@@ -3,8 +3,8 @@
     python benchmarks/layouts.py
 
 For each instruction set (the processor's own, and AVX2) one process measures the two layouts in
-turn, so that a slow minute of the machine slows both. It prints the images per second of each layout
-(medians of the rounds), and their ratio with the lowest and the highest ratio of a round.
+turn, so that a slow minute of the machine slows both. It prints the images per second of each
+layout (medians of the rounds), and their ratio with the lowest and the highest of a round.
 """
 
 from __future__ import annotations
