@@ -13,7 +13,7 @@ AVX2      := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 OLDEST       := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 
-.PHONY: demo test test-all test-avx2 test-oldest check lint clean
+.PHONY: demo test test-all test-avx2 test-oldest check lint coverage docs clean
 
 # The virtual environment, made anew whenever the dependencies change.
 $(STAMP): pyproject.toml
@@ -50,5 +50,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+coverage: $(STAMP)  ## the quick tests, and the lines and branches that they do not reach
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:build/coverage
+
+docs: $(STAMP)  ## the documentation as web pages, in build/docs; warnings and broken links are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees -c docs . build/docs
+	@echo "open build/docs/index.html"
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache

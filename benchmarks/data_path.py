@@ -44,14 +44,14 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 def photo(width: int, height: int, seed: int) -> bytes:
     """A made photo: noise of every scale, the larger the stronger, and grain, as JPEG."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     total = torch.zeros(1, 3, height, width)
     for octave in range(2, 10):
         cells = 2**octave
         shape = (1, 3, min(cells, height) + 1, min(cells, width) + 1)
-        noise = torch.from_numpy(chance.normal(0, 60 / octave**1.3, shape).astype(np.float32))
+        noise = torch.from_numpy(rng.normal(0, 60 / octave**1.3, shape).astype(np.float32))
         total += F.interpolate(noise, (height, width), mode="bilinear")
-    total += torch.from_numpy(chance.normal(0, 9, total.shape).astype(np.float32))
+    total += torch.from_numpy(rng.normal(0, 9, total.shape).astype(np.float32))
     pixels = (total[0].permute(1, 2, 0) + 128).clamp(0, 255).to(torch.uint8).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
@@ -115,24 +115,24 @@ def ways(folder: Path, paths: list[Path], batch: int) -> dict[str, Callable[[], 
     from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
 
     preset, augmentation = Preprocessing(PRESET_SIZE, CROP), Augmentation(crop_scale=SCALE)
-    part = folders.read(folder).parts["train"]
+    part = folders.read(folder).splits["train"]
     epoch = iter(range(10**9))
 
     def peer(make: Callable[[Path], torch.Tensor]) -> Callable[[], None]:
         loader = torch.utils.data.DataLoader(Listed(paths, make), batch, shuffle=True)
-        return lambda: consume(images for images, _ in loader)
+        return lambda: consume(tensors for tensors, _ in loader)
 
-    def cut(pictures: cache.Pictures, normalised: bool = False) -> None:
-        batches = Loader(pictures, batch, 0).training(augmentation, CROP, 0, next(epoch))
-        images = (one.images for one in batches)
-        consume(normalize(one, preset) for one in images) if normalised else consume(images)
+    def cut(images: cache.Images, normalised: bool = False) -> None:
+        batches = Loader(images, batch, 0).training(augmentation, CROP, 0, next(epoch))
+        tensors = (one.images for one in batches)
+        consume(normalize(one, preset) for one in tensors) if normalised else consume(tensors)
 
-    def scan() -> cache.Pictures:
-        return cache.scan(part, preset, 0, lambda text: None).pictures
+    def scan() -> cache.Images:
+        return cache.scan(part, preset, 0, lambda text: None).images
 
     available = cache.available_memory
 
-    def on_disk() -> cache.Pictures:
+    def on_disk() -> cache.Images:
         cache.available_memory = lambda: 1000
         found = scan()
         cache.available_memory = available
@@ -198,7 +198,7 @@ print(f"| {len(data.parts['train']):,} | {wall:.1f} | {cpu:.1f} | {peak / 1000:.
 """
 
 
-def listing(count: int) -> None:
+def dataset(count: int) -> None:
     """Seconds and memory that listing takes: of empty files in 1,000 folders, and of a CSV."""
     with tempfile.TemporaryDirectory() as name:
         folder, manifest = Path(name) / "files", Path(name) / "manifest.csv"
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--list", type=int, metavar="FILES", help="measure only listing")
     args = parser.parse_args()
     if args.list:
-        listing(args.list)
+        dataset(args.list)
         return
     import timm
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from resnetkit import load
-from resnetkit.data.paths import is_picture
+from resnetkit.data.paths import is_image
 from resnetkit.data.transforms import normalize, stack
 from resnetkit.inference import engines
 
@@ -28,7 +28,7 @@ KINDS += ["openvino:fp32", "openvino:bf16", "onnx:fp32"]
 def main() -> None:
     predictor = load(sys.argv[1], "cpu")
     preset, side = predictor.preprocessing, predictor.preprocessing.crop_size
-    files = sorted(path for path in Path(sys.argv[2]).rglob("*") if is_picture(str(path)))
+    files = sorted(path for path in Path(sys.argv[2]).rglob("*") if is_image(str(path)))
     images = stack([preset.crop(preset.pixels(path)) for path in files])  # (n, 3, S, S) uint8
 
     def run(name: str) -> tuple[torch.Tensor, str, int]:

@@ -23,22 +23,22 @@ EPOCHS, SEEDS = 20, (0, 1, 2)
 PLAIN = {"model": "resnet18", "model_options": {"width": 32}}
 
 
-def link(folder: Path, part: str, category: str, pictures: list[Path]) -> None:
+def link(folder: Path, part: str, category: str, images: list[Path]) -> None:
     (folder / part / category).mkdir(parents=True)
-    for picture in pictures:
-        os.symlink(picture.absolute(), folder / part / category / picture.name)
+    for image in images:
+        os.symlink(image.absolute(), folder / part / category / image.name)
 
 
 def tenths(photos: Path, folder: Path, unseen: Path | None = None) -> Path:
     """A tenth to train on, one to choose by; the rest, or ``unseen``, is for the test."""
-    chance = random.Random(7)
+    rng = random.Random(7)
     for category in sorted(path.name for path in photos.iterdir() if path.is_dir()):
-        pictures = sorted((photos / category).iterdir())
-        chance.shuffle(pictures)
-        tenth = max(2, len(pictures) // 10)
-        link(folder, "train", category, pictures[:tenth])
-        link(folder, "val", category, pictures[tenth : 2 * tenth])
-        rest = pictures[2 * tenth :] if unseen is None else sorted((unseen / category).iterdir())
+        images = sorted((photos / category).iterdir())
+        rng.shuffle(images)
+        tenth = max(2, len(images) // 10)
+        link(folder, "train", category, images[:tenth])
+        link(folder, "val", category, images[tenth : 2 * tenth])
+        rest = images[2 * tenth :] if unseen is None else sorted((unseen / category).iterdir())
         link(folder, "test", category, rest)
     return folder
 
@@ -46,9 +46,9 @@ def tenths(photos: Path, folder: Path, unseen: Path | None = None) -> Path:
 def pretrained(cifar10: Path, folder: Path) -> Path:
     """Fifty pictures a class to choose by; the others to train on."""
     for category in sorted(path.name for path in (cifar10 / "train").iterdir()):
-        pictures = sorted((cifar10 / "train" / category).iterdir())
-        link(folder / "data", "val", category, pictures[:50])
-        link(folder / "data", "train", category, pictures[50:])
+        images = sorted((cifar10 / "train" / category).iterdir())
+        link(folder / "data", "val", category, images[:50])
+        link(folder / "data", "train", category, images[50:])
     settings = {**PLAIN, "image_size": 64, "batch_size": 64, "steps": 2600}
     run = train(folder / "data", "fast", out=folder / "run", **settings)
     print(f"CIFAR-10: {run.metrics['accuracy']:.2%} after {run.train_seconds:.0f} s", flush=True)

@@ -1,16 +1,20 @@
 """What a GPU does with resnetkit and with its peers, in one run.
 
     python benchmarks/gpu.py --cifar cifar10.tar.gz --out benchmarks/gpu_CARD_DATE.md
-    python benchmarks/gpu.py --device cpu --batch 2 --size 32 --steps 2 --rounds 1 --no-compile
+    python benchmarks/gpu.py --device cpu --smoke
 
-- The limits of the card: multiply-adds a second of a large bf16 matrix product, and bytes a second
-  of a copy within its memory (each byte is read once and written once: two).
-- ResNet-50 training: ``resnetkit.models``, ``torchvision.models`` and ``timm`` (``pip install
-  timm``) in the same loop: bf16 autocast, channels_last, fused SGD, no loss fetched between steps;
-  with and without ``torch.compile``. *Synthetic* batches lie ready on the card. *Cached* ones come
-  from resnetkit's loader for all three: made photos of 500x375, decoded once to 8/7 of the size,
-  cut at random and mirrored by threads, copied and normalised on the card; the time of an epoch,
-  with the wait for its first batch. *Loader alone* is the same without a network.
+- The precision is the one that ``resnet train`` chooses on the card: bf16 where it multiplies bf16,
+  else fp16 with a scaled loss (T4, V100), else fp32. ``--precision`` sets another.
+- The limits of the card: multiply-adds a second of a large matrix product in that precision, and
+  bytes a second of a copy within its memory (each byte is read once and written once: two).
+- ResNet-50 training. *resnetkit* is what ``resnet train`` runs: `training_step` with the recipe's
+  optimiser and loss scaling, `to_device`, and the losses that `Outcomes` reads one step late.
+  *torchvision* and *timm* (``pip install timm``), and *resnetkit's network* to compare, run in a
+  plain loop: autocast, channels_last, fused SGD, GradScaler in fp16, no loss fetched. With and
+  without ``torch.compile``. *Synthetic* batches lie on the card as uint8. *Cached* ones come from
+  resnetkit's loader for all: made photos of 500x375, decoded once to 8/7 of the size, cut at random
+  and mirrored by threads, copied ahead by `to_device`; the time of an epoch, with the wait for its
+  first batch. All normalise on the card. *Loader alone* is the same without a network.
 - The optimiser's step alone, the one part of a step whose bytes are known: it reads weight,
   gradient and momentum, and writes weight and momentum, in fp32.
 - CIFAR-10 (``--cifar``, pictures under ``train/<class>/`` and ``test/<class>/`` in a folder or a
@@ -37,96 +41,152 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import gpu_cifar
 import numpy as np
 import torch
 import torchvision
 from data_path import write_photos
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from resnetkit import models, runtime
 from resnetkit.data import cache, folder
-from resnetkit.data.loader import Loader
+from resnetkit.data.device_loader import to_device
+from resnetkit.data.folder import Split
+from resnetkit.data.loader import Batch, Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
+from resnetkit.runtime import Runtime
+from resnetkit.training import parallel, recipe
+from resnetkit.training.loop import training_step
+from resnetkit.training.optimizer import Optimizer
+from resnetkit.training.outcomes import Outcomes
+from resnetkit.training.param_groups import make_optimizer
+from resnetkit.training.state import State
 
-Batches = Iterable[tuple[Tensor, Tensor]]
 PHOTOS = 512  # different ones; an epoch shows each as often as it needs
+CLASSES = 1000
+RATE = 0.01
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SMOKE = {"batch": 2, "size": 32, "steps": 2, "rounds": 1, "compile": False}
 NO_GPU = (
     "this machine has no CUDA device; to try the script without one, tiny and meaningless:\n"
-    "  python benchmarks/gpu.py --device cpu --batch 2 --size 32 --steps 2 --rounds 1 --no-compile"
+    "  python benchmarks/gpu.py --device cpu --smoke"
 )
 
 
-def networks() -> dict[str, Callable[[], nn.Module]]:
-    found: dict[str, Callable[[], nn.Module]] = {
-        "resnetkit": models.resnet50,
-        "torchvision": torchvision.models.resnet50,
-    }
-    if importlib.util.find_spec("timm"):
-        import timm
+class Training(Protocol):
+    """A network and its optimiser, which train on batches."""
 
-        found["timm"] = partial(timm.create_model, "resnet50")
-    return found
+    model: nn.Module
+    optimizer: Optimizer | torch.optim.Optimizer
+
+    def run(self, batches: Iterable[Batch]) -> None: ...
 
 
-class Training:
-    """A network and its optimiser: the loop that is the same for all."""
+class Own:
+    """What ``resnet train`` runs, without evaluation and checkpoints."""
 
-    def __init__(self, model: nn.Module, compiled: bool, where: runtime.Runtime) -> None:
-        self.where = where
+    def __init__(
+        self, args: argparse.Namespace, where: Runtime, compiled: bool, split: Split
+    ) -> None:
+        settings = {"image_size": args.size, "resize_size": args.size, "batch_size": args.batch}
+        settings |= {"lr": RATE, "precision": where.precision, "compile": compiled}
+        self.recipe = recipe.load("torchvision-v1").with_settings(settings)
+        model = models.resnet50(num_classes=CLASSES).train()
+        self.where = where = where.for_network(model)
+        self.model = model.to(where.device, memory_format=where.memory_format)
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        identity = {"data": {"classes": [str(number) for number in range(CLASSES)]}}
+        self.state = State(self.model, self.optimizer, identity, scaler=where.scaler())
+        self.state.network = parallel.wrap(self.model, self.recipe, where)
+        self.split = split
+
+    def run(self, batches: Iterable[Batch]) -> None:
+        outcomes = Outcomes(self.state, self.split, self.where)
+        for batch in batches:
+            outcome = training_step(self.state, batch, self.recipe, self.where, RATE)
+            outcomes.add(outcome, batch.indices)
+            outcomes.read(1)
+        outcomes.read(0)
+
+
+class Plain:
+    """The loop that PyTorch's documentation shows."""
+
+    def __init__(self, model: nn.Module, where: Runtime, compiled: bool) -> None:
+        self.where, self.scaler = where, where.scaler()
         self.model = model.to(where.device, memory_format=torch.channels_last).train()
         self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True
+            self.model.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4, fused=True
         )
 
-    def backward(self, images: Tensor, labels: Tensor) -> None:
-        with self.where.autocast():
-            loss = F.cross_entropy(self.forward(images), labels)
-        loss.backward()
-
-    def run(self, batches: Batches) -> None:
-        for images, labels in batches:
-            self.backward(images, labels)
-            self.optimizer.step()
+    def run(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            images = normalize(batch.images, PRESET)
+            images = images.contiguous(memory_format=torch.channels_last)
+            with self.where.autocast():
+                loss = F.cross_entropy(self.forward(images), batch.labels)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.optimizer.zero_grad()
 
 
-def synthetic(args: argparse.Namespace, device: torch.device) -> Callable[[], Batches]:
+PLAIN = {"resnetkit's network": models.resnet50, "torchvision": torchvision.models.resnet50}
+if importlib.util.find_spec("timm"):
+    import timm
+
+    PLAIN["timm"] = partial(timm.create_model, "resnet50")
+PRESET = Preprocessing(224, 224)  # of which the mean and the deviation are used
+
+
+def trainings(args: argparse.Namespace, where: Runtime, split: Split) -> dict[str, Training]:
+    """All of them by "name | how"."""
+    found: dict[str, Training] = {}
+    for how in ("eager", "compiled") if args.compile else ("eager",):
+        found[f"resnetkit | {how}"] = Own(args, where, how == "compiled", split)
+        for name, build in PLAIN.items():
+            found[f"{name} | {how}"] = Plain(build(), where, how == "compiled")
+    return found
+
+
+def synthetic(args: argparse.Namespace, device: torch.device) -> Callable[[], Iterable[Batch]]:
     """The same batch of random numbers, ready on the device."""
-    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(1000, (args.batch,), device=device)
-    return lambda: itertools.repeat((images, labels), args.steps)
+    shape = (args.batch, args.size, args.size, 3)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    labels = torch.randint(CLASSES, (args.batch,), device=device)
+    batch = Batch(images, labels, np.zeros(args.batch, dtype=np.int64))
+    return lambda: itertools.repeat(batch, args.steps)
 
 
-def cached(args: argparse.Namespace, device: torch.device, place: Path) -> Callable[[], Batches]:
-    """Epochs of ``steps`` batches of photos that are decoded once."""
-    pictures = args.steps * args.batch
-    write_photos(place / "photos", 500, 375, min(PHOTOS, pictures))
+def photos(args: argparse.Namespace, place: Path) -> Loader:
+    """A loader of ``steps`` batches of photos that are decoded once."""
+    images = args.steps * args.batch
+    write_photos(place / "photos", 500, 375, min(PHOTOS, images))
     os.environ["RESNETKIT_CACHE"] = str(place / "cache")  # used where memory is short
     preset = Preprocessing(round(args.size * 8 / 7), args.size)
-    part = folder.read(place / "photos").parts["train"]
-    kept = cache.scan(part, preset, args.workers, lambda text: None).pictures
-    rows = np.resize(np.arange(len(part)), pictures)
-    shown = cache.Pictures(part.select(rows), preset, kept.kept, rows)
-    loader = Loader(shown, args.batch, args.workers)
-    epochs = itertools.count()
+    split = folder.read(place / "photos").splits["train"]
+    kept = cache.scan(split, preset, args.workers, lambda text: None).images
+    rows = np.resize(np.arange(len(split)), images)
+    shown = cache.Images(split.select(rows), preset, kept.kept, rows)
+    return Loader(shown, args.batch, args.workers)
 
-    def epoch() -> Batches:
-        augmentation = Augmentation(crop_scale=(0.08, 1.0))
-        for batch in loader.training(augmentation, args.size, 0, next(epochs)):
-            yield normalize(batch.images.to(device), preset), batch.labels.to(device)
 
-    return epoch
+def cached(
+    args: argparse.Namespace, device: torch.device, loader: Loader
+) -> Callable[[], Iterable[Batch]]:
+    """Epochs of the loader's batches, on their way to the device."""
+    epochs, augmentation = itertools.count(), Augmentation(crop_scale=(0.08, 1.0))
+    return lambda: to_device(loader.training(augmentation, args.size, 0, next(epochs)), device)
 
 
 def in_turns(
-    runs: dict[str, Callable[[], object]], rounds: int, where: runtime.Runtime
+    runs: dict[str, Callable[[], object]], rounds: int, where: Runtime
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round, behind one round that warms up."""
+    """Seconds of each way in each round, after one round that warms up."""
     taken: dict[str, list[float]] = {way: [] for way in runs}
     for number in range(rounds + 1):
         for way, run in runs.items():
@@ -140,11 +200,12 @@ def in_turns(
     return taken
 
 
-def limits(args: argparse.Namespace, where: runtime.Runtime) -> tuple[float, float]:
-    """Multiply-adds a second of a bf16 matrix product, bytes a second of a copy: best rounds."""
+def limits(args: argparse.Namespace, where: Runtime) -> tuple[float, float]:
+    """Multiply-adds a second of a matrix product, bytes a second of a copy: best rounds."""
     large = where.device.type == "cuda"
     side, count, times = (8192, 2**30, 50) if large else (512, 2**24, 2)
-    a, b = (torch.randn(side, side, device=where.device).bfloat16() for _ in range(2))
+    kind = TYPES[where.precision]
+    a, b = (torch.randn(side, side, device=where.device).to(kind) for _ in range(2))
     out = torch.empty_like(a)
     source = torch.zeros(count, dtype=torch.uint8, device=where.device)
     target = torch.empty_like(source)
@@ -162,56 +223,47 @@ def spread(amount: float, taken: list[float]) -> str:
     return f"{middle:,.1f} | {low:,.1f} to {high:,.1f}"
 
 
-def throughput(
-    args: argparse.Namespace, where: runtime.Runtime, product: float, copy: float
-) -> list[str]:
+def throughput(args: argparse.Namespace, where: Runtime, product: float, copy: float) -> list[str]:
     """The table of ResNet-50, and that of the optimiser's step."""
-    built = {name: build() for name, build in networks().items()}
-    macs = {name: models.summarize(model, args.size).macs for name, model in built.items()}
-    trainings = {(name, ""): Training(model, False, where) for name, model in built.items()}
-    if args.compile:
-        for name, build in networks().items():
-            trainings[name, "compiled"] = Training(build(), True, where)
+    work = 3 * models.summarize(models.resnet50(), args.size).macs
     with tempfile.TemporaryDirectory() as place:
-        ready = synthetic(args, where.device)
-        photos = cached(args, where.device, Path(place))
-        sources = {"synthetic": ready, "cached": photos}
+        loader = photos(args, Path(place))
+        ways = trainings(args, where, loader.images.split)
+        ready, moving = synthetic(args, where.device), cached(args, where.device, loader)
         runs: dict[str, Callable[[], object]] = {
-            f"{source} | {name} | {how or 'eager'}": lambda t=training, b=batches: t.run(b())
-            for source, batches in sources.items()
-            for (name, how), training in trainings.items()
+            f"{source} | {way}": lambda t=training, b=batches: t.run(b())
+            for source, batches in (("synthetic", ready), ("cached", moving))
+            for way, training in ways.items()
         }
-        runs["cached | loader alone | "] = lambda: [None for _ in photos()]
-        taken = in_turns(runs, args.rounds, where)
+        runs["cached | loader alone | "] = lambda: [None for _ in moving()]
+        with where.tuned(True):
+            taken = in_turns(runs, args.rounds, where)
     lines = [
-        f"## ResNet-50 training: {args.size} px, bf16, channels_last, batch {args.batch}",
+        f"## ResNet-50 training: {args.size} px, {where.precision}, batch {args.batch}",
         f"\n{args.steps} steps a round, {args.rounds} rounds, {args.workers} loader threads\n",
         "| batches | network | how | images/s | spread | of the matrix product's limit |",
         "|---|---|---|---|---|---|",
     ]
     for way, times in taken.items():
-        work = 3 * macs.get(way.split(" | ")[1], 0)
         rate = args.steps * args.batch / statistics.median(times)
-        share = f"{rate * work / product:.1%}" if work else ""
+        share = "" if "loader alone" in way else f"{rate * work / product:.1%}"
         lines.append(f"| {way} | {spread(args.steps * args.batch, times)} | {share} |")
-    if "timm" not in built:
+    if "timm" not in PLAIN:
         lines.append("\ntimm was not measured: it is not installed")
-    eager = {name: training for (name, how), training in trainings.items() if not how}
-    return lines + optimizer_table(args, where, eager, ready, copy)
+    return lines + optimizer_table(args, where, ways, copy)
 
 
 def optimizer_table(
-    args: argparse.Namespace,
-    where: runtime.Runtime,
-    trainings: dict[str, Training],
-    ready: Callable[[], Batches],
-    copy: float,
+    args: argparse.Namespace, where: Runtime, ways: dict[str, Training], copy: float
 ) -> list[str]:
-    for training in trainings.values():  # which leaves gradients to step along
-        training.backward(*next(iter(ready())))
+    eager = {way.split(" | ")[0]: training for way, training in ways.items() if "eager" in way}
+    eager.pop("resnetkit's network")  # the same optimiser as torchvision's
+    for training in eager.values():
+        for parameter in training.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
     runs = {
         name: lambda t=training: [t.optimizer.step() for _ in range(args.steps)]
-        for name, training in trainings.items()
+        for name, training in eager.items()
     }
     taken = in_turns(runs, args.rounds, where)
     lines = [
@@ -220,13 +272,13 @@ def optimizer_table(
         "|---|---|---|---|---|",
     ]
     for name, times in taken.items():
-        parameters = sum(p.numel() for p in trainings[name].model.parameters())
+        parameters = sum(p.numel() for p in eager[name].model.parameters())
         share = 5 * 4 * parameters * args.steps / statistics.median(times) / copy
         lines.append(f"| {name} | {parameters:,} | {spread(args.steps, times)} | {share:.1%} |")
     return lines
 
 
-def heading(where: runtime.Runtime, product: float, copy: float) -> list[str]:
+def heading(where: Runtime, product: float, copy: float) -> list[str]:
     machine = runtime.environment(where.device)
     versions = machine["versions"] | {"python": machine["python"], "CUDA": torch.version.cuda}
     if importlib.util.find_spec("timm"):
@@ -240,7 +292,7 @@ def heading(where: runtime.Runtime, product: float, copy: float) -> list[str]:
         f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine['cores']} cores "
         f"({machine['processor']}), {machine['platform']}",
         f"- {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        f"- limits: {product / 1e12:,.3f} T multiply-adds/s (bf16 matrix product), "
+        f"- limits: {product / 1e12:,.3f} T multiply-adds/s ({where.precision} matrix product), "
         f"{copy / 1e9:,.1f} GB/s (copy within the device, bytes read and written)\n",
     ]
 
@@ -248,6 +300,8 @@ def heading(where: runtime.Runtime, product: float, copy: float) -> list[str]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--precision", choices=("auto", *TYPES), default="auto")
+    parser.add_argument("--smoke", action="store_true", help=f"tiny: {SMOKE}")
     parser.add_argument("--batch", type=int, default=256, help="smaller where memory is short")
     parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
     parser.add_argument("--steps", type=int, default=50, help="in a round")
@@ -259,6 +313,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=15, help="of a CIFAR-10 run")
     parser.add_argument("--seeds", type=int, default=3, help="CIFAR-10 runs of each way")
     parser.add_argument("--out", type=Path, help="Markdown file to write the tables to")
+    smoke, _ = parser.parse_known_args()
+    if smoke.smoke:
+        parser.set_defaults(**SMOKE)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(NO_GPU)
@@ -269,7 +326,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    where = runtime.Runtime(torch.device(args.device), "bf16")
+    where = runtime.pick(args.device, args.precision)
+    args.precision = where.precision
     lines: list[str] = []
 
     def publish(more: list[str]) -> None:

@@ -51,18 +51,21 @@ def arrange(given: Path, place: Path) -> Path:
 
 def ways(args: argparse.Namespace, data: Path) -> dict[str, list[str]]:
     """The commands, but for seed and results. How resnetkit computes stands in its own recipe."""
+    kind = args.precision
     settings = [f"--set={key}={value}" for key, value in RECIPE.items()]
     common = [f"--epochs={args.epochs}", f"--device={args.device}", f"--workers={args.workers}"]
     ours = [sys.executable, "-m", "resnetkit", "train", str(data), *common, *settings]
     ours += ["--model=resnet18", "--image-size=32", f"--batch-size={BATCH}", "--lr=0.2"]
-    ours += ["--recipe=fast", "--weights=none", "--set=precision=bf16"]
+    ours += ["--recipe=fast", "--weights=none", f"--set=precision={args.precision}"]
     script = str(Path(__file__).with_name("plain_cifar.py"))
     plain = [sys.executable, script, str(data), *common, f"--batch-size={BATCH}"]
-    compiled = {"resnetkit, bf16, compiled": [*ours, "--set=compile=true"]} if args.compile else {}
+    compiled = (
+        {f"resnetkit, {kind}, compiled": [*ours, "--set=compile=true"]} if args.compile else {}
+    )
     return {
-        "resnetkit, bf16": ours,
+        f"resnetkit, {kind}": ours,
         **compiled,
-        "plain script, bf16 (AMP)": [*plain, "--precision=bf16"],
+        f"plain script, {kind}": [*plain, f"--precision={kind}"],
         "plain script, fp32": [*plain, "--precision=fp32"],
     }
 
@@ -91,7 +94,7 @@ def table(args: argparse.Namespace, product: float) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         data = arrange(args.cifar, place)
-        pictures = sum(1 for path in (data / "train").glob("*/*"))
+        images = sum(1 for path in (data / "train").glob("*/*"))
         found: dict[str, list[tuple[float, int, float, float]]] = {}
         for seed in range(args.seeds):
             for number, (way, command) in enumerate(ways(args, data).items()):
@@ -99,14 +102,14 @@ def table(args: argparse.Namespace, product: float) -> list[str]:
                 command = [*command, f"--seed={seed}"] + ([out] if "resnetkit" in way else [])
                 found.setdefault(way, []).append(one_run(command, args.target))
                 print(f"{way}, seed {seed}: {found[way][-1]}", file=sys.stderr, flush=True)
-    work = 3 * summarize(resnet18(num_classes=10, stem="small"), 32).macs * pictures
+    work = 3 * summarize(resnet18(num_classes=10, stem="small"), 32).macs * images
     lines = [
         f"\n## CIFAR-10 to {args.target:.0%} of the test pictures: ResNet-18, 32 px, batch {BATCH}",
-        f"\n{pictures:,} training pictures, {args.epochs} epochs, {args.seeds} seed(s), "
+        f"\n{images:,} training pictures, {args.epochs} epochs, {args.seeds} seed(s), "
         f"{args.workers} loader threads (the plain script: processes); seconds are medians from "
         "the start of the process\n",
         "| way | seconds to it | each run | epochs | best accuracy | whole process, s "
-        "| until it, training alone, of the bf16 matrix product's limit |",
+        "| until it, training alone, of the matrix product's limit |",
         "|---|---|---|---|---|---|---|",
     ]
     for way, runs in found.items():

@@ -57,18 +57,18 @@ def saved(out: Path) -> dict[str, int]:
     return {"step": -1, "batch": 0} if newest is None else newest.values
 
 
-def kill_one(data: Path, out: Path, chance: random.Random, early: bool) -> str:
+def kill_one(data: Path, out: Path, rng: random.Random, early: bool) -> str:
     """Start, kill, and say what it was doing."""
     before = saved(out)["step"]
     child = start(data, out)
     if early:
-        time.sleep(chance.uniform(0, 1))
+        time.sleep(rng.uniform(0, 1))
     else:
         while saved(out)["step"] <= before:
             if os.waitpid(child, os.WNOHANG)[0]:
                 raise SystemExit("the run ended before it could be killed")
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 0.15))
     writing = any(path.name.startswith(".0") for path in (out / "state").glob(".*"))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -77,7 +77,7 @@ def kill_one(data: Path, out: Path, chance: random.Random, early: bool) -> str:
 
 def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    chance, base = random.Random(0), Path(tempfile.mkdtemp())
+    rng, base = random.Random(0), Path(tempfile.mkdtemp())
     write_digits(base / "digits")
     data, out = base / "digits", base / "killed"
     begin = time.perf_counter()
@@ -87,7 +87,7 @@ def main() -> None:
     steps, within, back = [], 0, 0
     for number in range(kills):
         within += saved(out)["batch"] > 0  # the resume begins there
-        moments[kill_one(data, out, chance, early=number % 5 == 4)] += 1
+        moments[kill_one(data, out, rng, early=number % 5 == 4)] += 1
         steps.append(saved(out)["step"])
         back += len(steps) > 1 and steps[-1] < steps[-2]
     os.waitpid(start(data, out), 0)

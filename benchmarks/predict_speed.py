@@ -40,7 +40,7 @@ from torchvision import transforms
 from resnetkit import load
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.inference import engines
-from resnetkit.models import modelfile
+from resnetkit.models.weights import modelfile
 from resnetkit.runtime import environment
 
 SIZE, BATCH, ALONE = (500, 375), 32, 64
@@ -51,16 +51,16 @@ WAYS = {"eager fp32": ("eager", "fp32"), "eager bf16": ("eager", "bf16"),
 
 def photo(path: Path, seed: int) -> None:
     """Smooth noise, shapes of one colour, and grain."""
-    chance = np.random.default_rng(seed)
-    coarse = Image.fromarray(chance.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     image = coarse.resize(SIZE, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(12):
-        x, y, side = (int(v) for v in chance.integers((0, 0, 20), (480, 350, 160)))
-        colour = tuple(int(v) for v in chance.integers(0, 256, 3))
-        shape = draw.ellipse if chance.random() < 0.5 else draw.rectangle
+        x, y, side = (int(v) for v in rng.integers((0, 0, 20), (480, 350, 160)))
+        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         shape((x, y, x + side, y + side), fill=colour)
-    grain = chance.normal(0, 8, (SIZE[1], SIZE[0], 3))
+    grain = rng.normal(0, 8, (SIZE[1], SIZE[0], 3))
     pixels = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path, "JPEG", quality=90)
 
@@ -135,18 +135,18 @@ def measure(folder: Path, count: int, rounds: int, every: bool) -> None:
             run()
             if number:  # the first round warms up
                 times[way].append(time.perf_counter() - begun)
-    report(times, {way: pictures for way, (pictures, _) in runs.items()})
+    report(times, {way: images for way, (images, _) in runs.items()})
     one = statistics.median(cold([str(file), str(paths[0])]) for _ in range(3))
     whole = cold([str(file), *map(str, paths)])
     print(f"\nthe command, cold: one photo {one:.1f} s (median of 3), {count} photos {whole:.1f} s")
 
 
-def report(times: dict[str, list[float]], pictures: dict[str, int]) -> None:
-    rates = {way: pictures[way] / statistics.median(taken) for way, taken in times.items()}
+def report(times: dict[str, list[float]], images: dict[str, int]) -> None:
+    rates = {way: images[way] / statistics.median(taken) for way, taken in times.items()}
     print("\n| way | pictures/s | spread | x plain batched | x plain one by one | of bare |")
     print("|---|---|---|---|---|---|")
     for way, rate in rates.items():
-        low, high = pictures[way] / max(times[way]), pictures[way] / min(times[way])
+        low, high = images[way] / max(times[way]), images[way] / min(times[way])
         bare = rates.get(way.replace("ours", "bare"))
         share = f"{rate / bare:.0%}" if way.startswith("ours") and bare else ""
         ratios = [f"{rate / rates[peer]:.2f}" for peer in list(rates)[:2]]

@@ -78,7 +78,8 @@ def main() -> None:
         make_images(splits / "train", per_class=32, first_seed=1)
         make_images(splits / "val", per_class=12, first_seed=2)
         table = root / "table.csv"
-        rows = [f"{path},{path.parent.name}" for path in sorted(flat.glob("*/*.png"))]
+        images = sorted(flat.glob("*/*.png"))
+        rows = [f"{path.relative_to(root)},{path.parent.name}" for path in images]
         table.write_text("\n".join(["path,label", *rows]) + "\n")
 
         train(flat, root / "1-flat")

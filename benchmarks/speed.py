@@ -35,10 +35,10 @@ RESNET = [sys.executable, "-m", "resnetkit"]
 
 def split(photos: Path, folder: Path) -> None:
     """Link a flat folder into train, val and test (f(7), the same on every machine)."""
-    chance = random.Random(7)
+    rng = random.Random(7)
     for category in sorted(path.name for path in photos.iterdir() if path.is_dir()):
         names = sorted(path.name for path in (photos / category).iterdir())
-        chance.shuffle(names)
+        rng.shuffle(names)
         for part, chosen in (("test", names[:42]), ("val", names[42:64]), ("train", names[64:])):
             (folder / part / category).mkdir(parents=True)
             for name in chosen:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,10 +60,10 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 40, 40)}
 
 def draw(colour: str, number: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
     """A coloured square on grey noise, elsewhere for each number."""
-    chance = np.random.default_rng([sorted(COLOURS).index(colour), number])
-    noise = chance.integers(90, 170, (size[1], size[0], 3), dtype=np.uint8)
+    rng = np.random.default_rng([sorted(COLOURS).index(colour), number])
+    noise = rng.integers(90, 170, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    left, top = (int(v) for v in chance.integers(0, 14, 2))
+    left, top = (int(v) for v in rng.integers(0, 14, 2))
     ImageDraw.Draw(image).rectangle((left, top, left + 18, top + 18), fill=COLOURS[colour])
     return image
 
@@ -119,3 +121,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def save() -> Callable[..., Path]:
     return write
+
+
+def _deep_png(values: np.ndarray) -> bytes:
+    """16 bits for each channel."""
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.fixture
+def deep_png() -> Callable[[np.ndarray], bytes]:
+    """Give the PNG of ``(H, W, C)`` numbers of 16 bits, also colours, which Pillow cannot write."""
+    return _deep_png

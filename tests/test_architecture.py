@@ -11,7 +11,7 @@ ROOT = Path(resnetkit.__file__).parent
 ROOMS = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
 # Root modules stand above every room, and import each other only in this order.
 ROOT_MODULES = [
-    "errors", "signals", "randomness", "limits", "runtime", "progress", "storage", "ahead",
+    "errors", "signals", "randomness", "limits", "runtime", "progress", "storage", "prefetch",
 ]  # fmt: skip
 ENTRANCES = {"__init__", "__main__"}  # they name the rooms, lazily
 

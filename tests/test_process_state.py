@@ -143,7 +143,8 @@ data, out = map(pathlib.Path, sys.argv[1:])
 import resnetkit
 from resnetkit.evaluation.explain import explain
 from resnetkit.inference import bench
-from resnetkit.models import get_model, modelfile
+from resnetkit.models import get_model
+from resnetkit.models.weights import modelfile
 
 settings = dict(
     model="cifar_resnet20", model_options={"width": 8}, image_size=32, batch_size=8,

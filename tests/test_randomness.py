@@ -26,4 +26,4 @@ def test_recorded_values():
     """A change here changes every run that was ever recorded."""
     assert randomness.derive(3, "picture", 1, 7, 0) == 8301898058821751976
     assert randomness.order(0, 1, 8).tolist() == [7, 4, 2, 0, 1, 6, 5, 3]
-    assert randomness.for_picture(0, 1, 2).random() == 0.974452706295808
+    assert randomness.for_image(0, 1, 2).random() == 0.974452706295808

@@ -10,7 +10,12 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+GUIDES = [  # that exist in Chinese too; test_docs.py holds the walk through the network
+    path.with_name(path.name.replace(".zh-CN", ""))
+    for path in (*ROOT.glob("*.zh-CN.md"), *sorted(ROOT.glob("docs/*.zh-CN.md")))
+    if path.stem != "resnet.zh-CN"
+]
 COMMAND = typer.main.get_command(__import__("resnetkit.cli.commands", fromlist=["app"]).app)
 
 
@@ -18,14 +23,18 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
-def commands() -> list[str]:
-    found = [
+def lines_of(path: Path) -> list[str]:
+    """The commands that a document shows, without their remarks."""
+    return [
         line.removeprefix("$ ").split("  #")[0].strip()
-        for path in DOCUMENTS
         for block in blocks(path, "console")
         for line in block.splitlines()
         if line.startswith("$ ")
     ]
+
+
+def commands() -> list[str]:
+    found = [line for path in DOCUMENTS for line in lines_of(path)]
     assert found
     return sorted(set(found))
 
@@ -40,10 +49,19 @@ def test_commands_parse(line):
     command.make_context(name, list(arguments))
 
 
+def make_targets() -> list[str]:
+    return re.findall(r"^([a-z-]+\d?):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+
+
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
 def test_make_targets_exist(line):
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-    assert line.split()[1] in targets
+    assert line.split()[1] in make_targets()
+
+
+def test_contributing_names_the_make_targets():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `make ([\w-]+)` \|", text, re.M)
+    assert sorted(named) == sorted({*make_targets()} - {"lint", "clean"})
 
 
 def test_links_lead_somewhere():
@@ -52,37 +70,73 @@ def test_links_lead_somewhere():
             assert (path.parent / link.split("#")[0]).exists(), f"{path.name}: {link}"
 
 
+def test_every_document_is_found_from_the_index():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^(?:.* <)?([\w./-]+)>?$", index, re.M))
+    for path in DOCUMENTS:
+        if path.name not in ("index.md", "pull_request_template.md"):
+            name = path.relative_to(ROOT).with_suffix("").as_posix()
+            shown = name.removeprefix("docs/") if name.startswith("docs/") else f"../{name}"
+            assert shown in listed, name
+
+
+def test_the_reference_has_every_public_name():
+    import resnetkit
+    from resnetkit import models
+
+    made = {*models.builders.__all__, "darknet53", *models.weights.__all__}  # by directives
+    for page, module, left in (("python", resnetkit, set()), ("models", models, made)):
+        text = (ROOT / "docs" / "reference" / f"{page}.md").read_text(encoding="utf-8")
+        named = re.findall(r"^\.\. auto\w+:: (?:resnetkit\.)?(\w+)$", text, re.M)
+        assert sorted(named) == sorted({*module.__all__} - left)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
+
+
 def test_the_map_of_the_house_is_the_house():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = re.findall(r"^\| `([a-z]+)/` \|.*\]\(src/", text, re.M)
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `([a-z]+)/` \|.*\]\(\.\./src/", text, re.M)
     there = [p.parent.name for p in (ROOT / "src" / "resnetkit").glob("*/__init__.py")]
     assert sorted(named) == sorted(there)
 
 
-def test_the_chinese_readme_shows_the_same():
-    """The same headings, commands, outputs, code and rooms as the English one."""
-    english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
-    headings = [
-        re.findall(
-            r"^#+ ", re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.M | re.S), re.M
-        )
-        for path in (english, chinese)
-    ]
-    assert headings[0] == headings[1]
-    for language in ("console", "text", "python"):
+def test_the_files_of_a_run_are_those_that_a_run_leaves():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = text.split("## The files of a run")[1].split("\n## ")[0]
+    named = {
+        name.strip("`/")
+        for cell in re.findall(r"^\| (`.*?`) \|", table, re.M)
+        for name in cell.split(", ")
+    }
+    promised = (ROOT / "tests" / "training" / "test_loop.py").read_text(encoding="utf-8")
+    left = re.findall(r"def test_a_run_leaves_what.*?names >= \{(.*?)\}", promised, re.S)[0]
+    assert named == {*re.findall(r'"([\w.]+)"', left), "state"}
+
+
+@pytest.mark.parametrize("english", GUIDES, ids=lambda path: path.name)
+def test_chinese_documents_follow_the_english_ones(english):
+    """The same headings, tables, commands, outputs, code, figures and numbers."""
+    chinese = english.with_name(f"{english.stem}.zh-CN.md")
+    for language in ("text", "python"):
         assert blocks(chinese, language) == blocks(english, language)
-    rooms = [
-        re.findall(r"^\| `([^|]*) \|", path.read_text(encoding="utf-8"), re.M)
-        for path in (english, chinese)
-    ]
-    assert [row.replace("、", ", ") for row in rooms[1]] == rooms[0]
+    assert lines_of(chinese) == lines_of(english)
+    ours, theirs = (path.read_text(encoding="utf-8") for path in (english, chinese))
+    for pattern in (r"^(#+) ", r"^!\[.*\]\((.*)\)", r"^\|"):
+        assert re.findall(pattern, ours, re.M) == re.findall(pattern, theirs, re.M), pattern
+    number = r"(?<![\w.])\d+(?:[.,]\d+)+(?!\w)"
+    assert sorted(re.findall(number, ours)) == sorted(re.findall(number, theirs))
 
 
 @pytest.mark.slow
 def test_python_blocks_run(tmp_path, monkeypatch):
+    import resnetkit
     from resnetkit.data.digits import write_digits
 
     monkeypatch.chdir(tmp_path)
-    write_digits(Path("demo/digits"))
-    for block in blocks(ROOT / "README.md", "python"):
-        exec(block, {})
+    write_digits(Path("demo/digits"))  # what `resnet demo` leaves, after fewer epochs
+    resnetkit.train("demo/digits", recipe="demo", epochs=2, out="demo/run")
+    for path in GUIDES:
+        for block in blocks(path, "python"):
+            exec(block, {})

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 from unittest import mock
@@ -131,7 +131,19 @@ def test_nccl_waits_for_minutes_and_gloo_for_as_long_as_the_main_rank_works(card
     store.add.return_value = 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    current = [3]  # the caller's device
+
+    @contextmanager
+    def device(number):
+        before, current[0] = current[0], number
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: current.__setitem__(0, number))
     rendezvous = mock.patch(
         "torch.distributed.rendezvous.rendezvous", return_value=iter([(store, 0, 2)])
     )
@@ -143,8 +155,10 @@ def test_nccl_waits_for_minutes_and_gloo_for_as_long_as_the_main_rank_works(card
         begun.return_value = iter([(store, 0, 2)])
         with runtime.connected():
             where = runtime.Runtime(torch.device("cuda", 0), "fp32", 0, 2)
-            where.once(lambda: None)
+            where.on_main(lambda: None)
             where.gather([1.0])
+            assert current == [1]
+        assert current == [3]
         group = called["new_group"].return_value
         assert called["broadcast_object_list"].call_args.kwargs["group"] is group
         assert called["all_gather"].call_args.kwargs["group"] is group

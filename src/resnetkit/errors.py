@@ -34,7 +34,7 @@ class DataError(ResnetkitError, ValueError):
     """A folder of pictures that cannot be trained or measured on."""
 
 
-class PictureError(DataError):
+class ImageError(DataError):
     """One file that is no readable picture.
 
     Args:

@@ -35,9 +35,9 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(derive(seed, "order", epoch))).permutation(count)
 
 
-def for_picture(seed: int, epoch: int, picture: int, copy: int = 0) -> random.Random:
+def for_image(seed: int, epoch: int, image: int, copy: int = 0) -> random.Random:
     """The source of chance for the augmentation of one picture: f(seed, epoch, picture, copy)."""
-    return random.Random(derive(seed, "picture", epoch, picture, copy))
+    return random.Random(derive(seed, "picture", epoch, image, copy))
 
 
 def seed_generators(device: torch.device, *parts: int | str) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import metadata
@@ -33,7 +33,7 @@ this: its connection breaks, and torchrun stops the others."""
 
 NCCL_PATIENCE = timedelta(minutes=10)
 """How long an exchange between GPUs may take. NCCL does not notice that a peer is gone, and no rank
-works alone while others wait in NCCL: they wait in `Runtime.once`, which goes through gloo."""
+works alone while others wait in NCCL: they wait in `Runtime.on_main`, which goes through gloo."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,17 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
-    def once(
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the main rank, the one that writes and prints."""
+        return self.rank == 0
+
+    def on_main(
         self, function: Callable[Given, Result], *args: Given.args, **named: Given.kwargs
     ) -> Result:
-        """What ``function`` gives on the first rank, which alone calls it; the others wait for it.
+        """Call a function on the main rank and return its result on every rank.
 
-        All ranks must come here. The result is pickled on its way.
+        All ranks must call this. The result is pickled on its way.
 
         Raises:
             TrainingError: on the other ranks, where it failed on the first, which has the error.
@@ -126,7 +131,7 @@ class Runtime:
 
 
 _patient_group: Any = None
-"""What `Runtime.once` and `Runtime.gather` go through: gloo, with `PATIENCE`."""
+"""What `Runtime.on_main` and `Runtime.gather` go through: gloo, with `PATIENCE`."""
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:
@@ -172,6 +177,40 @@ def full_fp32(device: torch.device) -> Iterator[None]:
                 setting.fp32_precision = value
 
 
+_dtype_lock = Lock()
+_dtypes_before: list[torch.dtype] = []  # one entry for each `pytorch_defaults` that is open
+
+
+@contextmanager
+def pytorch_defaults() -> Iterator[None]:
+    """Compute as in a fresh process: new tensors are float32 and on the CPU, gradients are
+    recorded, and there is no autocast, whatever the caller has set. All of it is put back.
+
+    Around every public function that makes or runs a network. Not around a ``yield``, which would
+    set the caller's thread too. The default dtype is the process's, so the last of several threads
+    to leave puts it back; the rest belongs to the thread.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # else it would slow down every call
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        with _dtype_lock:
+            _dtypes_before.append(torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            with _dtype_lock:
+                before = _dtypes_before[0]
+                _dtypes_before.pop()
+                if not _dtypes_before:
+                    torch.set_default_dtype(before)
+
+
 def world_size() -> int:
     """How many processes torchrun started for this run; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -198,6 +237,15 @@ def connected() -> Iterator[None]:
     if world_size() == 1 or distributed.is_initialized():
         yield
         return
+    cuda = torch.cuda.is_available()
+    own = cuda and _local_rank() < torch.cuda.device_count()
+    # Unlike set_device, this puts the caller's device back, and takes no memory of that one.
+    with torch.cuda.device(_local_rank()) if own else nullcontext(), _process_group(cuda):
+        yield
+
+
+@contextmanager
+def _process_group(cuda: bool) -> Iterator[None]:
     # Functions of this module have the group of all processes as a default, evaluated when the
     # module is loaded. Loaded by PyTorch later on, it would keep that group and its threads alive
     # after its end, and a process that ends beside such a thread is aborted now and then.
@@ -206,9 +254,6 @@ def connected() -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     global _patient_group
-    cuda = torch.cuda.is_available()
-    if cuda and _local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(_local_rank())
     backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     board, number, size = next(rendezvous("env://", timeout=PATIENCE))
     # A second connection of these processes must not read the addresses of the first.

@@ -11,5 +11,5 @@ def model(trained):
 
 
 @pytest.fixture
-def pictures(trained):
+def images(trained):
     return trained.parent / "data"

@@ -27,8 +27,8 @@ def resnet(*arguments, cwd=None, input=None, **environment):
     )
 
 
-def test_order_is_that_of_the_sources(model, pictures, tmp_path):
-    files = [str(p) for p in sorted((pictures / "red").glob("*.png"))][::-1]
+def test_order_is_that_of_the_sources(model, images, tmp_path):
+    files = [str(p) for p in sorted((images / "red").glob("*.png"))][::-1]
     for folder in ("b", "a/z", "a/b"):
         (tmp_path / "tree" / folder).mkdir(parents=True)
         for name in ("2.png", "10.png", "x.txt", ".hidden.png"):
@@ -39,37 +39,37 @@ def test_order_is_that_of_the_sources(model, pictures, tmp_path):
     assert found == [*files, *inside, files[0]]
 
 
-def test_linked_folders_are_walked_once_each_way(model, pictures, tmp_path):
+def test_linked_folders_are_walked_once_each_way(model, images, tmp_path):
     (tmp_path / "tree").mkdir()
-    (tmp_path / "tree" / "red").symlink_to(pictures / "red")
+    (tmp_path / "tree" / "red").symlink_to(images / "red")
     (tmp_path / "tree" / "red2").symlink_to(tmp_path / "tree")  # leads round
-    (tmp_path / "tree" / ".hidden").symlink_to(pictures / "blue")
+    (tmp_path / "tree" / ".hidden").symlink_to(images / "blue")
     done = resnet("predict", model, tmp_path / "tree")
     found = [json.loads(line)["source"] for line in done.stdout.splitlines()]
     assert found == [
-        str(tmp_path / "tree" / "red" / p.name) for p in sorted((pictures / "red").glob("*.png"))
+        str(tmp_path / "tree" / "red" / p.name) for p in sorted((images / "red").glob("*.png"))
     ]
 
 
-def test_a_list_that_can_be_read_only_once(model, pictures):
-    command = f"{sys.executable} -m resnetkit predict {model} @<(find {pictures}/red -name '00*')"
+def test_a_list_that_can_be_read_only_once(model, images):
+    command = f"{sys.executable} -m resnetkit predict {model} @<(find {images}/red -name '00*')"
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
 
 
-def test_threshold_and_top_k(model, pictures):
-    done = resnet("predict", model, pictures / "red" / "000.png", "--threshold", 1, "--top-k", 2)
+def test_threshold_and_top_k(model, images):
+    done = resnet("predict", model, images / "red" / "000.png", "--threshold", 1, "--top-k", 2)
     row = json.loads(done.stdout)
     assert row["class"] == "unknown"
     assert len(row["top"]) == 2
     assert row["probability"] == row["top"][0]["probability"]
 
 
-def test_embeddings(model, pictures, tmp_path):
+def test_embeddings(model, images, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     done = resnet(
-        "predict", model, tmp_path / "bad.png", pictures, "--embeddings", tmp_path / "e.npz"
+        "predict", model, tmp_path / "bad.png", images, "--embeddings", tmp_path / "e.npz"
     )
     assert done.returncode == 3
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -84,9 +84,9 @@ def test_embeddings(model, pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_save_images(model, pictures, tmp_path):
+def test_save_images(model, images, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
-    red = pictures / "red" / "000.png"
+    red = images / "red" / "000.png"
     done = resnet(
         "predict", model, red, tmp_path / "bad.png", red, "-", "--save-images", tmp_path / "drawn",
         input=red.read_bytes(),
@@ -103,9 +103,9 @@ def test_save_images(model, pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_of_rows_is_continued(model, pictures, tmp_path):
+def test_a_file_of_rows_is_continued(model, images, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
-    sources = [tmp_path / "bad.png", pictures, pictures, tmp_path / "gone"]
+    sources = [tmp_path / "bad.png", images, images, tmp_path / "gone"]
     cuts = {"rows.csv": (0, 1 / 3, 1), "rows.jsonl": (0.001, 0.999)}  # more in test_rows.py
     for name, shares in cuts.items():
         file = tmp_path / name
@@ -127,8 +127,8 @@ def test_a_file_of_rows_is_continued(model, pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_and_continued(model, pictures, tmp_path):
-    sources = [pictures] * 20
+def test_killed_at_any_time_and_continued(model, images, tmp_path):
+    sources = [images] * 20
     command = [sys.executable, "-m", "resnetkit", "predict", model, *sources, "--engine", "eager"]
     whole = tmp_path / "whole.jsonl"
     subprocess.run([*map(str, command), "--out", whole], check=True, capture_output=True)
@@ -164,8 +164,8 @@ def test_killed_at_any_time_and_continued(model, pictures, tmp_path):
         (("--out", "/proc/no/rows.csv"), 1, "cannot be written"),
     ],
 )
-def test_mistakes_are_explained(model, pictures, tmp_path, arguments, code, message):
-    done = resnet("predict", model, pictures / "red" / "000.png", *arguments, cwd=tmp_path)
+def test_mistakes_are_explained(model, images, tmp_path, arguments, code, message):
+    done = resnet("predict", model, images / "red" / "000.png", *arguments, cwd=tmp_path)
     error = done.stderr.decode()
     assert done.returncode == code, error
     assert message in error
@@ -188,9 +188,9 @@ def test_bench(model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_does_not_grow_with_the_pictures(model, pictures, tmp_path):
+def test_memory_does_not_grow_with_the_pictures(model, images, tmp_path):
     """Many more pictures of the same kind take no more memory, but for their listed names."""
-    source = next((pictures / "red").glob("*.png"))
+    source = next((images / "red").glob("*.png"))
 
     def peak(count):
         folder = tmp_path / str(count)

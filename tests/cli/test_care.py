@@ -24,8 +24,8 @@ def photos(tmp_path):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(20):
             pixels = np.random.default_rng([c, number]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            picture = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
-            picture.save(tmp_path / "photos" / name / f"{number}.png")
+            image = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
+            image.save(tmp_path / "photos" / name / f"{number}.png")
     return tmp_path / "photos"
 
 

@@ -16,7 +16,8 @@ import torchvision
 
 import resnetkit
 from resnetkit.data import folder
-from resnetkit.models import modelfile, summarize
+from resnetkit.models import summarize
+from resnetkit.models.weights import modelfile
 from resnetkit.training.recipe import load as load_recipe
 
 
@@ -88,15 +89,15 @@ def test_train_evaluate_predict(flat_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_predict_takes_files_folders_globs_lists_and_bytes(model, pictures, tmp_path):
-    red = sorted((pictures / "red").glob("*.png"))
+def test_predict_takes_files_folders_globs_lists_and_bytes(model, images, tmp_path):
+    red = sorted((images / "red").glob("*.png"))
     (tmp_path / "list.txt").write_text("\n".join(map(str, red[:3])) + "\n")
-    listing = (tmp_path / "list.txt").read_bytes()
+    dataset = (tmp_path / "list.txt").read_bytes()
     ways = {
         "files": resnet("predict", model, *red[:3]),
-        "glob": resnet("predict", model, pictures / "red" / "00[0-2].png"),
+        "glob": resnet("predict", model, images / "red" / "00[0-2].png"),
         "list": resnet("predict", model, f"@{tmp_path / 'list.txt'}"),
-        "stdin": resnet("predict", model, "@-", input=listing),
+        "stdin": resnet("predict", model, "@-", input=dataset),
     }
     for way, done in ways.items():
         assert done.returncode == 0, (way, done.stderr)
@@ -106,12 +107,12 @@ def test_predict_takes_files_folders_globs_lists_and_bytes(model, pictures, tmp_
     alone, together = json.loads(line), json.loads(lines(ways["files"])[0])
     assert alone["class"] == together["class"]
     assert alone["probability"] == pytest.approx(together["probability"], abs=1e-5)
-    assert len(lines(resnet("predict", model, pictures))) == 60
+    assert len(lines(resnet("predict", model, images))) == 60
 
 
 @pytest.mark.slow
-def test_predict_formats(model, pictures):
-    files = sorted((pictures / "red").glob("*.png"))[:2]
+def test_predict_formats(model, images):
+    files = sorted((images / "red").glob("*.png"))[:2]
     done = resnet("predict", model, *files, "--format", "csv")
     rows = list(csv.DictReader(lines(done)))
     assert [row["source"] for row in rows] == list(map(str, files))
@@ -121,9 +122,9 @@ def test_predict_formats(model, pictures):
     assert lines(done)[0].endswith("%")
 
 
-def test_a_picture_that_cannot_be_read_is_a_row_and_exit_code_3(model, pictures, tmp_path):
+def test_a_picture_that_cannot_be_read_is_a_row_and_exit_code_3(model, images, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
-    good = pictures / "red" / "000.png"
+    good = images / "red" / "000.png"
     done = resnet("predict", model, tmp_path / "broken.jpg", good)
     assert done.returncode == 3
     broken, fine = map(json.loads, lines(done))
@@ -133,8 +134,8 @@ def test_a_picture_that_cannot_be_read_is_a_row_and_exit_code_3(model, pictures,
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_ends_quietly(model, pictures):
-    command = f"{sys.executable} -m resnetkit predict {model} {pictures} | head -n 1"
+def test_a_closed_pipe_ends_quietly(model, images):
+    command = f"{sys.executable} -m resnetkit predict {model} {images} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=300)
     assert done.stdout.count(b"\n") == 1
     assert [line.split()[0] for line in done.stderr.splitlines()] == [b"engine"]
@@ -200,10 +201,10 @@ def test_signals(flat_folder, tmp_path, sent, code):
     assert b"Traceback" not in error
 
 
-def test_sources_without_pictures_are_rows_and_stop_nobody(model, pictures, tmp_path):
+def test_sources_without_pictures_are_rows_and_stop_nobody(model, images, tmp_path):
     (tmp_path / "list.txt").write_text("\n")
     (tmp_path / "empty").mkdir()
-    good = pictures / "red" / "000.png"
+    good = images / "red" / "000.png"
     empty = [f"@{tmp_path / 'list.txt'}", "@-", tmp_path / "empty", tmp_path / "*.png"]
     empty += [f"@{tmp_path / 'gone.txt'}", tmp_path / "gone.png", "nul\\0.png"]
     done = resnet("predict", model, good, *empty, good, input=b"")
@@ -215,9 +216,9 @@ def test_sources_without_pictures_are_rows_and_stop_nobody(model, pictures, tmp_
 
 
 @pytest.mark.slow
-def test_names_that_a_terminal_cannot_show(model, pictures, tmp_path):
+def test_names_that_a_terminal_cannot_show(model, images, tmp_path):
     for name in ("bl\u00fcte\n.png", "r\udcff.png"):
-        shutil.copy(pictures / "red" / "000.png", tmp_path / name)
+        shutil.copy(images / "red" / "000.png", tmp_path / name)
     for form in ("jsonl", "csv", "table"):
         done = resnet("predict", model, tmp_path, "--format", form, PYTHONIOENCODING="ascii:strict")
         assert done.returncode == 0, done.stderr
@@ -253,7 +254,7 @@ def test_summary_counts_layers_as_the_paper_does():
 
 
 @pytest.mark.slow
-def test_convert_makes_a_model_file_of_a_bare_state_dict(tmp_path, pictures):
+def test_convert_makes_a_model_file_of_a_bare_state_dict(tmp_path, images):
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=3).eval()
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "best.pth")
@@ -263,7 +264,7 @@ def test_convert_makes_a_model_file_of_a_bare_state_dict(tmp_path, pictures):
     done = resnet(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "m.safetensors: resnet18 (num_classes=3" in done.stdout.decode()
-    done = resnet("evaluate", "m.safetensors", pictures, cwd=tmp_path)
+    done = resnet("evaluate", "m.safetensors", images, cwd=tmp_path)
     assert lines(done)[0].startswith("all: accuracy")
     ours, header = modelfile.read(tmp_path / "m.safetensors")
     x = torch.randn(2, 3, 64, 64)
@@ -273,9 +274,9 @@ def test_convert_makes_a_model_file_of_a_bare_state_dict(tmp_path, pictures):
     assert (done.returncode, b"m.safetensors exists" in done.stderr) == (1, True)
 
 
-def test_evaluate_writes_the_evidence(model, pictures, tmp_path):
+def test_evaluate_writes_the_evidence(model, images, tmp_path):
     done = resnet(
-        "evaluate", model, pictures, "--split", "all", "--calibrate", "--flip", "--image-size", 40,
+        "evaluate", model, images, "--split", "all", "--calibrate", "--flip", "--image-size", 40,
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -286,15 +287,15 @@ def test_evaluate_writes_the_evidence(model, pictures, tmp_path):
         ".resnetkit", "confusion_matrix.png", "metrics.json", "per_class.csv", "predictions.csv",
         "reliability.png", "report.html",
     ]  # fmt: skip
-    done = resnet("evaluate", model, pictures, "--crops", 5)
+    done = resnet("evaluate", model, images, "--crops", 5)
     assert (done.returncode, b"crops is 1 (the centre) or 10" in done.stderr) == (2, True)
 
 
-def test_evidence_among_the_photos_is_no_class(model, pictures, tmp_path):
+def test_evidence_among_the_photos_is_no_class(model, images, tmp_path):
     data = tmp_path / "data"
     (data / "red").mkdir(parents=True)
     (data / "odd").mkdir()
-    red = (pictures / "red" / "000.png").read_bytes()
+    red = (images / "red" / "000.png").read_bytes()
     (data / "red" / "0.png").write_bytes(red)
     (data / "odd" / "1.png").write_bytes(red)
     done = resnet("evaluate", model, data, "--out", data / "evidence")
@@ -311,17 +312,17 @@ def test_evidence_among_the_photos_is_no_class(model, pictures, tmp_path):
     assert len(done.stdout.splitlines()) == 1
     assert b"4 folder(s) that resnet wrote" in done.stderr
     found = folder.read(data, classes=["blue", "green", "red"])
-    assert list(found.parts["all"].paths) == ["red/0.png"]
+    assert list(found.splits["all"].paths) == ["red/0.png"]
     assert found.left_out == {"folder(s) that resnet wrote": 4}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell closes it")
-def test_a_closed_standard_output(model, pictures, tmp_path):
-    command = f'{sys.executable} -m resnetkit predict "{model}" "{pictures}/red" --out rows.csv >&-'
+def test_a_closed_standard_output(model, images, tmp_path):
+    command = f'{sys.executable} -m resnetkit predict "{model}" "{images}/red" --out rows.csv >&-'
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
     assert (tmp_path / "rows.csv").read_text().startswith("source,class,")
-    command = f'{sys.executable} -m resnetkit predict "{model}" "{pictures}/red" <&- >&- 2>&-'
+    command = f'{sys.executable} -m resnetkit predict "{model}" "{images}/red" <&- >&- 2>&-'
     assert subprocess.run(command, shell=True, cwd=tmp_path, check=False).returncode == 0
 
 
@@ -335,9 +336,9 @@ def test_report_of_a_run_and_of_two(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_explain_writes_overlays(model, pictures, tmp_path):
+def test_explain_writes_overlays(model, images, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
-    files = [pictures / "red" / "000.png", pictures / "blue" / "000.png", "broken.png"]
+    files = [images / "red" / "000.png", images / "blue" / "000.png", "broken.png"]
     done = resnet("explain", model, *files, "--class", "red", "--layer", "layer2", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "ERROR" in lines(done)[2]
@@ -348,10 +349,10 @@ def test_explain_writes_overlays(model, pictures, tmp_path):
     assert (done.returncode, b"no layer 'layer7'; it has conv1" in done.stderr) == (2, True)
 
 
-def test_a_full_terminal_shows_a_live_bar(model, pictures):
+def test_a_full_terminal_shows_a_live_bar(model, images):
     if shutil.which("script") is None:
         pytest.skip("needs the command `script` to make a terminal")
-    command = f"{sys.executable} -m resnetkit evaluate {model} {pictures} --split all"
+    command = f"{sys.executable} -m resnetkit evaluate {model} {images} --split all"
     done = subprocess.run(
         ["script", "-qec", command, "/dev/null"],
         capture_output=True, env={**os.environ, "TERM": "xterm"}, timeout=300,
@@ -370,7 +371,7 @@ def test_demo(tmp_path):
     assert float(last.split("%")[0]) >= 98.0
     recipe = load_recipe(tmp_path / "demo" / "run" / "recipe.yaml")
     network, _ = modelfile.read(tmp_path / "demo" / "run" / "model.safetensors")
-    pictures = len(folder.read(tmp_path / "demo" / "digits").parts["train"])
+    pictures = len(folder.read(tmp_path / "demo" / "digits").splits["train"])
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     forward = pictures * sum(summarize(network, size).macs for size in sizes)
     assert 3 * forward < 3e12  # with twice that of a forward for the way back

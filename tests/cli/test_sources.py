@@ -48,3 +48,17 @@ def test_a_list_may_begin_with_a_mark(tmp_path, mark, monkeypatch):
 
     monkeypatch.setattr("sys.stdin", Stdin)
     assert list(expand(["@-"])) == names
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_may_be_in_utf_16_as_powershell_writes_it(tmp_path, encoding, monkeypatch):
+    names = ["a.png", " b.png ", "\N{LATIN SMALL LETTER C WITH DOT ABOVE}.png", "\N{SNOWMAN}.png"]
+    text = ("\ufeff" + "\r\n".join(names) + "\r\n").encode(encoding)
+    (tmp_path / "list.txt").write_bytes(text)
+    assert list(expand([f"@{tmp_path / 'list.txt'}"])) == names
+
+    class Stdin:
+        buffer = text.splitlines(keepends=True)
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    assert list(expand(["@-"])) == names

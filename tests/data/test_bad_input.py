@@ -23,9 +23,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from resnetkit.data import decode, files, folder
+from resnetkit.data.check import examine
 from resnetkit.data.digits import write_digits
-from resnetkit.data.doctor import examine
-from resnetkit.errors import PictureError
+from resnetkit.errors import ImageError
 
 ROOM = 2**30  # bytes beyond what the imports take
 
@@ -37,7 +37,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from resnetkit.data import decode
-from resnetkit.errors import PictureError
+from resnetkit.errors import ImageError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
 for name in sys.stdin.read().split("\\0"):
@@ -48,7 +48,7 @@ for name in sys.stdin.read().split("\\0"):
         try:
             pixels = function(Path(name), size)
             found[way] = [pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()]
-        except PictureError as error:
+        except ImageError as error:
             found[way] = str(error)
     print(json.dumps([name, found]), flush=True)
 """
@@ -240,10 +240,10 @@ def damaged() -> dict[str, bytes]:
         whole = saved(photo(24, 18), format)
         for end in range(1, len(whole), 10):
             made[f"cut-{end}.{suffix}"] = whole[:end]
-        chance = np.random.default_rng(len(whole))
+        rng = np.random.default_rng(len(whole))
         for number in range(100):
             changed = bytearray(whole)
-            changed[chance.integers(len(whole))] ^= 1 << int(chance.integers(8))
+            changed[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
             made[f"bit-{number}.{suffix}"] = bytes(changed)
     return made
 
@@ -285,7 +285,7 @@ def test_pictures_written_in_another_way_have_the_same_pixels(tmp_path):
 
 
 def test_a_jpeg_that_nobody_here_reads_is_called_one():
-    with pytest.raises(PictureError, match="a JPEG of a kind that is not read"):
+    with pytest.raises(ImageError, match="a JPEG of a kind that is not read"):
         decode.decode(deep_jpeg())
 
 
@@ -367,13 +367,13 @@ def test_what_is_no_file_is_named_and_nobody_waits(strange):
     for name, said in expected.items():
         assert all(str(text).startswith(f"{where / name}: {said}") for text in found[
             str(where / name)].values())  # fmt: skip
-        with pytest.raises(PictureError, match=name):
+        with pytest.raises(ImageError, match=name):
             decode.size(where / name)
 
 
 def test_names_that_no_file_can_have():
     for name in ("nul\0.jpg", "x" * 300 + ".jpg", "lone\udce4.jpg"):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode.decode(Path(name))
 
 
@@ -386,7 +386,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(self))
 
         monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(PictureError, match=r"secret\.jpg: Permission denied"):
+    with pytest.raises(ImageError, match=r"secret\.jpg: Permission denied"):
         decode.decode(path)
 
 
@@ -396,7 +396,7 @@ def test_links_that_lead_round_in_circles(tmp_path):
         (tmp_path / name / "up").symlink_to("..")
         (tmp_path / name / "self").symlink_to(".")
     found = folder.read(tmp_path)
-    assert list(found.parts["all"].paths) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    assert list(found.splits["all"].paths) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
     assert found.left_out["link(s) to a folder around them"] == 4
 
 
@@ -436,9 +436,9 @@ def test_training_names_all_that_it_cannot_read(tmp_path):
     write_digits(tmp_path / "d")
     put(tmp_path / "d/train/0", bad())
     os.mkfifo(tmp_path / "d/train/1/pipe.png")
-    part = folder.read(tmp_path / "d").parts["train"]
-    found = scan(part, Preprocessing(32, 32), 2, lambda text: None)
-    assert {part.path(i).name for i in found.unreadable} == {*bad(), "pipe.png"}
+    split = folder.read(tmp_path / "d").splits["train"]
+    found = scan(split, Preprocessing(32, 32), 2, lambda text: None)
+    assert {split.path(i).name for i in found.unreadable} == {*bad(), "pipe.png"}
 
 
 def mutated(chances: int) -> None:
@@ -468,7 +468,7 @@ def mutated(chances: int) -> None:
         for function in (decode.decode, decode.decode_full)[: 2 if size else 1]:
             try:
                 pixels = function(contents, size)
-            except PictureError as error:
+            except ImageError as error:
                 said = str(error)
             else:
                 assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)

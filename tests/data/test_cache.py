@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from resnetkit.data import cache, decode, disk, folder, pixels
+from resnetkit.data import cache, decode, disk_cache, folder, pixels
 from resnetkit.data.loader import Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing
-from resnetkit.errors import DataError, PictureError
+from resnetkit.errors import DataError, ImageError
 
 PRESET = Preprocessing(32, 32)
 
@@ -28,8 +28,8 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def part(flat_folder):
-    return folder.read(flat_folder).parts["all"]
+def split(flat_folder):
+    return folder.read(flat_folder).splits["all"]
 
 
 @pytest.fixture
@@ -50,71 +50,73 @@ def decoded(monkeypatch):
     return calls
 
 
-def scan(part, preset=PRESET, workers=2, advance=lambda text: None):
-    return cache.scan(part, preset, workers, advance)
+def scan(split, preset=PRESET, workers=2, advance=lambda text: None):
+    return cache.scan(split, preset, workers, advance)
 
 
 def only(found, home):
     """The one file of the cache, with what was scanned equal to a fresh decode of every picture."""
-    for index in range(len(found.pictures)):
-        expected = PRESET.pixels(found.pictures.part.path(index))
-        assert np.array_equal(found.pictures[index], expected)
-        assert not found.pictures[index].flags.writeable
+    for index in range(len(found.images)):
+        expected = PRESET.pixels(found.images.split.path(index))
+        assert np.array_equal(found.images[index], expected)
+        assert not found.images[index].flags.writeable
     (file,) = home.glob("*.pixels")
     assert not list(home.glob("*.partial"))
     return file
 
 
-def test_scan_finds_what_cannot_be_read_and_duplicates(part, home, monkeypatch):
-    part.path(3).write_bytes(b"\xff\xd8broken")
-    part.path(5).write_bytes(part.path(4).read_bytes())
-    part.path(7).unlink()
+def test_scan_finds_what_cannot_be_read_and_duplicates(split, home, monkeypatch):
+    split.path(3).write_bytes(b"\xff\xd8broken")
+    split.path(5).write_bytes(split.path(4).read_bytes())
+    split.path(7).unlink()
     for memory in (10**9, 1000, 1000):  # in memory, to disk, from disk
         monkeypatch.setattr(cache, "available_memory", lambda memory=memory: memory)
         ticks = []
-        found = scan(part, advance=ticks.append)
+        found = scan(split, advance=ticks.append)
         assert list(found.unreadable) == [3, 7]
-        assert found.unreadable[3].startswith(f"{part.path(3)}: ")
-        assert found.unreadable[7] == f"{part.path(7)}: No such file or directory"
+        assert found.unreadable[3].startswith(f"{split.path(3)}: ")
+        assert found.unreadable[7] == f"{split.path(7)}: No such file or directory"
         assert found.digests[5] == found.digests[4] != found.digests[6]
-        assert len(ticks) == len(part)
+        assert len(ticks) == len(split)
         with pytest.raises(DataError, match=r"(?s)2 picture\(s\) cannot be read:.*--on-error skip"):
             cache.check_readable({"all": found})
-        with pytest.raises(PictureError, match=part.path(3).name):
-            found.pictures[3]
+        with pytest.raises(ImageError, match=split.path(3).name):
+            found.images[3]
 
 
-def test_what_fits_stays_in_memory_and_leaves_no_file(part, home, decoded):
-    found = scan(part)
+def test_what_fits_stays_in_memory_and_leaves_no_file(split, home, decoded):
+    found = scan(split)
     decoded.clear()
-    for index in range(len(part)):
-        assert not found.pictures[index].flags.writeable
+    for index in range(len(split)):
+        assert not found.images[index].flags.writeable
     assert not decoded
     assert not home.exists()
 
 
 def test_pixels_are_kept_end_to_end_in_few_buffers(monkeypatch):
     monkeypatch.setattr(pixels, "CHUNK", 1000)
-    chance = np.random.default_rng(0)
-    pictures = [chance.integers(0, 256, (h, 10, 3), np.uint8) for h in (5, 9, 20, 40, 3, 7)]
-    kept = pixels.Pixels.none(len(pictures) + 1)
-    for row, picture in enumerate(pictures):
-        kept.add(row, picture)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, 10, 3), np.uint8) for h in (5, 9, 20, 40, 3, 7)]
+    kept = pixels.Pixels.none(len(images) + 1)
+    for row, image in enumerate(images):
+        kept.add(row, image)
     assert len(kept.buffers) == 4  # 5 + 9 + 20 rows would be 1,020 bytes; 40 rows are 1,200
-    for row, picture in enumerate(pictures):
-        assert np.array_equal(kept.get(row), picture)
-    assert kept.get(len(pictures)) is None
+    for row, image in enumerate(images):
+        assert np.array_equal(kept.get(row), image)
+    assert kept.get(len(images)) is None
 
 
-def test_a_later_run_takes_the_file_and_decodes_nothing(part, home, little_memory, decoded, capsys):
-    first = scan(part)
+def test_a_later_run_takes_the_file_and_decodes_nothing(
+    split, home, little_memory, decoded, capsys
+):
+    first = scan(split)
     file = only(first, home)
     assert "GB as pixels" in capsys.readouterr().err
     before = file.stat().st_mtime_ns, file.read_bytes()
     os.utime(file, (0, 0))
     (home.parent / "now").touch()
     decoded.clear()
-    again = scan(part)
+    again = scan(split)
     assert not decoded
     assert f"Taken from {file}" in capsys.readouterr().err
     assert again.digests == first.digests
@@ -123,30 +125,30 @@ def test_a_later_run_takes_the_file_and_decodes_nothing(part, home, little_memor
     only(again, home)
 
 
-def test_batches_are_the_same_from_memory_disk_and_file(part, home, monkeypatch):
-    def batches(pictures):
-        return list(Loader(pictures, 10, 2).training(Augmentation(), 24, 0, 1))
+def test_batches_are_the_same_from_memory_disk_and_file(split, home, monkeypatch):
+    def batches(images):
+        return list(Loader(images, 10, 2).training(Augmentation(), 24, 0, 1))
 
-    reference = batches(cache.Pictures(part, PRESET))
+    reference = batches(cache.Images(split, PRESET))
     for memory in (10**9, 1000, 1000):
         monkeypatch.setattr(cache, "available_memory", lambda memory=memory: memory)
-        found = scan(part).pictures
+        found = scan(split).images
         for batch, expected in zip(batches(found), reference, strict=True):
             assert torch.equal(batch.images, expected.images)
         evaluated = list(Loader(found, 10, 2).evaluation())
-        assert torch.equal(evaluated[0].images[4], PRESET.crop(PRESET.pixels(part.path(4))))
+        assert torch.equal(evaluated[0].images[4], PRESET.crop(PRESET.pixels(split.path(4))))
 
 
 @pytest.mark.parametrize(
     "change", ["a picture", "the working size", "the decoder", "a missing picture", "their order"]
 )
 def test_other_data_or_another_decoder_make_another_file(
-    part, home, little_memory, decoded, monkeypatch, change
+    split, home, little_memory, decoded, monkeypatch, change
 ):
-    scan(part)
+    scan(split)
     preset = PRESET
     if change == "a picture":  # of the same length, and with the same time
-        path = part.path(9)
+        path = split.path(9)
         times = path.stat().st_atime_ns, path.stat().st_mtime_ns
         other = path.read_bytes()
         path.write_bytes(other[:-1] + bytes([other[-1] ^ 1]))
@@ -156,19 +158,19 @@ def test_other_data_or_another_decoder_make_another_file(
     elif change == "the decoder":
         monkeypatch.setattr(decode, "VERSION", decode.VERSION + 1)
     elif change == "a missing picture":
-        part = part.select(range(len(part) - 1))
+        split = split.select(range(len(split) - 1))
     else:
-        part = part.select(range(len(part))[::-1])
+        split = split.select(range(len(split))[::-1])
     decoded.clear()
-    found = scan(part, preset)
-    assert len(decoded) == len(part)
+    found = scan(split, preset)
+    assert len(decoded) == len(split)
     assert len(list(home.glob("*.pixels"))) == 2
-    assert np.array_equal(found.pictures[9], preset.pixels(part.path(9)))
+    assert np.array_equal(found.images[9], preset.pixels(split.path(9)))
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "longer", "magic", "count", "footer", "shapes"])
-def test_a_damaged_file_is_made_again(part, home, little_memory, capsys, damage):
-    file = only(scan(part), home)
+def test_a_damaged_file_is_made_again(split, home, little_memory, capsys, damage):
+    file = only(scan(split), home)
     whole = file.read_bytes()
     places = {"footer": 5, "shapes": 60, "magic": 40, "count": 31}
     at = len(whole) - places[damage] if damage in places else None
@@ -177,112 +179,114 @@ def test_a_damaged_file_is_made_again(part, home, little_memory, capsys, damage)
         broken = whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]
     file.unlink()
     file.write_bytes(broken)
-    found = scan(part)
+    found = scan(split)
     assert only(found, home).read_bytes() == whole
     assert "is damaged; made again" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_be_written_is_said(part, tmp_path, monkeypatch, capsys, little_memory):
+def test_a_place_that_cannot_be_written_is_said(
+    split, tmp_path, monkeypatch, capsys, little_memory
+):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "file"))
-    found = scan(part)
+    found = scan(split)
     said = capsys.readouterr().err
     assert "They cannot be kept on disk" in said
     assert "48 of 48 pictures do not fit into memory" in said
-    assert np.array_equal(found.pictures[20], PRESET.pixels(part.path(20)))
+    assert np.array_equal(found.images[20], PRESET.pixels(split.path(20)))
 
 
 def test_too_little_room_is_found_before_anything_is_written(
-    part, home, little_memory, monkeypatch, capsys
+    split, home, little_memory, monkeypatch, capsys
 ):
     full = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
-    scan(part)
+    scan(split)
     assert "RESNETKIT_CACHE=/path" in capsys.readouterr().err
     assert not list(home.glob("*.p*"))
 
 
 def test_a_disk_that_fills_up_is_said_and_leaves_nothing(
-    part, home, little_memory, capsys, monkeypatch
+    split, home, little_memory, capsys, monkeypatch
 ):
     """The system itself refuses to write more than 50,000 bytes to a file."""
     ticks = []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        found = scan(part, advance=ticks.append)
+        found = scan(split, advance=ticks.append)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.strerror(errno.EFBIG) in capsys.readouterr().err
-    assert len(ticks) == len(part)
+    assert len(ticks) == len(split)
     assert not list(home.glob("*.p*"))
-    assert np.array_equal(found.pictures[20], PRESET.pixels(part.path(20)))
+    assert np.array_equal(found.images[20], PRESET.pixels(split.path(20)))
 
 
-def test_what_does_not_fit_is_decoded_again_and_said(part, tmp_path, monkeypatch, capsys, decoded):
+def test_what_does_not_fit_is_decoded_again_and_said(split, tmp_path, monkeypatch, capsys, decoded):
     """The sample of headers said that it would fit."""
-    one = PRESET.pixels(part.path(0)).nbytes
+    one = PRESET.pixels(split.path(0)).nbytes
     monkeypatch.setattr(cache, "available_memory", lambda: int(10.5 * one / cache.RAM_SHARE))
     monkeypatch.setattr(cache, "expected_bytes", lambda *_: 0)
-    found = scan(part).pictures
+    found = scan(split).images
     assert "38 of 48 pictures do not fit into memory" in capsys.readouterr().err
     decoded.clear()
-    for index in range(len(part)):
-        assert np.array_equal(found[index], PRESET.pixels(part.path(index)))
+    for index in range(len(split)):
+        assert np.array_equal(found[index], PRESET.pixels(split.path(index)))
     assert len(decoded) == 38 + 48
 
 
-def test_a_picture_that_changes_in_between_is_an_error(part, home, little_memory, monkeypatch):
+def test_a_picture_that_changes_in_between_is_an_error(split, home, little_memory, monkeypatch):
     real = cache.file_digest
 
     def other(path):
-        return "0" * 16 if path == part.path(5) else real(path)
+        return "0" * 16 if path == split.path(5) else real(path)
 
     monkeypatch.setattr(cache, "file_digest", other)
-    with pytest.raises(DataError, match=rf"{part.path(5).name} was changed while"):
-        scan(part)
+    with pytest.raises(DataError, match=rf"{split.path(5).name} was changed while"):
+        scan(split)
     assert not list(home.glob("*.p*"))
 
 
-def test_files_that_nobody_uses_are_removed(part, home, little_memory):
+def test_files_that_nobody_uses_are_removed(split, home, little_memory):
     home.mkdir(parents=True)
     old, new = "0" * 32, "1" * 32
     ages = {f"{old}.pixels": 31, f"{old}.partial": 31, f"{new}.pixels": 29, "mine.pixels": 31}
     for name, days in ages.items():
         (home / name).write_bytes(b"x")
         os.utime(home / name, (time.time() - days * 86400,) * 2)
-    scan(part)
+    scan(split)
     assert {file.name for file in home.glob(f"{old}*")} == set()
     assert (home / "mine.pixels").exists()  # not ours
     assert (home / f"{new}.pixels").exists()
 
 
-def test_the_size_is_told_from_headers(part):
-    exact = sum(PRESET.pixels(part.path(i)).nbytes for i in range(len(part)))
-    assert cache.expected_bytes(part, PRESET) == exact
-    part.path(2).write_bytes(b"broken")
-    assert cache.expected_bytes(part, PRESET) == exact
+def test_the_size_is_told_from_headers(split):
+    exact = sum(PRESET.pixels(split.path(i)).nbytes for i in range(len(split)))
+    assert cache.expected_bytes(split, PRESET) == exact
+    split.path(2).write_bytes(b"broken")
+    assert cache.expected_bytes(split, PRESET) == exact
 
 
-def test_selecting_shares_the_pixels(part, decoded):
-    pictures = scan(part).pictures
+def test_selecting_shares_the_pixels(split, decoded):
+    images = scan(split).images
     decoded.clear()
-    some = pictures.select(part.select([9, 2, 30]))
-    fewer = some.select(part.select([30, 9]))
-    assert np.shares_memory(fewer[1], pictures[9])
-    assert np.shares_memory(fewer[0], pictures[30])
+    some = images.select(split.select([9, 2, 30]))
+    fewer = some.select(split.select([30, 9]))
+    assert np.shares_memory(fewer[1], images[9])
+    assert np.shares_memory(fewer[0], images[30])
     assert not decoded
     with pytest.raises(KeyError):
-        fewer.select(part.select([2]))
+        fewer.select(split.select([2]))
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path))
-    assert disk.cache_folder() == tmp_path / "pixels"
+    assert disk_cache.cache_folder() == tmp_path / "pixels"
     monkeypatch.delenv("RESNETKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert disk.cache_folder() == tmp_path / "xdg" / "resnetkit" / "pixels"
+    assert disk_cache.cache_folder() == tmp_path / "xdg" / "resnetkit" / "pixels"
 
 
 RUN = """
@@ -290,7 +294,7 @@ import sys
 from resnetkit.data import cache, folder
 from resnetkit.data.transforms import Preprocessing
 cache.available_memory = lambda: 1000
-part = folder.read(sys.argv[1]).parts["all"]
+part = folder.read(sys.argv[1]).splits["all"]
 found = cache.scan(part, Preprocessing(32, 32), 1, lambda text: None)
 total = sum(int(found.pictures[i].sum()) for i in range(len(part)))
 print(total)
@@ -298,21 +302,21 @@ print(total)
 
 
 @pytest.mark.slow
-def test_runs_that_start_at_once_share_one_file(flat_folder, part, home):
+def test_runs_that_start_at_once_share_one_file(flat_folder, split, home):
     command = [sys.executable, "-c", RUN, str(flat_folder)]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     ends = [process.communicate(timeout=120) for process in running]
-    expected = sum(int(PRESET.pixels(part.path(i)).sum()) for i in range(len(part)))
+    expected = sum(int(PRESET.pixels(split.path(i)).sum()) for i in range(len(split)))
     assert [int(out) for out, _ in ends] == [expected] * 4
     assert sum("Taken from" in err for _, err in ends) == 3
     assert len(list(home.glob("*.pixels"))) == 1
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken(flat_folder, part, home):
+def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken(flat_folder, split, home):
     """It dies at the 20th picture; the next run writes the file anew."""
     dying = RUN.replace(
         "found =",
@@ -329,13 +333,13 @@ found =""",
     command = [sys.executable, "-c", RUN, str(flat_folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "Taken from" not in done.stderr
-    expected = sum(int(PRESET.pixels(part.path(i)).sum()) for i in range(len(part)))
+    expected = sum(int(PRESET.pixels(split.path(i)).sum()) for i in range(len(split)))
     assert int(done.stdout) == expected
     assert not list(home.glob("*.partial"))
 
 
-def test_only_what_follows_from_the_bytes_is_remembered(part, home, little_memory, monkeypatch):
-    part.path(3).write_bytes(b"\xff\xd8broken")
+def test_only_what_follows_from_the_bytes_is_remembered(split, home, little_memory, monkeypatch):
+    split.path(3).write_bytes(b"\xff\xd8broken")
     real, short = decode.resize, [True]
 
     def resize(pixels, size):
@@ -344,22 +348,22 @@ def test_only_what_follows_from_the_bytes_is_remembered(part, home, little_memor
         return real(pixels, size)
 
     monkeypatch.setattr(decode, "resize", resize)
-    found = scan(part, Preprocessing(8, 8))
-    assert set(found.unreadable) == set(range(len(part)))
+    found = scan(split, Preprocessing(8, 8))
+    assert set(found.unreadable) == set(range(len(split)))
     assert "not enough memory" in found.unreadable[5]
     (file,) = home.glob("*.pixels")
     short[0] = False
-    again = scan(part, Preprocessing(8, 8))
+    again = scan(split, Preprocessing(8, 8))
     assert list(home.glob("*.pixels")) == [file]
     assert list(again.unreadable) == [3]
-    assert np.array_equal(again.pictures[5], Preprocessing(8, 8).pixels(part.path(5)))
+    assert np.array_equal(again.images[5], Preprocessing(8, 8).pixels(split.path(5)))
 
 
-def test_a_decoder_that_is_installed_later_is_used(part, home, little_memory, monkeypatch):
-    part.path(3).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+def test_a_decoder_that_is_installed_later_is_used(split, home, little_memory, monkeypatch):
+    split.path(3).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pillow_heif", None)
-        found = scan(part)
+        found = scan(split)
     assert "pip install" in found.unreadable[3]
     heif = types.ModuleType("pillow_heif")
 
@@ -368,7 +372,7 @@ def test_a_decoder_that_is_installed_later_is_used(part, home, little_memory, mo
 
     heif.HeifImageFile = reader
     monkeypatch.setitem(sys.modules, "pillow_heif", heif)
-    again = scan(part)
+    again = scan(split)
     assert "pip install" not in again.unreadable[3]
     assert "not a picture in a known format" in again.unreadable[3]
 

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from resnetkit.data import decode, resizing
-from resnetkit.errors import PictureError
-from resnetkit.models.preset import ImageClassification
+from resnetkit.data import decode, resize
+from resnetkit.errors import ImageError
+from resnetkit.models.weights.preset import ImageClassification
 
 
 def smooth(width, height, mode="RGB"):
@@ -142,7 +142,7 @@ def test_odd_jpegs_are_left_to_pillow(tmp_path, opened):
     plain = contents(tmp_path)
     for damaged in (plain[:500], plain[:-200], b"\xff\xd8\xff"):
         opened.clear()
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode.decode(damaged)
         assert opened
 
@@ -190,7 +190,7 @@ def test_a_jpeg_with_damaged_pixels_is_named(tmp_path, damage, turned, options):
         lambda p: decode.decode(p, 32),
         lambda p: decode.decode_full(p, 32),
     ):
-        with pytest.raises(PictureError, match=r"x\.jpg: a damaged JPEG \(.*\)"):
+        with pytest.raises(ImageError, match=r"x\.jpg: a damaged JPEG \(.*\)"):
             read(path)
 
 
@@ -207,7 +207,7 @@ def test_harmless_warnings_about_a_jpeg_change_nothing():
         assert np.array_equal(decode.decode(contents), expected), name
         assert np.array_equal(decode.decode(contents, 40), decode.decode(jpeg, 40)), name
     hidden = WAYS_OF_DAMAGE["rubbish"](odd["another revision of JFIF"], len(jpeg) // 2)
-    with pytest.raises(PictureError, match="a damaged JPEG"):
+    with pytest.raises(ImageError, match="a damaged JPEG"):
         decode.decode(hidden)
 
 
@@ -218,7 +218,7 @@ def test_other_formats_that_end_early_are_named(tmp_path, name):
     ends = {"x.png": whole[-12:], "x.gif": b"\0;"}
     for cut in (whole[: len(whole) // 2], whole[: len(whole) // 2] + ends.get(name, b"")):
         for read in (decode.decode, lambda c: decode.decode_full(c, 32)):
-            with pytest.raises(PictureError, match=r"cannot be decoded|not a picture"):
+            with pytest.raises(ImageError, match=r"cannot be decoded|not a picture"):
                 read(cut)
 
 
@@ -226,7 +226,7 @@ def test_a_png_that_fails_its_own_checksum_is_named(tmp_path):
     whole = save(Image.open(io.BytesIO(noisy_jpeg())), tmp_path, "x.png").read_bytes()
     for at in (20, len(whole) // 2):  # in the header, which has a CRC; in the pixels
         changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode.decode(changed)
 
 
@@ -316,7 +316,7 @@ def test_jpegs_are_turned_as_their_exif_says(tmp_path, orientation):
 
 def test_resize_keeps_the_colours_together_in_memory():
     pixels = np.asarray(smooth(60, 40))[5:35, 7:50]
-    small = resizing.resize_tensor(pixels, (20, 16))
+    small = resize.resize_tensor(pixels, (20, 16))
     assert small.is_contiguous(memory_format=torch.channels_last)
     colours_apart = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous()
     plain = F.interpolate(colours_apart, (16, 20), mode="bilinear", antialias=True)
@@ -337,7 +337,7 @@ def test_from_memory(tmp_path):
     assert decode.from_memory(np.asarray(image.convert("L"))).shape == (40, 50, 3)
     png = decode.decode(save(image, tmp_path, "x.png"), 32)
     assert np.array_equal(decode.from_memory(image, 32), png)
-    with pytest.raises(PictureError, match=r"uint8; got \(40, 50, 3\) float64"):
+    with pytest.raises(ImageError, match=r"uint8; got \(40, 50, 3\) float64"):
         decode.from_memory(np.zeros((40, 50, 3)))
 
 
@@ -358,21 +358,21 @@ def contents(tmp_path, name="x.jpg"):
 def test_broken_files_are_named(tmp_path, make, message):
     path = tmp_path / "broken.jpg"
     path.write_bytes(make(tmp_path))
-    with pytest.raises(PictureError, match=rf"broken\.jpg: .*{message}"):
+    with pytest.raises(ImageError, match=rf"broken\.jpg: .*{message}"):
         decode.decode(path, 32)
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(PictureError, match=r"gone\.png: No such file"):
+    with pytest.raises(ImageError, match=r"gone\.png: No such file"):
         decode.decode(tmp_path / "gone.png")
-    with pytest.raises(PictureError, match="Is a directory"):
+    with pytest.raises(ImageError, match="Is a directory"):
         decode.decode(tmp_path)
 
 
 def test_a_claim_of_too_many_pixels_is_refused_unread(tmp_path):
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
-    with pytest.raises(PictureError, match="at most 178,000,000 pixels are decoded"):
+    with pytest.raises(ImageError, match="at most 178,000,000 pixels are decoded"):
         decode.decode(bomb.getvalue())
 
 
@@ -395,7 +395,7 @@ def test_where_pillow_insists_on_its_limit_the_error_is_ours(tmp_path, monkeypat
     path = save(smooth(60, 40), tmp_path, "x.tiff")  # one strip, whose size Pillow checks itself
     for limit in (2000, 1000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(PictureError, match=rf"x\.tiff: .*exceeds limit of {2000}"):
+        with pytest.raises(ImageError, match=rf"x\.tiff: .*exceeds limit of {2000}"):
             decode.decode(path)
 
 
@@ -413,7 +413,7 @@ def test_warnings_about_metadata_are_answers_or_errors_of_ours(tmp_path):
     path = save(image, tmp_path, "x.jpg", exif=exif.tobytes()[:-6])  # cut short
     with pytest.raises(UserWarning), Image.open(path) as opened:  # warnings are errors here
         opened.getexif()
-    with pytest.raises(PictureError, match=r"x\.jpg: cannot be decoded"):
+    with pytest.raises(ImageError, match=r"x\.jpg: cannot be decoded"):
         decode.decode(path)
     with warnings.catch_warnings(action="ignore"):
         assert decode.decode(path).shape == (20, 30, 3)
@@ -435,7 +435,7 @@ def test_heic_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     path = tmp_path / "x.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
-    with pytest.raises(PictureError, match=r'pip install "resnetkit\[heif\]"'):
+    with pytest.raises(ImageError, match=r'pip install "resnetkit\[heif\]"'):
         decode.decode(path)
 
 
@@ -470,8 +470,8 @@ def colour_png(values):
         return struct.pack(">I", len(body)) + kind + body + checksum
 
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
+    splits = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + splits
 
 
 def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(tmp_path):
@@ -482,22 +482,22 @@ def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(t
     assert np.array_equal(expected[..., 0], by_torchvision.numpy())
 
     grey = Image.fromarray(values)
-    pictures = {mode: Image.fromarray(values.astype(np.int32)).convert(mode) for mode in ("I", "F")}
-    pictures["I;16"] = grey
+    images = {mode: Image.fromarray(values.astype(np.int32)).convert(mode) for mode in ("I", "F")}
+    images["I;16"] = grey
     for name in ("x.png", "x.tif", "x.pgm"):
         grey.save(tmp_path / name)
         pixels = decode.decode(tmp_path / name)
         assert np.array_equal(pixels, expected), name
         assert np.array_equal(decode.decode_full(tmp_path / name, 256), expected), name
-        pictures[name] = Image.open(tmp_path / name)
+        images[name] = Image.open(tmp_path / name)
     assert np.array_equal(decode.decode(colour_png(values)), expected)
     plain = {"mean": [0.0] * 3, "std": [1.0] * 3}
     preset = ImageClassification(crop_size=256, resize_size=256, **plain)
-    for name, picture in pictures.items():
-        guessed = decode.from_memory(picture, value_range="image")  # I and F do not say
+    for name, image in images.items():
+        guessed = decode.from_memory(image, value_range="image")  # I and F do not say
         assert np.array_equal(guessed, expected), name
         if name != "F":  # the preset refuses it
-            pixels = (preset(picture) * 255).round().permute(1, 2, 0).numpy()
+            pixels = (preset(image) * 255).round().permute(1, 2, 0).numpy()
             assert np.array_equal(pixels, expected), name
 
 
@@ -546,9 +546,9 @@ def test_what_does_not_say_its_range_is_refused(tmp_path):
         image = Image.fromarray(np.array([[0, 1, 300]], kind))
         image.save(tmp_path / "x.tif")
         said = r"32 bits of grey, from 0 to 300, and nothing says .*--set value_range="
-        with pytest.raises(PictureError, match=rf"x\.tif: .*{said}"):
+        with pytest.raises(ImageError, match=rf"x\.tif: .*{said}"):
             decode.decode(tmp_path / "x.tif")
-        with pytest.raises(PictureError, match=said):
+        with pytest.raises(ImageError, match=said):
             decode.from_memory(image)
 
 
@@ -620,3 +620,49 @@ def test_grey_is_turned_too(tmp_path, kind, orientation):
     path = save(smooth(90, 60), tmp_path, f"x.{kind}", exif=exif)
     rgb = Image.fromarray(decode.decode(path))
     assert (decode.decode(path, channels=1)[..., 0] == np.asarray(rgb.convert("L"))).all()
+
+
+def tiff(values: np.ndarray, photometric: int) -> bytes:
+    """Grey, not compressed."""
+    data, (height, width) = values.astype(values.dtype.newbyteorder("<")).tobytes(), values.shape
+    bits, kind = values.dtype.itemsize * 8, {"u": 1, "f": 3}[values.dtype.kind]
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data), 339: kind}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return start + data + struct.pack("<H", len(tags)) + fields + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_tiff_may_say_that_0_is_white(kind, channels):
+    most = {"u1": 255, "u2": 65535, "f4": 1.0}[kind]
+    values = (np.linspace(0, 1, 48).reshape(6, 8) * most).astype(kind)
+    span = (0.0, 1.0) if kind == "f4" else None
+    usual, turned = (
+        decode.decode(tiff(values, photometric), channels=channels, value_range=span)
+        for photometric in (1, 0)
+    )
+    assert (usual[0, 0, 0], usual[-1, -1, 0]) == (0, 255)
+    colours = min(channels, 3)
+    assert np.abs(turned[..., :colours] - (255.0 - usual[..., :colours])).max() <= 1
+    if kind == "u2":
+        half = decode.decode(tiff(values // 16, 0), channels=channels, value_range=(0, 4095))
+        assert (half[0, 0, 0], half[-1, -1, 0]) == (255, 0)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(10, True), (12, True), (14, True), (16, False)])
+def test_deep_colours_of_few_bits_are_known(bits, expected, deep_png):
+    values = np.random.default_rng(bits).integers(0, 2**bits, (20, 20, 4))
+    assert decode.is_dim_colour(deep_png(values[..., :3])) is expected
+    values[..., 3] = 65535
+    assert decode.is_dim_colour(deep_png(values)) is expected
+    assert (
+        decode.is_dim_colour(deep_png(values[..., :1])) is False
+    )  # one range for a dataset decides
+    plain = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(plain, "PNG")
+    assert decode.is_dim_colour(plain.getvalue()) is False
+    plain = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(plain, "TIFF")
+    assert decode.is_dim_colour(plain.getvalue()) is False

@@ -13,15 +13,15 @@ from resnetkit.errors import OutputError
 def test_digits_as_a_folder(tmp_path):
     data = folder.read(write_digits(tmp_path / "digits", size=8))
     assert data.classes == tuple("0123456789")
-    sizes = {name: len(part) for name, part in data.parts.items()}
+    sizes = {name: len(split) for name, split in data.splits.items()}
     assert sum(sizes.values()) == 1797
     assert 340 < sizes["test"] < 380
-    pictures, labels = load_digits(return_X_y=True)
-    part = data.parts["test"]
+    images, labels = load_digits(return_X_y=True)
+    split = data.splits["test"]
     for i in (0, 100, 300):
-        number = int(part.path(i).stem)
-        assert labels[number] == part.labels[i]
-        with Image.open(part.path(i)) as image:
-            assert np.abs(np.asarray(image) / 255 * 16 - pictures[number].reshape(8, 8)).max() < 0.1
+        number = int(split.path(i).stem)
+        assert labels[number] == split.labels[i]
+        with Image.open(split.path(i)) as image:
+            assert np.abs(np.asarray(image) / 255 * 16 - images[number].reshape(8, 8)).max() < 0.1
     with pytest.raises(OutputError, match="not empty"):
         write_digits(tmp_path / "digits")

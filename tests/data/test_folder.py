@@ -22,20 +22,20 @@ def test_flat_folder(tmp_path):
     data = folder.read(touch(tmp_path / "d", "b/2.png", "b/1.JPG", "a/deep/er/3.webp"))
     assert data.classes == ("a", "b")
     assert data.name == "d"
-    assert list(data.parts) == ["all"]
-    part = data.parts["all"]
-    assert list(part.paths) == ["a/deep/er/3.webp", "b/1.JPG", "b/2.png"]
-    assert part.labels.tolist() == [0, 1, 1]
-    assert part.path(1) == tmp_path / "d" / "b" / "1.JPG"
+    assert list(data.splits) == ["all"]
+    split = data.splits["all"]
+    assert list(split.paths) == ["a/deep/er/3.webp", "b/1.JPG", "b/2.png"]
+    assert split.labels.tolist() == [0, 1, 1]
+    assert split.path(1) == tmp_path / "d" / "b" / "1.JPG"
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
 def test_split_folders(tmp_path, name):
     root = touch(tmp_path, "train/a/1.png", "train/b/1.png", f"{name}/b/2.png", "test/a/3.png")
     data = folder.read(root)
-    assert set(data.parts) == {"train", "val", "test"}
-    assert list(data.parts["val"].paths) == [f"{name}/b/2.png"]
-    assert data.parts["val"].labels.tolist() == [1]  # by name, not by position
+    assert set(data.splits) == {"train", "val", "test"}
+    assert list(data.splits["val"].paths) == [f"{name}/b/2.png"]
+    assert data.splits["val"].labels.tolist() == [1]  # by name, not by position
     assert any("val has no pictures of: a" in note for note in data.notes)
 
 
@@ -45,7 +45,7 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path):
         "__MACOSX/a/._1.png", ".hidden/x.png",
     )  # fmt: skip
     data = folder.read(root)
-    assert len(data.parts["all"]) == 2
+    assert len(data.splits["all"]) == 2
     assert data.left_out["hidden or system file(s)"] == 4
     assert data.left_out["file(s) of another kind"] == 1
     assert data.left_out["picture(s) outside a class folder"] == 1
@@ -56,9 +56,9 @@ def test_manifest(tmp_path):
     (tmp_path / "m.csv").write_text("path,label,split\nx/1.png,cat,train\nx/2.png,dog,train\n")
     data = folder.read(tmp_path / "m.csv")
     assert data.classes == ("cat", "dog")
-    assert data.parts["train"].path(1) == tmp_path / "x/2.png"
+    assert data.splits["train"].path(1) == tmp_path / "x/2.png"
     (tmp_path / "n.csv").write_text("path,label\nx/1.png,cat\nx/2.png,dog\n")
-    assert list(folder.read(tmp_path / "n.csv").parts) == ["all"]
+    assert list(folder.read(tmp_path / "n.csv").splits) == ["all"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_manifest_with_spaces_and_other_encodings(tmp_path):
     (tmp_path / "m.csv").write_text("path, label\nx/1.png, cat\nx/2.png , dog \n")
     data = folder.read(tmp_path / "m.csv")
     assert data.classes == ("cat", "dog")
-    assert list(data.parts["all"].paths) == ["x/1.png", "x/2.png"]
+    assert list(data.splits["all"].paths) == ["x/1.png", "x/2.png"]
     for encoding in ("utf-16", "latin-1"):
         (tmp_path / "m.csv").write_bytes("path,label\nx/1.png,k\u00e4tzchen\n".encode(encoding))
         with pytest.raises(DataError, match="save it as CSV in UTF-8"):
@@ -129,7 +129,7 @@ def test_two_names_for_validation(tmp_path):
 def test_classes_of_a_trained_network_are_kept(tmp_path):
     data = folder.read(touch(tmp_path, "b/1.png"), classes=["a", "b", "c"])
     assert data.classes == ("a", "b", "c")
-    assert data.parts["all"].labels.tolist() == [1]
+    assert data.splits["all"].labels.tolist() == [1]
 
 
 def make_part(tmp_path, per_class):
@@ -141,12 +141,12 @@ def make_part(tmp_path, per_class):
 def test_split_is_stratified_and_a_function_of_the_seed(tmp_path):
     data = make_part(tmp_path, {"a": 40, "b": 20})
     digests = [str(i) for i in range(60)]
-    divided = folder.split(data.parts["all"], data.classes, digests, 0.15, seed=1)
+    divided = folder.split_dataset(data.splits["all"], data.classes, digests, 0.15, seed=1)
     assert divided["val"].counts(2) == [6, 3]
-    assert set(divided["train"].paths) | set(divided["val"].paths) == set(data.parts["all"].paths)
-    again = folder.split(data.parts["all"], data.classes, digests, 0.15, seed=1)
+    assert set(divided["train"].paths) | set(divided["val"].paths) == set(data.splits["all"].paths)
+    again = folder.split_dataset(data.splits["all"], data.classes, digests, 0.15, seed=1)
     assert list(again["val"].paths) == list(divided["val"].paths)
-    other = folder.split(data.parts["all"], data.classes, digests, 0.15, seed=2)
+    other = folder.split_dataset(data.splits["all"], data.classes, digests, 0.15, seed=2)
     assert list(other["val"].paths) != list(divided["val"].paths)
 
 
@@ -154,8 +154,8 @@ def test_split_keeps_duplicates_together(tmp_path):
     data = make_part(tmp_path, {"a": 30, "b": 30})
     digests = [str(i // 3) for i in range(60)]  # each picture three times
     for seed in range(5):
-        divided = folder.split(data.parts["all"], data.classes, digests, 0.2, seed)
-        by_path = dict(zip(data.parts["all"].paths, digests, strict=True))
+        divided = folder.split_dataset(data.splits["all"], data.classes, digests, 0.2, seed)
+        by_path = dict(zip(data.splits["all"].paths, digests, strict=True))
         train, val = ({by_path[p] for p in divided[name].paths} for name in ("train", "val"))
         assert not train & val
         assert divided["val"].counts(2) == [6, 6]
@@ -164,18 +164,22 @@ def test_split_keeps_duplicates_together(tmp_path):
 def test_split_needs_two_different_pictures(tmp_path):
     data = make_part(tmp_path, {"a": 3, "b": 3})
     with pytest.raises(DataError, match="Class 'b' has only one picture"):
-        folder.split(data.parts["all"], data.classes, ["1", "2", "3", "4", "4", "4"], 0.2, 0)
+        folder.split_dataset(
+            data.splits["all"], data.classes, ["1", "2", "3", "4", "4", "4"], 0.2, 0
+        )
 
 
 def test_a_class_of_copies_is_told(tmp_path):
     data = make_part(tmp_path, {"a": 3, "b": 3})
     with pytest.raises(DataError, match="Class 'b' has no picture of its own"):
-        folder.split(data.parts["all"], data.classes, ["1", "2", "3", "1", "2", "3"], 0.2, 0)
+        folder.split_dataset(
+            data.splits["all"], data.classes, ["1", "2", "3", "1", "2", "3"], 0.2, 0
+        )
 
 
 def test_select_and_counts(tmp_path):
-    part = make_part(tmp_path, {"a": 2, "b": 3}).parts["all"]
-    some = part.select(np.array([4, 0]))
+    split = make_part(tmp_path, {"a": 2, "b": 3}).splits["all"]
+    some = split.select(np.array([4, 0]))
     assert list(some.paths) == ["b/2.png", "a/0.png"]
     assert some.counts(3) == [1, 1, 0]
 
@@ -184,7 +188,7 @@ def test_select_and_counts(tmp_path):
 def test_odd_names(tmp_path):
     names = ["a b/ü ñ.png", 'a b/quo"te.png', "a b/new\nline.png", "日本/花.png"]
     data = folder.read(touch(tmp_path, *names))
-    assert sorted(data.parts["all"].paths) == sorted(names)
+    assert sorted(data.splits["all"].paths) == sorted(names)
 
 
 def test_manifests_may_have_empty_lines_short_rows_and_other_columns(tmp_path):
@@ -192,10 +196,10 @@ def test_manifests_may_have_empty_lines_short_rows_and_other_columns(tmp_path):
     (tmp_path / "m.csv").write_text(text, encoding="utf-8")
     data = folder.read(tmp_path / "m.csv")
     assert data.classes == ("a, b", "c")
-    assert list(data.parts["all"].paths) == ["x/1.png", "x/é.png"]
+    assert list(data.splits["all"].paths) == ["x/1.png", "x/é.png"]
     assert data.left_out["file(s) of another kind"] == 1
     (tmp_path / "n.csv").write_text("path,label,split\nx/1.png,cat\nx/2.png,dog\n")
-    assert list(folder.read(tmp_path / "n.csv").parts) == ["all"]
+    assert list(folder.read(tmp_path / "n.csv").splits) == ["all"]
     (tmp_path / "n.csv").write_text("path,label\nx/1.png,cat\nx/2.png\n")
     with pytest.raises(DataError, match="line 3: path or label is empty"):
         folder.read(tmp_path / "n.csv")

@@ -10,10 +10,10 @@ import torch
 
 from resnetkit import randomness
 from resnetkit.data import cache, folder
-from resnetkit.data.cache import Pictures
+from resnetkit.data.cache import Images
 from resnetkit.data.loader import Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing
-from resnetkit.errors import PictureError
+from resnetkit.errors import ImageError
 
 PRESET = Preprocessing(32, 32)
 
@@ -23,20 +23,20 @@ def silent(text):
 
 
 def part_of(root):
-    return folder.read(root).parts["all"]
+    return folder.read(root).splits["all"]
 
 
-def epoch(pictures, workers, seed=0, number=1, size=24):
-    loader = Loader(pictures, 10, workers)
+def epoch(images, workers, seed=0, number=1, size=24):
+    loader = Loader(images, 10, workers)
     return list(loader.training(Augmentation(), size, seed, number))
 
 
 def test_batches_are_the_same_whatever_the_workers_and_the_cache(flat_folder):
-    cold = Pictures(part_of(flat_folder), PRESET)
-    warm = cache.scan(part_of(flat_folder), PRESET, 2, silent).pictures
+    cold = Images(part_of(flat_folder), PRESET)
+    warm = cache.scan(part_of(flat_folder), PRESET, 2, silent).images
     reference = epoch(cold, workers=0)
-    for pictures, workers in [(cold, 1), (cold, 5), (warm, 0), (warm, 3)]:
-        batches = epoch(pictures, workers)
+    for images, workers in [(cold, 1), (cold, 5), (warm, 0), (warm, 3)]:
+        batches = epoch(images, workers)
         assert len(batches) == len(reference) == 4
         for batch, expected in zip(batches, reference, strict=True):
             assert torch.equal(batch.images, expected.images)
@@ -45,59 +45,59 @@ def test_batches_are_the_same_whatever_the_workers_and_the_cache(flat_folder):
 
 
 def test_epochs_and_seeds_differ(flat_folder):
-    pictures = Pictures(part_of(flat_folder), PRESET)
-    first = epoch(pictures, 0)
-    for other in (epoch(pictures, 0, number=2), epoch(pictures, 0, seed=1)):
+    images = Images(part_of(flat_folder), PRESET)
+    first = epoch(images, 0)
+    for other in (epoch(images, 0, number=2), epoch(images, 0, seed=1)):
         assert not np.array_equal(other[0].indices, first[0].indices)
 
 
 def test_no_picture_comes_twice_in_an_epoch_and_labels_fit(flat_folder):
-    part = part_of(flat_folder)
-    batches = epoch(Pictures(part, PRESET), 2)
+    split = part_of(flat_folder)
+    batches = epoch(Images(split, PRESET), 2)
     seen = np.concatenate([batch.indices for batch in batches])
     assert len(seen) == len(set(seen)) == 40
     for batch in batches:
-        assert batch.labels.tolist() == part.labels[batch.indices].tolist()
+        assert batch.labels.tolist() == split.labels[batch.indices].tolist()
         assert batch.images.shape == (10, 3, 24, 24)
         assert batch.images.dtype == torch.uint8
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch(flat_folder):
-    loader = Loader(Pictures(part_of(flat_folder), PRESET), 500, 0)
+    loader = Loader(Images(part_of(flat_folder), PRESET), 500, 0)
     (batch,) = loader.training(Augmentation(), 16, 0, 0)
     assert sorted(batch.indices) == list(range(48))
 
 
 def test_evaluation_sees_everyone_once_in_order(flat_folder):
-    part = part_of(flat_folder)
-    pictures = Pictures(part, PRESET)
-    batches = list(Loader(pictures, 10, 2).evaluation())
+    split = part_of(flat_folder)
+    images = Images(split, PRESET)
+    batches = list(Loader(images, 10, 2).evaluation())
     assert np.concatenate([b.indices for b in batches]).tolist() == list(range(48))
-    assert torch.equal(batches[1].images[3], PRESET.crop(PRESET.pixels(part.path(13))))
+    assert torch.equal(batches[1].images[3], PRESET.crop(PRESET.pixels(split.path(13))))
 
 
 def test_a_broken_picture_reaches_the_reader_as_its_error(flat_folder):
-    part = part_of(flat_folder)
-    part.path(7).write_bytes(b"broken")
+    split = part_of(flat_folder)
+    split.path(7).write_bytes(b"broken")
     for workers in (0, 2):
-        with pytest.raises(PictureError, match=part.path(7).name):
-            list(Loader(Pictures(part, PRESET), 10, workers).evaluation())
+        with pytest.raises(ImageError, match=split.path(7).name):
+            list(Loader(Images(split, PRESET), 10, workers).evaluation())
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_copies_of_a_picture_are_augmented_each_for_itself(flat_folder, workers):
-    part = part_of(flat_folder)
-    pictures = Pictures(part, PRESET)
-    loader = Loader(pictures, 8, workers, repeats=4)
+    split = part_of(flat_folder)
+    images = Images(split, PRESET)
+    loader = Loader(images, 8, workers, repeats=4)
     assert loader.training_batches() == 6
     batches = list(loader.training(Augmentation(), 24, 0, 1))
     for batch in batches:
-        assert batch.labels.tolist() == part.labels[batch.indices].tolist()
+        assert batch.labels.tolist() == split.labels[batch.indices].tolist()
         copies = {}
         for image, index in zip(batch.images, batch.indices, strict=True):
             number = len(copies.setdefault(int(index), []))
-            chance = randomness.for_picture(0, 1, int(index), number)
-            assert torch.equal(image, Augmentation()(pictures[int(index)], 24, chance))
+            rng = randomness.for_image(0, 1, int(index), number)
+            assert torch.equal(image, Augmentation()(images[int(index)], 24, rng))
             copies[int(index)].append(image)
         assert [len(same) for same in copies.values()] == [4, 4]
         assert not any(
@@ -108,8 +108,8 @@ def test_copies_of_a_picture_are_augmented_each_for_itself(flat_folder, workers)
 def test_balanced_batches_hold_every_class(flat_folder):
     for number in range(2, 16):  # one class of two pictures beside two of sixteen
         (flat_folder / "blue" / f"{number:03d}.png").unlink()
-    part = part_of(flat_folder)
-    loader = Loader(Pictures(part, PRESET), 6, 0, sampling="balanced")
+    split = part_of(flat_folder)
+    loader = Loader(Images(split, PRESET), 6, 0, sampling="balanced")
     batches = list(loader.training(Augmentation(), 16, 0, 0))
     assert len(batches) == 34 // 6
     for batch in batches:
@@ -117,7 +117,7 @@ def test_balanced_batches_hold_every_class(flat_folder):
 
 
 def test_an_epoch_in_pieces_is_the_epoch(flat_folder):
-    loader = Loader(Pictures(part_of(flat_folder), PRESET), 10, 0, sampling="balanced", repeats=2)
+    loader = Loader(Images(part_of(flat_folder), PRESET), 10, 0, sampling="balanced", repeats=2)
     whole = list(loader.training(Augmentation(), 16, 0, 3))
     pieces = [
         batch
@@ -133,11 +133,11 @@ THREADS = """
 import os, sys
 import torch
 from resnetkit.data import folder
-from resnetkit.data.cache import Pictures
+from resnetkit.data.cache import Images
 from resnetkit.data.loader import Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing
 torch.set_num_threads(4)
-pictures = Pictures(folder.read(sys.argv[1]).parts["all"], Preprocessing(128, 128))
+pictures = Images(folder.read(sys.argv[1]).splits["all"], Preprocessing(128, 128))
 def count():
     return len(os.listdir("/proc/self/task"))
 before, most = count(), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnetkit.data import folder
+from resnetkit.data.paths import spelling
 from resnetkit.errors import DataError
 
 
@@ -41,7 +43,7 @@ def test_spellings_of_one_label_are_one_class(tmp_path, labels, classes):
     rows = "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels))
     data = folder.read(write(tmp_path, "path,label\n" + rows))
     assert data.classes == classes
-    assert len(data.parts["all"]) == len(labels)
+    assert len(data.splits["all"]) == len(labels)
     merged = len(set(labels)) > len(classes)
     assert [f"{labels[0]!r}" in note and "one class" in note for note in data.notes] == [
         True
@@ -52,7 +54,7 @@ def test_spellings_are_one_class_in_all_splits(tmp_path):
     text = "path,label,split\n1.png,7.0,Training\n2.png,8,train\n3.png,7,Testing\n4.png,7,dev\n"
     data = folder.read(write(tmp_path, text))
     assert data.classes == ("7", "8")
-    assert {name: part.labels.tolist() for name, part in data.parts.items()} == {
+    assert {name: split.labels.tolist() for name, split in data.splits.items()} == {
         "train": [0, 1], "test": [0], "val": [0],
     }  # fmt: skip
 
@@ -67,7 +69,7 @@ def test_ids_without_extension_are_found(tmp_path):
     text = "path,label\nx/007,a\nx/8.b,b\nx\\9.png,a\nx/7.jpg,b\n"
     file = write(tmp_path, text, "x/007.JPG", "x/8.b.webp", "x/9.png", "x/7.jpg")
     data = folder.read(file)
-    assert list(data.parts["all"].paths) == ["x/007.JPG", "x/9.png", "x/8.b.webp", "x/7.jpg"]
+    assert list(data.splits["all"].paths) == ["x/007.JPG", "x/9.png", "x/8.b.webp", "x/7.jpg"]
     (note,) = data.notes
     assert note.startswith("3 paths in ")
     assert note.endswith("such as x/007 -> x/007.JPG")
@@ -84,7 +86,7 @@ def test_every_row_is_an_image_or_counted(tmp_path):
     """A file that is not there stays a row: reading it says so."""
     text = "path,label\ngone,a\n1.png,b\nnotes.txt,a\n._1.png,a\nbare,a\n"
     data = folder.read(write(tmp_path, text, "1.png", "notes.txt", "bare"))
-    assert list(data.parts["all"].paths) == ["gone", "bare", "1.png"]
+    assert list(data.splits["all"].paths) == ["gone", "bare", "1.png"]
     assert data.left_out.lines() == [
         "1 file(s) of another kind, such as notes.txt",
         "1 hidden or system file(s), such as ._1.png",
@@ -100,7 +102,7 @@ def test_names_that_are_no_text(tmp_path):
         pytest.skip("this disk takes only text for names")
     data = folder.read(file)
     assert data.classes == (name, "x")
-    assert data.parts["all"].path(0).exists()
+    assert data.splits["all"].path(0).exists()
     for wrong in (f"x/1.png,{name}\n", f"{name}/2.png,x\n"):  # a table in Latin-1
         with pytest.raises(DataError, match="save it as CSV in UTF-8"):
             folder.read(write(tmp_path, "path,label\n" + wrong))
@@ -126,4 +128,13 @@ def test_the_rows_add_up(rows):
         found = folder.survey(file)
         items = sum(len(paths) for paths in found.splits["all"].values())
         assert items + left_out == len(rows)
+        files = {"b": "b.jpg", "x\\7.jpg": "x/7.jpg", "x/7": "x/7.jpg"}
+        given = Counter(
+            (files.get(path, path), spelling(unicodedata.normalize("NFC", label)))
+            for path, label in rows
+            if path not in LEFT_OUT
+        )
+        by_class = found.splits["all"].items()
+        assert given == Counter((p, spelling(label)) for label, paths in by_class for p in paths)
+        assert len({spelling(label) for label, _ in by_class}) == len(by_class)
         assert sum(found.left_out.values()) == left_out

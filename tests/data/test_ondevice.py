@@ -17,15 +17,15 @@ WHOLE = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)
 
 
 @pytest.fixture
-def pictures(flat_folder):
-    part = folder.read(flat_folder).parts["all"]
-    return cache.scan(part, Preprocessing(32, 32), 0, lambda _: None).pictures
+def images(flat_folder):
+    split = folder.read(flat_folder).splits["all"]
+    return cache.scan(split, Preprocessing(32, 32), 0, lambda _: None).images
 
 
 def test_boxes_are_resized_as_pytorch_resizes():
-    chance = np.random.default_rng(0)
-    images = torch.from_numpy(chance.integers(0, 256, (40, 3, 48, 37), dtype=np.uint8))
-    boxes = random_boxes(Augmentation(crop_scale=(0.02, 1.0)), 48, 37, 40, chance)
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (40, 3, 48, 37), dtype=np.uint8))
+    boxes = random_boxes(Augmentation(crop_scale=(0.02, 1.0)), 48, 37, 40, rng)
     for size in (16, 32, 56):
         ours = cut(images, torch.from_numpy(boxes), size)
         for image, (top, left, h, w), mine in zip(images, boxes, ours, strict=True):
@@ -40,8 +40,8 @@ def test_boxes_follow_the_rule_of_the_other_road(shape):
     height, width = shape
     augmentation = Augmentation(crop_scale=(0.3, 0.9))
     ours = random_boxes(augmentation, height, width, 20_000, np.random.default_rng(0))
-    chance = Random(0)
-    theirs = np.array([augmentation._box(height, width, chance) for _ in range(20_000)])
+    rng = Random(0)
+    theirs = np.array([augmentation._box(height, width, rng) for _ in range(20_000)])
     assert (ours >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all()
     assert (ours[:, 1] + ours[:, 3] <= width).all()
@@ -49,8 +49,8 @@ def test_boxes_follow_the_rule_of_the_other_road(shape):
     np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.25)
 
 
-def test_an_epoch_has_the_pictures_and_labels_of_the_other_road(pictures):
-    ours, theirs = OnDevice(CPU, pictures, 16, 0), Loader(pictures, 16, 0)
+def test_an_epoch_has_the_pictures_and_labels_of_the_other_road(images):
+    ours, theirs = OnDevice(CPU, images, 16, 0), Loader(images, 16, 0)
     for epoch in (0, 1):
         batches = list(ours.training(WHOLE, 32, 7, epoch))
         others = list(theirs.training(WHOLE, 32, 7, epoch))
@@ -62,28 +62,28 @@ def test_an_epoch_has_the_pictures_and_labels_of_the_other_road(pictures):
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(crop_padding=4)])
-def test_a_batch_is_a_function_of_its_place(pictures, augmentation):
+def test_a_batch_is_a_function_of_its_place(images, augmentation):
     """Also where an epoch is begun in the middle, and shared by two ranks."""
-    loader = OnDevice(CPU, pictures, 16, 0)
+    loader = OnDevice(CPU, images, 16, 0)
     whole = list(loader.training(augmentation, 24, 0, 3))
     assert all(b.images.shape == (16, 3, 24, 24) and b.images.dtype == torch.uint8 for b in whole)
     for one, other in zip(loader.training(augmentation, 24, 0, 3, 2), whole[2:], strict=True):
         assert torch.equal(one.images, other.images)
-    ranks = [OnDevice(CPU, pictures, 16, 0, rank, 2, True) for rank in (0, 1)]
-    for *parts, other in zip(*(r.training(augmentation, 24, 0, 3) for r in ranks), whole,
+    ranks = [OnDevice(CPU, images, 16, 0, rank, 2, True) for rank in (0, 1)]
+    for *splits, other in zip(*(r.training(augmentation, 24, 0, 3) for r in ranks), whole,
                              strict=True):  # fmt: skip
-        shared = torch.cat([part.images[part.lead :] for part in parts])
+        shared = torch.cat([split.images[split.lead :] for split in splits])
         assert torch.equal(shared, other.images)
-        assert torch.equal(parts[0].images[0], other.images[-1])  # to be mixed in
+        assert torch.equal(splits[0].images[0], other.images[-1])  # to be mixed in
     assert not torch.equal(next(loader.training(augmentation, 24, 1, 3)).images, whole[0].images)
 
 
-def test_padded_squares_are_windows_of_the_picture(pictures):
+def test_padded_squares_are_windows_of_the_picture(images):
     """Some window of the padded picture, and not always the same."""
-    loader, places = OnDevice(CPU, pictures, 16, 0), set()
+    loader, places = OnDevice(CPU, images, 16, 0), set()
     batch = next(loader.training(Augmentation(crop_padding=3, flip=False), 32, 0, 0))
     for image, index in zip(batch.images, batch.indices, strict=True):
-        padded = F.pad(torch.tensor(pictures[index]).permute(2, 0, 1), [3] * 4)
+        padded = F.pad(torch.tensor(images[index]).permute(2, 0, 1), [3] * 4)
         windows = padded.unfold(1, 32, 1).unfold(2, 32, 1)  # (3, 7, 7, 32, 32)
         same = (windows == image[:, None, None]).all(-1).all(-1).all(0)
         assert same.any()
@@ -91,8 +91,8 @@ def test_padded_squares_are_windows_of_the_picture(pictures):
     assert len(places) > 8
 
 
-def test_every_other_picture_is_mirrored(pictures):
-    loader = OnDevice(CPU, pictures, len(pictures), 0)
+def test_every_other_picture_is_mirrored(images):
+    loader = OnDevice(CPU, images, len(images), 0)
     batch = next(loader.training(Augmentation(), 32, 0, 0))
     plain = next(loader.training(Augmentation(flip=False), 32, 0, 0)).images
     same = (batch.images == plain).all(-1).all(-1).all(-1)
@@ -101,14 +101,14 @@ def test_every_other_picture_is_mirrored(pictures):
     assert 0.3 < turned.float().mean() < 0.7
 
 
-def test_what_fits(pictures):
+def test_what_fits(images):
     gpu = torch.device("cuda")
-    assert fits(pictures, Augmentation(), gpu)
-    assert fits(pictures, Augmentation(crop_padding=4), gpu)
-    assert not fits(pictures, Augmentation(), CPU)
+    assert fits(images, Augmentation(), gpu)
+    assert fits(images, Augmentation(crop_padding=4), gpu)
+    assert not fits(images, Augmentation(), CPU)
     for other in ({"trivial_augment": True}, {"erasing": 0.1}, {"scale_jitter": (1.0, 1.2)}):
-        assert not fits(pictures, Augmentation(**other), gpu)
-    pictures.kept.shapes[3] = (16, 32)
-    assert not fits(pictures, Augmentation(), gpu)
-    pictures.kept.shapes[:] = (128, 128)
-    assert not fits(pictures, Augmentation(), gpu)
+        assert not fits(images, Augmentation(**other), gpu)
+    images.kept.shapes[3] = (16, 32)
+    assert not fits(images, Augmentation(), gpu)
+    images.kept.shapes[:] = (128, 128)
+    assert not fits(images, Augmentation(), gpu)

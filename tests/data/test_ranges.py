@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from resnetkit.data import folder
-from resnetkit.data.doctor import examine
+from resnetkit.data.check import examine
 from resnetkit.data.ranges import find
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import DataError, ModelFileError
 from resnetkit.evaluation.evaluate import evaluate
 from resnetkit.inference.predictor import load
-from resnetkit.models import modelfile
+from resnetkit.models.weights import modelfile
 from resnetkit.training.loop import train
 
 KINDS = {
@@ -48,14 +48,14 @@ def write(root, kind, low, high, count=8, start=0, extension="tif"):
 @pytest.mark.parametrize("name", KINDS)
 def test_the_range_of_a_dataset(tmp_path, name):
     kind, low, high, expected = KINDS[name]
-    part = folder.read(write(tmp_path / "d", kind, low, high)).parts["all"]
-    found = find([part], 2)
+    split = folder.read(write(tmp_path / "d", kind, low, high)).splits["all"]
+    found = find([split], 2)
     assert found == (expected if expected is None else pytest.approx(expected))
     # Near-equal images stay near: their brightness is a share of one range.
     preset = Preprocessing(40, 40, value_range=found)
-    seen = np.stack([preset.pixels(part.path(i))[..., 0] for i in range(len(part))])
+    seen = np.stack([preset.pixels(split.path(i))[..., 0] for i in range(len(split))])
     span = found or (0, {np.uint8: 255, np.uint16: 65535}[kind])
-    with Image.open(part.path(0)) as image:
+    with Image.open(split.path(0)) as image:
         share = (np.asarray(image).astype(np.float64) - span[0]) / (span[1] - span[0])
     assert np.abs(seen[0] - np.rint(255 * share)).max() <= 1
     assert seen.max() > 180
@@ -69,7 +69,7 @@ def test_images_of_several_kinds_are_a_question(tmp_path, others):
     for number, name in enumerate(others, 1):
         write(root, *KINDS[name][:3], count=1, start=100 * number)
     with pytest.raises(DataError, match=r"several kinds: .*--set value_range=\["):
-        find([folder.read(root).parts["all"]], 2)
+        find([folder.read(root).splits["all"]], 2)
     (finding,) = [f for f in examine(root).findings if f.kind == "deep"]
     assert finding.level == "error"
 
@@ -77,12 +77,12 @@ def test_images_of_several_kinds_are_a_question(tmp_path, others):
 def test_sixteen_bits_beside_eight_are_what_they_say(tmp_path):
     root = write(tmp_path / "d", *KINDS["16 bits"][:3])
     write(root, *KINDS["8 bits"][:3], count=1, start=100)
-    assert find([folder.read(root).parts["all"]], 2) is None
+    assert find([folder.read(root).splits["all"]], 2) is None
     train_alone = write(tmp_path / "s/train", *KINDS["8 bits"][:3])
     write(tmp_path / "s/val", *KINDS["12 bits in 16"][:3], count=1)
-    parts = folder.read(train_alone.parent).parts
+    splits = folder.read(train_alone.parent).splits
     with pytest.raises(DataError, match="several kinds"):
-        find([parts["train"], parts["val"]], 2)
+        find([splits["train"], splits["val"]], 2)
 
 
 def test_the_model_file_carries_the_range(tmp_path, small, capsys):

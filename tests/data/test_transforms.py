@@ -107,9 +107,9 @@ def test_preprocessing_of_a_file_is_checked(change):
 
 
 def test_stack_is_channels_last():
-    pictures = [torch.from_numpy(noise(8, 8, s)).permute(2, 0, 1) for s in range(3)]
-    batch = transforms.stack(pictures)
-    assert torch.equal(batch, torch.stack(pictures))
+    images = [torch.from_numpy(noise(8, 8, s)).permute(2, 0, 1) for s in range(3)]
+    batch = transforms.stack(images)
+    assert torch.equal(batch, torch.stack(images))
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -117,8 +117,8 @@ def test_stack_is_channels_last():
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_normalize_gives_the_bits_of_the_formula_in_either_order(shape, layout):
     count, height, width = shape
-    chance = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=chance)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=rng)
     preset = Preprocessing(32, 32, mean=(0.1, 0.4, 0.7), std=(0.2, 0.3, 0.5))
     mean = torch.tensor(preset.mean).view(3, 1, 1)
     std = torch.tensor(preset.std).view(3, 1, 1)
@@ -158,10 +158,10 @@ def test_scale_jitter_is_a_random_square_of_the_resized_picture(shape):
     pixels, seen = noise(*shape), set()
     augment = Augmentation(scale_jitter=(1.125, 1.5), flip=False)
     for seed in range(300):
-        chance = random.Random(seed)
-        side = chance.randint(36, 48)
+        rng = random.Random(seed)
+        side = rng.randint(36, 48)
         scaled = v2.functional.resize(tensor(pixels), [side], antialias=True)
-        top, left = (chance.randint(0, scaled.shape[axis] - 32) for axis in (1, 2))
+        top, left = (rng.randint(0, scaled.shape[axis] - 32) for axis in (1, 2))
         expected = v2.functional.crop(scaled, top, left, 32, 32)
         assert torch.equal(augment(pixels, 32, random.Random(seed)), expected)
         seen.add(side)
@@ -178,23 +178,23 @@ def test_of_a_picture_beyond_one_to_twenty_a_piece_is_scaled(shape, crop):
 
 
 def test_erasing_equals_torchvisions_for_the_same_box():
-    picture = tensor(noise(64, 64))
-    before, erased = picture.clone(), 0
+    image = tensor(noise(64, 64))
+    before, erased = image.clone(), 0
     areas, ratios = [], []
     colour = torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8)
     for seed in range(300):
-        result = erase(picture, random.Random(seed))
-        changed = (result != picture).any(0).nonzero()
+        result = erase(image, random.Random(seed))
+        changed = (result != image).any(0).nonzero()
         if len(changed) == 0:
             continue
         (top, left), (bottom, right) = changed.min(0).values, changed.max(0).values + 1
         h, w = int(bottom - top), int(right - left)
         box = (int(top), int(left), h, w, colour.view(3, 1, 1))
-        assert torch.equal(result, v2.functional.erase(picture, *box))
+        assert torch.equal(result, v2.functional.erase(image, *box))
         erased += 1
         areas.append(h * w / 64**2)
         ratios.append(h / w)
-    assert torch.equal(picture, before)
+    assert torch.equal(image, before)
     assert erased > 290
     assert 0.015 < min(areas) < 0.03 < 0.31 < max(areas) < 0.34
     assert 0.28 < min(ratios) < 0.4 < 2.5 < max(ratios) < 3.5

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnetkit.data import folder
-from resnetkit.data.doctor import examine
+from resnetkit.data.check import examine
 from resnetkit.data.paths import is_system
 from resnetkit.errors import DataError
 
@@ -49,8 +49,8 @@ def in_classes(*folders):
 def test_usual_words_are_splits(tmp_path, train, other, split):
     data = folder.read(touch(tmp_path, *in_classes(train, other)))
     assert data.classes == ("a", "b")
-    assert set(data.parts) == {"train", split}
-    assert data.parts[split].paths[0] == f"{other}/a/0.png"
+    assert set(data.splits) == {"train", split}
+    assert data.splits[split].paths[0] == f"{other}/a/0.png"
     told = any(f"{other} as {split}" in note for note in data.notes)
     assert told == (other.lower() != "test")  # that word needs no note
 
@@ -59,7 +59,7 @@ def test_a_split_folder_inside_one_of_its_name(tmp_path):
     paths = in_classes("seg_train/seg_train", "seg_test/seg_test")
     data = folder.read(touch(tmp_path, *paths, "seg_pred/seg_pred/1.png", "seg_pred/2.png"))
     assert data.classes == ("a", "b")
-    assert sorted(p for part in data.parts.values() for p in part.paths) == sorted(paths)
+    assert sorted(p for split in data.splits.values() for p in split.paths) == sorted(paths)
     assert data.left_out.lines() == ["1 folder(s) beside the splits, such as seg_pred"]
 
 
@@ -84,11 +84,13 @@ def test_other_names_are_classes(tmp_path, name):
     ],
 )
 def test_what_nothing_decides_is_asked(tmp_path, paths, words):
-    for ask in (folder.read, examine):
-        with pytest.raises(DataError, match=words) as told:
-            ask(touch(tmp_path, *paths))
-        assert f"into {tmp_path / 'train'}" in str(told.value)
-        assert "path,label" in str(told.value)
+    with pytest.raises(DataError, match=words) as told:
+        folder.read(touch(tmp_path, *paths))
+    assert f"into {tmp_path / 'train'}" in str(told.value)
+    assert "path,label" in str(told.value)
+    found = examine(tmp_path)
+    assert [f.text for f in found.findings if f.kind == "layout"] == [str(told.value)]
+    assert {f.kind: len(f.groups) for f in found.findings}["unreadable"] == len(paths)
 
 
 def test_the_answers_to_the_question_work(tmp_path):
@@ -101,7 +103,7 @@ def test_the_answers_to_the_question_work(tmp_path):
 def test_the_classes_of_a_network_decide(tmp_path):
     touch(tmp_path, "bus/1.png", "car/1.png", "train/1.png", "train/steam/2.png")
     data = folder.read(tmp_path, classes=["bus", "car", "train"])
-    assert data.parts["all"].labels.tolist() == [0, 1, 2, 2]
+    assert data.splits["all"].labels.tolist() == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("inside", [(), ("val/1.png",), ("val/a/notes.txt",), ("val/.DS_Store",)])
@@ -109,7 +111,7 @@ def test_a_split_without_class_folders_is_no_split(tmp_path, inside):
     touch(tmp_path, *in_classes("train"), *inside)
     (tmp_path / "val").mkdir(exist_ok=True)
     data = folder.read(tmp_path)
-    assert set(data.parts) == {"train"}
+    assert set(data.splits) == {"train"}
     (note,) = data.notes
     assert note.startswith("val has ")
     assert "a validation split is made instead" in note
@@ -123,10 +125,11 @@ def test_nothing_of_a_system_is_data(tmp_path):
         "cat/.@__thumb/1.jpg", "$RECYCLE.BIN/$R1.jpg", "System Volume Information/1.jpg",
         "cat/Thumbs.db", "dog/desktop.ini", "dog/._1.jpg", "dog/.DS_Store", "__MACOSX/dog/1.jpg",
         ".Trashes/1.jpg", "lost+found/1.jpg", "__pycache__/1.jpg", "dog/.ipynb_checkpoints/1.jpg",
+        "~snapshot/a/1.jpg", "RECYCLER/1.jpg", "FOUND.000/1.jpg",
         ".git/1.jpg", ".dropbox.cache/1.jpg", "Old Previews.lrdata/1.jpg", "cat/.thumbnails/1.jpg",
     ]  # fmt: skip
     data = folder.read(touch(tmp_path, *wanted, *system))
-    assert list(data.parts["all"].paths) == wanted
+    assert list(data.splits["all"].paths) == wanted
     assert data.classes == ("cat", "dog")
     assert dict(data.left_out) == {"hidden or system file(s)": len(system)}
     assert "such as " in data.left_out.lines()[0]
@@ -137,8 +140,8 @@ def test_names_written_composed_and_apart_are_one_class(tmp_path):
     touch(tmp_path, f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/1.png")
     data = folder.read(tmp_path)
     assert data.classes == (composed, "tea")
-    assert data.parts["val"].labels.tolist() == [0]
-    assert folder.read(tmp_path, classes=[apart, "tea"]).parts["train"].labels.tolist() == [0, 1]
+    assert data.splits["val"].labels.tolist() == [0]
+    assert folder.read(tmp_path, classes=[apart, "tea"]).splits["train"].labels.tolist() == [0, 1]
     touch(tmp_path / "both", f"{composed}/1.png", f"{apart}/2.png", "tea/1.png")
     if len(os.listdir(tmp_path / "both")) == 3:  # some disks make them one by themselves
         with pytest.raises(DataError, match="are they one class"):
@@ -153,7 +156,7 @@ def test_names_that_are_no_text_are_classes(tmp_path):
         pytest.skip("this disk takes only text for names")
     data = folder.read(tmp_path)
     assert data.classes == (name, "tea")
-    assert data.parts["all"].path(0).exists()
+    assert data.splits["all"].path(0).exists()
 
 
 def test_class_folders_that_differ_in_case_are_told(tmp_path):
@@ -237,7 +240,7 @@ def test_every_file_is_an_image_with_a_label_or_counted(tree):
             found = folder.survey(root)
         except DataError:  # a question, or nothing there
             return
-        taken = {p for part in found.splits.values() for paths in part.values() for p in paths}
+        taken = {p for split in found.splits.values() for paths in split.values() for p in paths}
         files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
         assert taken <= files
         beside = {

@@ -11,10 +11,10 @@ from resnetkit.evaluation.calibration import COLDEST, fit_temperature, reliabili
 @pytest.fixture
 def answers():
     """Logits of 6 classes that are three times too sure, and the classes drawn from them."""
-    chance = np.random.default_rng(3)
-    logits = chance.normal(size=(2000, 6)) * 1.5
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2000, 6)) * 1.5
     shares = special.softmax(logits, axis=1)
-    labels = np.array([chance.choice(6, p=row) for row in shares])
+    labels = np.array([rng.choice(6, p=row) for row in shares])
     return torch.from_numpy(3 * logits).float(), torch.from_numpy(labels)
 
 

@@ -12,10 +12,11 @@ from torchvision.datasets import imagenette
 from resnetkit import evaluate, train
 from resnetkit.data.decode import decode
 from resnetkit.data.transforms import Preprocessing, center_crop, normalize
-from resnetkit.errors import DataError, PictureError
+from resnetkit.errors import DataError, ImageError
 from resnetkit.evaluation.calibration import fit_temperature
 from resnetkit.evaluation.evaluate import confusions
-from resnetkit.models import ResNet18_Weights, get_model, modelfile
+from resnetkit.models import ResNet18_Weights, get_model
+from resnetkit.models.weights import modelfile
 
 
 def test_evaluation_repeats_the_report_of_training_exactly(trained):
@@ -31,9 +32,9 @@ def test_the_logits_are_the_networks_on_each_picture(trained):
     """Against decoding, cropping and running each picture alone."""
     model, header = modelfile.read(trained / "model.safetensors")
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all", workers=3)
-    assert len(found.part) == 60
+    assert len(found.samples) == 60
     for i in (0, 17, 59):
-        pixels = center_crop(decode(found.part.path(i), 32), 32, 32)
+        pixels = center_crop(decode(found.samples.path(i), 32), 32, 32)
         with torch.no_grad():
             alone = model(normalize(pixels[None], header.preprocessing))[0]
         torch.testing.assert_close(found.logits[i], alone, rtol=1e-4, atol=1e-5)
@@ -51,20 +52,20 @@ def test_the_split_is_found_again_by_contents(trained, tmp_path, save):
     save(tmp_path / "more", 5, start=500)
     for path in sorted((tmp_path / "more").rglob("*.png")):
         shutil.copy(path, data / path.parent.name / path.name)
-    renamed = before.part.path(0)
+    renamed = before.samples.path(0)
     renamed.rename(renamed.with_name("renamed.png"))
     after = evaluate(trained / "model.safetensors", data, "val")
-    assert len(after.part) == len(before.part)
+    assert len(after.samples) == len(before.samples)
     assert after.metrics["accuracy"] == before.metrics["accuracy"]
     assert after.notes == ()
     asked_nothing = evaluate(trained / "model.safetensors", data)
     assert asked_nothing.split == "val"
     assert "66 other pictures were left out; --split all" in asked_nothing.notes[0]
-    after.part.path(1).unlink()
+    after.samples.path(1).unlink()
     fewer = evaluate(trained / "model.safetensors", data, "val")
-    assert fewer.notes[0].startswith(f"1 of the {len(before.part)} pictures that training took")
+    assert fewer.notes[0].startswith(f"1 of the {len(before.samples)} pictures that training took")
     everyone = evaluate(trained / "model.safetensors", data, "all")
-    assert len(everyone.part) == 60 + 15 - 1
+    assert len(everyone.samples) == 60 + 15 - 1
     assert everyone.notes == ("51 of these 74 pictures were trained on: expect too good a result",)
 
 
@@ -73,17 +74,17 @@ def test_a_split_that_is_not_there(trained, split_folder):
         evaluate(trained / "model.safetensors", trained.parent / "data", "test")
     found = evaluate(trained / "model.safetensors", split_folder)
     assert found.split == "val"
-    assert len(found.part) == 18
+    assert len(found.samples) == 18
 
 
 def test_new_pictures_in_a_flat_folder_are_all_evaluated(trained, tmp_path, save):
     data = save(tmp_path / "new", 3, start=900)
-    known = evaluate(trained / "model.safetensors", trained.parent / "data", "val").part
+    known = evaluate(trained / "model.safetensors", trained.parent / "data", "val").samples
     shutil.copy(known.path(0), data / "blue" / "known.png")  # one old picture changes nothing
-    assert len(evaluate(trained / "model.safetensors", data).part) == 10
+    assert len(evaluate(trained / "model.safetensors", data).samples) == 10
     (data / "blue" / "known.png").unlink()
     found = evaluate(trained / "model.safetensors", data)
-    assert (found.split, len(found.part)) == ("all", 9)
+    assert (found.split, len(found.samples)) == ("all", 9)
     with pytest.raises(DataError, match="None of the pictures that training took for 'val'"):
         evaluate(trained / "model.safetensors", data, "val")
 
@@ -92,7 +93,7 @@ def test_classes_match_by_name(trained, tmp_path, save):
     data = save(tmp_path / "some", 2)
     shutil.rmtree(data / "blue")
     found = evaluate(trained / "model.safetensors", data, "all")
-    assert set(found.part.labels) == {1, 2}
+    assert set(found.samples.labels) == {1, 2}
     (data / "green").rename(data / "greenish")
     with pytest.raises(DataError, match=r"'greenish' \(did you mean 'green'\?\)"):
         evaluate(trained / "model.safetensors", data)
@@ -101,7 +102,7 @@ def test_classes_match_by_name(trained, tmp_path, save):
 def test_a_broken_picture_is_named(trained, tmp_path, save):
     data = save(tmp_path / "some", 2)
     (data / "red" / "000.png").write_bytes(b"nothing")
-    with pytest.raises(PictureError, match=r"red/000\.png: holds text"):
+    with pytest.raises(ImageError, match=r"red/000\.png: holds text"):
         evaluate(trained / "model.safetensors", data)
 
 
@@ -136,7 +137,7 @@ def test_a_temperature_is_fitted_on_the_validation_split(trained, split_folder):
     assert found.metrics == plain.metrics
     val = evaluate(file, data, "val")
     assert fit["value"] == fit_temperature(val.logits, val.labels)
-    assert (fit["fitted_on"], fit["pictures"]) == ("val", len(val.part))
+    assert (fit["fitted_on"], fit["pictures"]) == ("val", len(val.samples))
     assert fit["loss_before"] == plain.metrics["loss"]
     expected = torch.nn.functional.cross_entropy(plain.logits / fit["value"], plain.labels)
     assert fit["loss_after"] == pytest.approx(float(expected), rel=1e-5)
@@ -168,7 +169,7 @@ def test_folders_with_wordnet_ids_and_published_numbers(tmp_path, save):
     for folder, name in zip(sorted(data.iterdir()), chosen, strict=True):
         folder.rename(data / name)
     found = evaluate(tmp_path / "m.safetensors", data)
-    named = {published[label] for label in found.part.labels}
+    named = {published[label] for label in found.samples.labels}
     assert named == {ids[name] for name in chosen}
     assert found.metrics["published"] == numbers
     assert "and 987 more" in found.notes[0]
@@ -185,9 +186,9 @@ def test_a_validation_part_taken_from_train_is_found_beside_a_test_part(tmp_path
     assert evaluate(run.model, data).split == "test"
     found = evaluate(run.model, data, "val", calibrate=True)
     assert found.metrics["accuracy"] == run.metrics["accuracy"]
-    assert {path.split("/")[0] for path in found.part.paths} == {"train"}
-    assert len(found.part) == found.metrics["temperature"]["pictures"] < 30
+    assert {path.split("/")[0] for path in found.samples.paths} == {"train"}
+    assert len(found.samples) == found.metrics["temperature"]["pictures"] < 30
     later = evaluate(run.model, data, calibrate=True).metrics["temperature"]
-    assert (later["fitted_on"], later["pictures"]) == ("val", len(found.part))
+    assert (later["fitted_on"], later["pictures"]) == ("val", len(found.samples))
     (note,) = evaluate(run.model, data, "train").notes
-    assert f"{30 - len(found.part)} of these 30 pictures were trained on" in note
+    assert f"{30 - len(found.samples)} of these 30 pictures were trained on" in note

@@ -10,7 +10,8 @@ from resnetkit import train
 from resnetkit.data.transforms import normalize
 from resnetkit.errors import RecipeError
 from resnetkit.evaluation.explain import default_layer, explain, grad_cam
-from resnetkit.models import get_model, modelfile
+from resnetkit.models import get_model
+from resnetkit.models.weights import modelfile
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_files_are_explained(trained, tmp_path):
     one, gone, other = explain(trained / "model.safetensors", files, classes="green", shown=80)
     assert gone.error is not None
     assert "gone.png" in gone.error
-    assert one.picture.shape == (80, 80, 3)
+    assert one.image.shape == (80, 80, 3)
     assert one.heat.shape == (80, 80)
     assert (one.target, other.target) == ("green", "green")
     model, header = modelfile.read(trained / "model.safetensors")
@@ -112,12 +113,12 @@ def test_files_are_explained(trained, tmp_path):
 @pytest.mark.slow
 def test_the_map_points_at_what_was_planted(tmp_path):
     """A net that learns to tell a disc from a cross, wherever they lie, is found to look there."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def picture(kind: str) -> tuple[Image.Image, tuple[int, int]]:
-        noise = chance.integers(60, 196, (64, 64, 3), dtype=np.uint8)
+        noise = rng.integers(60, 196, (64, 64, 3), dtype=np.uint8)
         image = Image.fromarray(noise)
-        x, y = (int(v) for v in chance.integers(2, 44, 2))
+        x, y = (int(v) for v in rng.integers(2, 44, 2))
         draw = ImageDraw.Draw(image)
         if kind == "disc":
             draw.ellipse((x, y, x + 18, y + 18), fill="white")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnetkit.data.folder import Part
+from resnetkit.data.folder import Split
 from resnetkit.data.paths import Paths
 from resnetkit.evaluation import findings
 from resnetkit.evaluation.evaluate import Evaluation
@@ -16,23 +16,23 @@ CLASSES = ("a", "b", "c", "never")
 
 def made(logits, labels):
     paths = Paths(f"{i}.png" for i in range(len(labels)))
-    part = Part(Path(), paths, np.asarray(labels, np.int32))
-    return Evaluation(part, "val", CLASSES, torch.as_tensor(logits).float(), {})
+    samples = Split(Path(), paths, np.asarray(labels, np.int32))
+    return Evaluation(samples, "val", CLASSES, torch.as_tensor(logits).float(), {})
 
 
 @pytest.fixture
 def found():
-    chance = np.random.default_rng(5)
-    labels = chance.integers(0, 3, 400)
-    logits = chance.normal(size=(400, 4)) * 1.5
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 3, 400)
+    logits = rng.normal(size=(400, 4)) * 1.5
     logits[np.arange(400), labels] += 2
     return made(logits, labels)
 
 
 def test_the_worst_errors(found):
     shares = torch.softmax(found.logits, 1)
-    losses = [-float(torch.log(shares[i, label])) for i, label in enumerate(found.part.labels)]
-    wrong = [i for i in range(400) if int(shares[i].argmax()) != found.part.labels[i]]
+    losses = [-float(torch.log(shares[i, label])) for i, label in enumerate(found.samples.labels)]
+    wrong = [i for i in range(400) if int(shares[i].argmax()) != found.samples.labels[i]]
     expected = sorted(wrong, key=lambda i: -losses[i])[:9]
     worst = findings.worst_errors(found, 9)
     assert [item.index for item in worst] == expected
@@ -40,7 +40,7 @@ def test_the_worst_errors(found):
         assert item.suggested == CLASSES[int(shares[item.index].argmax())]
         assert item.loss == pytest.approx(losses[item.index], rel=1e-4)
         assert item.probability == pytest.approx(float(shares[item.index].max()), rel=1e-4)
-        assert not item.right
+        assert not item.correct
         assert item.path == f"{item.index}.png"
 
 
@@ -48,11 +48,11 @@ def test_the_least_sure(found):
     best = torch.softmax(found.logits, 1).amax(1)
     items = findings.least_sure(found, 400)
     assert [item.index for item in items] == sorted(range(400), key=lambda i: float(best[i]))
-    assert {item.right for item in items} == {True, False}
+    assert {item.correct for item in items} == {True, False}
 
 
 def test_labels_in_doubt_by_the_rule_written_out(found):
-    shares, labels = torch.softmax(found.logits.double(), 1).numpy(), found.part.labels
+    shares, labels = torch.softmax(found.logits.double(), 1).numpy(), found.samples.labels
     threshold = [shares[labels == j, j].mean() if (labels == j).any() else 2.0 for j in range(4)]
     expected = {}
     for i in range(400):
@@ -79,7 +79,7 @@ def test_a_planted_wrong_label_comes_first():
 
 
 def test_disagreements(found):
-    other = made(found.logits.flip(0), found.part.labels)
+    other = made(found.logits.flip(0), found.samples.labels)
     items, count = findings.disagreements([found, other], 12)
     mine, theirs = found.logits.argmax(1), other.logits.argmax(1)
     assert count == int((mine != theirs).sum())

@@ -32,9 +32,9 @@ def test_by_hand():
 
 
 def test_against_counting():
-    chance = np.random.default_rng(0)
-    logits = torch.from_numpy(chance.normal(size=(500, 7)).astype(np.float32))
-    labels = torch.from_numpy(chance.integers(0, 7, 500))
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(500, 7)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, 7, 500))
     found = metrics.compute(logits, labels, list("abcdefg"))
     predicted = logits.argmax(1)
     for i, row in enumerate(found["per_class"]):
@@ -59,9 +59,9 @@ def test_the_interval_is_wilsons(right, count):
 
 
 def test_top_five_and_balanced_accuracy_against_scikit_learn():
-    chance = np.random.default_rng(1)
-    logits = torch.from_numpy(chance.normal(size=(300, 9)).astype(np.float32))
-    labels = torch.from_numpy(chance.integers(0, 8, 300))  # the last class never comes
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.normal(size=(300, 9)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, 8, 300))  # the last class never comes
     found = metrics.compute(logits, labels, list("abcdefghi"))
     theirs = sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(9))
     assert found["top5_accuracy"] == pytest.approx(theirs)

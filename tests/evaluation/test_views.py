@@ -10,7 +10,7 @@ from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import RecipeError
 from resnetkit.evaluation.metrics import probabilities
 from resnetkit.evaluation.views import Views, at_size, batches
-from resnetkit.models import modelfile
+from resnetkit.models.weights import modelfile
 
 
 @pytest.mark.parametrize("shape", [(60, 90, 3), (91, 57, 3), (40, 40, 3), (33, 200, 3)])
@@ -49,7 +49,7 @@ def test_probabilities_are_averaged(trained):
     model, header = modelfile.read(file)
     preprocessing = at_size(header.preprocessing, 24)
     for i in (0, 41):
-        views = Views(10).cut(preprocessing.pixels(found.part.path(i)), preprocessing)
+        views = Views(10).cut(preprocessing.pixels(found.samples.path(i)), preprocessing)
         images = torch.stack(list(views)).float() / 255
         images = F.normalize(images, list(preprocessing.mean), list(preprocessing.std))
         with torch.no_grad():

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnetkit.errors import RecipeError
 from resnetkit.inference import bench, engines
-from resnetkit.models import modelfile, summarize
+from resnetkit.models import summarize
+from resnetkit.models.weights import modelfile
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ class Tags(HTMLParser):
 
 def answer(name=EVIL, source=EVIL, **more):
     top = ((name, 0.75), ("tulip", 0.25))
-    return Prediction(source, top, "0" * 12, picture=PIXELS, **more)
+    return Prediction(source, top, "0" * 12, image=PIXELS, **more)
 
 
 def test_a_card_is_escaped_and_needs_nothing_else():
@@ -63,13 +63,13 @@ def test_errors_unknown_and_files_that_have_gone():
     page = Prediction(EVIL, (), "", f"{EVIL}: empty")._repr_html_()
     assert Tags(page).words == [EVIL, f"{EVIL}: empty"]
     assert "<b>unknown</b>" in answer(threshold=0.9)._repr_html_()
-    gone = Prediction("gone.png", (("rose", 1.0),), "", picture="gone.png")
+    gone = Prediction("gone.png", (("rose", 1.0),), "", image="gone.png")
     assert "no longer there" in gone._repr_html_()
 
 
 def test_lists_are_shown_and_long_ones_cut(trained):
-    pictures = sorted((trained.parent / "data").rglob("*.png"))
-    answers = resnetkit.load(trained / "model.safetensors")(pictures)
+    images = sorted((trained.parent / "data").rglob("*.png"))
+    answers = resnetkit.load(trained / "model.safetensors")(images)
     page = answers._repr_html_()
     assert isinstance(answers, list)
     assert page.count("<img") == 50

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from resnetkit.errors import PictureError
-from resnetkit.inference.pictures import full_pixels, is_picture
+from resnetkit.errors import ImageError
+from resnetkit.inference.images import full_pixels, is_image
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 GREY = PIXELS[:, :, :1]
@@ -35,7 +35,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_same_pixels(form):
-    assert is_picture(FORMS[form])
+    assert is_image(FORMS[form])
     np.testing.assert_array_equal(full_pixels(FORMS[form]), PIXELS)
 
 
@@ -67,20 +67,20 @@ def test_transparency_lies_on_white():
     ],
 )
 def test_what_is_no_picture_is_told(wrong, message):
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         full_pixels(wrong)
 
 
 def test_a_pil_picture_that_is_cut_short_is_told():
     with (
         Image.open(io.BytesIO(png()[:400])) as image,
-        pytest.raises(PictureError, match="truncated"),
+        pytest.raises(ImageError, match="truncated"),
     ):
         full_pixels(image)
 
 
 def test_several():
-    assert not is_picture([PIXELS])
-    assert not is_picture(np.stack([PIXELS]))
-    assert not is_picture(torch.zeros(2, 3, 4, 4))
-    assert not is_picture(iter([PIXELS]))
+    assert not is_image([PIXELS])
+    assert not is_image(np.stack([PIXELS]))
+    assert not is_image(torch.zeros(2, 3, 4, 4))
+    assert not is_image(iter([PIXELS]))

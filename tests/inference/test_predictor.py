@@ -17,7 +17,7 @@ from PIL import Image
 
 import resnetkit
 from resnetkit import runtime
-from resnetkit.errors import PictureError
+from resnetkit.errors import ImageError
 from resnetkit.models import get_model
 from resnetkit.storage import sha256
 
@@ -35,7 +35,7 @@ def paths(trained):
 def test_the_answers_are_those_of_evaluation(predictor, trained, paths):
     found = resnetkit.evaluate(trained / "model.safetensors", trained.parent / "data", "all")
     expected = torch.softmax(found.logits, 1)
-    answers = predictor([found.part.path(i) for i in range(len(found.part))])
+    answers = predictor([found.samples.path(i) for i in range(len(found.samples))])
     for row, answer in zip(expected, answers, strict=True):
         assert answer.class_name == found.classes[int(row.argmax())]
         assert [p for _, p in answer.top] == pytest.approx(
@@ -73,7 +73,7 @@ def test_a_broken_picture_disturbs_nobody(predictor, paths, tmp_path):
     assert "broken.png" in answers[1].error
     assert answers[1].class_name is None
     assert answers[0].class_name == predictor(paths[0]).class_name
-    with pytest.raises(PictureError, match=r"gone\.png: No such file"):
+    with pytest.raises(ImageError, match=r"gone\.png: No such file"):
         predictor(tmp_path / "gone.png")
 
 
@@ -122,7 +122,7 @@ def test_arrays_tensors_and_iterators_of_pictures(predictor, paths):
     for several in (stack, tensor, tensor / 255, pixels, iter(pixels), tuple(pixels), paths[:3]):
         assert [answer.top for answer in predictor(several)] == expected
     assert predictor([]) == []
-    with pytest.raises(PictureError, match="got int"):
+    with pytest.raises(ImageError, match="got int"):
         predictor(5)
     mixed = predictor([paths[0], 5, None, tensor[1]])
     assert [answer.error is None for answer in mixed] == [True, False, False, True]
@@ -207,11 +207,24 @@ def test_a_single_answer_keeps_a_thumbnail_for_the_notebook(predictor, paths):
         answer = predictor(image)
         assert len(pickle.dumps(answer)) < 40_000
         assert "<img" in answer._repr_html_()
-        with Image.open(io.BytesIO(answer.picture)) as shown:
+        with Image.open(io.BytesIO(answer.image)) as shown:
             assert shown.size == (160, 120)
     answer = predictor(paths[0].read_bytes())
     assert "<img" in answer._repr_html_()
-    assert predictor(paths[0]).picture == paths[0]
+    assert predictor(paths[0]).image == paths[0]
+
+
+def test_the_answers_that_a_notebook_shows_of_a_list_have_thumbnails(predictor, paths):
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    answers = predictor(np.stack([image] * 52))
+    page = answers._repr_html_()
+    assert page.count("<img") == 50
+    assert [answer.image is not None for answer in answers] == [True] * 50 + [False] * 2
+    assert len(pickle.dumps(answers[0])) < 10_000
+    mixed = predictor([paths[0], Image.fromarray(image), b"no image"])
+    assert mixed._repr_html_().count("<img") == 2
+    assert mixed[0].image == paths[0]
+    assert mixed[2].error
 
 
 def tops(model_bytes: bytes, paths: list[str]) -> tuple[bool, list[tuple[tuple[str, float], ...]]]:
@@ -258,7 +271,7 @@ def test_answers_evaluations_and_networks_are_pickled(predictor, trained, paths)
     other = pickle.loads(pickle.dumps(found))
     assert torch.equal(other.logits, found.logits)
     assert other.metrics == found.metrics
-    assert [other.part.path(i) for i in range(3)] == [found.part.path(i) for i in range(3)]
+    assert [other.samples.path(i) for i in range(3)] == [found.samples.path(i) for i in range(3)]
     x = torch.randn(1, 3, 32, 32)
     for name in ("resnet18", "cifar_resnet20", "darknet53"):
         network = get_model(name, num_classes=2).eval()

@@ -15,19 +15,19 @@ from torchvision.transforms._presets import ImageClassification as Preset
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import WeightsError
 from resnetkit.inference.predictor import Predictor
-from resnetkit.models import convert, modelfile
-from resnetkit.models.download import hash_in_name
-from resnetkit.models.weights import ResNet18_Weights
+from resnetkit.models import convert
+from resnetkit.models.weights import ResNet18_Weights, modelfile
+from resnetkit.models.weights.download import hash_in_name
 
 SIZES = [(500, 375), (301, 517), (1601, 1203), (97, 64), (256, 256), (224, 900), (33, 600)]
 
 
 def photo(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     width, height = size
-    chance = np.random.default_rng([width, height])
-    small = Image.fromarray(chance.integers(0, 256, (7, 9, 4), dtype=np.uint8), "RGBA")
+    rng = np.random.default_rng([width, height])
+    small = Image.fromarray(rng.integers(0, 256, (7, 9, 4), dtype=np.uint8), "RGBA")
     smooth = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(int)
-    noisy = (smooth + chance.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
+    noisy = (smooth + rng.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
     return Image.fromarray(noisy, "RGBA").convert(mode)
 
 
@@ -127,7 +127,7 @@ def test_converted_models_decode_in_full_and_trained_ones_scaled(tmp_path, monke
     preset = Preset(crop_size=224, resize_size=256)  # what its own code usually is
     assert torch.equal(plain.crop(plain.pixels(large)), pixels_of(preset, theirs(large)))
     published = hash_in_name(ResNet18_Weights.IMAGENET1K_V1.url)
-    monkeypatch.setattr("resnetkit.models.conversion.sha256", lambda path: published)
+    monkeypatch.setattr("resnetkit.models.weights.convert.sha256", lambda path: published)
     convert(tmp_path / "r.pth", tmp_path / "known.safetensors")
     header = modelfile.read_header(tmp_path / "known.safetensors")
     assert header.preprocessing == Preprocessing(256, 224, decoder="full")

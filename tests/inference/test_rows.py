@@ -8,7 +8,7 @@ import pytest
 
 from resnetkit.errors import OutputError
 from resnetkit.inference import rows
-from resnetkit.inference.pictures import Unreadable
+from resnetkit.inference.images import Unreadable
 from resnetkit.inference.predictor import BATCH_SIZE, Prediction
 from resnetkit.storage import csv_text
 

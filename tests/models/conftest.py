@@ -111,7 +111,7 @@ def cache(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("resnetkit.models.transfer.PAUSE", 0.001)
+    monkeypatch.setattr("resnetkit.models.weights.http.PAUSE", 0.001)
     return tmp_path / "hub" / "checkpoints"
 
 

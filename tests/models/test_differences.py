@@ -92,10 +92,10 @@ def other_classes(monkeypatch):
 
 def grey_and_transparent():
     for mode in ("L", "RGBA", "LA", "CMYK", "I;16"):
-        picture = Image.new(mode, (9, 9))
+        image = Image.new(mode, (9, 9))
         with pytest.raises(RuntimeError):
-            TheirPreset(crop_size=8)(picture)
-        assert models.ImageClassification(crop_size=8)(picture).shape == (3, 8, 8)
+            TheirPreset(crop_size=8)(image)
+        assert models.ImageClassification(crop_size=8)(image).shape == (3, 8, 8)
 
 
 def weights_from_anywhere(tmp_path):

@@ -94,10 +94,10 @@ def test_it_exports_to_onnx(name, x):
     batch = torch.export.Dim("batch", min=1, max=64)
     torch.onnx.export(net, (x,), dynamo=True, dynamic_shapes=({0: batch},)).save(file)
     session = onnxruntime.InferenceSession(file.getvalue())
-    for pictures in (x, x[:1]):
-        (logits,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+    for images in (x, x[:1]):
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         with torch.no_grad():
-            assert torch.allclose(torch.from_numpy(logits), net(pictures), atol=1e-4)
+            assert torch.allclose(torch.from_numpy(logits), net(images), atol=1e-4)
 
 
 def test_norms_can_be_synchronised(x):

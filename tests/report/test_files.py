@@ -23,7 +23,7 @@ def test_everything_is_written_and_agrees(trained, tmp_path):
     assert len(rows) == 60
     shares = probabilities(found.logits)
     for i, row in enumerate(rows):
-        assert row["path"] == found.part.paths[i]
+        assert row["path"] == found.samples.paths[i]
         assert row["path"].split("/")[0] == row["truth"]
         assert row["prediction"] == found.classes[shares[i].argmax()]
         assert float(row["probability"]) == float(shares[i].max())

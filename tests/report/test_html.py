@@ -126,9 +126,9 @@ def test_shares_and_values_are_readable():
 
 
 def test_heat_is_laid_over_pictures():
-    picture = np.full((8, 8, 3), 100, np.uint8)
+    image = np.full((8, 8, 3), 100, np.uint8)
     heat = np.zeros((8, 8))
     heat[2, 3] = 1
-    found = thumbnails.overlay(picture, heat)
+    found = thumbnails.overlay(image, heat)
     assert (abs(found[0, 0].astype(int) - 100) <= 1).all()
     assert (found[2, 3].astype(int) - 100)[0] > 20  # the hottest place is red

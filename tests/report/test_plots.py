@@ -47,10 +47,10 @@ def test_confusion_matrix_of_few_and_many_classes(tmp_path):
 
 def test_pictures_are_drawn(tmp_path):
     red = np.full((8, 8, 3), (250, 10, 20), dtype=np.uint8)
-    plots.pictures([red] * 3, ["a", "b", "c"], tmp_path / "p.png", "title", [False, True, False])
+    plots.images([red] * 3, ["a", "b", "c"], tmp_path / "p.png", "title", [False, True, False])
     _, found = colours(tmp_path / "p.png")
     assert (250, 10, 20) in found
-    plots.pictures([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
+    plots.images([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
     marked, unmarked = (colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
     assert not np.array_equal(marked, unmarked)
 

@@ -15,7 +15,7 @@ def written(sources, out):
     """The names of the files, and how bright each is: every picture has its own brightness."""
     heat = np.zeros((8, 8), np.float32)
     items = [
-        Explanation(Path(source), picture=np.full((8, 8, 3), 10 * i, np.uint8), heat=heat)
+        Explanation(Path(source), image=np.full((8, 8, 3), 10 * i, np.uint8), heat=heat)
         for i, source in enumerate(sources)
     ]
     return [file.name for _, file in write_overlays(items, out)]

@@ -17,10 +17,10 @@ from PIL import Image
 
 from resnetkit.data import folder
 from resnetkit.data.transforms import normalize
-from resnetkit.errors import DataError
-from resnetkit.models import modelfile
+from resnetkit.errors import DataError, OutputError
+from resnetkit.models.weights import modelfile
 from resnetkit.study import cifar10, degradation, runs
-from resnetkit.study.pictures import folder_of
+from resnetkit.study.images import folder_of
 
 PER_BATCH = 20
 
@@ -32,11 +32,11 @@ def _small(monkeypatch):
 
 @pytest.fixture
 def batches():
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     return {
         name: (
-            chance.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8),
+            rng.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8),
             np.arange(PER_BATCH, dtype=np.uint8) % 10,
         )
         for name in names
@@ -75,24 +75,22 @@ def python(path, batches):
 @pytest.mark.parametrize("form", [binary, python])
 def test_an_archive_becomes_a_folder_of_the_same_pixels(form, batches, tmp_path):
     target = cifar10.unpack(form(tmp_path / "c.tar.gz", batches), tmp_path / "cifar10")
-    listing = folder.read(target)
-    assert {name: len(part) for name, part in listing.parts.items()} == {
+    dataset = folder.read(target)
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
         "train": 80,
         "val": 20,
         "test": 20,
     }
-    assert listing.classes == tuple(sorted(cifar10.CLASSES))
+    assert dataset.classes == tuple(sorted(cifar10.CLASSES))
     pixels, labels = batches["test_batch"]
     for number in (0, 13):
-        picture = Image.open(
-            target / "test" / cifar10.CLASSES[labels[number]] / f"{number:05d}.png"
-        )
+        image = Image.open(target / "test" / cifar10.CLASSES[labels[number]] / f"{number:05d}.png")
         # red, green and blue planes of 32 rows each
         row, column = 5, 9
         expected = tuple(
             int(pixels[number][plane * 1024 + row * 32 + column]) for plane in range(3)
         )
-        assert picture.getpixel((column, row)) == expected
+        assert image.getpixel((column, row)) == expected
     assert not cifar10.is_original(target)
     assert cifar10.unpack(tmp_path / "gone.tar.gz", target) == target  # it is there already
 
@@ -148,6 +146,21 @@ def test_what_is_no_such_archive_is_told(batches, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         cifar10.unpack(write(tmp_path / "t.tar.gz", {"test_batch.bin": b"123"}), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_a_stopped_try_left_is_removed_or_named(batches, tmp_path, monkeypatch):
+    archive, left = binary(tmp_path / "c.tar.gz", batches), tmp_path / "cifar10.part"
+    (left / "val/odd").mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(cifar10.shutil, "rmtree", refuse)
+        with pytest.raises(OutputError, match=r"part is left of .* \(busy\): remove it"):
+            cifar10.unpack(archive, tmp_path / "cifar10")
+    assert not (cifar10.unpack(archive, tmp_path / "cifar10") / "val/odd").exists()
+
+
+def refuse(folder, *rest, ignore_errors=False, **others):
+    if not ignore_errors:
+        raise OSError(16, "busy", str(folder))
 
 
 def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):

@@ -88,8 +88,9 @@ def test_minutes_choose_the_epochs_once(split_folder, tmp_path, capfd):
     # Another budget, or a slower hour, does not turn it into another comparison.
     again, _ = compare(split_folder, out, nets=NETS[:1], minutes=5, epochs=9)
     assert again.recipe.epochs == runs.FEWEST_EPOCHS
-    most, _ = compare(split_folder, tmp_path / "two", nets=NETS[:1], minutes=5, epochs=5)
-    assert most.recipe.epochs == 5
+    two = tmp_path / "two"
+    most, _ = compare(split_folder, two, nets=NETS[:1], minutes=5, epochs=5, batch_size=None)
+    assert (most.recipe.epochs, most.recipe.batch_size) == (5, 16)  # one batch size for all nets
 
 
 @pytest.mark.slow

@@ -5,10 +5,11 @@ import torch
 
 from resnetkit import train
 from resnetkit.errors import RecipeError
-from resnetkit.models import get_model, modelfile
+from resnetkit.models import get_model
+from resnetkit.models.weights import modelfile
 from resnetkit.training import loop, start
 from resnetkit.training.depth import shallow
-from resnetkit.training.optim import set_trainable
+from resnetkit.training.param_groups import set_trainable
 from resnetkit.training.recipe import Recipe
 
 HALF = Recipe(shallow_share=0.5)

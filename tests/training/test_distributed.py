@@ -21,11 +21,12 @@ from torch import nn
 
 from resnetkit import randomness, train
 from resnetkit.data import folder
-from resnetkit.data.cache import Pictures
+from resnetkit.data.cache import Images
 from resnetkit.data.loader import Loader, shares
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import DataError, RecipeError
-from resnetkit.models import get_model, modelfile
+from resnetkit.models import get_model
+from resnetkit.models.weights import modelfile
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, parallel
 from resnetkit.training.recipe import load
@@ -44,11 +45,12 @@ import torch
 from torch import nn
 from resnetkit import runtime
 from resnetkit.data import folder
-from resnetkit.data.cache import Pictures
+from resnetkit.data.cache import Images
 from resnetkit.data.loader import Loader
 from resnetkit.models import get_model
 from resnetkit.training import loop, parallel
-from resnetkit.training.optim import class_weights, make_optimizer
+from resnetkit.training.loss import class_weights
+from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.outcomes import totals
 from resnetkit.training.recipe import load
 
@@ -61,19 +63,19 @@ recipe = load("fast").with_settings({
 })
 with runtime.connected():
     where = runtime.pick("cpu", "fp32")
-    part = folder.read(data).parts["all"]
+    part = folder.read(data).splits["all"]
     torch.manual_seed(0)
     # Batch norm sees the share of its rank alone; without it the ranks compute what one does.
     norm = lambda maps: nn.GroupNorm(2, maps)
     model = get_model("cifar_resnet20", width=4, num_classes=3, norm_layer=norm)
     network = parallel.wrap(model, recipe, where)
-    state = loop.State(
+    state = State(
         model, make_optimizer(model, recipe), {"data": {"classes": [1, 2, 3]}}, network=network
     )
     weights = class_weights(recipe, part.counts(3), where.device)
     seen = []
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
-    pictures = Pictures(part, recipe.preprocessing())
+    pictures = Images(part, recipe.preprocessing())
     loader = Loader(pictures, 8, 1, where.rank, where.world_size, mixed=mixed)
     steps = []
     for batch in loader.training(recipe.augmentation(), 24, recipe.seed, 0):
@@ -126,7 +128,7 @@ AFTER = """
 import sys
 from pathlib import Path
 from resnetkit import runtime
-from resnetkit.training.repeats import train_seeds
+from resnetkit.training.seeds import train_seeds
 
 where = runtime.pick("cpu", "fp32")
 for number in range(100):
@@ -308,13 +310,13 @@ def test_another_number_of_processes_is_said_and_goes_on(
 
 
 def test_the_shares_of_a_batch_are_the_batch(flat_folder):
-    part = folder.read(flat_folder).parts["all"]
-    pictures = Pictures(part, Preprocessing(32, 32))
+    split = folder.read(flat_folder).splits["all"]
+    images = Images(split, Preprocessing(32, 32))
     augmentation = load("fast").augmentation()
-    whole = list(Loader(pictures, 12, 0).training(augmentation, 24, 0, 1))
+    whole = list(Loader(images, 12, 0).training(augmentation, 24, 0, 1))
     for ranks in (2, 3):
         for mixed in (False, True):
-            loaders = [Loader(pictures, 12, 0, rank, ranks, mixed) for rank in range(ranks)]
+            loaders = [Loader(images, 12, 0, rank, ranks, mixed) for rank in range(ranks)]
             told = [list(loader.training(augmentation, 24, 0, 1)) for loader in loaders]
             for one, *of_ranks in zip(whole, *told, strict=True):
                 for batch in of_ranks:
@@ -344,7 +346,7 @@ def test_a_batch_that_cannot_be_shared_names_sizes_that_can(size, ranks, fitting
 
 def test_fewer_pictures_than_processes():
     with pytest.raises(DataError, match="--nproc-per-node 3 or less"):
-        parallel.check_pictures(3, Runtime(CPU, "fp32", 0, 4))
+        parallel.check_images(3, Runtime(CPU, "fp32", 0, 4))
 
 
 def test_sync_bn_is_for_gpus_and_keeps_the_names(flat_folder, small, tmp_path):

@@ -3,12 +3,12 @@ from __future__ import annotations
 import torch
 
 from resnetkit.models import get_model
-from resnetkit.training.ema import Average
+from resnetkit.training.ema import ModelEma
 
 
 def test_it_is_the_moving_average_in_float64():
     model = get_model("cifar_resnet20", width=4)
-    average = Average(model, 0.9)
+    average = ModelEma(model, 0.9)
     expected = {name: value.double().clone() for name, value in model.state_dict().items()}
     for step in range(30):
         with torch.no_grad():

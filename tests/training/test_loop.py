@@ -14,15 +14,17 @@ from torch.nn import functional as F
 
 from resnetkit import load, train
 from resnetkit.data import folder
-from resnetkit.data.cache import Pictures
+from resnetkit.data.cache import Images
 from resnetkit.data.loader import Loader
 from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
-from resnetkit.models import get_model, modelfile
+from resnetkit.models import get_model
+from resnetkit.models.weights import modelfile
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
-from resnetkit.training.optim import make_optimizer
 from resnetkit.training.outcomes import totals
+from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.recipe import load as load_recipe
+from resnetkit.training.state import State
 
 
 def test_a_run_leaves_what_it_promises(trained):
@@ -86,11 +88,11 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
     }  # fmt: skip
     run = train(split_folder, out=tmp_path / "run", **settings)
     recipe = run.recipe
-    part = folder.read(split_folder).parts["train"]
+    split = folder.read(split_folder).splits["train"]
 
     torch.manual_seed(recipe.seed)
     model = get_model("cifar_resnet20", width=8, num_classes=3)
-    loader = Loader(Pictures(part, recipe.preprocessing()), 8, 0)
+    loader = Loader(Images(split, recipe.preprocessing()), 8, 0)
     losses = []
     for batch in loader.training(recipe.augmentation(), 32, recipe.seed, 0):
         x = batch.images.float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -117,14 +119,14 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     images = torch.randint(0, 256, (7, 3, 16, 16), dtype=torch.uint8)
     batch = loop.Batch(images, torch.tensor([0, 1, 2, 0, 1, 2, 0]), np.arange(7))
     updated = []
-    for parts in (1, 3):
+    for splits in (1, 3):
         torch.manual_seed(0)
         model = get_model(
             "cifar_resnet20", width=4, num_classes=3, norm_layer=lambda n: nn.GroupNorm(2, n)
         )
-        settings = recipe.with_settings({"accumulate": parts})
+        settings = recipe.with_settings({"accumulate": splits})
         identity = {"data": {"classes": ["a", "b", "c"]}}
-        state = loop.State(model, make_optimizer(model, settings), identity)
+        state = State(model, make_optimizer(model, settings), identity)
         where, weights = Runtime(torch.device("cpu"), "fp32"), torch.tensor([1.0, 2.0, 0.5])
         loss, _ = totals(loop.training_step(state, batch, settings, where, 0.1, weights))
         updated.append((loss, [p.detach().clone() for p in model.parameters()]))
@@ -170,7 +172,7 @@ def test_the_split_that_was_made_is_a_manifest(trained, small, tmp_path):
     data = trained.parent / "data"
     (data / "split.csv").write_bytes((trained / "split.csv").read_bytes())
     again = folder.read(data / "split.csv")
-    assert {name: len(part) for name, part in again.parts.items()} == {"train": 51, "val": 9}
+    assert {name: len(split) for name, split in again.splits.items()} == {"train": 51, "val": 9}
     (data / "split.csv").unlink()
 
 
@@ -259,7 +261,7 @@ def test_defaults_are_found_from_the_data(flat_folder, tmp_path):
     assert run.recipe.image_size == 32
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
     assert saved["precision"] in ("bf16", "fp32")
-    assert [saved[key] for key in ("resize_size", "epochs")] == [32, 1]
+    assert [saved[key] for key in ("resize_size", "epochs", "batch_size")] == [32, 1, 16]
     assert load(run.model).preprocessing.crop_size == 32
 
 
@@ -293,7 +295,7 @@ def test_grey_and_transparent_images_train_and_are_used(tmp_path, small, channel
     answers = load(run.model)([tmp_path / "d/a/0.png", tmp_path / "d/b/1.png"])
     assert [answer.class_name for answer in answers] == ["a", "b"]
     (explained,) = explain(run.model, [tmp_path / "d/a/0.png"])
-    assert explained.picture.shape == (256, 256, 3)
+    assert explained.image.shape == (256, 256, 3)
     again = train(tmp_path / "d", out=tmp_path / "on", weights=str(run.model), epochs=1)
     assert modelfile.read_header(again.model).options["in_channels"] == channels
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,17 @@ import pytest
 import torch
 
 from resnetkit.data import folder
-from resnetkit.data.cache import Pictures
-from resnetkit.data.folder import DataSet, Part
+from resnetkit.data.cache import Images
+from resnetkit.data.folder import Dataset, Split
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
-from resnetkit.training import plan, start, wording
+from resnetkit.training import parallel, plan, start, wording
 from resnetkit.training.preparation import Prepared
 from resnetkit.training.recipe import load
+
+CPU = Runtime(torch.device("cpu"), "fp32")
 
 
 def test_picture_size_follows_the_data(flat_folder):
@@ -47,8 +50,8 @@ def test_the_network_follows_the_machine_and_the_number_of_pictures():
 
 def _made(count):
     labels = np.zeros(count, dtype=np.int32)
-    part = Part(Path("photos"), [f"{i}.jpg" for i in range(count)], labels)
-    return DataSet(Path("photos"), ("a",), {"all": part})
+    split = Split(Path("photos"), [f"{i}.jpg" for i in range(count)], labels)
+    return Dataset(Path("photos"), ("a",), {"all": split})
 
 
 def test_networks_are_built_with_what_they_know():
@@ -62,10 +65,87 @@ def test_networks_are_built_with_what_they_know():
         start.make_network(narrow.with_settings({"model_options": {"stemm": "small"}}), 3)
 
 
+def test_the_table_of_many_classes_says_how_many_images_the_others_have():
+    counts = {f"c{i:03}": 40 + i if i < 90 else 2 for i in range(130)}
+    names = tuple(counts)
+    labels = np.repeat(np.arange(130), list(counts.values())).astype(np.int32)
+    train = Split(Path("photos"), [""] * len(labels), labels)
+    val = Split(Path("photos"), [""] * 130, np.arange(130, dtype=np.int32))
+    lines = plan._class_table(names, train, val)
+    assert len(lines) == 32
+    assert lines[1].split() == ["c090", "2", "1"]
+    assert lines[-1] == (
+        "  ... the 30 smallest of 130 classes; the other 100 have 2 to 129 images for training and "
+        "1 for validation"
+    )
+
+
 def test_small_sets_get_more_epochs():
     counts = [10, 1400, 1_000_000]
-    assert [plan.choose_epochs(load("fast"), n).epochs for n in counts] == [300, 29, 16]
-    assert plan.choose_epochs(load("classic"), 10).epochs == 30
+    assert [plan.choose_epochs(load("fast"), n, CPU).epochs for n in counts] == [300, 29, 16]
+    assert plan.choose_epochs(load("classic"), 10, CPU).epochs == 30
+
+
+@pytest.mark.parametrize(
+    ("device", "batch_size", "epochs", "size"),
+    [("cpu", 16, 29, 128), ("mps", 64, 57, 192), ("cuda", 128, 114, 224)],
+)
+def test_batch_size_epochs_and_image_size_follow_the_device(
+    device, batch_size, epochs, size, monkeypatch
+):
+    where = Runtime(torch.device(device), "fp32")
+    chosen = plan.choose_length(load("fast"), 1400, where)
+    assert (chosen.batch_size, chosen.epochs) == (batch_size, epochs)
+    assert plan.choose_length(chosen, 1400, where) == chosen
+    for images, expected in ((16, 300), (10_000_000, 16)):
+        assert plan.choose_length(load("fast"), images, where).epochs == expected
+    assert plan.choose_length(load("fast"), 10, where).batch_size == 10
+    stated = plan.choose_length(load("classic"), 10, where)
+    assert (stated.batch_size, stated.epochs) == (128, 30)
+    monkeypatch.setattr(plan, "sizes", lambda *_: [(500, 375)] * 5)
+    named = load("fast").with_settings({"model": "resnet18"})
+    assert plan.choose_size(named, _made(5), where).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("ranks", "images", "expected"), [(2, 100, 16), (3, 100, 15), (4, 10, 8), (20, 100, 20)]
+)
+def test_the_batch_size_that_is_found_can_be_shared_by_the_processes(ranks, images, expected):
+    several = Runtime(torch.device("cpu"), "fp32", world_size=ranks)
+    parallel.check(load("fast"), several)  # nothing to share yet
+    found = plan.choose_length(load("fast"), images, several)
+    assert found.batch_size == expected
+    parallel.check(found, several)
+
+
+def test_a_resumed_run_keeps_what_was_found_on_another_device():
+    gpu = Runtime(torch.device("cuda"), "bf16")
+    begun = plan.choose_length(load("fast"), 1400, gpu)
+    assert plan.choose_length(load("fast"), 1400, CPU, recorded=begun) == begun
+    other = load("fast").with_settings({"batch_size": 32, "epochs": 7})
+    assert plan.choose_length(other, 1400, CPU, recorded=begun) == other  # and is refused later
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings", "told"),
+    [
+        (1, {"batch_size": 4}, None),
+        (4, {"batch_size": 32}, None),
+        (4, {"batch_size": 16}, "4 images at once in each of 4 processes, .* --batch-size 32, "),
+        (2, {"batch_size": 16, "accumulate": 4}, "2 images at once .* --batch-size 64, "),
+        (4, {"batch_size": 16, "sync_bn": True}, None),
+        (4, {"batch_size": 4}, "1 image at once"),
+    ],
+)
+def test_few_images_for_batch_norm_are_told(ranks, settings, told):
+    recipe = load("fast").with_settings(settings)
+    where = Runtime(torch.device("cuda"), "bf16", world_size=ranks)
+    model = parallel.synchronized(get_model("cifar_resnet20", width=4), recipe)
+    remarks = plan._batch_norm_remark(recipe, where, model)
+    assert len(remarks) == (told is not None)
+    if told:
+        assert re.search(f"batch norm sees {told}", remarks[0])
+        assert "on CUDA GPUs --set sync_bn=true" in remarks[0]
 
 
 def test_measuring_leaves_the_network_and_chance_alone():
@@ -98,8 +178,8 @@ def test_measuring_leaves_the_network_and_chance_alone():
 def test_class_names_that_may_mind_mirrors(classes, expected):
     data = _made(len(classes))
     data = replace(data, classes=classes)
-    pictures = Pictures(data.parts["all"], Preprocessing(32, 32))
-    prepared = Prepared(data, pictures, pictures, {}, False, (), ())
+    images = Images(data.splits["all"], Preprocessing(32, 32))
+    prepared = Prepared(data, images, images, {}, False, (), ())
     recipe = load("demo").with_settings({"resize_size": 32, "flip": True})
     model, cpu = get_model("cifar_resnet20", width=4), Runtime(torch.device("cpu"), "fp32")
     said = plan.describe(prepared, recipe, cpu, model, 1, 10.0)
@@ -111,12 +191,12 @@ def test_class_names_that_may_mind_mirrors(classes, expected):
 def test_steps_say_how_many_epochs():
     recipe = load("paper-cifar10")
     assert (recipe.steps, recipe.epochs) == (64_000, None)
-    chosen = plan.choose_epochs(recipe, 45_000)
+    chosen = plan.choose_epochs(recipe, 45_000, CPU)
     assert (chosen.steps, chosen.epochs) == (64_000, 183)  # of 351 steps; the last has 118
-    assert plan.choose_epochs(chosen, 45_000) == chosen
+    assert plan.choose_epochs(chosen, 45_000, CPU) == chosen
     with pytest.raises(RecipeError, match=r"epochs is 183, and 64000 steps .* are 821\. Set one"):
-        plan.choose_epochs(chosen, 10_000)
-    assert plan.choose_epochs(recipe, 5).epochs == 64_000
+        plan.choose_epochs(chosen, 10_000, CPU)
+    assert plan.choose_epochs(recipe, 5, CPU).epochs == 64_000
 
 
 def test_the_measured_step_is_as_large_as_the_real_one():
@@ -149,7 +229,7 @@ def test_a_recipe_in_words():
         "sgd, learning rate 0.5 (cosine), weight decay 2e-05, label smoothing 0.1, "
         "weights averaged by 0.998908 every 32 steps"
     )
-    cifar = plan.choose_epochs(load("paper-cifar10"), 45_000)
+    cifar = plan.choose_epochs(load("paper-cifar10"), 45_000, CPU)
     balanced = cifar.with_settings({"sampling": "balanced"})
     assert wording.training(balanced, 45_000) == (
         "64,000 step(s) in 183 epoch(s) of 128 pictures, every class equally often"
@@ -187,6 +267,7 @@ def test_threads_are_measured_only_where_nobody_decided(monkeypatch):
     recipe = load("fast").with_settings(
         {"model": "cifar_resnet20", "model_options": {"width": 4}, "image_size": 32, "epochs": 1}
     )
+    recipe = plan.choose_batch_size(recipe, 100, cpu)
     model, _ = start.make_network(recipe, 3)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(plan, "cores", lambda: 4)

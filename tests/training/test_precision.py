@@ -16,8 +16,8 @@ from resnetkit.errors import RecipeError, TrainingError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
-from resnetkit.training.optim import make_optimizer
 from resnetkit.training.outcomes import totals
+from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.recipe import load
 from resnetkit.training.state import State
 

@@ -34,8 +34,8 @@ def test_thumbnails_stay_on_the_side_of_their_photo(tmp_path):
         recipe = RECIPE.with_settings({"seed": seed})
         found = prepare(folder.read(tmp_path), recipe, workers=1)
         train, val = (
-            {path.replace("thumb_", "") for path in pictures.part.paths}
-            for pictures in (found.train, found.val)
+            {path.replace("thumb_", "") for path in images.split.paths}
+            for images in (found.train, found.val)
         )
         assert not train & val
         assert len(val) == 6
@@ -50,7 +50,7 @@ def test_a_class_of_images_that_all_look_the_same_is_divided(tmp_path):
         save(tmp_path / "a" / f"{i}.jpg", 1, quality=40 + 8 * i)
         save(tmp_path / "b" / f"{i}.jpg", 10 + i)
     found = prepare(folder.read(tmp_path), RECIPE, workers=1)
-    assert found.val.part.counts(2) == [2, 2]
+    assert found.val.split.counts(2) == [2, 2]
 
 
 def test_validation_images_that_are_trained_on_are_told(tmp_path):
@@ -81,3 +81,17 @@ def test_validation_images_that_are_training_images_are_counted(
         "(validation/blue/copy2.png = train/blue/002.png)"
     )
     assert expected in said
+
+
+def test_training_says_which_colours_come_out_dark(tmp_path, deep_png):
+    for label in "ab":
+        for i in range(4):
+            save(tmp_path / label / f"{i}.jpg", i + 10 * (label == "b"))
+        for i in range(2):
+            dark = np.random.default_rng(i + ord(label)).integers(0, 4096, (64, 64, 3))
+            (tmp_path / label / f"dark{i}.png").write_bytes(deep_png(dark))
+    (note,) = prepare(folder.read(tmp_path), RECIPE, workers=1).notes
+    assert note.startswith(
+        "4 of 12 training images looked at, such as a/dark0.png, are images of 16 bits for each "
+        "colour, of which at most 14 are used"
+    )

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from resnetkit import evaluate, load, runtime, train
 from resnetkit.evaluation.explain import grad_cam
 from resnetkit.inference import bench, engines
-from resnetkit.models import modelfile
+from resnetkit.models.weights import modelfile
 from resnetkit.training import loop
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -14,8 +14,8 @@ from resnetkit import load as load_model
 from resnetkit import train
 from resnetkit.data import folder
 from resnetkit.training import loop, recipe
-from resnetkit.training.optim import learning_rate
 from resnetkit.training.preparation import prepare
+from resnetkit.training.schedule import learning_rate
 
 SMALLER = {
     "image_size": 32,
@@ -143,5 +143,5 @@ def test_only_training_pictures_are_decoded_larger(layout, request, save, tmp_pa
     assert {prepared.val[i].shape for i in range(len(prepared.val))} == {(16, 17, 3)}
     preset = recipe.load("fast").with_settings(settings).preprocessing()
     assert (preset.resize_size, prepared.val.preprocessing) == (16, preset)
-    expected = preset.pixels(prepared.val.part.path(0))
+    expected = preset.pixels(prepared.val.split.path(0))
     assert np.array_equal(prepared.val[0], expected)

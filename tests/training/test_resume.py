@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 from resnetkit import evaluate, load, storage, train
+from resnetkit.data import folder
 from resnetkit.errors import OutputError, TrainingError
-from resnetkit.training import checkpoint, loop, plan
+from resnetkit.training import checkpoint, loop, plan, preparation
 from resnetkit.training.run import RunFolder
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
@@ -69,6 +71,25 @@ def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkey
     run = train(flat_folder, out=out, resume=True, **settings)
     same(whole.folder, run.folder)
     assert run.metrics == whole.metrics
+
+
+def test_a_run_keeps_batch_size_and_epochs_of_the_device_it_began_on(
+    flat_folder, small, tmp_path, monkeypatch
+):
+    open_ = {**small, "batch_size": None, "epochs": None, "checkpoint_seconds": 0}
+    monkeypatch.setattr(plan, "EPOCHS", (1, 2))
+    here = plan.DeviceDefaults(batch_size=12, images_shown=10**6, largest_size=128)
+    there = plan.DeviceDefaults(batch_size=7, images_shown=1, largest_size=128)
+    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", here)
+    whole = train(flat_folder, out=tmp_path / "whole", **open_)
+    assert (whole.recipe.batch_size, whole.recipe.epochs) == (12, 2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stop):
+            train(flat_folder, out=tmp_path / "run", **open_)
+    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", there)
+    train(flat_folder, out=tmp_path / "run", resume=True, **open_)
+    same(whole.folder, tmp_path / "run")
 
 
 def test_resume_by_the_folder_alone(flat_folder, small, tmp_path, monkeypatch, capsys):
@@ -259,7 +280,7 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(flat_folder, tmp_
 @pytest.mark.slow
 def test_killed_six_times_at_any_moment(flat_folder, tmp_path):
     """SIGKILL at random moments; the saved step never goes back, and the end has the same bits."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     go_on(flat_folder, tmp_path / "whole")
     out = tmp_path / "killed"
     steps, mid_epoch, kills = [], 0, 0
@@ -273,7 +294,7 @@ def test_killed_six_times_at_any_moment(flat_folder, tmp_path):
                 break
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.wait()
         kills += 1
@@ -348,3 +369,28 @@ def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
     again = train(run.folder / "split.csv", out=tmp_path / "again", **{**small, "epochs": 1})
     for file in ("history.csv", "metrics.json", "classes.json"):
         assert (run.folder / file).read_bytes() == (again.folder / file).read_bytes()
+
+
+def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
+    flat_folder, small, tmp_path, monkeypatch
+):
+    settings = {**small, "epochs": 2, "seed": 3}
+    whole = train(flat_folder, out=tmp_path / "whole", **settings)
+    train(flat_folder, out=tmp_path / "run", **settings)
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped at its end
+    with monkeypatch.context() as newer:
+        newer.setattr(
+            preparation, "split_dataset", lambda *given: folder.split_dataset(*given[:-1], 99)
+        )
+        with pytest.raises(
+            TrainingError, match=r"not the split .* on the other side of it"
+        ) as told:
+            train(tmp_path / "run", resume=True)
+        said = str(told.value)
+        split = tmp_path / "run" / "split.csv"
+        recipe = tmp_path / "run" / "recipe.yaml"
+        assert re.search(r"such as \w+/\d+.png \(was (train|val), is (train|val)\)", said)
+        typed = f"resnet train {split} --recipe {recipe} --out {tmp_path / 'run'} --resume"
+        assert typed in said
+        run = train(split, recipe, out=tmp_path / "run", resume=True)
+    assert run.metrics["accuracy"] == whole.metrics["accuracy"]

@@ -29,16 +29,16 @@ from resnetkit.models import (
     Weights,
     WeightsEnum,
     get_model,
-    modelfile,
     registry,
-    transfer,
 )
 from resnetkit.models import cifar_resnet20 as construct
-from resnetkit.models.pretrained import build, load_tensors
-from resnetkit.models.weights import imagenet_classes, imagenet_ids
+from resnetkit.models.weights import http, imagenet_classes, imagenet_ids, modelfile
+from resnetkit.models.weights.convert import convert
+from resnetkit.models.weights.resolve import build, load_tensors
 from resnetkit.storage import sha256
 from resnetkit.training import loop, start
-from resnetkit.training.optim import make_optimizer, set_learning_rate, set_trainable
+from resnetkit.training.optimizer import set_learning_rate
+from resnetkit.training.param_groups import make_optimizer, set_trainable
 from resnetkit.training.recipe import Recipe, load
 
 
@@ -85,15 +85,15 @@ def test_auto_takes_what_is_published_and_the_recipe_says_what(published, flat_f
 
 def test_where_nothing_can_be_had_auto_begins_at_random_and_says_so(published, capsys):
     published.unlink()
-    chosen = start.choose(None, {"model": "tiny"})
+    chosen = start.resolve_recipe(None, {"model": "tiny"})
     assert (chosen.name, chosen.weights, chosen.weights_sha256) == ("fast", "none", None)
     said = capsys.readouterr().err
     assert "Beginning from random weights, since published ones cannot be had" in said
     assert "RESNETKIT_OFFLINE is set" in said
     with pytest.raises(DownloadError):
-        start.choose(None, {"model": "tiny", "weights": "DEFAULT"})
+        start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     with pytest.raises(DownloadError):
-        start.choose("finetune", {"model": "tiny"})
+        start.resolve_recipe("finetune", {"model": "tiny"})
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypatch):
@@ -107,29 +107,29 @@ def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypat
     published.unlink()
     monkeypatch.setenv("RESNETKIT_OFFLINE", "0")
     monkeypatch.setattr(OpenerDirector, "open", silent)
-    monkeypatch.setattr(transfer, "time", SimpleNamespace(sleep=pauses.append))
-    assert start.choose(None, {"model": "tiny"}).weights == "none"
-    assert (limits, pauses) == ([transfer.BRIEF], [])
-    assert transfer.BRIEF < 5
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=pauses.append))
+    assert start.resolve_recipe(None, {"model": "tiny"}).weights == "none"
+    assert (limits, pauses) == ([http.BRIEF], [])
+    assert http.BRIEF < 5
     with pytest.raises(DownloadError):  # who asks for them waits longer
-        start.choose(None, {"model": "tiny", "weights": "DEFAULT"})
-    assert limits[1:] == [transfer.TIMEOUT] * transfer.ATTEMPTS
-    assert len(pauses) == transfer.ATTEMPTS - 1
+        start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
+    assert limits[1:] == [http.TIMEOUT] * http.ATTEMPTS
+    assert len(pauses) == http.ATTEMPTS - 1
 
 
 def test_none_is_none_and_other_networks_are_left_alone(published):
-    assert start.choose(None, {"model": "tiny", "weights": "none"}).name == "fast"
-    assert start.choose("fast", {"model": "tiny"}).weights == "none"
+    assert start.resolve_recipe(None, {"model": "tiny", "weights": "none"}).name == "fast"
+    assert start.resolve_recipe("fast", {"model": "tiny"}).weights == "none"
     wider = {"model": "tiny", "model_options": {"width": 8}}
-    assert start.choose(None, wider).weights == "none"
+    assert start.resolve_recipe(None, wider).weights == "none"
     with pytest.raises(WeightsError, match="no published weights; got 'DEFAULT'"):
-        start.choose(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
+        start.resolve_recipe(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
     with pytest.raises(WeightsError, match=r"no-such\.pth is no file .*; expected a model file"):
-        start.choose(None, {"model": "tiny", "weights": "no-such.pth"})
+        start.resolve_recipe(None, {"model": "tiny", "weights": "no-such.pth"})
 
 
 def test_weights_arrive_in_the_network_and_the_head_is_new(published):
-    chosen = start.choose("finetune", {"model": "tiny"})
+    chosen = start.resolve_recipe("finetune", {"model": "tiny"})
     network = get_model("tiny", num_classes=3)
     head = network.fc.weight.clone()
     start.load(network, chosen, ["a", "b", "c"])
@@ -142,7 +142,7 @@ def test_weights_arrive_in_the_network_and_the_head_is_new(published):
 
 def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
     file = trained / "model.safetensors"
-    chosen = start.choose(None, {"weights": str(file)})
+    chosen = start.resolve_recipe(None, {"weights": str(file)})
     assert (chosen.name, chosen.model, chosen.model_options) == (
         "finetune",
         "cifar_resnet20",
@@ -154,12 +154,12 @@ def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
     expected = modelfile.read(file)[0].state_dict()
     assert all(torch.equal(t, expected[n]) for n, t in network.state_dict().items())
     with pytest.raises(RecipeError, match="holds a cifar_resnet20, and the recipe asks for a res"):
-        start.choose(None, {"weights": str(file), "model": "resnet18"})
+        start.resolve_recipe(None, {"weights": str(file), "model": "resnet18"})
 
 
 def _loaded(file, classes, **settings):
     """A network of ``classes`` that begins with ``file``; and its head before that."""
-    chosen = start.choose(None, {"weights": str(file), **settings})
+    chosen = start.resolve_recipe(None, {"weights": str(file), **settings})
     torch.manual_seed(8)
     network = get_model(chosen.model, **chosen.model_options, num_classes=len(classes))
     before = network.fc.weight.detach().clone()
@@ -235,12 +235,53 @@ def test_which_of_two_networks_training_begins_with_is_asked(tmp_path, capsys):
     given = {"weights": str(tmp_path / "moco.pth"), "model": "cifar_resnet20"}
     network = get_model("cifar_resnet20", num_classes=3)
     with pytest.raises(WeightsError, match="training: --set weights_prefix=encoder_k"):
-        start.load(network, start.choose(None, given), ["a", "b", "c"])
+        start.load(network, start.resolve_recipe(None, given), ["a", "b", "c"])
     for name, theirs in (("encoder_q", one), ("encoder_k", two)):
-        chosen = start.choose(None, {**given, "weights_prefix": name})
+        chosen = start.resolve_recipe(None, {**given, "weights_prefix": name})
         start.load(network, chosen, ["a", "b", "c"])
         assert torch.equal(network.conv1.weight, theirs.conv1.weight)
         assert f"took the network under {name!r}; the file also has" in capsys.readouterr().err
+
+
+def test_which_of_two_heads_training_begins_with_can_be_said(tmp_path, capsys):
+    net = construct(num_classes=3)
+    other = nn.Linear(64, 2)
+    state = net.state_dict() | {f"classifier.{n}": t for n, t in other.state_dict().items()}
+    file = tmp_path / "heads.pth"
+    torch.save({"state_dict": state, "classes": ["b", "a"]}, file)
+    given = {"weights": str(file), "model": "cifar_resnet20"}
+    network = get_model("cifar_resnet20", num_classes=2)
+    before = network.fc.weight.detach().clone()
+    start.load(network, start.resolve_recipe(None, given), ["a", "b"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'state_dict.classifier' (2, 64), 'state_dict.fc' (3, 64)" in said
+    assert "training: --set weights_head=state_dict.classifier; Python" in said
+    assert "the head is new, since nothing says which head to take" in said
+    assert torch.equal(network.fc.weight, before)
+    start.load(
+        network, start.resolve_recipe(None, {**given, "weights_head": "classifier"}), ["a", "b"]
+    )
+    assert torch.equal(network.fc.weight, other.weight[[1, 0]])
+    assert "the head is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("layer1.0.conv1.weight", float("nan"), "NaN or infinite in layer1.0.conv1.weight"),
+        ("bn1.running_var", -1.0, "negative variances in bn1.running_var"),
+    ],
+)
+def test_weights_that_give_no_numbers_are_refused_before_the_first_step(
+    tmp_path, name, value, words
+):
+    state = construct(num_classes=3).state_dict()
+    state[name] = torch.full_like(state[name], value)
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=words):
+        _loaded(tmp_path / "bad.pth", ["a", "b", "c"], model="cifar_resnet20")
+    with pytest.raises(WeightsError, match=words):
+        convert(tmp_path / "bad.pth", tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +293,7 @@ def test_which_of_two_networks_training_begins_with_is_asked(tmp_path, capsys):
         ({"width": 2.5}, "model_options of resnet18: "),
         ({"in_channels": 0}, "in_channels is 0; expected 1"),
         ({"stem": "large"}, "stem must be one of"),
+        ({"num_classes": 7}, "num_classes is 7, and the data have 3 classes, which decide"),
     ],
 )
 def test_options_that_make_no_classifier_are_recipe_errors(options, words):
@@ -262,7 +304,7 @@ def test_options_that_make_no_classifier_are_recipe_errors(options, words):
 
 def test_a_file_that_changed_is_refused(trained, tmp_path):
     file = Path(shutil.copy(trained / "model.safetensors", tmp_path / "mine.safetensors"))
-    chosen = start.choose(None, {"weights": str(file)})
+    chosen = start.resolve_recipe(None, {"weights": str(file)})
     shutil.copy(trained / "last.safetensors", file)
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(TrainingError, match="is another file than this run was begun with"):
@@ -319,10 +361,10 @@ def test_the_head_alone_is_trained_first():
 
 
 def test_what_is_left_to_train_is_checked_before_a_run_begins():
-    parts = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
+    splits = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
     for recipe, message in (
         (Recipe(freeze=("layer9",)), "there is no part 'layer9'; expected conv1, bn1, layer1"),
-        (Recipe(freeze=parts), "names all parts of the network"),
+        (Recipe(freeze=splits), "names all parts of the network"),
         (Recipe(freeze=("fc",), head_share=0.1), "freeze has fc, .* set head_share=0 too"),
     ):
         with pytest.raises(RecipeError, match=message):
@@ -379,7 +421,7 @@ def test_a_file_is_a_file_at_every_entrance(published, tmp_path, monkeypatch, na
     (tmp_path / "here" / "sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     shutil.copy(published, name)
-    chosen = start.choose(None, {"model": "tiny", "weights": name})
+    chosen = start.resolve_recipe(None, {"model": "tiny", "weights": name})
     assert chosen.weights == str(Path(name).absolute())
     monkeypatch.chdir(tmp_path)  # a run may be resumed from anywhere
     networks = [get_model("tiny") for _ in range(2)]
@@ -394,7 +436,7 @@ def test_a_file_is_a_file_at_every_entrance(published, tmp_path, monkeypatch, na
 @pytest.mark.parametrize("name", ["best.pt", "./best", "sub/best.ckpt", "Tiny_Weights.pth"])
 def test_a_file_that_is_missing_is_said_to_be_missing_at_every_entrance(published, name):
     for enter in (
-        lambda: start.choose(None, {"model": "tiny", "weights": name}),
+        lambda: start.resolve_recipe(None, {"model": "tiny", "weights": name}),
         lambda: get_model("tiny", weights=name),
         lambda: load_tensors(name),
     ):
@@ -405,7 +447,7 @@ def test_a_file_that_is_missing_is_said_to_be_missing_at_every_entrance(publishe
 @pytest.mark.parametrize("name", ["FIRTS", "Tiny_Weights.FIRTS", "Tiny_Weight.FIRST", "best"])
 def test_an_unknown_name_lists_the_known_ones_at_every_entrance(published, name):
     for enter in (
-        lambda: start.choose(None, {"model": "tiny", "weights": name}),
+        lambda: start.resolve_recipe(None, {"model": "tiny", "weights": name}),
         lambda: get_model("tiny", weights=name),
     ):
         with pytest.raises(UnknownWeightsError, match=r"It has FIRST.* no file .* either") as told:
@@ -416,7 +458,7 @@ def test_an_unknown_name_lists_the_known_ones_at_every_entrance(published, name)
 def test_the_name_of_a_member_means_the_member(published, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("DEFAULT").write_text("a file of this name")
-    chosen = start.choose(None, {"model": "tiny", "weights": "DEFAULT"})
+    chosen = start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     assert chosen.weights == "Tiny_Weights.FIRST"
     assert get_model("tiny", weights="DEFAULT") is not None
     with pytest.raises(WeightsError, match="no file of tensors"):

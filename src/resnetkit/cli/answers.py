@@ -22,7 +22,7 @@ class Format(str, Enum):  # noqa: UP042
 
 def predict(
     model: MODEL_FILE,
-    pictures: Annotated[
+    images: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
             help="Files, folders, globs, @list.txt, @-, or - (one picture).", metavar="PICTURES..."
@@ -62,7 +62,7 @@ def predict(
     """Name what is on photos: the classes and their probabilities."""
     from .sources import check_usage
 
-    check_usage(model, pictures or [])
+    check_usage(model, images or [])
     from ..inference.predictor import Predictor
     from ..progress import say
     from .writing import Sinks
@@ -72,7 +72,7 @@ def predict(
         sinks = stack.enter_context(
             Sinks(predictor, format and format.value, out, resume, save_images, embeddings)
         )
-        sources = sinks.sources(pictures or [])
+        sources = sinks.sources(images or [])
         answers = predictor.stream(
             sources,
             top_k,

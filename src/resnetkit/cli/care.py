@@ -10,7 +10,7 @@ import typer
 from .options import DATA, SHOWN, WORKERS, Shown
 
 if TYPE_CHECKING:
-    from ..data.doctor import Examination, Finding
+    from ..data.check import Examination, Finding
 
 EXAMPLES = 4
 """Groups of pictures that the table names of each finding."""
@@ -21,14 +21,15 @@ def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> N
 
     Errors, which would spoil a run or its figures, end it with exit code 1: pictures that cannot be
     read; exactly the same picture in two splits or under two classes; a class without a picture, of
-    one picture where validation needs another, or that training does not have; a single class.
+    one picture where validation needs another, or that training does not have; a single class;
+    folders that can be read as splits and as classes.
 
     Warnings and notes end it with 0: pictures that are nearly the same or more than once in a
     class, small or very unequal classes, a wrong extension, odd sizes and kinds of pictures.
     """
     from contextlib import ExitStack
 
-    from ..data.doctor import examine
+    from ..data.check import examine
     from ..progress import answer_json, bar
 
     with ExitStack() as shown:
@@ -46,6 +47,7 @@ def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> N
 def _print_table(found: Examination) -> None:
     from rich.console import Console
 
+    from ..data.folder import UNDECIDED
     from ..progress import printable
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
@@ -53,7 +55,8 @@ def _print_table(found: Examination) -> None:
     sizes = [f"{sum(classes.values()):,} ({split})" for split, classes in found.counts.items()]
     names = {name for classes in found.counts.values() for name in classes}
     root = printable(str(found.root))
-    console.print(f"{root}: pictures {' + '.join(sizes)}, {len(names)} classes", markup=False)
+    what = "folders" if UNDECIDED in found.counts else "classes"
+    console.print(f"{root}: pictures {' + '.join(sizes)}, {len(names)} {what}", markup=False)
     for finding in found.findings:
         count = f"{len(finding.groups):,}" if finding.groups else ""
         console.print(f"\n{finding.level:7}", style=styles[finding.level], end="", markup=False)

@@ -135,12 +135,12 @@ def train(
     if find_lr:
         if seeds is not None or resume or tensorboard:
             raise typer.BadParameter("--find-lr goes without --seeds, --resume and --tensorboard")
-        from ..training.finders import find_lr as run_finder
+        from ..training.lr_finder import find_lr as run_finder
         from .show import show_learning_rates
 
         answer(show_learning_rates(run_finder(data, recipe, **given), out))
     elif seeds is not None:
-        from ..training.repeats import parse_seeds, train_seeds
+        from ..training.seeds import parse_seeds, train_seeds
         from .show import seeds_table
 
         chosen = parse_seeds(seeds)
@@ -229,8 +229,8 @@ def convert(
     settings: NETWORK_SETTINGS = None,
 ) -> None:
     """Turn other people's checkpoint into one model file."""
-    from ..models.conversion import convert as run_conversion
-    from ..models.prepared import FIELDS, read_preprocessing
+    from ..models.weights.convert import convert as run_conversion
+    from ..models.weights.prepared import FIELDS, read_preprocessing
     from ..progress import answer, printable, say
     from ..storage import refuse_existing
     from ..training.settings import parse_settings

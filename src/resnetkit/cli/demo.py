@@ -8,7 +8,7 @@ from pathlib import Path
 from ..progress import answer as show
 from ..progress import printable, say
 
-PICTURES = 24
+IMAGES = 24
 
 
 def run_demo(out: Path) -> None:
@@ -30,16 +30,16 @@ def run_demo(out: Path) -> None:
     show(f"\n{evaluation_table(tested)}")
 
     predictor = load(run.model)
-    last = len(tested.part) - 1
-    chosen = [round(i * last / (PICTURES - 1)) for i in range(PICTURES)]  # of every digit
-    answers = predictor([tested.part.path(i) for i in chosen])
+    last = len(tested.samples) - 1
+    chosen = [round(i * last / (IMAGES - 1)) for i in range(IMAGES)]  # of every digit
+    answers = predictor([tested.samples.path(i) for i in chosen])
     show("\nsome predictions:")
-    for answer in answers[:: PICTURES // 4]:
+    for answer in answers[:: IMAGES // 4]:
         show(f"  {printable(answer.source)}: {answer.class_name} ({answer.probability:.1%})")
     sheet = run.folder / "predictions.png"
-    _draw(answers, [tested.classes[tested.part.labels[i]] for i in chosen], sheet)
+    _draw(answers, [tested.classes[tested.samples.labels[i]] for i in chosen], sheet)
 
-    file, picture = shlex.quote(str(run.model)), shlex.quote(answers[0].source)
+    file, image = shlex.quote(str(run.model)), shlex.quote(answers[0].source)
     show(
         f"\ntest accuracy {tested.metrics['accuracy']:.2%} on {tested.metrics['pictures']} digits "
         f"that were not trained on, after {run.train_seconds:.0f} s of training\n"
@@ -47,7 +47,7 @@ def run_demo(out: Path) -> None:
         f"model         {run.model}\n"
         f"figures       {run.folder}: predictions.png of the test part; curves.png and "
         "confusion_matrix.png of the validation part\n\nnext:\n"
-        f"  resnet predict {file} {picture}\n"
+        f"  resnet predict {file} {image}\n"
         f"  resnet train FOLDER_OF_YOUR_PHOTOS"
     )
 
@@ -64,12 +64,12 @@ def _draw(answers: list, truths: list[str], path: Path) -> None:  # type: ignore
     import numpy as np
     from PIL import Image
 
-    from ..report.plots import pictures
+    from ..report.plots import images
 
-    images = []
+    shown = []
     for answer in answers:
         with Image.open(answer.source) as image:
-            images.append(np.asarray(image.convert("RGB")))
+            shown.append(np.asarray(image.convert("RGB")))
     captions = [f"{a.class_name}  {a.probability:.0%}" for a in answers]
     wrong = [a.class_name != truth for a, truth in zip(answers, truths, strict=True)]
-    pictures(images, captions, path, "Digits of the test part, and what the network says", wrong)
+    images(shown, captions, path, "Digits of the test part, and what the network says", wrong)

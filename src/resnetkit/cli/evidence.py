@@ -105,7 +105,7 @@ def report(
 
 def explain(
     model: MODEL_FILE,
-    pictures: Annotated[
+    images: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for one's bytes.")
     ],
     layer: Annotated[
@@ -121,7 +121,7 @@ def explain(
 ) -> None:
     """Show where on photos the network found a class (Grad-CAM), as PNG files."""
     from ..evaluation.explain import explain as run_explanation
-    from ..inference.pictures import Unreadable
+    from ..inference.images import Unreadable
     from ..progress import answer, printable, say
     from ..report.thumbnails import write_overlays
     from ..storage import refuse_used
@@ -133,12 +133,12 @@ def explain(
 
     def readable() -> Iterator[str | bytes]:
         nonlocal failed
-        for picture in expand(pictures, say):
-            if isinstance(picture, Unreadable):
+        for image in expand(images, say):
+            if isinstance(image, Unreadable):
                 failed += 1
-                answer(f"{printable(picture.source)}  ERROR  {printable(picture.error)}")
+                answer(f"{printable(image.source)}  ERROR  {printable(image.error)}")
             else:
-                yield picture
+                yield image
 
     found = run_explanation(model, readable(), layer=layer, classes=class_name, device=device)
     for item, file in write_overlays(found, out):

@@ -11,9 +11,9 @@ from ..progress import columns, padded, printable
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.explain import Explanation
-    from ..training.finders import LearningRates
-    from ..training.repeats import Repeats
+    from ..training.lr_finder import LearningRates
     from ..training.run import Run
+    from ..training.seeds import SeedSweep
 
 
 def evaluation_table(found: Evaluation) -> str:
@@ -21,22 +21,22 @@ def evaluation_table(found: Evaluation) -> str:
     from ..evaluation.evaluate import confusions
 
     metrics = found.metrics
-    right = metrics["pictures"] - metrics["errors"]
+    correct = metrics["pictures"] - metrics["errors"]
     width = max(7, *map(columns, found.classes))
     low, high = metrics["accuracy_interval"]
     lines = [
         f"{found.split}: accuracy {metrics['accuracy']:.2%} "
-        f"({right} of {metrics['pictures']} pictures), loss {metrics['loss']:.4f}",
+        f"({correct} of {metrics['pictures']} pictures), loss {metrics['loss']:.4f}",
         f"95% interval {low:.2%} to {high:.2%}, {_more_numbers(metrics)}",
         *_comparisons(metrics),
         "",
         f"{'class':{width}}  precision   recall       F1  pictures",
     ]
     for row in [*metrics["per_class"], {"class": "average", **metrics["macro"]}]:
-        pictures = row.get("pictures", metrics["pictures"])
+        images = row.get("pictures", metrics["pictures"])
         lines.append(
             f"{padded(row['class'], width)}  {row['precision']:9.2%}  {row['recall']:7.2%}  "
-            f"{row['f1']:7.2%}  {pictures:8}"
+            f"{row['f1']:7.2%}  {images:8}"
         )
     wrong = confusions(found)[:5]
     if wrong:
@@ -85,12 +85,12 @@ def explanation_line(item: Explanation, file: Path | None) -> str:
 def closing_lines(run: Run) -> str:
     """What was reached, where it lies, and what to type next."""
     metrics = run.metrics
-    right = metrics["pictures"] - metrics["errors"]
+    correct = metrics["pictures"] - metrics["errors"]
     file = shlex.quote(str(run.model))
     data = shlex.quote(recorded_data_of(run))
     return (
         f"\nvalidation accuracy {metrics['accuracy']:.2%} "
-        f"({right} of {metrics['pictures']} pictures) in epoch {run.best_epoch}, the best of "
+        f"({correct} of {metrics['pictures']} pictures) in epoch {run.best_epoch}, the best of "
         f"{len(run.history)}; {run.train_seconds:.0f} s of training from {_origin(run)}\n"
         f"everything is in {run.folder}\n\nnext:\n"
         f"  resnet evaluate {file} {data} --split val\n"
@@ -113,7 +113,7 @@ def show_learning_rates(found: LearningRates, out: Path | None) -> str:
     )
 
 
-def seeds_table(found: Repeats) -> str:
+def seeds_table(found: SeedSweep) -> str:
     """A line for each seed, then their mean and standard deviation."""
     lines = ["", "seed  validation accuracy  best epoch"]
     for run in found.runs:

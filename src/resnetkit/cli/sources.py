@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import itertools
 import os
 import shlex
 import sys
@@ -10,21 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..data import tree
-from ..data.paths import LeftOut, Paths, is_picture, is_system
+from ..data.paths import LeftOut, Paths, is_image, is_system
 from ..errors import RecipeError
-from ..inference.pictures import Unreadable
+from ..inference.images import Unreadable
 from ..progress import printable
 
 
-def check_usage(model: Path, pictures: Sequence[str]) -> None:
+def check_usage(model: Path, images: Sequence[str]) -> None:
     """Make sure that a model file comes first and a picture after it.
 
     Raises:
         RecipeError: not so; the message says what to type.
     """
-    given = [str(model), *pictures]
-    misplaced = is_picture(str(model)) or model.is_dir()
-    if not misplaced and pictures:
+    given = [str(model), *images]
+    misplaced = is_image(str(model)) or model.is_dir()
+    if not misplaced and images:
         return
     runs = sorted(Path("runs").glob("*/model.safetensors"), key=os.path.getmtime)
     file = str(runs[-1]) if runs else "model.safetensors"
@@ -53,7 +55,7 @@ def expand(
         if argument == "-":
             yield sys.stdin.buffer.read()
         elif argument == "@-":
-            lines = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
+            lines = _lines(sys.stdin.buffer)
             yield from _some(_named(lines), argument, "standard input names no pictures")
         elif argument.startswith("@") and not os.path.exists(argument):
             yield from _list(argument)
@@ -81,8 +83,8 @@ def count(arguments: Sequence[str]) -> int | None:
 
 def _list(argument: str) -> Iterator[str | Unreadable]:
     try:
-        with open(argument[1:], encoding="utf-8", errors="surrogateescape") as lines:
-            yield from _some(_named(lines), argument, "this list names no pictures")
+        with open(argument[1:], "rb") as file:
+            yield from _some(_named(_lines(file)), argument, "this list names no pictures")
     except OSError as error:
         yield Unreadable(argument, f"the list {argument[1:]}: {error.strerror}")
 
@@ -105,7 +107,7 @@ def _walk(
             for entry in entries:
                 if is_system(entry.name) or tree.leads_to(entry.is_dir):
                     folders.append(entry.name)
-                elif is_picture(entry.name):
+                elif is_image(entry.name):
                     names.append(entry.name)
                 else:
                     others.append(entry.path)
@@ -114,9 +116,9 @@ def _walk(
         return
     for path in sorted(others):
         left_out.add(tree.OTHER, path)
-    pictures = Paths(sorted(names))  # a million of them take half the memory of a list
+    images = Paths(sorted(names))  # a million of them take half the memory of a list
     del names
-    for name in pictures:
+    for name in images:
         yield os.path.join(folder, name)
     for name in sorted(folders):
         path = os.path.join(folder, name)
@@ -124,6 +126,17 @@ def _walk(
             left_out.add(tree.SYSTEM, path)
         else:
             yield from _walk(path, left_out, above | {own})
+
+
+def _lines(file: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a list in UTF-8, or in UTF-16 with its mark, as PowerShell writes files."""
+    rest = iter(file)
+    first = next(rest, b"")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield from (first + b"".join(rest)).decode("utf-16", "replace").splitlines()
+        return
+    for line in itertools.chain([first], rest):
+        yield line.decode("utf-8", "surrogateescape")
 
 
 def _named(lines: Iterable[str]) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _given(
     settings: list[str] | None,
 ) -> dict[str, Any]:
     """What the studies that train take alike, as `runs.compare` takes it."""
-    from ..training.repeats import parse_seeds
+    from ..training.seeds import parse_seeds
     from ..training.settings import parse_settings
 
     return {
@@ -123,7 +123,7 @@ def gradients(
     from ..storage import write_json
     from ..study import figures
     from ..study import gradients as measured
-    from ..study.pictures import folder_of, training_tensors
+    from ..study.images import folder_of, training_tensors
 
     images, labels = training_tensors(folder_of(data, out), measured.SIDE)
     stacks = measured.stacks(images, labels, steps, seed)

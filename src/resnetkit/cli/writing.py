@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from ..ahead import map_ahead
 from ..errors import RecipeError
 from ..inference import drawing
 from ..inference.embeddings import EmbeddingsFile
-from ..inference.pictures import Picture
+from ..inference.images import ImageLike
 from ..inference.predictor import Prediction, Predictor
 from ..inference.rows import RowsFile, header, row
+from ..prefetch import prefetch_map
 from ..progress import Advance, bar, say, shown, shown_json
 from ..runtime import default_workers
 from ..storage import make_output, refuse_used
@@ -74,7 +74,7 @@ class Sinks:
     ) -> None:
         self._stack.__exit__(kind, value, trace)
 
-    def sources(self, arguments: Sequence[str]) -> Iterable[Picture]:
+    def sources(self, arguments: Sequence[str]) -> Iterable[ImageLike]:
         """The pictures that the arguments name; those that have rows are compared with them."""
         self.total = count(arguments)
         found = expand(arguments, say)
@@ -84,7 +84,7 @@ class Sinks:
         """Write answers as they come; returns how many pictures could not be read."""
         if self._images is not None:
             workers = max(1, default_workers() // 2)
-            answers = map_ahead(self._draw, enumerate(answers, self.first), workers)
+            answers = prefetch_map(self._draw, enumerate(answers, self.first), workers)
         if self._rows is None:
             self._handle.write(header(self._format))
         failed = self._rows.failed if self._rows else 0

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ahead import map_ahead
-from ..errors import DataError, PictureError
+from ..errors import DataError, ImageError
 from ..limits import available_memory
+from ..prefetch import prefetch_map
 from ..progress import printable, say
 from ..runtime import local_world_size
-from . import decode, disk, files
-from .folder import Part
+from . import decode, disk_cache, files
+from .folder import Split
 from .pixels import Pixels
 from .transforms import Preprocessing
 
@@ -33,7 +33,7 @@ SAMPLE = 64  # pictures whose headers tell how much room all of them need
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """The pictures of a part, as working pixels.
 
     Args:
@@ -43,13 +43,13 @@ class Pictures:
         rows: ``(n,)`` int64, the row of each picture in ``kept``; None where they are the same.
     """
 
-    part: Part
+    split: Split
     preprocessing: Preprocessing
     kept: Pixels | None = None
     rows: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.split)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """``(H, W, C)`` uint8, read only where it is kept, decoded where it is not.
@@ -61,28 +61,28 @@ class Pictures:
             found = self.kept.get(index if self.rows is None else int(self.rows[index]))
             if found is not None:
                 return found
-        return self.preprocessing.pixels(self.part.path(index))
+        return self.preprocessing.pixels(self.split.path(index))
 
     def labels(self) -> Tensor:
         """``(n,)`` int64."""
-        return torch.from_numpy(self.part.labels.astype(np.int64))
+        return torch.from_numpy(self.split.labels.astype(np.int64))
 
-    def select(self, part: Part) -> Pictures:
+    def select(self, split: Split) -> Images:
         """The same for some of these pictures, sharing what is kept.
 
         Raises:
             KeyError: ``part`` has a picture that is not among these.
         """
-        index = {path: i for i, path in enumerate(self.part.paths)}
-        rows = np.fromiter((index[path] for path in part.paths), np.int64, len(part))
-        return Pictures(part, self.preprocessing, self.kept, _rows_of(self.rows, rows))
+        index = {path: i for i, path in enumerate(self.split.paths)}
+        rows = np.fromiter((index[path] for path in split.paths), np.int64, len(split))
+        return Images(split, self.preprocessing, self.kept, _rows_of(self.rows, rows))
 
 
 @dataclass(frozen=True)
 class Scan:
     """What reading every picture of a part once found."""
 
-    pictures: Pictures
+    images: Images
     digests: list[str]
     """16 hex digits of the BLAKE2b of each file's contents; empty where it could not be read."""
     unreadable: dict[int, str]
@@ -90,7 +90,7 @@ class Scan:
 
 
 def scan(
-    part: Part, preprocessing: Preprocessing, workers: int, advance: Callable[[str], None]
+    split: Split, preprocessing: Preprocessing, workers: int, advance: Callable[[str], None]
 ) -> Scan:
     """Read, hash and decode every picture once, in threads; call ``advance`` after each.
 
@@ -110,72 +110,73 @@ def scan(
         DataError: a picture was changed in the meantime.
     """
     budget = int(available_memory() * RAM_SHARE / local_world_size())
-    expected = expected_bytes(part, preprocessing, workers)
-    ticks = _at_most(len(part), advance)
+    expected = expected_bytes(split, preprocessing, workers)
+    ticks = _at_most(len(split), advance)
     if expected > budget:
         say(
-            f"{len(part):,} pictures are about {expected / 1e9:,.1f} GB as pixels; at most "
-            f"{budget / 1e9:,.1f} GB of memory are taken for them. Kept in {disk.cache_folder()}"
+            f"{len(split):,} pictures are about {expected / 1e9:,.1f} GB as pixels; at most "
+            f"{budget / 1e9:,.1f} GB of memory are taken for them. Kept in "
+            f"{disk_cache.cache_folder()}"
         )
         try:
-            return _on_disk(part, preprocessing, workers, ticks, expected)
+            return _on_disk(split, preprocessing, workers, ticks, expected)
         except OSError as error:
             say(f"They cannot be kept on disk: {error}")
-    return _in_memory(part, preprocessing, workers, ticks, budget)
+    return _in_memory(split, preprocessing, workers, ticks, budget)
 
 
-def sizes(part: Part, indices: Iterable[int], workers: int = 1) -> list[tuple[int, int]]:
+def sizes(split: Split, indices: Iterable[int], workers: int = 1) -> list[tuple[int, int]]:
     """Width and height of some pictures, from their headers; without those that cannot be read,
     which `scan` names."""
 
     def size(index: int) -> tuple[int, int] | None:
         try:
-            return decode.size(part.path(int(index)))
-        except PictureError:
+            return decode.size(split.path(int(index)))
+        except ImageError:
             return None
 
-    return [found for found in map_ahead(size, indices, workers) if found is not None]
+    return [found for found in prefetch_map(size, indices, workers) if found is not None]
 
 
-def expected_bytes(part: Part, preprocessing: Preprocessing, workers: int = 1) -> int:
+def expected_bytes(split: Split, preprocessing: Preprocessing, workers: int = 1) -> int:
     """About how many bytes the working pixels of a part take, from the headers of a sample."""
-    sample = np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int)
-    sides = [preprocessing.working_shape(found) for found in sizes(part, sample, workers)]
+    sample = np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int)
+    sides = [preprocessing.working_shape(found) for found in sizes(split, sample, workers)]
     channels = preprocessing.channels
-    return int(np.mean([channels * w * h for w, h in sides]) * len(part)) if sides else 0
+    return int(np.mean([channels * w * h for w, h in sides]) * len(split)) if sides else 0
 
 
 def _in_memory(
-    part: Part,
+    split: Split,
     preprocessing: Preprocessing,
     workers: int,
     advance: Callable[[], None],
     budget: int,
 ) -> Scan:
-    kept = Pixels.none(len(part), preprocessing.channels)
-    digests, unreadable = [""] * len(part), {}
+    kept = Pixels.none(len(split), preprocessing.channels)
+    digests, unreadable = [""] * len(split), {}
     left_out = 0
-    reader = _Reader(part, preprocessing)
-    for index, (name, picture) in enumerate(map_ahead(reader, range(len(part)), workers)):
+    reader = _Reader(split, preprocessing)
+    for index, (name, image) in enumerate(prefetch_map(reader, range(len(split)), workers)):
         digests[index] = name
-        if isinstance(picture, PictureError):
-            unreadable[index] = reader.named(index, str(picture))
-        elif picture.nbytes <= budget:
-            budget -= picture.nbytes
-            kept.add(index, picture)
+        if isinstance(image, ImageError):
+            unreadable[index] = reader.named(index, str(image))
+        elif image.nbytes <= budget:
+            budget -= image.nbytes
+            kept.add(index, image)
         else:
             left_out += 1
         advance()
     if left_out:
         say(
-            f"{left_out:,} of {len(part):,} pictures do not fit into memory: they are decoded "
+            f"{left_out:,} of {len(split):,} pictures do not fit into memory: they are decoded "
             "again whenever they are needed, which is slower"
         )
-    return Scan(Pictures(part, preprocessing, kept), digests, unreadable)
+    return Scan(Images(split, preprocessing, kept), digests, unreadable)
 
 
 def _on_disk(
-    part: Part,
+    split: Split,
     preprocessing: Preprocessing,
     workers: int,
     advance: Callable[[], None],
@@ -187,66 +188,66 @@ def _on_disk(
         OSError: it cannot be written.
         DataError: a picture changed after it was hashed.
     """
-    reader = _Reader(part, preprocessing)
-    digests = list(map_ahead(reader.digest, range(len(part)), workers))
+    reader = _Reader(split, preprocessing)
+    digests = list(prefetch_map(reader.digest, range(len(split)), workers))
 
     def decoded() -> Iterator[np.ndarray | str | None]:
-        for index, (name, picture) in enumerate(map_ahead(reader, range(len(part)), workers)):
+        for index, (name, image) in enumerate(prefetch_map(reader, range(len(split)), workers)):
             if name != digests[index]:
                 raise DataError(
-                    f"{part.path(index)} was changed while the pictures were read; start again "
+                    f"{split.path(index)} was changed while the pictures were read; start again "
                     "when nobody writes to them"
                 )
-            if isinstance(picture, PictureError):
-                yield None if picture.passing else str(picture)
+            if isinstance(image, ImageError):
+                yield None if image.passing else str(image)
             else:
-                yield picture
+                yield image
             advance()
 
     channels = preprocessing.channels
     size, span = preprocessing.resize_size, preprocessing.value_range
     how = map(str, (preprocessing.decoder, size, channels, span))
     made_from = "\n".join([decode.fingerprint(), *how, *digests])
-    kept, errors = disk.find_or_write(made_from, len(part), expected, decoded, channels)
+    kept, errors = disk_cache.find_or_write(made_from, len(split), expected, decoded, channels)
     for _ in digests:
         advance()
     unreadable = {index: reader.named(index, text) for index, text in errors.items()}
     # Nothing is remembered about pictures that could not be read for a passing reason.
     again = [int(row) for row in np.flatnonzero(kept.buffer < 0) if row not in errors]
-    for index, (_, picture) in zip(again, map_ahead(reader, again, workers), strict=True):
-        if isinstance(picture, PictureError):
-            unreadable[index] = reader.named(index, str(picture))
-    return Scan(Pictures(part, preprocessing, kept), digests, unreadable)
+    for index, (_, image) in zip(again, prefetch_map(reader, again, workers), strict=True):
+        if isinstance(image, ImageError):
+            unreadable[index] = reader.named(index, str(image))
+    return Scan(Images(split, preprocessing, kept), digests, unreadable)
 
 
 @dataclass(frozen=True)
 class _Reader:
     """Reads, hashes and decodes a picture of a part; called from many threads."""
 
-    part: Part
+    split: Split
     preprocessing: Preprocessing
 
-    def __call__(self, index: int) -> tuple[str, np.ndarray | PictureError]:
+    def __call__(self, index: int) -> tuple[str, np.ndarray | ImageError]:
         """Digest and working pixels; or what is wrong, as a sentence about "the picture"."""
         try:
-            contents = files.read(self.part.path(index), "the picture")
-        except PictureError as error:
+            contents = files.read(self.split.path(index), "the picture")
+        except ImageError as error:
             return "", error
         try:
             return digest(contents), self.preprocessing.pixels(contents)
-        except PictureError as error:
+        except ImageError as error:
             return digest(contents), error
 
     def digest(self, index: int) -> str:
         """Digest alone; empty where the file cannot be read."""
         try:
-            return file_digest(self.part.path(index))
-        except PictureError:  # decoding says what is wrong with it
+            return file_digest(self.split.path(index))
+        except ImageError:  # decoding says what is wrong with it
             return ""
 
     def named(self, index: int, text: str) -> str:
         """What is wrong, with the path of the picture in it."""
-        return text.replace("the picture", str(self.part.path(index)), 1)
+        return text.replace("the picture", str(self.split.path(index)), 1)
 
 
 def _at_most(times: int, advance: Callable[[str], None]) -> Callable[[], None]:

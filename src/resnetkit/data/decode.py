@@ -23,11 +23,11 @@ import simplejpeg
 import torch
 from PIL import Image, ImageFile, features
 
-from ..ahead import reading
-from ..errors import PictureError
+from ..errors import ImageError
+from ..prefetch import reading
 from . import files
-from .colours import ValueRange, extent, is_wide, pixels_of, says_white, with_channels
-from .resizing import resize, shrunk, upright
+from .color import ValueRange, extent, is_wide, pixels_of, says_white, with_channels
+from .resize import resize, shrunk, upright
 
 MAX_PIXELS = 178_000_000
 """A picture that claims more is refused before it is decoded."""
@@ -35,8 +35,14 @@ MAX_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 """What is read, by Pillow's names, whatever a file is called; no format that starts a program."""
 
-VERSION = 3
+VERSION = 4
 """Of the way in which files become pixels: cached pixels of another one are not taken."""
+
+DIM = (
+    "images of 16 bits for each colour, of which at most 14 are used: the upper 8 count, so that "
+    "they come out dark; save them with 8 bits, or multiplied up to 65,535"
+)
+"""What is wrong with pictures of which `is_dim_colour` is true."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -60,7 +66,7 @@ def decode(
         channels: 3 for RGB; 1 for grey, as Pillow's mode ``L`` makes it of RGB; 4 to keep
             transparency.
         value_range: the numbers that become black and white where grey has 16 or 32 bits; see
-            `resnetkit.data.colours.ValueRange`.
+            `resnetkit.data.color.ValueRange`.
 
     Returns:
         ``(H, W, channels)`` uint8. The same bits for the same file and arguments.
@@ -99,7 +105,7 @@ def decode_full(
 
 
 def from_memory(
-    picture: Image.Image | np.ndarray,
+    image: Image.Image | np.ndarray,
     working_size: int | None = None,
     full: bool = False,
     *,
@@ -116,15 +122,15 @@ def from_memory(
     Raises:
         PictureError: pixels of another shape or type.
     """
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-            raise PictureError(
-                f"pixels are (H, W, 3) or (H, W) uint8; got {picture.shape} {picture.dtype}"
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ImageError(
+                f"pixels are (H, W, 3) or (H, W) uint8; got {image.shape} {image.dtype}"
             )
-        picture = Image.fromarray(picture)
-    _load_unmapped(picture)
-    pixels = pixels_of(picture, channels, value_range)
-    orientation = _orientation(picture)
+        image = Image.fromarray(image)
+    _load_unmapped(image)
+    pixels = pixels_of(image, channels, value_range)
+    orientation = _orientation(image)
     if full and working_size is not None:
         with _named("the picture"):
             return _finish_full(pixels, orientation, working_size)
@@ -208,6 +214,28 @@ def depth(source: Path | bytes) -> Depth | None:
         return Depth("float" if image.mode == "F" else kind, *extent(image))
 
 
+def is_dim_colour(source: Path | bytes) -> bool:
+    """Whether a picture has 16 bits for each colour, and uses so few of them that it comes out
+    dark: its upper 8 bits are taken, and nothing in them is above a quarter.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    name = str(source) if isinstance(source, Path) else "the picture"
+    contents = files.read(source) if isinstance(source, Path) else source
+    if contents.startswith(b"\x89PNG"):
+        if contents[24:25] != b"\x10" or contents[25:26] == b"\0":
+            return False
+    elif contents[:2] not in (b"II", b"MM"):
+        return False
+    with _named(name), _open(io.BytesIO(contents)) as image:
+        if is_wide(image):
+            return False
+        if image.format == "TIFF" and set(image.tag_v2.get(258, ())) != {16}:  # type: ignore[attr-defined]
+            return False
+        return int(pixels_of(image, 4)[..., :3].max()) < 64
+
+
 def _may_be_deep(head: bytes) -> bool:
     deep_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16 bits of grey
     return deep_png or head[:2] in (b"II", b"MM", b"Pf")  # TIFF, PFM
@@ -275,7 +303,7 @@ def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
             return None if known == contents else _plain_jpeg(known, working_size)
         if _is_damage(told, contents):
             said = told.removeprefix("Corrupt JPEG data: ")
-            raise PictureError(f"a damaged JPEG ({said}): part of it would be wrong") from error
+            raise ImageError(f"a damaged JPEG ({said}): part of it would be wrong") from error
         return None  # Pillow reads it or says what is wrong with it
     expected = (*(small if scale > 1 else (height, width)), 3)
     return pixels if pixels.shape == expected else None
@@ -336,11 +364,11 @@ def _finish_full(pixels: np.ndarray, orientation: int, shorter: int) -> np.ndarr
     side = 20 * min(width, height)
     left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
     middle = pixels[top : top + side, left : left + side]
-    picture = Image.fromarray(middle[..., 0] if channels == 1 else middle)
-    width, height = picture.size
-    longer = int(shorter * max(picture.size) / min(picture.size))
+    image = Image.fromarray(middle[..., 0] if channels == 1 else middle)
+    width, height = image.size
+    longer = int(shorter * max(image.size) / min(image.size))
     target = (shorter, longer) if width <= height else (longer, shorter)
-    resized = picture.resize(target, Image.Resampling.BILINEAR)
+    resized = image.resize(target, Image.Resampling.BILINEAR)
     return np.require(resized, np.uint8, ["C", "W"]).reshape(target[1], target[0], channels)
 
 
@@ -349,14 +377,14 @@ def _named(name: str) -> Iterator[None]:
     """Every error inside becomes a PictureError that begins with ``name``."""
     try:
         yield
-    except PictureError as error:
-        raise PictureError(f"{name}: {error}", error.passing) from error.__cause__
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}", error.passing) from error.__cause__
     except MemoryError as error:
         message = f"{name}: there is not enough memory to decode it"
-        raise PictureError(message, passing=True) from error
+        raise ImageError(message, passing=True) from error
     except Exception as error:  # codecs raise everything from EOFError to struct.error
         short = isinstance(error, RuntimeError)  # PyTorch's error where memory is short
-        raise PictureError(f"{name}: cannot be decoded ({error})", passing=short) from error
+        raise ImageError(f"{name}: cannot be decoded ({error})", passing=short) from error
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -364,16 +392,16 @@ def _open(file: BinaryIO) -> Image.Image:
     head = file.read(512)
     file.seek(0)
     if not head:
-        raise PictureError("the file is empty")
+        raise ImageError("the file is empty")
     too_large = f"at most {MAX_PIXELS:,} pixels are decoded"
     try:
         image = _identify(file, head)
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{too_large} ({error})") from error
+        raise ImageError(f"{too_large} ({error})") from error
     if image.width * image.height > MAX_PIXELS:
-        raise PictureError(f"{too_large}, it claims {image.width} x {image.height}")
+        raise ImageError(f"{too_large}, it claims {image.width} x {image.height}")
     if 0 in image.size:
-        raise PictureError(f"it claims {image.width} x {image.height} pixels")
+        raise ImageError(f"it claims {image.width} x {image.height} pixels")
     return image
 
 
@@ -395,7 +423,7 @@ def _identify(file: BinaryIO, head: bytes) -> Image.Image:
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not this format
                 return reader(file, "")  # type: ignore[no-any-return]
-    raise PictureError(_what_it_is(head))
+    raise ImageError(_what_it_is(head))
 
 
 def _heif_reader() -> type[Image.Image]:
@@ -405,7 +433,7 @@ def _heif_reader() -> type[Image.Image]:
         from pillow_heif import HeifImageFile
     except ImportError:
         message = 'a HEIC picture; to read it: pip install "resnetkit[heif]"'
-        raise PictureError(message, passing=True) from None
+        raise ImageError(message, passing=True) from None
     return HeifImageFile
 
 

@@ -36,7 +36,7 @@ def _prefetched(batches: Iterable[Batch], device: torch.device) -> Iterator[Batc
                 batch,
                 images=_sent(batch.images, device),
                 labels=_sent(batch.labels, device),
-                places=_places(batch, device),
+                local_indices=_places(batch, device),
             )
             event = copies.record_event()
         if waiting is not None:
@@ -55,16 +55,16 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _places(batch: Batch, device: torch.device) -> Tensor | slice:
-    if isinstance(batch.places, slice):
-        return batch.places
-    return _sent(torch.as_tensor(batch.places), device)  # PyTorch would wait for an array
+    if isinstance(batch.local_indices, slice):
+        return batch.local_indices
+    return _sent(torch.as_tensor(batch.local_indices), device)  # PyTorch would wait for an array
 
 
 def _ready(batch: Batch, event: torch.cuda.Event, device: torch.device) -> Batch:
     """The batch; work that is queued from now on waits for its copy."""
     compute = torch.cuda.current_stream(device)
     compute.wait_event(event)
-    for tensor in (batch.images, batch.labels, batch.places):
+    for tensor in (batch.images, batch.labels, batch.local_indices):
         if isinstance(tensor, Tensor):
             tensor.record_stream(compute)  # its memory is not given away before it is used
     return batch

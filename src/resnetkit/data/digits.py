@@ -29,8 +29,8 @@ def write_digits(folder: Path, size: int = 32) -> Path:
 
     if folder.exists() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty; name another folder or remove it")
-    pictures, labels = load_digits(return_X_y=True)
-    pixels = (pictures.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     for digit in range(10):
         members = np.flatnonzero(labels == digit)
         members = members[order(0, digit, len(members))]

@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from ..ahead import reading
-from ..errors import PictureError
+from ..errors import ImageError
+from ..prefetch import reading
 
 MAX_BYTES = 2**29
 """A larger file is refused unread: 178 million pixels fit into it uncompressed."""
@@ -35,7 +35,7 @@ def read(path: Path, name: str | None = None) -> bytes:
         try:
             return file.read()
         except (OSError, MemoryError) as error:
-            raise PictureError(f"{called}: {_why(error)}", passing=True) from error
+            raise ImageError(f"{called}: {_why(error)}", passing=True) from error
 
 
 def open_file(path: Path, name: str | None = None) -> BinaryIO:
@@ -45,16 +45,16 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
         found = os.stat(path)  # before opening, which waits for the writer of a pipe
         kind = _KINDS.get(stat.S_IFMT(found.st_mode))
         if kind is not None:
-            raise PictureError(f"{called}: is {kind}; expected a picture's file")
+            raise ImageError(f"{called}: is {kind}; expected a picture's file")
         if found.st_size > MAX_BYTES:
-            raise PictureError(
+            raise ImageError(
                 f"{called}: has {found.st_size:,} bytes; at most {MAX_BYTES:,} are read"
             )
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, PictureError):
+        if isinstance(error, ImageError):
             raise
-        raise PictureError(f"{called}: {_why(error)}", passing=True) from error
+        raise ImageError(f"{called}: {_why(error)}", passing=True) from error
 
 
 def _why(error: BaseException) -> str:

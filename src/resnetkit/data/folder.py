@@ -31,7 +31,7 @@ LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Some of the pictures: ``paths[i]``, relative to ``root``, has class ``labels[i]``."""
 
     root: Path
@@ -44,7 +44,7 @@ class Part:
     def path(self, index: int) -> Path:
         return self.root / self.paths[index]
 
-    def select(self, indices: Sequence[int] | np.ndarray) -> Part:
+    def select(self, indices: Sequence[int] | np.ndarray) -> Split:
         """The pictures at ``indices``, in that order."""
         chosen = Paths(self.paths[i] for i in indices)
         return replace(self, paths=chosen, labels=self.labels[indices])
@@ -55,7 +55,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class Dataset:
     """Classes, and the pictures of each split. A flat folder has one split, called ``all``.
 
     ``left_out`` counts the files that were not taken, by reason; ``notes`` say what was decided
@@ -64,7 +64,7 @@ class DataSet:
 
     root: Path
     classes: tuple[str, ...]
-    parts: dict[str, Part]
+    splits: dict[str, Split]
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
 
@@ -83,7 +83,7 @@ def read(
     data: str | os.PathLike[str],
     classes: Sequence[str] | None = None,
     aliases: Mapping[str, int] | None = None,
-) -> DataSet:
+) -> Dataset:
     """List what is in a folder or manifest.
 
     Args:
@@ -104,6 +104,8 @@ class Survey:
     """What lies in a folder or manifest, whether or not one can train on it.
 
     ``splits`` is ``{split: {class: paths relative to base}}``, also of classes without a picture.
+    Where ``question`` says that the layout can be read in two ways, the only split is `UNDECIDED`,
+    and folders stand for classes.
     """
 
     root: Path
@@ -111,13 +113,18 @@ class Survey:
     splits: dict[str, dict[str, Paths]]
     left_out: LeftOut
     notes: tuple[str, ...]
+    question: str = ""
 
 
-def survey(data: str | os.PathLike[str], known: Collection[str] = ()) -> Survey:
+UNDECIDED = "undecided"
+
+
+def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool = True) -> Survey:
     """List what is there without a judgement on its classes.
 
     Args:
         known: the classes of a trained network, which decide what a folder of such a name is.
+        ask: raise a question about the layout; if False, the result has it, and all images.
 
     Raises:
         DataError: nothing there, no picture, splits that mean the same, or folders that could be
@@ -127,20 +134,27 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = ()) -> Survey:
     if not root.exists():
         looked = f"{root} does not exist (looked from {Path.cwd()}). {_nearest(root)}"
         raise DataError(looked.rstrip())
-    left_out, notes = LeftOut(), list[str]()
+    left_out, notes, question = LeftOut(), list[str](), ""
     if root.is_file():
         base = manifest.base(root, notes)
         found = manifest.read(root, base, left_out, notes)
     else:
-        base, found = root, tree.read(root, left_out, notes, known)
-        notes += _notes_on_twins(found)
-    if not any(paths for part in found.values() for paths in part.values()):
+        base = root
+        try:
+            found = tree.read(root, left_out, notes, known)
+            notes += _notes_on_twins(found)
+        except tree.UndecidedLayout as error:
+            if ask:
+                raise
+            left_out, notes, question = LeftOut(), [], str(error)
+            found = {UNDECIDED: tree.read_undecided(root, left_out)}
+    if not any(paths for split in found.values() for paths in split.values()):
         skipped = "; ".join(left_out.lines())
         raise DataError(
             f"No pictures in {root}{f' (left out: {skipped})' if skipped else ''}. "
             f"Known layouts: {LAYOUTS}. Known formats: {' '.join(sorted(EXTENSIONS))}"
         )
-    return Survey(root, base, found, left_out, tuple(notes))
+    return Survey(root, base, found, left_out, tuple(notes), question)
 
 
 def _notes_on_twins(found: dict[str, dict[str, Paths]]) -> list[str]:
@@ -158,7 +172,7 @@ def _notes_on_twins(found: dict[str, dict[str, Paths]]) -> list[str]:
 
 def _assemble(
     surveyed: Survey, classes: Sequence[str] | None, aliases: Mapping[str, int]
-) -> DataSet:
+) -> Dataset:
     root, found = surveyed.root, surveyed.splits
     leading = next(split for split in ("train", "all", "val", "test") if split in found)
     own = sorted(found[leading])
@@ -177,7 +191,7 @@ def _assemble(
     names = tuple(own if classes is None else classes)
     index = {**aliases, **{name: i for i, name in enumerate(names)}}
     index = {unicodedata.normalize("NFC", name): i for name, i in index.items()}
-    parts, notes = {}, list(surveyed.notes)
+    splits, notes = {}, list(surveyed.notes)
     for split, by_class in found.items():
         unknown = sorted(set(by_class) - set(index))
         if unknown:
@@ -193,8 +207,8 @@ def _assemble(
         paths = Paths()
         for name in present:
             paths.extend(by_class.pop(name))  # one after the other, so that none is there twice
-        parts[split] = Part(surveyed.base, paths, labels)
-    return DataSet(root, names, parts, surveyed.left_out, tuple(notes))
+        splits[split] = Split(surveyed.base, paths, labels)
+    return Dataset(root, names, splits, surveyed.left_out, tuple(notes))
 
 
 def _raise_unknown(root: Path, split: str, unknown: list[str], names: tuple[str, ...]) -> None:
@@ -209,9 +223,9 @@ def _raise_unknown(root: Path, split: str, unknown: list[str], names: tuple[str,
     )
 
 
-def split(
-    whole: Part, classes: Sequence[str], digests: Sequence[str], fraction: float, seed: int
-) -> dict[str, Part]:
+def split_dataset(
+    whole: Split, classes: Sequence[str], digests: Sequence[str], fraction: float, seed: int
+) -> dict[str, Split]:
     """Split a part into ``train`` and ``val``: stratified, f(seed, contents).
 
     Exact duplicates stay together, so that no picture is in both parts.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import randomness
-from ..ahead import map_ahead
-from .cache import Pictures
+from ..prefetch import prefetch_map
+from .cache import Images
 from .sampling import epoch_order
 from .transforms import Augmentation, stack
 
@@ -30,7 +30,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     indices: np.ndarray
-    places: np.ndarray | Tensor | slice = field(default_factory=lambda: slice(None))
+    local_indices: np.ndarray | Tensor | slice = field(default_factory=lambda: slice(None))
     lead: int = 0
 
 
@@ -51,7 +51,7 @@ class Loader:
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         batch_size: int,
         workers: int,
         rank: int = 0,
@@ -62,13 +62,13 @@ class Loader:
         repeats: int = 1,
     ) -> None:
         self.balanced, self.repeats = sampling == "balanced", repeats
-        self.pictures, self.batch_size, self.workers = pictures, batch_size, workers
+        self.images, self.batch_size, self.workers = images, batch_size, workers
         self.rank, self.ranks, self.mixed = rank, ranks, mixed
 
     def training_batches(self) -> int:
         """Batches in an epoch of training. A smaller rest waits for an epoch that has it earlier
         in its order; a set smaller than a batch is one batch."""
-        return max(1, len(self.pictures) // self.batch_size)
+        return max(1, len(self.images) // self.batch_size)
 
     def training(
         self,
@@ -81,7 +81,7 @@ class Loader:
     ) -> Iterator[Batch]:
         """The batches of an epoch from the one numbered ``first`` to the one before ``last``:
         f(seed, epoch), at ``size`` pixels."""
-        labels = self.pictures.part.labels
+        labels = self.images.split.labels
         order = epoch_order(labels, seed, epoch, self.batch_size, self.balanced, self.repeats)
         count = self.training_batches()
         chunks = np.split(order[: count * self.batch_size], self._cuts(count))
@@ -98,18 +98,18 @@ class Loader:
     ) -> Iterator[Batch]:
         """The ``wanted`` ones of an epoch's batches."""
 
-        def make(picture: int, copy: int) -> Tensor:
-            chance = randomness.for_picture(seed, epoch, picture, copy)
-            return augmentation(self.pictures[picture], size, chance)
+        def make(image: int, copy: int) -> Tensor:
+            rng = randomness.for_image(seed, epoch, image, copy)
+            return augmentation(self.images[image], size, rng)
 
         return self._batches(chunks[wanted], make)
 
     def evaluation(self) -> Iterator[Batch]:
         """Every picture once, in order, by the evaluation preset."""
-        everyone = np.stack([np.arange(len(self.pictures)), np.zeros(len(self.pictures), int)], 1)
-        crop = self.pictures.preprocessing.crop
+        everyone = np.stack([np.arange(len(self.images)), np.zeros(len(self.images), int)], 1)
+        crop = self.images.preprocessing.crop
         chunks = np.split(everyone, self._cuts(-(-len(everyone) // self.batch_size)))
-        return self._batches(chunks, lambda picture, _: crop(self.pictures[picture]))
+        return self._batches(chunks, lambda image, _: crop(self.images[image]))
 
     def _cuts(self, batches: int) -> list[int]:
         return [self.batch_size * i for i in range(1, batches)]
@@ -121,12 +121,12 @@ class Loader:
 
         def prepare(chunk: np.ndarray) -> Batch:
             indices = chunk[:, 0]
-            places, lead = self._share(len(indices))
-            images = stack([make(picture, copy) for picture, copy in chunk[places].tolist()])
-            labels = torch.from_numpy(self.pictures.part.labels[indices].astype(np.int64))
-            return Batch(images, labels, indices, places, lead)
+            local_indices, lead = self._share(len(indices))
+            images = stack([make(image, copy) for image, copy in chunk[local_indices].tolist()])
+            labels = torch.from_numpy(self.images.split.labels[indices].astype(np.int64))
+            return Batch(images, labels, indices, local_indices, lead)
 
-        return map_ahead(prepare, chunks, self.workers)
+        return prefetch_map(prepare, chunks, self.workers)
 
     def _share(self, count: int) -> tuple[np.ndarray | slice, int]:
         """Places of this rank's pictures in a batch of ``count``; how many are only mixed in."""

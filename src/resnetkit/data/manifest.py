@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import DataError
 from ..storage import csv_text
 from . import tree
-from .paths import SPLITS, LeftOut, Paths, is_picture, is_system, spelling
+from .paths import SPLITS, LeftOut, Paths, is_image, is_system, spelling
 
 
 def base(file: Path, notes: list[str]) -> Path:
@@ -43,7 +43,7 @@ def read(
         DataError: no UTF-8 text, or columns or values that a manifest cannot have; the message
             names the line.
     """
-    if is_picture(file.name):
+    if is_image(file.name):
         raise DataError(f"{file} is one picture; expected a folder with a sub-folder a class")
     # A path may be no text; what else is none is refused.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
@@ -84,7 +84,7 @@ def _parse(
             elif _is_text(path):
                 _check_text(file, label)
             label = unicodedata.normalize("NFC", label)
-        named = path if is_picture(path) and "\\" not in path else files.find(path, where)
+        named = path if is_image(path) and "\\" not in path else files.find(path, where)
         if named is None:
             left_out.add(tree.SYSTEM if is_system(os.path.basename(path)) else tree.OTHER, path)
             continue
@@ -137,7 +137,7 @@ class _Files:
         """
         slashed = path.replace("\\", "/")  # as on Windows
         name = path if self.exists(path) else slashed
-        if not is_picture(name):
+        if not is_image(name):
             folder, stem = os.path.split(name)
             names = self._stems(folder).get(stem, [])
             if len(names) > 1:
@@ -158,7 +158,7 @@ class _Files:
             stems: dict[str, list[str]] = {}
             path = os.path.join(self._base, folder)
             for entry in tree.entries(path) if os.path.isdir(path) else []:
-                if is_picture(entry.name):
+                if is_image(entry.name):
                     stems.setdefault(os.path.splitext(entry.name)[0], []).append(entry.name)
             self._listed[folder] = stems
         return self._listed[folder]

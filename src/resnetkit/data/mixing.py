@@ -40,26 +40,26 @@ def mix(
     if not methods:
         return images, labels
     targets = F.one_hot(labels, classes).to(torch.float32)
-    chance = Random(derive(seed, "mixing", step))
-    method = chance.choice(methods)
+    rng = Random(derive(seed, "mixing", step))
+    method = rng.choice(methods)
     alpha = mixup if method == "mixup" else cutmix
-    share = chance.betavariate(alpha, alpha)
+    share = rng.betavariate(alpha, alpha)
     # The one before it, as the order of the batch is random already; `Loader` relies on this.
     partner = images.roll(1, 0)
     if method == "mixup":
         images = images * share + partner * (1 - share)
     else:
         height, width = images.shape[-2:]
-        top, bottom, left, right = _box(height, width, share, chance)
+        top, bottom, left, right = _box(height, width, share, rng)
         images = images.clone()
         images[:, :, top:bottom, left:right] = partner[:, :, top:bottom, left:right]
         share = 1 - (bottom - top) * (right - left) / (height * width)
     return images, targets * share + targets.roll(1, 0) * (1 - share)
 
 
-def _box(height: int, width: int, share: float, chance: Random) -> tuple[int, int, int, int]:
+def _box(height: int, width: int, share: float, rng: Random) -> tuple[int, int, int, int]:
     """Top, bottom, left, right of a box that leaves about ``share`` of the picture."""
     half = math.sqrt(1 - share) / 2
-    x, y = chance.randrange(width), chance.randrange(height)
+    x, y = rng.randrange(width), rng.randrange(height)
     h, w = int(half * height), int(half * width)
     return max(0, y - h), min(height, y + h), max(0, x - w), min(width, x + w)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .. import randomness
 from ..progress import say
-from .cache import Pictures
+from .cache import Images
 from .loader import Batch, Loader
 from .transforms import Augmentation
 
@@ -25,21 +25,21 @@ LARGEST_SIDE, MOST_BYTES = 64, 2 * 2**30
 
 
 def make_loader(
-    device: torch.device, augmentation: Augmentation, pictures: Pictures, *args: Any, **more: Any
+    device: torch.device, augmentation: Augmentation, images: Images, *args: Any, **more: Any
 ) -> Loader:
     """A loader of training pictures: `OnDevice` where they fit, else `Loader`."""
-    if fits(pictures, augmentation, device):
-        return OnDevice(device, pictures, *args, **more)
-    return Loader(pictures, *args, **more)
+    if fits(images, augmentation, device):
+        return OnDevice(device, images, *args, **more)
+    return Loader(images, *args, **more)
 
 
-def fits(pictures: Pictures, augmentation: Augmentation, device: torch.device) -> bool:
+def fits(images: Images, augmentation: Augmentation, device: torch.device) -> bool:
     """Whether these pictures can live on the device: a GPU; all of one small shape, and kept in
     memory; no augmentation but a crop and the mirror."""
-    if device.type != "cuda" or pictures.kept is None or not len(pictures):
+    if device.type != "cuda" or images.kept is None or not len(images):
         return False
-    kept = pictures.kept
-    rows = np.arange(len(pictures)) if pictures.rows is None else pictures.rows
+    kept = images.kept
+    rows = np.arange(len(images)) if images.rows is None else images.rows
     shapes = kept.shapes[rows]
     height, width = shapes[0].tolist()
     one_shape = bool((shapes == shapes[0]).all() and (kept.buffer[rows] >= 0).all())
@@ -52,12 +52,12 @@ def fits(pictures: Pictures, augmentation: Augmentation, device: torch.device) -
 class OnDevice(Loader):
     """A `Loader` whose training pictures are ``(n, C, H, W)`` uint8 on ``device``."""
 
-    def __init__(self, device: torch.device, pictures: Pictures, *args: Any, **more: Any) -> None:
-        super().__init__(pictures, *args, **more)
-        pixels = np.stack([pictures[index] for index in range(len(pictures))])
-        self.images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-        self.labels = pictures.labels().to(device)
-        say(f"All {len(pictures):,} training pictures are on {device}, cut and mirrored there.")
+    def __init__(self, device: torch.device, images: Images, *args: Any, **more: Any) -> None:
+        super().__init__(images, *args, **more)
+        pixels = np.stack([images[index] for index in range(len(images))])
+        self.pixels = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+        self.labels = images.labels().to(device)
+        say(f"All {len(images):,} training pictures are on {device}, cut and mirrored there.")
 
     def _augmented(
         self,
@@ -68,35 +68,39 @@ class OnDevice(Loader):
         seed: int,
         epoch: int,
     ) -> Iterator[Batch]:
-        device, count = self.images.device, sum(map(len, chunks))
-        chance = np.random.Generator(np.random.PCG64(randomness.derive(seed, "device", epoch)))
-        height, width = self.images.shape[-2:]
+        device, count = self.pixels.device, sum(map(len, chunks))
+        rng = np.random.Generator(np.random.PCG64(randomness.derive(seed, "device", epoch)))
+        height, width = self.pixels.shape[-2:]
         padding = augmentation.crop_padding
         if padding is None:
-            boxes = random_boxes(augmentation, height, width, count, chance)
+            boxes = random_boxes(augmentation, height, width, count, rng)
         else:  # squares of the picture with a shorter side of ``size``, and black around it
             height, width = (size * side // min(height, width) for side in (height, width))
             room = (height - size + 2 * padding + 1, width - size + 2 * padding + 1)
-            corners = chance.integers(0, room, (count, 2))
+            corners = rng.integers(0, room, (count, 2))
             boxes = np.concatenate([corners, np.full_like(corners, size)], 1)
-        mirrored = chance.random(count) < (0.5 if augmentation.flip else 0)
+        mirrored = rng.random(count) < (0.5 if augmentation.flip else 0)
         # Copied once an epoch, since the CPU waits for each copy.
         where, mirror = torch.from_numpy(boxes).to(device), torch.from_numpy(mirrored).to(device)
         order = torch.from_numpy(np.concatenate(chunks)[:, 0]).to(device)
         for number in range(*wanted.indices(len(chunks))):
             indices, start = chunks[number][:, 0], number * self.batch_size
-            places, lead = self._share(len(indices))
-            own = range(len(indices))[places] if isinstance(places, slice) else places[lead:]
+            local_indices, lead = self._share(len(indices))
+            own = (
+                range(len(indices))[local_indices]
+                if isinstance(local_indices, slice)
+                else local_indices[lead:]
+            )
             at = torch.arange(int(own[0]) - lead, int(own[-1]) + 1, device=device)
             at = start + at % len(indices)  # before the first comes the last
-            images = self.images[order[at]]
+            images = self.pixels[order[at]]
             if padding is not None:
                 images = F.pad(_resized(images, height, width), [padding] * 4)
             images = cut(images, where[at], size)
             images = torch.where(mirror[at].view(-1, 1, 1, 1), images.flip(-1), images)
             images = images.contiguous(memory_format=torch.channels_last)
             whole = self.labels[order[start : start + len(indices)]]
-            yield Batch(images, whole, indices, places, lead)
+            yield Batch(images, whole, indices, local_indices, lead)
 
 
 def random_boxes(
@@ -104,14 +108,14 @@ def random_boxes(
     height: int,
     width: int,
     count: int,
-    chance: np.random.Generator,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """``(count, 4)`` int64: top, left, height, width of crops, by the rule of `Augmentation`: the
     first of ten tries that fits, else the largest in the middle."""
     least, most = augmentation.crop_scale
     flat, steep = np.log(augmentation.crop_ratio).tolist()
-    area = height * width * chance.uniform(least, most, (count, 10))
-    ratio = np.exp(chance.uniform(flat, steep, (count, 10)))
+    area = height * width * rng.uniform(least, most, (count, 10))
+    ratio = np.exp(rng.uniform(flat, steep, (count, 10)))
     w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
     fit = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     tried, first = np.arange(count), fit.argmax(1)
@@ -119,7 +123,7 @@ def random_boxes(
     found = fit.any(1)
     w[~found] = min(width, max(1, round(height * augmentation.crop_ratio[1])))
     h[~found] = min(height, max(1, round(width / augmentation.crop_ratio[0])))
-    top, left = chance.integers(0, height - h + 1), chance.integers(0, width - w + 1)
+    top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
     top[~found], left[~found] = (height - h[~found]) // 2, (width - w[~found]) // 2
     return np.stack([top, left, h, w], 1)
 

@@ -30,7 +30,7 @@ _SYSTEM = frozenset(
     {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}  # Synology, QNAP
     | {"$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"}
     | {"__macosx", "network trash folder", "temporary items", "icon\r"}
-    | {"lost+found", "__pycache__"}
+    | {"lost+found", "__pycache__", "~snapshot", "recycler", "found.000"}
 )
 _SYSTEM_SUFFIXES = (".lrdata",)  # Lightroom's previews
 
@@ -47,7 +47,7 @@ def is_system(name: str) -> bool:
     return name.startswith(".") or lower in _SYSTEM or lower.endswith(_SYSTEM_SUFFIXES)
 
 
-def is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
     """Whether the name says so; files of the system are none."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not is_system(name)

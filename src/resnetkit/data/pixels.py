@@ -86,7 +86,7 @@ class Pixels:
         return int((self.buffer >= 0).sum())
 
 
-def write(file: BinaryIO, pictures: Iterable[np.ndarray | str | None]) -> None:
+def write(file: BinaryIO, images: Iterable[np.ndarray | str | None]) -> None:
     """Write the pixels of every picture in order; of one that cannot be read, what is wrong; None
     for one that could not be read this time, about which nothing is remembered.
 
@@ -94,14 +94,14 @@ def write(file: BinaryIO, pictures: Iterable[np.ndarray | str | None]) -> None:
         OSError: there is no room, or the disk fails.
     """
     shapes, errors = [], {}
-    for row, picture in enumerate(pictures):
-        if picture is None or isinstance(picture, str):
+    for row, image in enumerate(images):
+        if image is None or isinstance(image, str):
             shapes.append((0, 0))
-            if picture is not None:
-                errors[row] = picture
+            if image is not None:
+                errors[row] = image
         else:
-            file.write(np.ascontiguousarray(picture).data)
-            shapes.append(picture.shape[:2])
+            file.write(np.ascontiguousarray(image).data)
+            shapes.append(image.shape[:2])
     table = np.array(shapes, dtype="<i4").reshape(-1, 2).tobytes()
     words = json.dumps(errors).encode()
     file.write(table + words + _FOOTER.pack(_MAGIC, len(shapes), len(words), _sum(table, words)))

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ahead import map_ahead
-from ..errors import DataError, PictureError
+from ..errors import DataError, ImageError
+from ..prefetch import prefetch_map
 from .decode import Depth, depth
-from .folder import Part
+from .folder import Split
 
 BITS = (8, 10, 12, 14, 16, 24, 32)
 """Of integers: the first into which all of them fit says what is white."""
 
 
-def find(parts: Sequence[Part], workers: int) -> tuple[float, float] | None:
+def find(splits: Sequence[Split], workers: int) -> tuple[float, float] | None:
     """Read the images of ``parts``, and `settle` which numbers become black and white.
 
     Args:
@@ -27,7 +27,7 @@ def find(parts: Sequence[Part], workers: int) -> tuple[float, float] | None:
     Raises:
         DataError: images of several kinds, so that no one rule is right.
     """
-    return settle([_depths(part, workers) for part in parts])
+    return settle([_depths(split, workers) for split in splits])
 
 
 def settle(seen: Sequence[Sequence[Depth | None]]) -> tuple[float, float] | None:
@@ -73,16 +73,16 @@ def _all(seen: Sequence[Sequence[Depth | None]]) -> list[Depth | None]:
     return [found for one in seen for found in one]
 
 
-def _depths(part: Part, workers: int) -> list[Depth | None]:
+def _depths(split: Split, workers: int) -> list[Depth | None]:
     """Of every image that can be read; reading the pixels names the others."""
 
     def one(index: int) -> tuple[Depth | None] | None:
         try:
-            return (depth(part.path(index)),)
-        except PictureError:
+            return (depth(split.path(index)),)
+        except ImageError:
             return None
 
-    found = map_ahead(one, range(len(part)), workers)
+    found = prefetch_map(one, range(len(split)), workers)
     return [item[0] for item in found if item is not None]
 
 

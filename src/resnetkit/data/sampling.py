@@ -47,15 +47,15 @@ def occurrences(values: np.ndarray) -> np.ndarray:
 def _balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Round after round of one picture of every class; each class goes through its own pictures
     in a random order, and begins again where it has no more."""
-    chance = np.random.Generator(np.random.PCG64(randomness.derive(seed, "balanced", epoch)))
+    rng = np.random.Generator(np.random.PCG64(randomness.derive(seed, "balanced", epoch)))
     classes = np.unique(labels)
     rounds = -(-len(labels) // len(classes))
-    turns = chance.permuted(np.tile(np.arange(len(classes)), (rounds, 1)), axis=1)
+    turns = rng.permuted(np.tile(np.arange(len(classes)), (rounds, 1)), axis=1)
     turns = turns.ravel()[: len(labels)]
     times = occurrences(turns)
     order = np.empty(len(labels), np.int64)
     for number, label in enumerate(classes):
-        own, here = chance.permutation(np.flatnonzero(labels == label)), turns == number
+        own, here = rng.permutation(np.flatnonzero(labels == label)), turns == number
         order[here] = own[times[here] % len(own)]
     return order
 

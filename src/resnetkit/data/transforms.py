@@ -21,9 +21,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..errors import ModelFileError
-from .colours import ValueRange
+from .color import ValueRange
 from .decode import decode, decode_full, from_memory
-from .resizing import can_resize, resize, resize_by_pillow, resize_tensor, shrunk, with_shorter_side
+from .resize import can_resize, resize, resize_by_pillow, resize_tensor, shrunk, with_shorter_side
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,7 +51,7 @@ class Preprocessing:
             several times as fast; ``"full"`` is `resnetkit.data.decode.decode_full`, with which the
             accuracies of published weights were measured.
         value_range: the numbers that become black and white where grey has 16 or 32 bits; see
-            `resnetkit.data.colours.ValueRange`. It belongs to the data set, never to one image.
+            `resnetkit.data.color.ValueRange`. It belongs to the data set, never to one image.
         interpolation, squash: Pillow's for the resizing; and whether both sides become
             ``resize_size`` long. With the decoder ``"full"`` only.
     """
@@ -150,7 +150,8 @@ def _mean_and_std(
 ) -> tuple[Tensor, Tensor]:
     """Both on the device, where they stay: copying them there would make each batch wait."""
     with torch.inference_mode(False):
-        return torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": device}  # whatever the default is
+        return torch.tensor(mean, **kind), torch.tensor(std, **kind)
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -234,7 +235,7 @@ class Augmentation:
         scale_jitter: least and greatest shorter side that the picture is scaled to, over that of
             the result, before a random square is cut. The same, section 3.4.
         flip: mirror every other picture.
-        trivial_augment: one random operation of `resnetkit.data.trivial`.
+        trivial_augment: one random operation of `resnetkit.data.trivial_augment`.
         erasing: share of the pictures that lose a box; see `erase`.
         mean: of each channel, on a scale from 0 to 1: the colour of that box.
     """
@@ -248,48 +249,48 @@ class Augmentation:
     erasing: float = 0.0
     mean: tuple[float, ...] = IMAGENET_MEAN
 
-    def __call__(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
+    def __call__(self, pixels: np.ndarray, size: int, rng: Random) -> Tensor:
         """``(H, W, C)`` uint8 -> ``(C, size, size)`` uint8, as ``chance`` decides."""
-        picture = self._crop(pixels, size, chance)
-        if self.flip and chance.random() < 0.5:
-            picture = mirrored(picture)
+        image = self._crop(pixels, size, rng)
+        if self.flip and rng.random() < 0.5:
+            image = mirrored(image)
         if self.trivial_augment:
-            from .trivial import trivial_augment  # imports torchvision, which takes a second
+            from .trivial_augment import (
+                trivial_augment,  # imports torchvision, which takes a second
+            )
 
-            picture = trivial_augment(picture, chance)
-        if self.erasing and chance.random() < self.erasing:
-            picture = erase(picture, chance, self.mean)
-        return picture
+            image = trivial_augment(image, rng)
+        if self.erasing and rng.random() < self.erasing:
+            image = erase(image, rng, self.mean)
+        return image
 
-    def _crop(self, pixels: np.ndarray, size: int, chance: Random) -> Tensor:
+    def _crop(self, pixels: np.ndarray, size: int, rng: Random) -> Tensor:
         if self.crop_padding is not None:
             pad = self.crop_padding
-            scaled = _scaled(pixels, size, chance)
-            return _random_square(np.pad(scaled, ((pad, pad), (pad, pad), (0, 0))), size, chance)
+            scaled = _scaled(pixels, size, rng)
+            return _random_square(np.pad(scaled, ((pad, pad), (pad, pad), (0, 0))), size, rng)
         if self.scale_jitter is not None:
             least, most = (round(share * size) for share in self.scale_jitter)
-            return _random_square(
-                _scaled(pixels, chance.randint(least, most), chance), size, chance
-            )
+            return _random_square(_scaled(pixels, rng.randint(least, most), rng), size, rng)
         height, width = pixels.shape[:2]
-        top, left, h, w = self._box(height, width, chance)
+        top, left, h, w = self._box(height, width, rng)
         return resize_tensor(pixels[top : top + h, left : left + w], (size, size))[0]
 
-    def _box(self, height: int, width: int, chance: Random) -> tuple[int, int, int, int]:
+    def _box(self, height: int, width: int, rng: Random) -> tuple[int, int, int, int]:
         """Top, left, height, width. Ten tries, then the largest crop in the middle that fits."""
         log_ratio = tuple(map(math.log, self.crop_ratio))
         for _ in range(10):
-            area = height * width * chance.uniform(*self.crop_scale)
-            ratio = math.exp(chance.uniform(*log_ratio))
+            area = height * width * rng.uniform(*self.crop_scale)
+            ratio = math.exp(rng.uniform(*log_ratio))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                return chance.randint(0, height - h), chance.randint(0, width - w), h, w
+                return rng.randint(0, height - h), rng.randint(0, width - w), h, w
         w = min(width, max(1, round(height * self.crop_ratio[1])))
         h = min(height, max(1, round(width / self.crop_ratio[0])))
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-def erase(picture: Tensor, chance: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -> Tensor:
+def erase(image: Tensor, rng: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -> Tensor:
     """A copy with a box in the mean colour, which is zero once normalised. Its area is 2 % to 33 %
     of the picture's, its height / width 0.3 to 3.3: Zhong et al., arXiv:1708.04896.
 
@@ -297,53 +298,53 @@ def erase(picture: Tensor, chance: Random, mean: tuple[float, ...] = IMAGENET_ME
         picture: ``(C, H, W)`` uint8.
         mean: of each channel, on a scale from 0 to 1.
     """
-    height, width = picture.shape[-2:]
+    height, width = image.shape[-2:]
     for _ in range(10):
-        area = height * width * chance.uniform(0.02, 0.33)
-        ratio = math.exp(chance.uniform(math.log(0.3), math.log(3.3)))
+        area = height * width * rng.uniform(0.02, 0.33)
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < h < height and 0 < w < width:
-            top, left = chance.randint(0, height - h), chance.randint(0, width - w)
-            pixels = picture.permute(1, 2, 0).numpy().copy()
+            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            pixels = image.permute(1, 2, 0).numpy().copy()
             pixels[top : top + h, left : left + w] = [round(255 * share) for share in mean]
             return torch.from_numpy(pixels).permute(2, 0, 1)
-    return picture
+    return image
 
 
-def mirrored(picture: Tensor) -> Tensor:
+def mirrored(image: Tensor) -> Tensor:
     """Return ``(C, H, W)`` uint8 with left and right exchanged. NumPy copies, as in `stack`."""
-    pixels = picture.permute(1, 2, 0).numpy()[:, ::-1]
+    pixels = image.permute(1, 2, 0).numpy()[:, ::-1]
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
-def _scaled(pixels: np.ndarray, side: int, chance: Random) -> np.ndarray:
+def _scaled(pixels: np.ndarray, side: int, rng: Random) -> np.ndarray:
     """The picture with a shorter side of ``side`` pixels; of one beyond 1 to 20, a random piece."""
     height, width = pixels.shape[:2]
     if max(height, width) > 20 * min(height, width):
         longest = 2 * min(height, width)
-        top = chance.randint(0, max(0, height - longest))
-        left = chance.randint(0, max(0, width - longest))
+        top = rng.randint(0, max(0, height - longest))
+        left = rng.randint(0, max(0, width - longest))
         pixels = pixels[top : top + longest, left : left + longest]
         height, width = pixels.shape[:2]
     target = with_shorter_side(width, height, side)
     return pixels if target == (width, height) else resize(pixels, target)
 
 
-def _random_square(pixels: np.ndarray, size: int, chance: Random) -> Tensor:
+def _random_square(pixels: np.ndarray, size: int, rng: Random) -> Tensor:
     """``(H, W, C)`` -> ``(C, size, size)``."""
     height, width = pixels.shape[:2]
-    top, left = chance.randint(0, height - size), chance.randint(0, width - size)
+    top, left = rng.randint(0, height - size), rng.randint(0, width - size)
     return _window(pixels, top, left, size)
 
 
-def stack(pictures: Sequence[Tensor]) -> Tensor:
+def stack(images: Sequence[Tensor]) -> Tensor:
     """``n`` times ``(C, S, S)`` uint8 -> ``(n, C, S, S)`` in channels_last order.
 
     NumPy copies: from 32,768 values on, PyTorch would start a team of compute threads in every
     thread that reads images.
     """
-    channels, size = pictures[0].shape[0], pictures[0].shape[-1]
-    batch = np.empty((len(pictures), size, size, channels), np.uint8)
-    for row, picture in zip(batch, pictures, strict=True):
-        row[:] = picture.permute(1, 2, 0).numpy()
+    channels, size = images[0].shape[0], images[0].shape[-1]
+    batch = np.empty((len(images), size, size, channels), np.uint8)
+    for row, image in zip(batch, images, strict=True):
+        row[:] = image.permute(1, 2, 0).numpy()
     return torch.from_numpy(batch).permute(0, 3, 1, 2)

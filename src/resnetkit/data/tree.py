@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..storage import MARKER
-from .paths import SPLITS, LeftOut, Paths, affixed_split, is_picture, is_system, label
+from .paths import SPLITS, LeftOut, Paths, affixed_split, is_image, is_system, label
 
 RUNS = "folder(s) of a run, whose pictures are figures"
 OUTPUTS = "folder(s) that resnet wrote"
@@ -18,6 +18,10 @@ OTHER = "file(s) of another kind"
 LOOSE = "picture(s) outside a class folder"
 LOOP = "link(s) to a folder around them"
 BESIDE = "folder(s) beside the splits"
+
+
+class UndecidedLayout(DataError):
+    """Folders that can be read in two ways: a question that names both."""
 
 
 def read(
@@ -31,8 +35,8 @@ def read(
         known: the classes of a trained network: folders of these names are classes.
 
     Raises:
-        DataError: two folders that mean the same split or class, one split inside another, or
-            folders that could be splits as well as classes.
+        UndecidedLayout: two folders that mean the same split or class, one split inside another,
+            or folders that could be splits as well as classes.
     """
     folders = _folders(root, left_out)
     splits = _find_splits(root, folders, notes, known)
@@ -50,6 +54,16 @@ def read(
     }
 
 
+def read_undecided(root: Path, left_out: LeftOut) -> dict[str, Paths]:
+    """{folder in ``root``: paths relative to root, sorted} of all pictures, without a judgement on
+    what the folders mean. Those in no folder are under ``.``."""
+    found: dict[str, Paths] = {}
+    for path in sorted(_walk(str(root), ".", left_out, set())):
+        folder, _, inside = path.removeprefix("./").partition("/")
+        found.setdefault(folder if inside else ".", Paths()).append(path.removeprefix("./"))
+    return found
+
+
 def _folders(folder: Path, left_out: LeftOut) -> list[str]:
     """Names of the folders that may be classes or splits, sorted; the rest is counted."""
     names = []
@@ -59,7 +73,7 @@ def _folders(folder: Path, left_out: LeftOut) -> list[str]:
         elif leads_to(entry.is_dir):
             names.append(entry.name)
         else:
-            left_out.add(LOOSE if is_picture(entry.name) else OTHER, entry.name)
+            left_out.add(LOOSE if is_image(entry.name) else OTHER, entry.name)
     return names
 
 
@@ -75,10 +89,10 @@ def _find_splits(
     if not named:
         return {}
     labelled = [name for name in named if _is_labelled(_descend(root, name)[0])]
-    others = [name for name in folders if name not in named and _holds_pictures(root / name)]
+    others = [name for name in folders if name not in named and _holds_images(root / name)]
     if others and {label(name) for name in named} <= set(known):
         return {}
-    loose = [name for name in named if name not in labelled and _holds_pictures(root / name)]
+    loose = [name for name in named if name not in labelled and _holds_images(root / name)]
     certain = len({named[name] for name in labelled}) > 1
     if (others and not certain) or (loose and not labelled):
         _ask(root, list(named), others)
@@ -86,7 +100,9 @@ def _find_splits(
     twice = [split for split, count in Counter(splits.values()).items() if count > 1]
     if twice:
         same = [name for name, split in splits.items() if split in twice]
-        raise DataError(f"{root} has {' and '.join(same)}, which mean the same; keep one of them")
+        raise UndecidedLayout(
+            f"{root} has {' and '.join(same)}, which mean the same; keep one of them"
+        )
     for name in named:
         if labelled and name not in labelled:
             what = "has images, but no class folders" if name in loose else "has no images"
@@ -123,7 +139,7 @@ def _named_splits(root: Path, folders: list[str]) -> dict[str, str]:
 
 def _ask(root: Path, named: list[str], others: list[str]) -> None:
     beside = f", beside {_some(others)}" if others else ""
-    raise DataError(
+    raise UndecidedLayout(
         f"{root}: is {_some(named, ' or ')}{beside} a split or a class? If a split, put a folder "
         f"for each class into it, and the other class folders into {root / 'train'}. If a class, "
         f"put all class folders, it too, into {root / 'train'}. If neither, move it out of "
@@ -150,7 +166,7 @@ def _refuse_same_folders(root: Path, classes: dict[str, Paths]) -> None:
             return
         inside = here
     if inside is not None and len(classes) > 1:
-        raise DataError(
+        raise UndecidedLayout(
             f"{root}: {_some(sorted(classes))} hold the same folders, {_some(sorted(inside))}: "
             f"which are the classes? If the outer ones, put them into {root / 'train'}. If the "
             "inner ones, name the outer ones train, val and test, or put the images of each class "
@@ -171,10 +187,10 @@ def _descend(root: Path, name: str) -> tuple[Path, str]:
 def _is_labelled(folder: Path) -> bool:
     """Whether a folder holds class folders with pictures."""
     unused = LeftOut()
-    return any(_holds_pictures(folder / name) for name in _folders(folder, unused))
+    return any(_holds_images(folder / name) for name in _folders(folder, unused))
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _holds_images(folder: Path) -> bool:
     return next(_walk(str(folder), "", LeftOut(), set()), None) is not None
 
 
@@ -189,7 +205,7 @@ def _read_classes(root: Path, folder: Path, prefix: str, left_out: LeftOut) -> d
         if not found and left_out[RUNS] + left_out[OUTPUTS] > outputs:
             continue
         if label(name) in names:
-            raise DataError(
+            raise UndecidedLayout(
                 f"{folder} has two folders called {label(name)}, which are written with other "
                 f"characters ({names[label(name)]!a} and {name!a}): are they one class? Move "
                 "their images into one of them, or rename one"
@@ -204,7 +220,7 @@ def _refuse_split(root: Path, folder: Path, name: str) -> None:
     if folder == root or name.lower() not in SPLITS:
         return
     if any(not is_system(e.name) and leads_to(e.is_dir) for e in entries(folder / name)):
-        raise DataError(
+        raise UndecidedLayout(
             f"{folder / name} lies inside the split {folder.name}; move it beside it: {root / name}"
         )
 
@@ -227,7 +243,7 @@ def _walk(
             left_out.add(SYSTEM, f"{prefix}/{name}")
         elif leads_to(entry.is_dir):
             yield from _walk(entry.path, f"{prefix}/{name}", left_out, above | {own})
-        elif is_picture(name):
+        elif is_image(name):
             yield f"{prefix}/{name}"
         else:
             left_out.add(OTHER, f"{prefix}/{name}")

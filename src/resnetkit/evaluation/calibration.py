@@ -31,11 +31,11 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, A
         ``confidence`` and ``accuracy`` of them (None where there is none).
     """
     confidence, predicted = torch.softmax(logits.double(), 1).max(1)
-    right = (predicted == labels).double()
+    correct = (predicted == labels).double()
     edges = torch.arange(1, bins, dtype=torch.float64) / bins
     index = torch.bucketize(confidence, edges)  # right=False: a bin includes its upper edge
     count = torch.bincount(index, minlength=bins)
-    mean = [torch.bincount(index, x, bins) / count.clamp(min=1) for x in (confidence, right)]
+    mean = [torch.bincount(index, x, bins) / count.clamp(min=1) for x in (confidence, correct)]
     gaps = (mean[0] - mean[1]).abs()
     rows = [
         {

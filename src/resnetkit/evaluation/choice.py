@@ -7,23 +7,23 @@ from pathlib import Path
 
 from ..data import folder
 from ..data.cache import file_digest
-from ..data.folder import Part
+from ..data.folder import Split
 from ..data.paths import SPLITS
 from ..errors import DataError
-from ..models.modelfile import Header
 from ..models.weights import imagenet_classes, imagenet_ids
+from ..models.weights.modelfile import Header
 
 
 @dataclass(frozen=True)
 class Choice:
     """``part`` is to be evaluated, ``split`` its name; ``notes`` are for the reader."""
 
-    part: Part
+    samples: Split
     split: str
     notes: tuple[str, ...] = ()
 
 
-def read_for(header: Header, data: str | Path) -> folder.DataSet:
+def read_for(header: Header, data: str | Path) -> folder.Dataset:
     """A data set as a trained network sees it: classes are matched by name; folders that are called
     by the WordNet ids of ImageNet (``n01440764``), by the published names of these.
 
@@ -36,7 +36,7 @@ def read_for(header: Header, data: str | Path) -> folder.DataSet:
     return folder.read(data, header.classes, aliases)
 
 
-def choose(listing: folder.DataSet, split: str | None, header: Header) -> Choice:
+def choose(dataset: folder.Dataset, split: str | None, header: Header) -> Choice:
     """The part to evaluate: by default test, else val, else all. Of a flat folder, ``train`` and
     ``val`` are the pictures that training took for them.
 
@@ -46,32 +46,32 @@ def choose(listing: folder.DataSet, split: str | None, header: Header) -> Choice
         DataError: there is no such split.
     """
     recorded = {
-        name: frozenset(part["digests"])
-        for name, part in header.data.get("parts", {}).items()
-        if name in ("train", "val") and part["digests"]
+        name: frozenset(samples["digests"])
+        for name, samples in header.data.get("parts", {}).items()
+        if name in ("train", "val") and samples["digests"]
     }
     split = SPLITS.get(split.lower(), split) if split else None
-    flat = listing.parts.get("all")
-    made_of_train = recorded.get("val") and not {"val", "all"} & listing.parts.keys()
-    if made_of_train and split in ("val", None if "test" not in listing.parts else "val"):
-        return _choose_from_flat(listing.parts["train"], "val", recorded)
+    flat = dataset.splits.get("all")
+    made_of_train = recorded.get("val") and not {"val", "all"} & dataset.splits.keys()
+    if made_of_train and split in ("val", None if "test" not in dataset.splits else "val"):
+        return _choose_from_flat(dataset.splits["train"], "val", recorded)
     if flat is not None and recorded and split in (None, "train", "val", "all"):
         return _choose_from_flat(flat, split, recorded)
-    there = [name for name in ("test", "val", "all", "train") if name in listing.parts]
+    there = [name for name in ("test", "val", "all", "train") if name in dataset.splits]
     chosen = split or there[0]
-    if chosen in listing.parts:
-        part, trained_on = listing.parts[chosen], recorded.get("train", frozenset())
-        return Choice(part, chosen, _seen(_digests(part) if trained_on else [], trained_on))
+    if chosen in dataset.splits:
+        samples, trained_on = dataset.splits[chosen], recorded.get("train", frozenset())
+        return Choice(samples, chosen, _seen(_digests(samples) if trained_on else [], trained_on))
     if flat is not None:
         there += sorted(recorded)
     raise DataError(
-        f"{listing.root} has no split {chosen!r}; it has {', '.join(there)}. "
+        f"{dataset.root} has no split {chosen!r}; it has {', '.join(there)}. "
         "Choose one with --split"
     )
 
 
-def _digests(part: Part) -> list[str]:
-    return [file_digest(part.path(i)) for i in range(len(part))]
+def _digests(samples: Split) -> list[str]:
+    return [file_digest(samples.path(i)) for i in range(len(samples))]
 
 
 def _seen(here: list[str], trained_on: frozenset[str]) -> tuple[str, ...]:
@@ -81,7 +81,9 @@ def _seen(here: list[str], trained_on: frozenset[str]) -> tuple[str, ...]:
     return (f"{seen} of these {len(here)} pictures were trained on: expect too good a result",)
 
 
-def _choose_from_flat(flat: Part, split: str | None, recorded: dict[str, frozenset[str]]) -> Choice:
+def _choose_from_flat(
+    flat: Split, split: str | None, recorded: dict[str, frozenset[str]]
+) -> Choice:
     """The pictures that training took for ``split``, found again by their contents; by default
     those of validation where most of them are here, else all."""
     here = _digests(flat)

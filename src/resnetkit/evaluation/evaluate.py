@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import runtime
-from ..data.cache import Pictures
+from ..data.cache import Images
 from ..data.device_loader import to_device
-from ..data.folder import Part
+from ..data.folder import Split
 from ..data.loader import Loader
 from ..data.transforms import normalize
-from ..models import modelfile
 from ..models.modes import in_mode
+from ..models.weights import modelfile
 from . import metrics
 from .calibration import fit_temperature, reliability
 from .choice import choose, read_for
@@ -37,7 +37,7 @@ class Evaluation:
     """``part`` is what was evaluated, ``logits`` ``(n, classes)`` float32 belong to it, row by
     row; ``metrics`` is what ``metrics.json`` holds; ``notes`` are for the reader."""
 
-    part: Part
+    samples: Split
     split: str
     classes: tuple[str, ...]
     logits: Tensor
@@ -47,12 +47,12 @@ class Evaluation:
     @property
     def labels(self) -> Tensor:
         """``(n,)`` int64: the true classes."""
-        return torch.from_numpy(self.part.labels.astype(np.int64))
+        return torch.from_numpy(self.samples.labels.astype(np.int64))
 
 
 def predict_logits(
     model: nn.Module,
-    pictures: Pictures,
+    images: Images,
     device: torch.device,
     workers: int,
     advance: Callable[[str], None] = _silent,
@@ -72,13 +72,13 @@ def predict_logits(
     """
     layout = runtime.memory_format(model, device, precision)
     rows: list[Callable[[], Tensor]] = []
-    coming = Loader(pictures, batch_size, workers).evaluation()
+    coming = Loader(images, batch_size, workers).evaluation()
     autocast = runtime.Runtime(device, precision).autocast()
     evaluating = in_mode(model, training=False)
     with evaluating, torch.inference_mode(), autocast, runtime.full_fp32(device):
         for batch in to_device(coming, device):
-            images = normalize(batch.images, pictures.preprocessing)
-            logits = model(images.contiguous(memory_format=layout))
+            inputs = normalize(batch.images, images.preprocessing)
+            logits = model(inputs.contiguous(memory_format=layout))
             rows.append(runtime.fetch(logits.float()))
             advance("")
         found = [row() for row in rows]
@@ -89,6 +89,7 @@ Progress = Callable[[int], Callable[[str], None]]
 """Given the number of batches, gives what to call after each."""
 
 
+@runtime.pytorch_defaults()
 def evaluate(
     model_file: str | Path,
     data: str | Path,
@@ -126,36 +127,37 @@ def evaluate(
     """
     header = modelfile.read_header(model_file)
     modelfile.check_has_classes(header, model_file)
-    listing, views = read_for(header, data), Views(crops, flip)
-    chosen = choose(listing, split, header)
+    dataset, views = read_for(header, data), Views(crops, flip)
+    chosen = choose(dataset, split, header)
 
-    def measure(part: Part, name: str) -> Evaluation:
-        return evaluate_part(
+    def measure(samples: Split, name: str) -> Evaluation:
+        return evaluate_split(
             model_file,
-            part,
+            samples,
             name,
             image_size=image_size,
             views=views,
             device=device,
             workers=workers,
-            advance=progress(batches(len(part), views)),
+            advance=progress(batches(len(samples), views)),
         )
 
-    found = measure(chosen.part, chosen.split)
-    notes = listing.remarks + chosen.notes + views.notes(at_size(header.preprocessing, image_size))
+    found = measure(chosen.samples, chosen.split)
+    notes = dataset.remarks + chosen.notes + views.notes(at_size(header.preprocessing, image_size))
     if calibrate:
         fitted = found
         if chosen.split != "val":
-            fitted = measure(choose(listing, "val", header).part, "val")
+            fitted = measure(choose(dataset, "val", header).samples, "val")
         else:
             notes += ("the temperature was fitted on the pictures that it is measured on",)
         found = replace(found, metrics={**found.metrics, "temperature": _temper(fitted, found)})
     return replace(found, notes=notes)
 
 
-def evaluate_part(
+@runtime.pytorch_defaults()
+def evaluate_split(
     model_file: str | Path,
-    part: Part,
+    samples: Split,
     split: str,
     *,
     image_size: int | None = None,
@@ -170,12 +172,12 @@ def evaluate_part(
     workers = runtime.default_workers() if workers is None else workers
     network = network.to(chosen, memory_format=runtime.memory_format(network, chosen))  # type: ignore[call-overload]
     preprocessing = at_size(header.preprocessing, image_size)
-    pictures = Pictures(part, preprocessing)
+    images = Images(samples, preprocessing)
     if views.count == 1:
-        logits = predict_logits(network, pictures, chosen, workers, advance)
+        logits = predict_logits(network, images, chosen, workers, advance)
     else:
         with runtime.full_fp32(chosen):
-            logits = predict_views(network, pictures, views, chosen, workers, advance)
+            logits = predict_views(network, images, views, chosen, workers, advance)
     seen = {
         "image_size": preprocessing.crop_size,
         "resize_size": preprocessing.resize_size,
@@ -185,11 +187,11 @@ def evaluate_part(
     measured = {
         "split": split,
         "views": seen,
-        **metrics.compute(logits, pictures.labels(), header.classes),
+        **metrics.compute(logits, images.labels(), header.classes),
     }
     if "published" in header.metrics:
         measured["published"] = header.metrics["published"]
-    return Evaluation(part, split, header.classes, logits, measured)
+    return Evaluation(samples, split, header.classes, logits, measured)
 
 
 def _temper(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def _temper(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
     return {
         "value": value,
         "fitted_on": fitted.split,
-        "pictures": len(fitted.part),
+        "pictures": len(fitted.samples),
         "ece_before": measured.metrics["calibration"]["ece"],
         "ece_after": reliability(after, measured.labels)["ece"],
         "loss_before": measured.metrics["loss"],

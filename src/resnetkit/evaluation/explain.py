@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import runtime
-from ..data.colours import to_look_at
+from ..data.color import to_look_at
 from ..data.transforms import normalize, stack
-from ..errors import PictureError, RecipeError
-from ..models import modelfile
+from ..errors import ImageError, RecipeError
 from ..models.modes import in_mode
+from ..models.weights import modelfile
 from .metrics import probabilities
 from .views import at_size
 
@@ -46,7 +46,7 @@ class Explanation:
     answer: str = ""
     probability: float = 0.0
     target: str = ""
-    picture: np.ndarray | None = None
+    image: np.ndarray | None = None
     heat: np.ndarray | None = None
     error: str | None = None
 
@@ -107,7 +107,7 @@ def default_layer(model: nn.Module) -> str:
 
 def explain(
     model_file: str | Path,
-    pictures: Iterable[str | Path | bytes],
+    images: Iterable[str | Path | bytes],
     *,
     layer: str | None = None,
     classes: str | Sequence[str] | None = None,
@@ -135,34 +135,36 @@ def explain(
         _check_names({classes} if isinstance(classes, str) else set(classes), header.classes)
     where = runtime.pick(device, "fp32").device
     layout = runtime.memory_format(network, where)
-    network = network.to(where, memory_format=layout)  # type: ignore[call-overload]
+    with runtime.pytorch_defaults():
+        network = network.to(where, memory_format=layout)  # type: ignore[call-overload]
     preprocessing = at_size(header.preprocessing, image_size)
     wanted = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)
     large = at_size(preprocessing, shown)
-    for given, name in zip(pictures, wanted, strict=False):
+    for given, name in zip(images, wanted, strict=False):
         file = Path("picture") if isinstance(given, bytes) else Path(given)
         contents = given if isinstance(given, bytes) else file
         try:
-            seen = preprocessing.crop(preprocessing.pixels(contents))
-            picture = to_look_at(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
-        except PictureError as error:
+            with runtime.pytorch_defaults():
+                seen = preprocessing.crop(preprocessing.pixels(contents))
+                image = to_look_at(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
+        except ImageError as error:
             yield Explanation(file, error=str(error))
             continue
-        images = normalize(stack([seen]).to(where), preprocessing)
-        images = images.contiguous(memory_format=layout)
-        with torch.inference_mode(), runtime.full_fp32(where):
-            shares = probabilities(network(images).float().cpu())[0]
-        best = int(shares.argmax())
-        target = best if name is None else header.classes.index(name)
-        with runtime.full_fp32(where):
-            heat = grad_cam(network, images, layer, target)
-        heat = F.interpolate(heat[None], (shown, shown), mode="bilinear", align_corners=False)
+        with runtime.pytorch_defaults(), runtime.full_fp32(where):
+            inputs = normalize(stack([seen]).to(where), preprocessing)
+            inputs = inputs.contiguous(memory_format=layout)
+            with torch.inference_mode():
+                shares = probabilities(network(inputs).float().cpu())[0]
+            best = int(shares.argmax())
+            target = best if name is None else header.classes.index(name)
+            heat = grad_cam(network, inputs, layer, target)
+            heat = F.interpolate(heat[None], (shown, shown), mode="bilinear", align_corners=False)
         yield Explanation(
             file,
             header.classes[best],
             float(shares[best]),
             header.classes[target],
-            picture,
+            image,
             heat[0, 0].cpu().numpy(),
         )
 

@@ -32,7 +32,7 @@ class Finding:
     loss: float
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         """Whether the answer is the label."""
         return self.truth == self.suggested
 
@@ -101,8 +101,8 @@ def disagreements(several: Sequence[Evaluation], most: int) -> tuple[list[Disagr
     return [
         Disagreement(
             index=i,
-            path=first.part.paths[i],
-            truth=first.classes[first.part.labels[i]],
+            path=first.samples.paths[i],
+            truth=first.classes[first.samples.labels[i]],
             answers=tuple((first.classes[int(b.indices[i])], float(b.values[i])) for b in best),
         )
         for i in order[: min(count, most)].tolist()
@@ -115,11 +115,11 @@ def _losses(found: Evaluation) -> Tensor:
 
 def _findings(found: Evaluation, indices: Sequence[int], suggested: Tensor) -> list[Finding]:
     shares, losses = probabilities(found.logits), _losses(found)
-    labels, chosen = found.part.labels, suggested.tolist()
+    labels, chosen = found.samples.labels, suggested.tolist()
     return [
         Finding(
             index=i,
-            path=found.part.paths[i],
+            path=found.samples.paths[i],
             truth=found.classes[labels[i]],
             suggested=found.classes[chosen[i]],
             probability=float(shares[i, chosen[i]]),

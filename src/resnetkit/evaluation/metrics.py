@@ -27,22 +27,22 @@ def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         logits: ``(n, classes)`` float32.
         labels: ``(n,)`` int64.
     """
-    right = int((logits.argmax(1) == labels).sum())
-    return right / len(labels), float(F.cross_entropy(logits.double(), labels))
+    correct = int((logits.argmax(1) == labels).sum())
+    return correct / len(labels), float(F.cross_entropy(logits.double(), labels))
 
 
-def interval(right: int, count: int, z: float = NORMAL_95) -> tuple[float, float]:
+def interval(correct: int, count: int, z: float = NORMAL_95) -> tuple[float, float]:
     """Wilson's score interval of a share: where the true accuracy lies, given that ``right`` of
     ``count`` pictures were right (Wilson 1927, doi:10.2307/2276774). By default of 95 %.
 
     >>> [round(x, 3) for x in interval(95, 100)]
     [0.888, 0.978]
     """
-    share = right / count
+    share = correct / count
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     low, high = ((centre + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
-    return (0.0 if right == 0 else low), (1.0 if right == count else high)
+    return (0.0 if correct == 0 else low), (1.0 if correct == count else high)
 
 
 def in_top(logits: Tensor, labels: Tensor, k: int = 5) -> Tensor:

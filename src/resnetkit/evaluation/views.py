@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..ahead import map_ahead
-from ..data.cache import Pictures
+from ..data.cache import Images
 from ..data.transforms import Preprocessing, mirrored, normalize, stack, ten_crops
 from ..errors import RecipeError
+from ..prefetch import prefetch_map
 from ..runtime import memory_format
 
 VIEWS_AT_ONCE = 64
@@ -63,7 +63,7 @@ class Views:
 
 def predict_views(
     model: nn.Module,
-    pictures: Pictures,
+    images: Images,
     views: Views,
     device: torch.device,
     workers: int,
@@ -76,17 +76,17 @@ def predict_views(
     Raises:
         PictureError: a picture cannot be read.
     """
-    preprocessing = pictures.preprocessing
+    preprocessing = images.preprocessing
 
     def prepare(indices: np.ndarray) -> Tensor:
-        return stack([view for i in indices for view in views.cut(pictures[int(i)], preprocessing)])
+        return stack([view for i in indices for view in views.cut(images[int(i)], preprocessing)])
 
     layout = memory_format(model, device)
     rows = []
-    chunks = np.array_split(np.arange(len(pictures)), batches(len(pictures), views))
+    chunks = np.array_split(np.arange(len(images)), batches(len(images), views))
     with torch.inference_mode():
-        for images in map_ahead(prepare, chunks, workers):
-            seen = normalize(images.to(device), preprocessing)
+        for inputs in prefetch_map(prepare, chunks, workers):
+            seen = normalize(inputs.to(device), preprocessing)
             shown = model(seen.contiguous(memory_format=layout)).cpu()
             each = torch.softmax(shown.double(), 1).view(-1, views.count, shown.shape[1])
             smallest = torch.finfo(torch.float32).tiny
@@ -95,9 +95,9 @@ def predict_views(
     return torch.cat(rows).clone()
 
 
-def batches(pictures: int, views: Views) -> int:
+def batches(images: int, views: Views) -> int:
     """Into how many batches so many pictures go."""
-    return -(-pictures // max(1, VIEWS_AT_ONCE // views.count))
+    return -(-images // max(1, VIEWS_AT_ONCE // views.count))
 
 
 def at_size(preprocessing: Preprocessing, image_size: int | None) -> Preprocessing:

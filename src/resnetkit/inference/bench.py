@@ -21,8 +21,8 @@ import torch
 
 from .. import runtime
 from ..errors import ResnetkitError
-from ..models import modelfile
 from ..models.summary import summarize
+from ..models.weights import modelfile
 from ..storage import sha256
 from . import engines
 
@@ -30,6 +30,7 @@ BATCH_SIZES = (1, 8, 32)
 SIDE = 2048  # of the square matrices whose product is the machine's limit
 
 
+@runtime.pytorch_defaults()
 def measure(
     model_file: str | Path,
     names: Sequence[str] | None = None,
@@ -154,7 +155,7 @@ def _one_row(
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     side, named = header.preprocessing.crop_size, choice._asdict()
     channels = header.preprocessing.channels
-    images = _pictures(count or 1, channels, side, device).contiguous(memory_format=layout)
+    images = _images(count or 1, channels, side, device).contiguous(memory_format=layout)
     begun = time.perf_counter()
     engine = engines.start(choice, network, side, device, len(images))
     engine(images)
@@ -167,7 +168,7 @@ def _one_row(
     return {**named, "p50_ms": p50, "p95_ms": p95, "n": len(taken), "start_seconds": start}
 
 
-def _pictures(count: int, channels: int, side: int, device: torch.device) -> torch.Tensor:
+def _images(count: int, channels: int, side: int, device: torch.device) -> torch.Tensor:
     return torch.randn(count, channels, side, side, device=device)
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import OutputError
 from ..progress import printable
-from .pictures import full_pixels
+from .images import full_pixels
 from .predictor import Prediction
 
 SMALLEST, LARGEST = 224, 1600  # sides of what is written, in pixels
@@ -38,13 +38,13 @@ def save(answer: Prediction, folder: Path, number: int) -> Path | None:
     Raises:
         OutputError: there is no writing to the folder.
     """
-    if answer.error is not None or answer.picture is None:
+    if answer.error is not None or answer.image is None:
         return None
     stem = re.sub(r"[^\w.-]+", "_", Path(answer.source).stem)[:60]
     path = folder / f"{number:06d}-{stem}.jpg"
-    picture = label(full_pixels(answer.picture), f"{answer.class_name}", answer.probability or 0.0)
+    image = label(full_pixels(answer.image), f"{answer.class_name}", answer.probability or 0.0)
     try:
-        picture.save(path, "JPEG", quality=90)
+        image.save(path, "JPEG", quality=90)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
     return path
@@ -56,7 +56,7 @@ def label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
     Very small pictures are enlarged and very large ones shrunk. Letters that no installed font has
     are written as their numbers.
     """
-    picture = _in_size(Image.fromarray(pixels))
+    image = _in_size(Image.fromarray(pixels))
     name = printable(name)
     path, lacking = font_for(name)
     shown = "".join(
@@ -64,24 +64,24 @@ def label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
     )
     shown = shown.replace("\\\\", "\\")
     tail = f"  {probability:.1%}"
-    text, fonts = _fit(shown, tail, path, picture.width - 16, picture.height)
-    draw = ImageDraw.Draw(picture)
+    text, fonts = _fit(shown, tail, path, image.width - 16, image.height)
+    draw = ImageDraw.Draw(image)
     height = round(fonts[0].size * 1.7)
-    draw.rectangle((0, picture.height - height, picture.width, picture.height), (0, 0, 0))
-    line = picture.height - height / 2 + 0.35 * fonts[0].size
+    draw.rectangle((0, image.height - height, image.width, image.height), (0, 0, 0))
+    line = image.height - height / 2 + 0.35 * fonts[0].size
     draw.text((8, line), text, (255, 255, 255), fonts[0], "ls")
     draw.text((8 + fonts[0].getlength(text), line), tail, (255, 255, 255), fonts[1], "ls")
-    return picture
+    return image
 
 
-def _in_size(picture: Image.Image) -> Image.Image:
-    shorter, longer = min(picture.size), max(picture.size)
+def _in_size(image: Image.Image) -> Image.Image:
+    shorter, longer = min(image.size), max(image.size)
     factor = min(max(1.0, SMALLEST / shorter), LARGEST / longer)
     if factor == 1:
-        return picture
-    width, height = (max(1, round(side * factor)) for side in picture.size)
+        return image
+    width, height = (max(1, round(side * factor)) for side in image.size)
     method = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-    return picture.resize((max(width, SMALLEST // 2), max(height, SMALLEST // 4)), method)
+    return image.resize((max(width, SMALLEST // 2), max(height, SMALLEST // 4)), method)
 
 
 def _fit(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import pairwise
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -155,7 +156,7 @@ def start(
     head: nn.Module = model.fc  # type: ignore[assignment]
     start_engine = {"eager": _eager, "compile": _compile, "openvino": _openvino, "onnx": _onnx}
     body, shape = _body(model), (batch_size, in_channels(model), size, size)
-    with _quiet(), torch.no_grad():
+    with _starting, _quiet(), torch.no_grad():
         run = start_engine[choice.engine](body, choice.precision, shape)
     packages = ("torch", *_PACKAGES.get(choice.engine, ()))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
@@ -244,11 +245,12 @@ def _openvino(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
         prepared.input().tensor().set_layout(openvino.Layout("NHWC"))
         prepared.input().model().set_layout(openvino.Layout("NCHW"))
         compiled = openvino.Core().compile_model(prepared.build(), "CPU", settings)
-        request = compiled.create_infer_request()
+        request, lock = compiled.create_infer_request(), Lock()
 
         def run(images: Tensor) -> Tensor:
             rows = images.permute(0, 2, 3, 1).contiguous().numpy()  # (count, S, S, channels)
-            return torch.from_numpy(request.infer([rows], share_inputs=True)[0])
+            with lock:  # a request computes one batch; a second caller would be refused
+                return torch.from_numpy(request.infer([rows], share_inputs=True)[0])
 
         return run
 
@@ -283,16 +285,19 @@ def _onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
 
 def _few_shapes(start: Callable[[int], Run], most: int) -> Run:
     """Run any number of images in batches of few sizes, each prepared by ``start`` when it is first
-    needed: ``most`` at once, and for what is left the next power of two, filled up with zeros."""
+    needed: ``most`` at once, and for what is left the next power of two, filled up with zeros.
+    Several threads may run it."""
     ready: dict[int, Run] = {}
+    lock = Lock()
 
     def whole(images: Tensor) -> Tensor:
         parts = []
         for part in torch.split(images, most):
             count = len(part)
             size = min(most, 1 << (count - 1).bit_length())
-            if size not in ready:
-                ready[size] = start(size)
+            with lock:
+                if size not in ready:
+                    ready[size] = start(size)
             if size > count:
                 part = torch.cat([part, part.new_zeros(size - count, *part.shape[1:])])
             parts.append(ready[size](part)[:count])
@@ -305,9 +310,14 @@ def _dense(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+_starting = Lock()
+"""Held while an engine starts. Tracing, exporting and the filters of warnings belong to the
+process: two threads that start engines would disturb each other."""
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing and exporting remark on what the libraries do to each other."""
+    """Tracing and exporting remark on what the libraries do to each other. Under `_starting`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..errors import PictureError
+from ..errors import ImageError
 from ..progress import printable
-from .pictures import full_pixels
+from .images import full_pixels
 
 if TYPE_CHECKING:
     from .predictor import Prediction
@@ -60,15 +60,15 @@ def _row(name: str, probability: float) -> str:
 
 def _image(answer: Prediction) -> str:
     try:
-        if answer.picture is None:
+        if answer.image is None:
             return ""
-        picture = Image.fromarray(full_pixels(answer.picture))
-    except PictureError:  # the file has gone since
+        image = Image.fromarray(full_pixels(answer.image))
+    except ImageError:  # the file has gone since
         return '<i style="opacity:.7">the picture is no longer there</i>'
-    factor = SIDE / max(picture.size)
-    size = tuple(max(1, round(side * factor)) for side in picture.size)
+    factor = SIDE / max(image.size)
+    size = tuple(max(1, round(side * factor)) for side in image.size)
     method = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
     packed = io.BytesIO()
-    picture.resize((size[0], size[1]), method).save(packed, "JPEG", quality=85)
+    image.resize((size[0], size[1]), method).save(packed, "JPEG", quality=85)
     code = base64.b64encode(packed.getvalue()).decode()
     return f'<img alt="" width="{size[0]}" height="{size[1]}" src="data:image/jpeg;base64,{code}">'

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
 from torch import Tensor, nn
 
 from .. import runtime
-from ..ahead import map_ahead
 from ..data.transforms import normalize, stack
-from ..errors import PictureError
+from ..errors import ImageError
 from ..evaluation.metrics import probabilities
-from ..models import modelfile
+from ..models.weights import modelfile
+from ..prefetch import prefetch_map
 from ..storage import sha256
 from . import engines
-from .pictures import Picture, is_picture, name_of, thumbnail, working_pixels
+from .images import ImageLike, is_image, name_of, thumbnail, working_pixels
+from .notebook import MOST
 
 BATCH_SIZE = 32
 FEW = 128
@@ -29,6 +31,9 @@ to start than it would save."""
 
 UNKNOWN = "unknown"
 """The class of a picture whose most probable class is less probable than the threshold."""
+
+
+_starting = Lock()  # so that several threads with one predictor start an engine once
 
 
 def _silent(text: str) -> None:
@@ -45,8 +50,8 @@ class Prediction:
         model: 12 hex digits of the model file's SHA-256.
         threshold: the least probability with which a class is named.
         features: ``(C,)`` float32, what the network's last layer sees, where it was asked for.
-        picture: the path, or of an image in memory a thumbnail, which a notebook shows; `stream`
-            leaves it out for images in memory.
+        picture: the path, or of an image in memory a thumbnail, which a notebook shows; of a list
+            the first 50 have one. `stream` leaves it out for images in memory.
     """
 
     source: str
@@ -55,7 +60,7 @@ class Prediction:
     error: str | None = None
     threshold: float = 0.0
     features: np.ndarray | None = field(default=None, repr=False, compare=False)
-    picture: Picture | None = field(default=None, repr=False, compare=False)
+    image: ImageLike | None = field(default=None, repr=False, compare=False)
 
     @property
     def class_name(self) -> str | None:
@@ -96,7 +101,7 @@ class Predictions(list[Prediction]):
 
 
 class Predictor:
-    """A model file, ready to answer.
+    """A model file, ready to answer. Several threads may use one.
 
     Args:
         model_file: what training wrote.
@@ -119,6 +124,7 @@ class Predictor:
 
     model: nn.Module
 
+    @runtime.pytorch_defaults()
     def __init__(
         self,
         model_file: str | os.PathLike[str],
@@ -143,31 +149,33 @@ class Predictor:
         return {**vars(self), "_started": {}, "_note": _silent}
 
     @overload
-    def __call__(self, pictures: Picture, top_k: int = 5, threshold: float = 0.0) -> Prediction: ...  # type: ignore[overload-overlap]
+    def __call__(self, images: ImageLike, top_k: int = 5, threshold: float = 0.0) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
-        self, pictures: Iterable[Picture], top_k: int = 5, threshold: float = 0.0
+        self, images: Iterable[ImageLike], top_k: int = 5, threshold: float = 0.0
     ) -> Predictions: ...
     def __call__(
-        self, pictures: Picture | Iterable[Picture], top_k: int = 5, threshold: float = 0.0
+        self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, threshold: float = 0.0
     ) -> Prediction | Predictions:
         """Classify one picture, or several: a list, an iterator, an array ``(N, H, W, C)``, a
-        tensor ``(N, C, H, W)`` with 1, 3 or 4 channels.
+        tensor ``(N, C, H, W)`` with 1, 3 or 4 channels. Of images in memory, the answers keep
+        thumbnails: as many as a notebook shows of a list, the first 50.
 
         Raises:
             PictureError: a single picture cannot be read. Among several, its answer says so.
         """
-        if is_picture(pictures):
-            answer = next(self.stream([pictures], top_k, threshold=threshold))
+        if is_image(images):
+            answer = next(self.stream([images], top_k, threshold=threshold))
             if answer.error is not None:
-                raise PictureError(answer.error)
-            return replace(answer, picture=answer.picture or thumbnail(pictures))
-        several: Iterable[Picture] = pictures  # type: ignore[assignment]
-        return Predictions(self.stream(several, top_k, threshold=threshold))
+                raise ImageError(answer.error)
+            return replace(answer, image=answer.image or thumbnail(images))
+        several: Iterable[ImageLike] = images  # type: ignore[assignment]
+        found = self.stream(several, top_k, threshold=threshold, keep_images=True)
+        return Predictions(map(_to_show, found, count()))
 
     def stream(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageLike],
         top_k: int = 5,
         batch_size: int = BATCH_SIZE,
         workers: int | None = None,
@@ -196,43 +204,49 @@ class Predictor:
         if not features:
             modelfile.check_has_classes(self.header, self.path)
         workers = runtime.default_workers() if workers is None else workers
-        total = len(pictures) if total is None and isinstance(pictures, Sized) else total
-        chunks = _chunks(islice(pictures, first, None), batch_size)
+        total = len(images) if total is None and isinstance(images, Sized) else total
+        chunks = _chunks(islice(images, first, None), batch_size)
         done = first
-        for given, inputs in map_ahead(self._prepare, chunks, workers):
-            engine = self._engine((total or done) >= FEW, batch_size)
-            for answer in self._answer(engine, given, inputs, top_k, threshold, features):
-                in_memory = not isinstance(answer.picture, str | os.PathLike)
-                yield replace(answer, picture=None) if in_memory and not keep_images else answer
+        for given, inputs in prefetch_map(self._prepare, chunks, workers):
+            with runtime.pytorch_defaults():
+                engine = self._engine((total or done) >= FEW, batch_size)
+                answers = list(self._answer(engine, given, inputs, top_k, threshold, features))
+            for answer in answers:
+                in_memory = not isinstance(answer.image, str | os.PathLike)
+                yield replace(answer, image=None) if in_memory and not keep_images else answer
             done += len(given)
 
     def _engine(self, many: bool, batch_size: int) -> engines.Engine:
         choice = engines.choose(self._asked, self.device, many)
-        if choice not in self._started:
-            engine = engines.start(
-                choice, self.model, self.preprocessing.crop_size, self.device, batch_size
-            )
-            self._note(str(engine))
-            self._started[choice] = engine
+        if choice in self._started:
+            return self._started[choice]
+        with _starting:
+            if choice not in self._started:
+                engine = engines.start(
+                    choice, self.model, self.preprocessing.crop_size, self.device, batch_size
+                )
+                self._note(str(engine))
+                self._started[choice] = engine
         return self._started[choice]
 
+    @runtime.pytorch_defaults()
     def _prepare(
-        self, pictures: Sequence[Picture]
-    ) -> tuple[Sequence[Picture], list[Tensor | PictureError]]:
-        return pictures, [self._input(picture) for picture in pictures]
+        self, images: Sequence[ImageLike]
+    ) -> tuple[Sequence[ImageLike], list[Tensor | ImageError]]:
+        return images, [self._input(image) for image in images]
 
-    def _input(self, picture: Picture) -> Tensor | PictureError:
+    def _input(self, image: ImageLike) -> Tensor | ImageError:
         """``(C, S, S)`` uint8."""
         try:
-            return self.preprocessing.crop(working_pixels(picture, self.preprocessing))
-        except PictureError as error:
+            return self.preprocessing.crop(working_pixels(image, self.preprocessing))
+        except ImageError as error:
             return error
 
     def _answer(
         self,
         engine: engines.Engine,
-        pictures: Sequence[Picture],
-        inputs: list[Tensor | PictureError],
+        images: Sequence[ImageLike],
+        inputs: list[Tensor | ImageError],
         top_k: int,
         threshold: float,
         with_features: bool,
@@ -240,21 +254,21 @@ class Predictor:
         readable = [x for x in inputs if isinstance(x, Tensor)]
         rows: Iterator[tuple[Tensor, np.ndarray]] = iter(())
         if readable:
-            images = normalize(stack(readable).to(self.device), self.preprocessing)
-            vectors, logits = engine(images.contiguous(memory_format=self._layout))
+            batch = normalize(stack(readable).to(self.device), self.preprocessing)
+            vectors, logits = engine(batch.contiguous(memory_format=self._layout))
             found = probabilities(logits.float().cpu())
             rows = iter(zip(found, vectors.float().cpu().numpy(), strict=True))
-        for picture, given in zip(pictures, inputs, strict=True):
-            name = name_of(picture)
-            if isinstance(given, PictureError):
-                yield Prediction(name, (), self.digest, str(given), threshold, picture=picture)
+        for image, given in zip(images, inputs, strict=True):
+            name = name_of(image)
+            if isinstance(given, ImageError):
+                yield Prediction(name, (), self.digest, str(given), threshold, image=image)
                 continue
             row, vector = next(rows)
             best = row.topk(min(top_k, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             top = tuple((self.classes[i], p) for i, p in pairs)
             kept = vector.copy() if with_features else None
-            yield Prediction(name, top, self.digest, None, threshold, kept, picture)
+            yield Prediction(name, top, self.digest, None, threshold, kept, image)
 
 
 def load(
@@ -267,7 +281,15 @@ def load(
     return Predictor(model_file, device, engine, precision)
 
 
-def _chunks(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    source = iter(pictures)
+def _to_show(answer: Prediction, number: int) -> Prediction:
+    """Replace an image in memory by its thumbnail, or by nothing where no notebook shows it."""
+    if answer.image is None or isinstance(answer.image, str | os.PathLike):
+        return answer
+    shown = number < MOST and answer.error is None
+    return replace(answer, image=thumbnail(answer.image) if shown else None)
+
+
+def _chunks(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
+    source = iter(images)
     while chunk := list(islice(source, size)):
         yield chunk

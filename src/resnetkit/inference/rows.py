@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from ..errors import OutputError
 from ..progress import printable
 from ..storage import csv_line, csv_text
-from .pictures import Picture, name_of
+from .images import ImageLike, name_of
 from .predictor import BATCH_SIZE, Prediction
 
 FORMATS = ("table", "jsonl", "csv")
@@ -115,25 +115,25 @@ class RowsFile:
                 self.count, end = self.count + 1, record.end
         return end
 
-    def checked(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
+    def checked(self, images: Iterable[ImageLike]) -> Iterator[ImageLike]:
         """``pictures``, while those that have rows are compared with them.
 
         Raises:
             OutputError: another order, or fewer pictures than rows.
         """
-        source = iter(pictures)
+        source = iter(images)
         with self.path.open("rb") as file:
             records = islice(_records(file, self.format), self.count)
             for number, record in enumerate(records, 1):
-                picture = next(source, None)
-                here = "no picture" if picture is None else _written(name_of(picture))
+                image = next(source, None)
+                here = "no picture" if image is None else _written(name_of(image))
                 there = _written(record.values(self.path, number)[0])
-                if picture is None or here != there:
+                if image is None or here != there:
                     raise OutputError(
                         f"{self.path}: row {number} is of {there}, where now {here} comes. Resume "
                         "with the same pictures in the same order, or name another file"
                     )
-                yield picture
+                yield image
         yield from source
 
     def write(self, answer: Prediction) -> None:

@@ -4,11 +4,7 @@ from . import builders as _builders
 from . import weights as _weights
 from .blocks import BasicBlock, Bottleneck, DilatedBasicBlock, PadShortcut, conv1x1, conv3x3
 from .builders import *  # noqa: F403
-from .conversion import convert
 from .darknet import DarkNet, darknet53
-from .foreign import Recognised, recognise
-from .preset import ImageClassification
-from .pretrained import load_into, load_tensors
 from .registry import (
     get_model,
     get_model_builder,
@@ -22,6 +18,10 @@ from .resnet import ResNet
 from .summary import Summary, summarize
 from .weights import *  # noqa: F403
 from .weights import Weights, WeightsEnum, imagenet_classes
+from .weights.convert import convert
+from .weights.foreign import Recognised, recognise
+from .weights.preset import ImageClassification
+from .weights.resolve import load_into, load_tensors
 
 __all__ = [
     "BasicBlock",

@@ -17,7 +17,6 @@ from typing import Any
 
 from .blocks import BasicBlock, Bottleneck
 from .legacy import accept_legacy_calls
-from .pretrained import build
 from .registry import register_model
 from .resnet import ResNet
 from .weights import (
@@ -33,6 +32,7 @@ from .weights import (
     Wide_ResNet50_2_Weights,
     Wide_ResNet101_2_Weights,
 )
+from .weights.resolve import build
 
 __all__ = [
     "cifar_plain20",

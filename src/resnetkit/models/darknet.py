@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .blocks import NormLayer
 from .legacy import accept_legacy_calls
-from .pretrained import build
 from .registry import register_model
+from .weights.resolve import build
 
 
 class ConvNormAct(nn.Sequential):

@@ -9,10 +9,10 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from ..data.folder import Part
+from ..data.folder import Split
 from ..errors import DataError, RecipeError
 from ..evaluation.choice import choose, read_for
-from ..evaluation.evaluate import Evaluation, evaluate_part
+from ..evaluation.evaluate import Evaluation, evaluate_split
 from ..evaluation.findings import disagreements
 from .html import best_row, curves, parameters, recipe_rows, render
 from .record import Record
@@ -65,8 +65,8 @@ def write(
             )
     names = _names(records)
     found, notes = _measure(records, names, data, split, device, workers)
-    pictures = disagreements(found, SHOWN) if found else ([], 0)
-    thumbnails = plain_thumbnails(records[0].header, found[0].part, pictures[0]) if found else {}
+    images = disagreements(found, SHOWN) if found else ([], 0)
+    thumbnails = plain_thumbnails(records[0].header, found[0].samples, images[0]) if found else {}
     render(
         path,
         "comparison.html",
@@ -82,8 +82,8 @@ def write(
         duels=_duels(found, names),
         rows=_class_rows(found),
         differences=_differences(records),
-        pictures=pictures[0],
-        disagreed=pictures[1],
+        images=images[0],
+        disagreed=images[1],
         shown=thumbnails,
     )
     return notes
@@ -109,14 +109,14 @@ def _measure(
         raise RecipeError("model files alone do not know their data: name them behind the models")
     chosen_split = split or ("val" if data is None else None)
     notes: list[str] = []
-    part: Part | None = None
+    samples: Split | None = None
     try:
         for record, name in zip(records, names, strict=True):
             choice = choose(read_for(record.header, where), chosen_split, record.header)
-            if part is None:
-                part, chosen_split = choice.part, choice.split
+            if samples is None:
+                samples, chosen_split = choice.samples, choice.split
                 notes += [f"{name}: {note}" for note in choice.notes]
-            elif list(choice.part.paths) != list(part.paths):
+            elif list(choice.samples.paths) != list(samples.paths):
                 notes.append(
                     f"measured on the validation pictures of {names[0]}; {name} was validated on "
                     "others, and may have been trained on some of these"
@@ -129,17 +129,20 @@ def _measure(
         if any("calibration" not in (record.metrics or {}) for record in records):
             raise
         return [], (f"the pictures are not compared: {error}",)
-    assert part is not None
+    assert samples is not None
     how: dict[str, Any] = {"device": device, "workers": workers}
     label = chosen_split or "all"
-    return [evaluate_part(record.file, part, label, **how) for record in records], tuple(notes)
+    return [evaluate_split(record.file, samples, label, **how) for record in records], tuple(notes)
 
 
 def _duels(found: Sequence[Evaluation], names: Sequence[str]) -> list[Duel]:
-    right = [item.logits.argmax(1) == item.labels for item in found]
+    correct = [item.logits.argmax(1) == item.labels for item in found]
     return [
         Duel(
-            names[i], names[j], int((right[i] & ~right[j]).sum()), int((right[j] & ~right[i]).sum())
+            names[i],
+            names[j],
+            int((correct[i] & ~correct[j]).sum()),
+            int((correct[j] & ~correct[i]).sum()),
         )
         for i, j in combinations(range(len(found)), 2)
     ]

@@ -41,7 +41,7 @@ def write_predictions(found: Evaluation, path: Path) -> None:
         found.logits.double(), found.labels, reduction="none"
     )
     columns: list[Sequence[Any]] = [
-        found.part.paths,
+        found.samples.paths,
         [found.classes[i] for i in found.labels],
         [found.classes[i] for i in best.indices],
         best.values.tolist(),

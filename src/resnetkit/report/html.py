@@ -203,7 +203,7 @@ def from_here(path: str | Path, parts: int = 1) -> str:
 def _data(record: Record, found: Evaluation) -> str:
     """What was measured on: what the run was begun with, or something else."""
     begun = Path(record.data) if record.data else None
-    root = Path(found.part.root).absolute()
+    root = Path(found.samples.root).absolute()
     return str(begun if begun and root in (begun, begun.parent) else root)
 
 

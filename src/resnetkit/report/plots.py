@@ -137,8 +137,8 @@ def _reliability(bins: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def pictures(
-    images: Sequence[np.ndarray],
+def images(
+    shown: Sequence[np.ndarray],
     captions: Sequence[str],
     path: Path,
     title: str,
@@ -153,10 +153,10 @@ def pictures(
         marked: which captions to draw in orange; a wrong answer, say.
     """
     with drawing([title, *captions]) as (title, *lines):
-        _save(_pictures(images, lines, title, marked, columns), path)
+        _save(_images(shown, lines, title, marked, columns), path)
 
 
-def _pictures(
+def _images(
     images: Sequence[np.ndarray],
     captions: Sequence[str],
     title: str,

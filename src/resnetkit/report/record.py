@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
-from ..models import modelfile
-from ..models.modelfile import Header
+from ..models.weights import modelfile
+from ..models.weights.modelfile import Header
 
 
 @dataclass(frozen=True)

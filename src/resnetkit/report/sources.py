@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..models import modelfile
+from ..models.weights import modelfile
 from ..storage import refuse_existing
 from . import compare, html
 from .record import Record, read

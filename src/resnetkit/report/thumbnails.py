@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.colours import to_look_at
-from ..data.folder import Part
-from ..errors import PictureError
+from ..data.color import to_look_at
+from ..data.folder import Split
+from ..errors import ImageError
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.explain import Explanation, explain
 from ..evaluation.findings import Disagreement, Finding
 from ..evaluation.views import at_size
-from ..models.modelfile import Header
+from ..models.weights.modelfile import Header
 from ..storage import atomic, make_output
 
 SIDE = 176  # pixels
 QUALITY = 80
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
     """Lay a heat map over a picture: in warm colours where it is high, nearly grey where it is low.
 
     Args:
@@ -37,8 +37,8 @@ def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.
     from matplotlib import colormaps
 
     colours = colormaps["turbo"](0.4 + 0.5 * heat)[..., :3] * 255
-    grey = picture.mean(2, keepdims=True)  # so that a red flower is not taken for heat
-    base = 0.75 * grey + 0.25 * picture
+    grey = image.mean(2, keepdims=True)  # so that a red flower is not taken for heat
+    base = 0.75 * grey + 0.25 * image
     share = strength * heat[..., None]
     mixed: np.ndarray = base * (1 - share) + colours * share
     return mixed.round().astype(np.uint8)
@@ -52,13 +52,13 @@ def write_overlays(
     have a name becomes ``NAME-2.png``, or the first number that is free."""
     taken: set[str] = set()
     for item in explanations:
-        if item.picture is None or item.heat is None:
+        if item.image is None or item.heat is None:
             yield item, None
             continue
         if not taken:
             make_output(out)
         file = out / _free(item.source.stem, taken)
-        both = np.concatenate([item.picture, overlay(item.picture, item.heat)], axis=1)
+        both = np.concatenate([item.image, overlay(item.image, item.heat)], axis=1)
         with atomic(file) as temporary:
             Image.fromarray(both).save(temporary, "PNG")
         yield item, file
@@ -77,10 +77,10 @@ def _free(stem: str, taken: set[str]) -> str:
     return name
 
 
-def data_uri(picture: np.ndarray) -> str:
+def data_uri(image: np.ndarray) -> str:
     """``(H, W, 3)`` uint8 -> the text of a JPEG that an ``img`` shows."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(image).save(file, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -93,21 +93,21 @@ def thumbnails(
     sizes = {"image_size": found.metrics["views"]["image_size"], "shown": SIDE}
     explained = explain(
         model_file,
-        [found.part.path(i) for i in chosen],
+        [found.samples.path(i) for i in chosen],
         classes=[finding.suggested for finding in chosen.values()],
         device=device,
         **sizes,
     )
     shown = {}
     for index, item in zip(chosen, explained, strict=True):
-        if item.picture is not None and item.heat is not None:
-            heated = overlay(item.picture, item.heat)
-            shown[index] = data_uri(item.picture), data_uri(heated)
+        if item.image is not None and item.heat is not None:
+            heated = overlay(item.image, item.heat)
+            shown[index] = data_uri(item.image), data_uri(heated)
     return shown
 
 
 def plain_thumbnails(
-    header: Header, part: Part, findings: Sequence[Disagreement]
+    header: Header, samples: Split, findings: Sequence[Disagreement]
 ) -> dict[int, str]:
     """By index in the part: the part of the picture that a network with this header sees. A picture
     that is no longer there has none."""
@@ -115,8 +115,8 @@ def plain_thumbnails(
     shown = {}
     for finding in findings:
         try:
-            pixels = larger.pixels(part.path(finding.index))
-        except PictureError:  # the page says so
+            pixels = larger.pixels(samples.path(finding.index))
+        except ImageError:  # the page says so
             continue
         seen = larger.crop(pixels).permute(1, 2, 0).numpy()
         shown[finding.index] = data_uri(to_look_at(seen))

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
-from ..models.download import fetch
+from ..errors import DataError, OutputError
+from ..models.weights.download import fetch
 from ..progress import bar
 from ..randomness import order
 from ..storage import write_json
@@ -70,6 +70,7 @@ def unpack(archive: Path, target: Path) -> Path:
 
     Raises:
         DataError: ``archive`` is no archive of CIFAR-10's batches, or is damaged.
+        OutputError: what an earlier try left there cannot be removed.
     """
     if target.is_dir():
         return target
@@ -86,7 +87,7 @@ def unpack(archive: Path, target: Path) -> Path:
             "unpacked first: give its folder"
         )
     partial = target.with_name(f"{target.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a try that was stopped
+    _remove(partial)  # of a try that was stopped
     pixels = np.concatenate([batches[name][0] for name in training])
     labels = np.concatenate([batches[name][1] for name in training])
     with bar("writing CIFAR-10 as pictures", 10 * len(CLASSES)) as advance:
@@ -103,6 +104,23 @@ def unpack(archive: Path, target: Path) -> Path:
     write_json(_record(target), {"archive": archive.name, "md5": digest, "original": original})
     partial.rename(target)
     return target
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a try that was stopped left.
+
+    Raises:
+        OutputError: it cannot be removed; images of two tries would mix.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(
+            f"{folder} is left of a try that was stopped, and cannot be removed "
+            f"({error.strerror}): remove it, then try again"
+        ) from error
 
 
 def is_original(folder: Path) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..evaluation.evaluate import evaluate
-from ..models import list_models, modelfile
+from ..models import list_models
+from ..models.weights import modelfile
 from . import cifar10, published, runs
 from .gradients import Responses, responses
-from .pictures import training_tensors
+from .images import training_tensors
 from .runs import Comparison, Net, Outcome
 from .table import Row, Table
 

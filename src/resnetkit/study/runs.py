@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import runtime
 from ..data import folder
+from ..data.folder import Dataset
 from ..errors import Interrupted, OutputError, RecipeError
 from ..models import summarize
 from ..models.registry import get_skeleton
@@ -22,7 +23,7 @@ from ..storage import write_json, write_text
 from ..training import plan, recipe, start
 from ..training.loop import train
 from ..training.recipe import Recipe
-from .pictures import folder_of
+from .images import folder_of
 
 FEWEST_EPOCHS = 4  # with fewer, no curve could be compared
 
@@ -116,11 +117,12 @@ def compare(
         raise RecipeError(f"--set {name}=... is not for a study: it has its nets, and --seeds")
     chosen = chosen.with_settings({**settings, "model": nets[0].model})
     where = runtime.pick(device, chosen.precision)
-    pictures = folder_of(data, out)
-    listing = folder.read(pictures)
-    chosen = plan.choose(chosen, listing, where)
+    images = folder_of(data, out)
+    dataset = folder.read(images)
+    chosen = plan.choose(chosen, dataset, where)
+    chosen = plan.choose_batch_size(chosen, _training_images(dataset), where)
     chosen = chosen.with_settings({"model": None})  # each run has its own
-    comparison = Comparison(out, pictures, tuple(nets), tuple(seeds), chosen)
+    comparison = Comparison(out, images, tuple(nets), tuple(seeds), chosen)
     comparison = _begin_or_go_on(comparison, minutes, where)
     write_text(out / "recipe.yaml", comparison.recipe.to_yaml())
     for number, (seed, net) in enumerate(itertools.product(comparison.seeds, comparison.nets)):
@@ -161,24 +163,28 @@ def _with(comparison: Comparison, settings: dict[str, Any]) -> Comparison:
 
 def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> int:
     """As many epochs as fit into ``minutes`` for all nets and seeds, from measured steps."""
-    listing = folder.read(comparison.data)
-    parts = {name: len(part) for name, part in listing.parts.items()}
-    val = parts.get("val", 0)
-    training = parts.get("train", parts.get("all", 0))
+    dataset = folder.read(comparison.data)
+    val = len(dataset.splits["val"]) if "val" in dataset.splits else 0
+    training = _training_images(dataset)
     seconds = 0.0
     for net in comparison.nets:
         settings = {**comparison.settings(net, 0), "epochs": 1}
         chosen = comparison.recipe.with_settings(settings)
-        model, _, where = start.begin(chosen, listing.classes, where)
+        model, _, where = start.begin(chosen, dataset.classes, where)
         seconds += plan.measure(model, chosen, where, training, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
-    most = plan.choose_epochs(comparison.recipe, training).epochs
+    most = plan.choose_epochs(comparison.recipe, training, where).epochs
     assert most is not None
     epochs = max(FEWEST_EPOCHS, min(fitting, most))
     say(f"An epoch of all {len(comparison.nets)} nets takes {seconds:.1f} s; training {epochs}.")
     if fitting < FEWEST_EPOCHS:
         say(f"{minutes:g} minutes are enough for {fitting}; it will take longer.")
     return epochs
+
+
+def _training_images(data: Dataset) -> int:
+    part = data.splits.get("train") or data.splits.get("all")
+    return 0 if part is None else len(part)
 
 
 def _train(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 
-class Average:
+class ModelEma:
     """Follows ``model``.
 
     Args:

@@ -29,6 +29,7 @@ def enough_memory(recipe: Recipe, where: Runtime) -> Iterator[None]:
         if not told:
             raise
         size, parts, ranks = recipe.batch_size, recipe.accumulate, where.world_size
+        assert size is not None
         smaller = max(ranks, size // 2 // ranks * ranks)
         raise TrainingError(
             f"The memory of {where.device} is not enough for {recipe.at_once(ranks)} images at "

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import runtime
-from ..data.folder import Part
+from ..data.folder import Split
 from ..data.loader import shares
 from ..errors import TrainingError
 from ..runtime import Runtime
@@ -38,8 +38,8 @@ class Outcomes:
         part: the training images, which an error names.
     """
 
-    def __init__(self, state: State, part: Part, where: Runtime) -> None:
-        self.state, self.part, self.where = state, part, where
+    def __init__(self, state: State, split: Split, where: Runtime) -> None:
+        self.state, self.split, self.where = state, split, where
         self._queued: deque[_Queued] = deque()
         self._clock = time.perf_counter()
 
@@ -72,7 +72,7 @@ class Outcomes:
             return
         self.state.check_scale()
         of_rank = shares(of.indices, len(losses))
-        names = ", ".join(str(self.part.paths[i]) for rank in wrong for i in of_rank[rank])
+        names = ", ".join(str(self.split.paths[i]) for rank in wrong for i in of_rank[rank])
         ranks = f" on rank {', '.join(map(str, wrong))}" if len(losses) > 1 else ""
         exact = " or --set precision=fp32" if self.where.precision == "fp16" else ""
         raise TrainingError(

@@ -31,7 +31,7 @@ def check(recipe: Recipe, runtime: Runtime) -> None:
             device, or there is no compiler.
     """
     size, ranks = recipe.batch_size, runtime.world_size
-    if size % ranks:
+    if size is not None and size % ranks:
         below, above = size // ranks * ranks, -(-size // ranks) * ranks
         fitting = f"{below} or {above}" if below else f"{above}"
         raise RecipeError(
@@ -52,16 +52,16 @@ def check(recipe: Recipe, runtime: Runtime) -> None:
         )
 
 
-def check_pictures(pictures: int, runtime: Runtime) -> None:
+def check_images(images: int, runtime: Runtime) -> None:
     """Make sure that every rank has a picture in every batch.
 
     Raises:
         DataError: there are fewer training pictures than processes.
     """
-    if pictures < runtime.world_size:
+    if images < runtime.world_size:
         raise DataError(
-            f"{pictures} training picture(s) cannot be shared by {runtime.world_size} processes: "
-            f"start torchrun with --nproc-per-node {max(1, pictures)} or less"
+            f"{images} training picture(s) cannot be shared by {runtime.world_size} processes: "
+            f"start torchrun with --nproc-per-node {max(1, images)} or less"
         )
 
 

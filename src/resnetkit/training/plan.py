@@ -6,11 +6,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..data import ranges
 from ..data.cache import sizes
-from ..data.folder import DataSet, Part
+from ..data.folder import Dataset, Split
 from ..data.transforms import STATISTICS, normalize
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
@@ -29,21 +29,45 @@ from ..runtime import Runtime, cores, default_workers
 from . import parallel, wording
 from .depth import shallow
 from .memory_limit import enough_memory
-from .optim import Optimizer, make_optimizer
+from .optimizer import Optimizer
+from .param_groups import make_optimizer
 from .preparation import Prepared
 from .recipe import Recipe
 from .start import DEFAULT_MODEL
 
-PICTURES_SHOWN = 40_000
+
+class DeviceDefaults(NamedTuple):
+    """What a recipe that leaves it open gets on one type of device.
+
+    Args:
+        batch_size: images a step, of all processes together.
+        images_shown: images of the whole run, which decide its epochs within `EPOCHS`.
+        largest_size: the most pixels of the side of an image; see `choose_size`.
+    """
+
+    batch_size: int
+    images_shown: int
+    largest_size: int
+
+
+DEVICE_DEFAULTS = {
+    "cpu": DeviceDefaults(batch_size=16, images_shown=40_000, largest_size=128),
+    "mps": DeviceDefaults(batch_size=64, images_shown=80_000, largest_size=192),
+    "cuda": DeviceDefaults(batch_size=128, images_shown=160_000, largest_size=224),
+}
+"""By type of device. A GPU is idle in small batches, so it takes larger ones and, to make up for
+some of the steps that those save, shows more images. Only the row of the CPU was measured
+(benchmarks/speed_cpu_2026-11-20.md)."""
+
 EPOCHS = (16, 300)  # at least, at most
 EVALUATED = 16  # pictures, to measure how long evaluation takes
-FEW_PICTURES = 30  # a class
+FEW_IMAGES = 30  # a class
 THREADS_SECONDS, THREADS_ROUNDS = 2.0, 7  # at most, to measure compute threads
 THREADS_WORTH = 0.1  # the speed that more threads must bring
-LARGEST_AUTOMATIC_SIZE = {"cpu": 128, "mps": 192, "cuda": 224}
+SMALL_BATCH = 8  # images at once; from fewer, batch norm estimates a mean and variance badly
 
 
-def choose(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+def choose(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
     """Fill in precision, network, input channels, the range of values and picture size.
 
     Raises:
@@ -75,32 +99,32 @@ def choose_channels(recipe: Recipe) -> Recipe:
     return recipe.with_settings({"model_options": options})
 
 
-def choose_range(recipe: Recipe, data: DataSet) -> Recipe:
+def choose_range(recipe: Recipe, data: Dataset) -> Recipe:
     """Fill in the numbers that become black and white in images of 16 or 32 bits of grey.
 
     Raises:
         DataError: images of several kinds.
     """
-    parts = [data.parts[name] for name in ("train", "all", "val") if name in data.parts]
+    parts = [data.splits[name] for name in ("train", "all", "val") if name in data.splits]
     if recipe.value_range is not None or not parts:
         return recipe
     return recipe.with_settings({"value_range": ranges.find(parts, default_workers())})
 
 
-def choose_network(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+def choose_network(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
     """Fill in precision and network. On a CPU the default is half as wide, and a quarter for fewer
     than 2,000 pictures: it sees more of them in the same time, and on the same photos reached the
     same accuracy sooner (benchmarks/README.md)."""
     found: dict[str, Any] = {"precision": runtime.precision}
     if recipe.model is None:
-        part = data.parts.get("train") or data.parts.get("all")
-        width = 16 if part is None or len(part) < 2000 else 32
+        split = data.splits.get("train") or data.splits.get("all")
+        width = 16 if split is None or len(split) < 2000 else 32
         narrow = {"width": width} if runtime.device.type == "cpu" else {}
         found |= {"model": DEFAULT_MODEL, "model_options": {**narrow, **recipe.model_options}}
     return recipe.with_settings(found)
 
 
-def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
+def choose_size(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
     """Fill in the picture size: the median shorter side of 200 pictures, down to a multiple of 32,
     and no more than the device trains on in reasonable time.
 
@@ -108,13 +132,13 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
         DataError: there is no part to train on.
     """
     image_size = recipe.image_size
-    part = data.parts.get("train") or data.parts.get("all")
-    if part is None:
-        raise DataError(f"{data.root} has only {', '.join(data.parts)}: nothing to train on")
+    split = data.splits.get("train") or data.splits.get("all")
+    if split is None:
+        raise DataError(f"{data.root} has only {', '.join(data.splits)}: nothing to train on")
     if image_size is None:
-        sides = [min(size) for size in sizes(part, order(0, 0, len(part))[:200])]
+        sides = [min(size) for size in sizes(split, order(0, 0, len(split))[:200])]
         fitting = int(np.median(sides or [32])) // 32 * 32
-        image_size = min(max(32, fitting), LARGEST_AUTOMATIC_SIZE[runtime.device.type])
+        image_size = min(max(32, fitting), DEVICE_DEFAULTS[runtime.device.type].largest_size)
     options = dict(recipe.model_options)
     known = ARCHITECTURES.get(str(recipe.model))
     random = recipe.weights == "none"  # others come with the stem that they were trained with
@@ -125,26 +149,63 @@ def choose_size(recipe: Recipe, data: DataSet, runtime: Runtime) -> Recipe:
     return recipe.with_settings(found)
 
 
-def choose_epochs(recipe: Recipe, pictures: int, resumed: bool = False) -> Recipe:
+def choose_length(
+    recipe: Recipe, images: int, runtime: Runtime, recorded: Recipe | None = None
+) -> Recipe:
+    """Fill in batch size and epochs for so many training ``images``; see `choose_batch_size` and
+    `choose_epochs`.
+
+    Args:
+        recorded: the recipe of the run that is resumed. What ``recipe`` leaves open is what that
+            run found, on whatever device.
+
+    Raises:
+        RecipeError: epochs and steps are both given, and are not the same length.
+    """
+    if recorded is not None:
+        found: dict[str, Any] = {"batch_size": recipe.batch_size or recorded.batch_size}
+        if recipe.epochs is None and recipe.steps is None:
+            found["epochs"] = recorded.epochs
+        recipe = recipe.with_settings(found)
+    recipe = choose_batch_size(recipe, images, runtime)
+    return choose_epochs(recipe, images, runtime, resumed=recorded is not None)
+
+
+def choose_batch_size(recipe: Recipe, images: int, runtime: Runtime) -> Recipe:
+    """Fill in the batch size: that of the device in `DEVICE_DEFAULTS`, no more than the training
+    ``images``, and a multiple of the processes."""
+    if recipe.batch_size is not None:
+        return recipe
+    ranks = runtime.world_size
+    fitting = min(DEVICE_DEFAULTS[runtime.device.type].batch_size, images) // ranks * ranks
+    return recipe.with_settings({"batch_size": max(ranks, fitting)})
+
+
+def choose_epochs(
+    recipe: Recipe, images: int, runtime: Runtime, *, resumed: bool = False
+) -> Recipe:
     """Fill in the number of epochs: those that ``steps`` take, the last perhaps in part; else as
-    many as show 40,000 pictures, between 16 and 300. The recipe of a run that is ``resumed`` has
-    both: where they no longer fit together, its data have changed, which is told later.
+    many as show the images that `DEVICE_DEFAULTS` has for the device, between 16 and 300. The
+    recipe of a run that is ``resumed`` has both: where they no longer fit together, its data have
+    changed, which is told later.
 
     Raises:
         RecipeError: both are given, and are not the same length.
     """
     if recipe.steps is not None:
-        epochs = math.ceil(recipe.steps / max(1, pictures // recipe.batch_size))
+        assert recipe.batch_size is not None
+        epochs = math.ceil(recipe.steps / max(1, images // recipe.batch_size))
         if recipe.epochs not in (None, epochs) and not resumed:
             raise RecipeError(
                 f"epochs is {recipe.epochs}, and {recipe.steps} steps of {recipe.batch_size} of "
-                f"these {pictures} pictures are {epochs}. Set one of epochs and steps to null"
+                f"these {images} pictures are {epochs}. Set one of epochs and steps to null"
             )
         return recipe.with_settings({"epochs": epochs, "steps": recipe.steps})
     if recipe.epochs is not None:
         return recipe
     least, most = EPOCHS
-    epochs = min(most, max(least, round(PICTURES_SHOWN / pictures)))
+    shown = DEVICE_DEFAULTS[runtime.device.type].images_shown
+    epochs = min(most, max(least, round(shown / images)))
     return recipe.with_settings({"epochs": epochs})
 
 
@@ -207,6 +268,7 @@ def _step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Callable[[], No
     """Return a step of training on a copy of the network, at its usual image size."""
     copy = deepcopy(model)
     assert recipe.epochs is not None
+    assert recipe.batch_size is not None
     sizes = sorted(recipe.train_size(epoch) for epoch in range(recipe.epochs))
     count = -(-recipe.batch_size // recipe.accumulate)
     optimizer = make_optimizer(copy, recipe)
@@ -227,6 +289,7 @@ def measure(
         TrainingError: the memory of the device is not enough.
     """
     assert recipe.epochs is not None
+    assert recipe.batch_size is not None
     say("Measuring a few steps.")
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     middle = sorted(sizes)[len(sizes) // 2]
@@ -237,13 +300,13 @@ def measure(
     own = -(-min(trained, recipe.batch_size) // runtime.world_size)
     parts = min(recipe.accumulate, own)
     share = recipe.shallow_share
-    for network, part in ((shallow(copy, recipe), share), (copy, 1 - share)):
-        if part:
+    for network, split in ((shallow(copy, recipe), share), (copy, 1 - share)):
+        if split:
             step = _training_step(network, optimizer, recipe, runtime, -(-own // parts), middle)
             evaluation = _evaluation_step(network, recipe, runtime)
             with enough_memory(recipe, runtime):
-                per_step += part * parts * _seconds(step, 10, runtime)
-                per_evaluation += part * _seconds(evaluation, 2, runtime)
+                per_step += split * parts * _seconds(step, 10, runtime)
+                per_evaluation += split * _seconds(evaluation, 2, runtime)
     steps = batches * sum((size / middle) ** 2 for size in sizes)
     if recipe.steps is not None:  # the last epoch is not whole
         steps *= recipe.steps / (batches * recipe.epochs)
@@ -323,13 +386,14 @@ def describe(
     seconds: float,
 ) -> str:
     """The plan as it is shown before the first step."""
-    data, train, val = prepared.data, prepared.train.part, prepared.val.part
+    data, train, val = prepared.data, prepared.train.split, prepared.val.split
     assert recipe.epochs is not None
     counts = f"{len(train)} + {len(val)} pictures, {len(data.classes)} classes"
     lines = [f"{printable(str(data.root))}: {counts}", ""]
     lines += _class_table(data.classes, train, val)
     lines.append("")
     lines += _remarks(prepared, recipe)
+    lines += _batch_norm_remark(recipe, runtime, model)
 
     parameters = sum(p.numel() for p in model.parameters())
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
@@ -365,7 +429,7 @@ def _origin(recipe: Recipe) -> str:
 
 def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
     """What a person should know of the data before they are trained on."""
-    data, train = prepared.data, prepared.train.part
+    data, train = prepared.data, prepared.train.split
     lines = []
     if prepared.made_split:
         lines.append(
@@ -392,12 +456,28 @@ def _remarks(prepared: Prepared, recipe: Recipe) -> list[str]:
             "Note: pictures are mirrored at random. The class names look as if a mirrored picture "
             "could be of another class; if so, add --set flip=false."
         )
-    if len(train) < FEW_PICTURES * len(data.classes):
+    if len(train) < FEW_IMAGES * len(data.classes):
         lines.append(
             f"Note: {len(train) / len(data.classes):.0f} training pictures a class are few; more "
             "will help more than anything else."
         )
     return [printable(line) for line in lines]
+
+
+def _batch_norm_remark(recipe: Recipe, runtime: Runtime, model: nn.Module) -> list[str]:
+    """Return what to change where processes leave batch norm too few images; else nothing."""
+    count, ranks = recipe.at_once(runtime.world_size), runtime.world_size
+    norms = any(
+        isinstance(module, nn.BatchNorm2d) for module in model.modules()
+    )  # not SyncBatchNorm
+    if ranks == 1 or count >= SMALL_BATCH or not norms:
+        return []
+    larger = SMALL_BATCH * ranks * recipe.accumulate
+    return [
+        f"Note: batch norm sees {counted(count, 'image')} at once in each of {ranks} processes, "
+        f"which makes its statistics noisy: add --batch-size {larger}, or on CUDA GPUs "
+        "--set sync_bn=true."
+    ]
 
 
 def _may_mind_mirrors(classes: tuple[str, ...]) -> bool:
@@ -406,12 +486,23 @@ def _may_mind_mirrors(classes: tuple[str, ...]) -> bool:
     return bool(words & {"left", "right"}) or all(re.fullmatch(r"[A-Za-z]|\d+", n) for n in classes)
 
 
-def _class_table(classes: tuple[str, ...], train: Part, val: Part, most: int = 30) -> list[str]:
+def _class_table(classes: tuple[str, ...], train: Split, val: Split, most: int = 30) -> list[str]:
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
     width = max(len("class"), *(columns(name) for name, _, _ in shown))
     lines = [f"  {'class':{width}}  train    val"]
     lines += [f"  {padded(name, width)}  {n:5}  {m:5}" for name, n, m in shown]
     if len(counts) > most:
-        lines.append(f"  ... the {most} smallest of {len(counts)} classes")
+        rest = sorted(counts, key=lambda row: row[1])[most:]
+        trained = _range([count for _, count, _ in rest])
+        validated = _range([count for _, _, count in rest])
+        lines.append(
+            f"  ... the {most} smallest of {len(counts):,} classes; the other {len(rest):,} have "
+            f"{trained} images for training and {validated} for validation"
+        )
     return lines
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

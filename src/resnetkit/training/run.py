@@ -13,24 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import storage
-from ..data.folder import DataSet
+from ..data.folder import Dataset
 from ..errors import OutputError
-from ..evaluation.evaluate import evaluate_part
+from ..evaluation.evaluate import evaluate_split
 from ..evaluation.metrics import counts_of
-from ..models import modelfile
-from ..models.modelfile import Header
-from ..progress import say
+from ..models.weights import modelfile
+from ..models.weights.modelfile import Header
+from ..progress import printable, say
 from ..report import files, html, plots, record
 from ..runtime import environment
 from .checkpoint import Snapshot, read
 from .inputs import draw_inputs
 from .preparation import Prepared
 from .recipe import Recipe, load
+from .session import Session
 from .start import to_share
-from .state import State
 
 FIRST = "environment.json"  # what a run writes first; no person makes a file of this name
 
@@ -169,6 +167,30 @@ class RunFolder:
             f"{length if more > 0 else ''}"
         ).rstrip()
 
+    def moved(self, prepared: Prepared) -> str:
+        """In words, how the split that is made now differs from that of this run, although the
+        images are the same, and what to type to go on with the run's own; empty if that is not
+        so."""
+        file = self.path / "split.csv"
+        if not prepared.made_split or not file.is_file():
+            return ""
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        before = {storage.csv_text(row["path"]): row["split"] for row in rows}
+        now = {path: name for name, split in prepared.data.splits.items() for path in split.paths}
+        other = sorted(path for path in now if before.get(path) != now[path])
+        if before.keys() != now.keys() or not other:
+            return ""
+        images = "1 image is" if len(other) == 1 else f"{len(other):,} images are"
+        example = f"{printable(other[0])} (was {before[other[0]]}, is {now[other[0]]})"
+        name, recipe = (shlex.quote(str(self.path / name)) for name in (file.name, "recipe.yaml"))
+        return (
+            f"{images} on the other side of it, such as {example}. The same images are there: this "
+            "version divides them in another way. To go on with the split that the run began with:"
+            f"\n  resnet train {name} --recipe {recipe} "
+            f"--out {shlex.quote(str(self.path))} --resume"
+        )
+
     def whose_is_first(self, data: str | os.PathLike[str]) -> str:
         """In words, that the first folder of this name belongs to other photos."""
         first = self.path.with_name(re.sub(r"-\d+$", "", self.path.name))
@@ -186,12 +208,12 @@ class RunFolder:
         """A CSV file of ``rows``, whole at any time."""
         files.write_rows(self.path / name, list(rows[0]), (row.values() for row in rows))
 
-    def write_split(self, data: DataSet) -> None:
+    def write_split(self, data: Dataset) -> None:
         """``split.csv``: path, label and split of every picture; a manifest that can be read."""
         rows = [
-            {"path": path, "label": data.classes[label], "split": split}
-            for split, part in data.parts.items()
-            for path, label in zip(part.paths, part.labels, strict=True)
+            {"path": path, "label": data.classes[label], "split": name}
+            for name, split in data.splits.items()
+            for path, label in zip(split.paths, split.labels, strict=True)
         ]
         self.write_rows("split.csv", rows)
 
@@ -251,46 +273,49 @@ def begun_with(
     return Path(path), recipe or Path(path) / "recipe.yaml", recorded_data(path)
 
 
-def write_beginning(
-    run: RunFolder,
-    prepared: Prepared,
-    recipe: Recipe,
-    data: str | os.PathLike[str],
-    device: torch.device,
-) -> RunFolder:
+def write_beginning(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:
     """Claim the folder, and write what is known before the first step: recipe, classes, split,
-    environment, and the inputs as the network will see them. Returns the folder that it became.
+    environment, and the inputs as the network sees them.
+
+    Returns:
+        The folder that was claimed; its number may differ if another run was quicker.
 
     Raises:
         OutputError: it cannot be made.
     """
+    prepared = session.prepared
     run.claim()
-    run.write_json(FIRST, {"data": str(Path(data).absolute()), **environment(device)})
-    run.write_text("recipe.yaml", recipe.to_yaml())
+    machine = environment(session.runtime.device)
+    run.write_json(FIRST, {"data": str(Path(data).absolute()), **machine})
+    run.write_text("recipe.yaml", session.recipe.to_yaml())
     run.write_json("classes.json", list(prepared.data.classes))
     if prepared.made_split:
         run.write_split(prepared.data)
-
-    draw_inputs(run.path, prepared, recipe)
+    draw_inputs(run.path, prepared, session.recipe)
     return run
 
 
-def write_epoch(run: RunFolder, state: State, header: Header, better: bool) -> None:
-    """What is known after an epoch; the model too, where it is ``better`` than all before."""
-    if better:
-        modelfile.write(run.model, state.evaluated.state_dict(), header)
+def write_epoch(run: RunFolder, session: Session, row: dict[str, Any], is_best: bool) -> None:
+    """Write the history of the run so far, and the model if this epoch is the best.
+
+    Args:
+        row: the epoch's row of the history.
+    """
+    state = session.state
+    if is_best:
+        modelfile.write(run.model, state.evaluated.state_dict(), make_header(session, row))
     run.write_rows("history.csv", state.history)
     run.write_rows("timings.csv", state.timings)
 
 
-def make_header(
-    prepared: Prepared, recipe: Recipe, options: dict[str, Any], row: dict[str, Any]
-) -> Header:
-    """The header of the model file after the epoch that ``row`` of the history describes."""
+def make_header(session: Session, row: dict[str, Any]) -> Header:
+    """Return the header of the model file after the epoch of one row of the history."""
+    recipe = session.recipe
+    prepared = session.prepared
     assert recipe.model is not None
     return Header(
         architecture=recipe.model,
-        options=options,
+        options=session.model_options,
         classes=prepared.data.classes,
         preprocessing=recipe.preprocessing(),
         metrics={key: row[key] for key in ("epoch", "val_accuracy", "val_loss")},
@@ -315,19 +340,15 @@ def epoch_line(row: dict[str, Any], timing: dict[str, Any], epochs: int) -> str:
     )
 
 
-def finish(
-    run: RunFolder,
-    state: State,
-    header: Header,
-    prepared: Prepared,
-    recipe: Recipe,
-    device: str,
-    workers: int,
-) -> Run:
-    """Write the last model, and the evidence: report, figures and metrics of the best one, measured
-    from its file."""
+def finish(run: RunFolder, session: Session, device: str) -> Run:
+    """Write the last model, and the evidence on the best one, measured from its file: figures,
+    report and metrics."""
+    state = session.state
+    recipe = session.recipe
+    header = make_header(session, state.history[-1])
     modelfile.write(run.last, state.evaluated.state_dict(), header)
-    found = evaluate_part(run.model, prepared.val.part, "val", device=device, workers=workers)
+    split = session.prepared.val.split
+    found = evaluate_split(run.model, split, "val", device=device, workers=session.workers)
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
     plots.curves(state.history, run.path / "curves.png", title)
     plots.confusion_matrix(

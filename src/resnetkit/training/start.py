@@ -1,7 +1,7 @@
-"""Where a run's initial weights come from: chance, a published file, or a file of one's own.
+"""Where a run's initial weights come from: random numbers, a published file, or a local file.
 
-`choose` decides it once, before anything else is done; the recipe of a run holds what was taken
-and its SHA-256, never ``auto``.
+`resolve_recipe` decides once, before anything else is done. The recipe of a run names what was
+taken and its SHA-256, never ``auto``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError, TrainingError, WeightsError
-from ..models import get_model, get_model_weights, list_weights, modelfile
+from ..models import get_model, get_model_weights, list_weights
 from ..models.architectures import ARCHITECTURES
-from ..models.classnames import said_names
-from ..models.download import fetch
-from ..models.pretrained import load_into, local_file, member_of
-from ..models.reading import Checkpoint, read_tensors
 from ..models.registry import get_skeleton
-from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids
+from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids, modelfile
+from ..models.weights.classnames import said_names
+from ..models.weights.download import fetch
+from ..models.weights.reading import Checkpoint, check_finite, read_tensors
+from ..models.weights.resolve import load_into, local_file, member_of
 from ..progress import say
 from ..runtime import Runtime
 from ..storage import sha256
@@ -33,7 +33,7 @@ from .recipe import Recipe
 DEFAULT_MODEL = "resnet18"
 
 
-def model(recipe: str | Path | None, settings: dict[str, Any]) -> str:
+def network_name(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     """The name of the network, before anything is fetched; the name of a run's folder has it."""
     loaded = recipes.load(recipe or "finetune").with_settings(settings)
     if loaded.model is None and modelfile.is_one(Path(loaded.weights).expanduser()):
@@ -41,7 +41,7 @@ def model(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     return loaded.model or DEFAULT_MODEL
 
 
-def choose(
+def resolve_recipe(
     recipe: str | Path | None, settings: dict[str, Any], recorded: Recipe | None = None
 ) -> Recipe:
     """The recipe with its settings and its weights: ``none``, or what was found and its SHA-256.
@@ -80,6 +80,12 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
         raise RecipeError(
             f"model_options of {recipe.model}: include_top leaves out the head, and a network "
             "without one cannot tell classes. Remove include_top"
+        )
+    given = recipe.model_options.get("num_classes", classes)
+    if given != classes:
+        raise RecipeError(
+            f"model_options of {recipe.model}: num_classes is {given}, and the data have {classes} "
+            "classes, which decide. Remove num_classes"
         )
     for key, value in recipe.model_options.items():
         if type(value) in (int, float) and value <= 0:
@@ -132,11 +138,14 @@ def load(network: nn.Module, recipe: Recipe, classes: Sequence[str]) -> None:
             f"{path} is another file than this run was begun with; expected the SHA-256 "
             f"{recipe.weights_sha256}"
         )
-    checkpoint = read_tensors(path, source=recipe.weights, prefix=recipe.weights_prefix)
+    checkpoint = read_tensors(
+        path, source=recipe.weights, prefix=recipe.weights_prefix, head=recipe.weights_head
+    )
     for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
         say(f"Note: {recipe.weights}: {note}")
     tensors, note = _with_head(network, checkpoint, _names_in(path, recipe, checkpoint), classes)
     say(f"Note: {recipe.weights}: {note}")
+    check_finite(tensors, recipe.weights)
     load_into(network, tensors, recipe.weights)
 
 
@@ -172,7 +181,8 @@ def _with_head(
         for i, row in kept:
             tensors[name][i] = theirs[name][row]
     if not theirs:
-        return tensors, "the head is new, since the file has none"
+        why = "nothing says which head to take" if given.unclear else "the file has none"
+        return tensors, f"the head is new, since {why}"
     if names is None:
         return tensors, (
             "the head is new, since the file does not name its classes; `resnet convert` with "

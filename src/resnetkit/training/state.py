@@ -13,8 +13,8 @@ from torch.amp import GradScaler
 from ..errors import TrainingError
 from ..progress import say
 from .checkpoint import Snapshot
-from .ema import Average
-from .optim import Optimizer
+from .ema import ModelEma
+from .optimizer import Optimizer
 from .recipe import Recipe
 
 SMALLEST_SCALE = 2.0**-10
@@ -26,13 +26,13 @@ class Tally:
     """Mean loss and accuracy over the pictures of an epoch so far."""
 
     seen: int = 0
-    right: int = 0
+    correct: int = 0
     total_loss: float = 0.0
     seconds: float = 0.0
 
-    def add(self, loss: float, right: int, count: int, seconds: float) -> None:
+    def add(self, loss: float, correct: int, count: int, seconds: float) -> None:
         self.seen += count
-        self.right += right
+        self.correct += correct
         self.total_loss += loss * count
         self.seconds += seconds
 
@@ -42,7 +42,7 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        return self.right / self.seen
+        return self.correct / self.seen
 
     @property
     def speed(self) -> float:
@@ -65,7 +65,7 @@ class State:
     model: nn.Module
     optimizer: Optimizer
     identity: dict[str, Any]  # of the run: its recipe, its data
-    average: Average | None = None
+    average: ModelEma | None = None
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))  # see Runtime
     network: nn.Module | None = None  # what the training step runs forward; by default the model
     world_size: int = 1
@@ -170,7 +170,7 @@ class State:
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors()}
         return Snapshot(tensors, _copied(values))
 
-    def restore(self, snapshot: Snapshot, longer: str = "") -> None:
+    def restore(self, snapshot: Snapshot, longer: str = "", moved: str = "") -> None:
         """Go back to where ``snapshot`` was taken.
 
         Moments are copied into tensors with the strides of their parameters: a fused kernel takes
@@ -178,11 +178,12 @@ class State:
 
         Args:
             longer: the command that trains a finished run on, for who asks for more epochs.
+            moved: how the split differs from the run's, where the images do not.
 
         Raises:
             TrainingError: the snapshot is of another run; the differences are listed.
         """
-        check_same(snapshot.values["identity"], self.identity, longer)
+        check_same(snapshot.values["identity"], self.identity, longer, moved)
         set_compute_threads(snapshot.values["compute_threads"])
         before = snapshot.values["world_size"]
         if before != self.world_size:
@@ -206,7 +207,10 @@ class State:
         values = snapshot.values
         for key in ("epoch", "batch", "step", "history", "timings"):
             setattr(self, key, values[key])
-        self.tally = Tally(**values["tally"])
+        tally = dict(values["tally"])
+        if "right" in tally:  # the name up to version 0.1
+            tally["correct"] = tally.pop("right")
+        self.tally = Tally(**tally)
         if values.get("scaler"):  # only in fp16
             self.scaler.load_state_dict(values["scaler"])
         accuracy, loss = values["best"]
@@ -229,7 +233,9 @@ class State:
         return tensors
 
 
-def check_same(saved: dict[str, Any], now: dict[str, Any], longer: str = "") -> None:
+def check_same(
+    saved: dict[str, Any], now: dict[str, Any], longer: str = "", moved: str = ""
+) -> None:
     """Compare the identities of two runs. A field that an older recipe had not was at its default;
     of the data only what was noted then is compared.
 
@@ -247,6 +253,8 @@ def check_same(saved: dict[str, Any], now: dict[str, Any], longer: str = "") -> 
         for key in now[kind]
         if before[kind].get(key) != now[kind][key]
     ]
+    if differences and moved and all(d.startswith("data: ") for d in differences):
+        raise TrainingError(f"This is not the split that was saved: {moved}")
     if differences:
         only_longer = all(d.startswith(("recipe: epochs ", "recipe: steps ")) for d in differences)
         how = (

@@ -31,13 +31,14 @@ def augmentation(recipe: Recipe) -> str:
     return ", ".join(words)
 
 
-def training(recipe: Recipe, pictures: int) -> str:
+def training(recipe: Recipe, images: int) -> str:
     """
     >>> training(Recipe(epochs=3, batch_size=32), pictures=100)
     '3 epoch(s) of 3 step(s) of 32 pictures'
     """
-    batch = min(recipe.batch_size, pictures)
-    length = f"{recipe.epochs} epoch(s) of {max(1, pictures // recipe.batch_size)} step(s)"
+    assert recipe.batch_size is not None
+    batch = min(recipe.batch_size, images)
+    length = f"{recipe.epochs} epoch(s) of {max(1, images // recipe.batch_size)} step(s)"
     if recipe.steps is not None:
         length = f"{recipe.steps:,} step(s) in {recipe.epochs} epoch(s)"
     copies = f", {recipe.repeats} copies of each" if recipe.repeats > 1 else ""

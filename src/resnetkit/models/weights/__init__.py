@@ -1,0 +1,8 @@
+"""Files of weights: the published ones, model files, and other people's checkpoints."""
+
+from .enums import *  # noqa: F403
+from .enums import Weights as Weights
+from .enums import WeightsEnum as WeightsEnum
+from .enums import __all__ as __all__
+from .enums import imagenet_classes as imagenet_classes
+from .enums import imagenet_ids as imagenet_ids

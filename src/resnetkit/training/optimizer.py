@@ -1,0 +1,125 @@
+"""The optimiser: PyTorch's fused kernels, without the second that its classes take to import."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+
+class Optimizer:
+    """Adam, AdamW (Loshchilov and Hutter, arXiv:1711.05101) or SGD with momentum: PyTorch's fused
+    kernels, one call for each group of parameters.
+
+    The bits are those of the classes in `torch.optim`, which take two seconds of every start,
+    because the first one that is made imports PyTorch's compiler. And what the kernels for the CPU
+    are given lies in one order in memory: they read a gradient as it lies, so that one in another
+    order than its parameter would silently be added to other weights, and they first copy one that
+    is channels_last for nothing (torch 2.15).
+
+    Args:
+        kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
+        groups: each with its ``params``, ``weight_decay``, and ``scale`` of the learning rate.
+        lr: the rate until `set_learning_rate` sets another.
+        momentum, nesterov: of SGD.
+    """
+
+    # `torch.amp.GradScaler` sets ``found_inf`` around a step in fp16: 1 if a gradient overflowed.
+    # The kernels then change nothing, so that the CPU does not wait for the answer.
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        kind: str,
+        groups: list[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        self.kind, self.momentum, self.nesterov = kind, momentum, nesterov
+        self.param_groups = [{"lr": lr, **group} for group in groups]
+        self.state: defaultdict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            if trained and self.kind == "sgd":
+                self._sgd(trained, group["lr"], group["weight_decay"])
+            elif trained:
+                self._adam(trained, group["lr"], group["weight_decay"])
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def _sgd(self, trained: list[nn.Parameter], lr: float, decay: float) -> None:
+        buffers: list[Tensor | None] = [None] * len(trained)
+        if self.momentum:
+            for parameter in trained:
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers = [_rows(self.state[p]["momentum_buffer"], p) for p in trained]
+        sgd(
+            [_rows(p, p) for p in trained],
+            _gradients(trained),
+            buffers,
+            fused=True,
+            found_inf=self.found_inf,
+            lr=lr,
+            weight_decay=decay,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            dampening=0.0,
+            maximize=False,
+        )
+
+    def _adam(self, trained: list[nn.Parameter], lr: float, decay: float) -> None:
+        for parameter in trained:
+            if "step" not in self.state[parameter]:
+                self.state[parameter] |= {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        update = adamw if self.kind == "adamw" else adam
+        update(
+            [_rows(p, p) for p in trained],
+            _gradients(trained),
+            [_rows(self.state[p]["exp_avg"], p) for p in trained],
+            [_rows(self.state[p]["exp_avg_sq"], p) for p in trained],
+            [],
+            [self.state[p]["step"] for p in trained],
+            fused=True,
+            found_inf=self.found_inf,
+            lr=lr,
+            weight_decay=decay,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [_rows(p.grad, p).contiguous() for p in parameters if p.grad is not None]
+
+
+def _rows(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` seen with the axes in the order in which those of ``like`` lie in memory."""
+    lies_last = like.ndim == 4 and not like.is_contiguous()  # (O, H, W, I) in memory
+    return tensor.permute(0, 2, 3, 1) if lies_last else tensor
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]

@@ -1,0 +1,54 @@
+"""The rows of ``history.csv`` for TensorBoard, where somebody wants to watch them there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import RecipeError
+
+
+class TensorBoardLogger:
+    """Writes event files.
+
+    Args:
+        folder: where to; None writes nothing.
+
+    Raises:
+        RecipeError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._writer: Any = None
+        if folder is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RecipeError(
+                'TensorBoard is not installed: pip install "resnetkit[tensorboard]"'
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> TensorBoardLogger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row of the history; its ``epoch`` is the step."""
+        if self._writer is None:
+            return
+        for name, value in row.items():
+            part, _, what = name.partition("_")
+            tag = f"{what}/{part}" if part in ("train", "val") else name
+            self._writer.add_scalar(tag, value, row["epoch"])
+        self._writer.flush()

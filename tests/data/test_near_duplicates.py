@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import io
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from resnetkit.data import decode, near_duplicates
+
+
+def scene(number: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+    """Soft blobs of colour, others for each number."""
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+def found(images: list[Image.Image]) -> list[list[int]]:
+    looks = [near_duplicates.look(np.asarray(image)) for image in images]
+    hashes = np.array([look.hash for look in looks], np.uint64)
+    return near_duplicates.groups(hashes, np.stack([look.thumb for look in looks]))
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_the_hash_is_that_of_imagehash(number):
+    grey = scene(number, (32, 32)).convert("L")
+    theirs = imagehash.phash(grey)
+    assert near_duplicates.phash(np.asarray(grey, np.float64)) == int(str(theirs), 16)
+
+
+@pytest.mark.parametrize("count", [1, 500])
+def test_all_pairs_within_the_distance_are_found(count):
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
+    for flips in range(9):  # copies with some bits turned, at random places
+        for i in range(min(count, 60)):
+            bits = rng.choice(64, flips, replace=False).astype(np.uint64)
+            changed = hashes[i] ^ np.bitwise_or.reduce(np.uint64(1) << bits, initial=np.uint64(0))
+            hashes = np.append(hashes, changed)
+    apart = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    expected = {(i, j) for i, j in np.argwhere(apart <= near_duplicates.DISTANCE).tolist() if i < j}
+    assert len(expected) >= 8
+    pairs = np.concatenate(list(near_duplicates.near_pairs(hashes)))
+    assert {tuple(pair) for pair in pairs.tolist()} == expected
+
+
+def test_what_was_saved_again_resized_or_brightened_is_found():
+    originals = [scene(number, (200, 160)) for number in range(40)]
+    buffer = io.BytesIO()
+    originals[3].save(buffer, "JPEG", quality=30)
+    changed = [
+        Image.open(buffer).convert("RGB"),
+        originals[4].resize((70, 56), Image.Resampling.LANCZOS),
+        ImageEnhance.Brightness(originals[5]).enhance(0.85),
+        ImageEnhance.Contrast(originals[6]).enhance(0.8),
+    ]
+    assert found(originals + changed) == [[3, 40], [4, 41], [5, 42], [6, 43]]
+
+
+def test_other_pictures_of_the_same_kind_are_not():
+    """A square at another place on the same background: alike to the hash, not to the eye."""
+    images = []
+    for left in range(0, 60, 15):
+        pixels = np.full((90, 90, 3), 230, np.uint8)
+        pixels[30:60, left : left + 30] = (200, 30, 30)
+        images.append(Image.fromarray(pixels))
+    red_and_blue = np.asarray(images[0])
+    images.append(Image.fromarray(np.ascontiguousarray(red_and_blue[..., ::-1])))
+    assert found(images) == []
+
+
+def test_pictures_of_one_colour_are_flat_and_others_are_not():
+    for colour in ("white", "black", (7, 90, 200)):
+        assert near_duplicates.look(np.asarray(Image.new("RGB", (64, 64), colour))).flat
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    assert near_duplicates.look(noise // 64 + 100).flat
+    assert not near_duplicates.look(np.asarray(scene(0))).flat
+
+
+def test_of_many_pictures_few_are_compared(monkeypatch):
+    """Thirty thousand with random hashes; then as many that all have the same one. Every pair would
+    be half a billion comparisons, of hashes or of thumbnails."""
+    compared = []
+
+    def counting(function, argument):
+        def counted(*given):
+            compared.append(len(given[argument]))
+            return function(*given)
+
+        return counted
+
+    monkeypatch.setattr(np, "bitwise_count", counting(np.bitwise_count, 0))
+    monkeypatch.setattr(near_duplicates, "alike", counting(near_duplicates.alike, 1))
+    rng = np.random.default_rng(0)
+    count = 30_000
+    thumbs = rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8).repeat(count, 0)
+    hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
+    hashes[-1] = hashes[0] ^ np.uint64(0b111)
+    assert near_duplicates.groups(hashes, thumbs) == [[0, count - 1]]
+    assert count < sum(compared) < 50 * count
+    compared.clear()
+    same = np.full(count, 5, np.uint64)
+    assert near_duplicates.groups(same, thumbs) == [list(range(count))]
+    assert count < sum(compared) < 50 * count
+
+
+def test_a_crowd_with_one_hash_is_told_apart_by_its_thumbnails():
+    rng = np.random.default_rng(1)
+    thumbs = rng.integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    thumbs[299] = thumbs[0]
+    thumbs[120] = thumbs[50]
+    hashes = np.full(300, 9, np.uint64)
+    assert near_duplicates.groups(hashes, thumbs) == [[0, 299], [50, 120]]
+
+
+def test_decoded_at_a_small_size_the_hash_is_nearly_the_same():
+    buffer = io.BytesIO()
+    scene(3, (640, 480)).save(buffer, "JPEG", quality=90)
+    small = near_duplicates.look(decode.decode(buffer.getvalue(), 64))
+    whole = near_duplicates.look(decode.decode(buffer.getvalue()))
+    assert (small.hash ^ whole.hash).bit_count() <= 2

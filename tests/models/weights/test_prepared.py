@@ -1,0 +1,264 @@
+"""How other code prepared its images: said by files and flags, or guessed aloud."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchvision.transforms import v2
+from typer.testing import CliRunner
+
+from resnetkit.cli.commands import app
+from resnetkit.data.transforms import Preprocessing, normalize
+from resnetkit.errors import ModelFileError, WeightsError
+from resnetkit.models import convert, resnet18
+from resnetkit.models.weights.modelfile import read, read_header
+from resnetkit.models.weights.prepared import read_preprocessing
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(num_classes=3).eval()
+
+
+@pytest.fixture
+def file(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
+    return tmp_path / "pytorch_model.bin"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """Smooth, with noise, and of odd sides."""
+    rng = np.random.default_rng(3)
+    small = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
+    pixels = np.asarray(small.resize((533, 401), Image.Resampling.BICUBIC)).astype(int)
+    noisy = (pixels + rng.integers(-20, 20, pixels.shape)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(tmp_path / "photo.jpg", quality=90)
+    return tmp_path / "photo.jpg"
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"])
+@pytest.mark.parametrize("sizes", [(96, 64), (64, 64), (600, 512)])
+def test_resizing_has_the_bits_of_torchvision(photo, squash, mode, sizes):
+    resize, crop = sizes
+    ours = Preprocessing(resize, crop, decoder="full", interpolation=mode, squash=squash)
+    theirs = v2.Compose(
+        [
+            v2.Resize((resize, resize) if squash else resize, v2.InterpolationMode(mode)),
+            v2.CenterCrop(crop),
+            v2.PILToTensor(),
+        ]
+    )
+    image = Image.open(photo)
+    expected = theirs(image)
+    for given in (photo, photo.read_bytes(), image, np.asarray(image)):
+        assert torch.equal(ours.crop(ours.pixels(given)), expected)
+    assert Preprocessing.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
+
+
+def test_the_usual_preprocessing_is_written_as_before():
+    assert list(Preprocessing(256, 224).to_dict()) == [
+        "resize_size", "crop_size", "mean", "std", "decoder",
+    ]  # fmt: skip
+    for other in ({"squash": True}, {"interpolation": "bicubic"}, {"squash": 1, "decoder": "full"}):
+        with pytest.raises(ModelFileError, match="this version does not know"):
+            Preprocessing.from_dict({"resize_size": 64, "crop_size": 64, **other})
+
+
+HUGGING_FACE = {
+    "crop_pct": 0.875,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "ConvNextFeatureExtractor",
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.3, 0.4],
+    "resample": 3,
+    "size": 224,
+}
+CLIP = {
+    **{k: v for k, v in HUGGING_FACE.items() if k not in ("crop_pct", "feature_extractor_type")},
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": 192, "width": 192},
+    "size": {"shortest_edge": 200},
+    "resample": 2,
+}
+VIT = {
+    **{k: v for k, v in CLIP.items() if k != "crop_size"},
+    "image_processor_type": "ViTImageProcessor",
+    "size": {"height": 160, "width": 160},
+}
+TIMM = {
+    "architecture": "resnet18.a1_in1k",
+    "num_classes": 3,
+    "pretrained_cfg": {
+        "input_size": [3, 224, 224],
+        "crop_pct": 0.95,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("preprocessor_config.json", HUGGING_FACE, (256, 224, "bicubic", False)),
+        (
+            "preprocessor_config.json",
+            {**HUGGING_FACE, "size": {"shortest_edge": 384}},
+            (384, 384, "bicubic", True),
+        ),
+        ("preprocessor_config.json", CLIP, (200, 192, "bilinear", False)),
+        ("preprocessor_config.json", VIT, (160, 160, "bilinear", True)),
+        ("config.json", TIMM, (235, 224, "bicubic", False)),
+        ("preprocessing.yaml", None, (100, 80, "bilinear", False)),
+    ],
+)
+def test_files_beside_the_tensors_or_given_say_how(file, tmp_path, name, content, expected):
+    if content is None:
+        (tmp_path / name).write_text(
+            "resize: 100\ncrop: 80\nmean: 0.5, 0.4, 0.3\nstd: [0.2, 0.3, 0.4]"
+        )
+        found = convert(file, tmp_path / "m", preprocessing=read_preprocessing(tmp_path / name))
+    else:
+        (tmp_path / name).write_text(json.dumps(content))
+        found = convert(tmp_path, tmp_path / "m")  # the folder of a model hub
+        assert any(f"took how images are prepared from {name}" in note for note in found.notes)
+    made = read_header(tmp_path / "m").preprocessing
+    assert (made.resize_size, made.crop_size, made.interpolation, made.squash) == expected
+    assert (made.mean, made.std, made.decoder) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "full")
+    assert not any("does not say how its images" in note for note in found.notes)
+
+
+def test_a_config_beside_the_tensors_names_classes_and_the_stride(tmp_path):
+    torch.manual_seed(0)
+    state = torchvision.models.resnet50(num_classes=2).state_dict()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    config = {"model_type": "resnet", "id2label": {"0": "cat", "1": "dog"}}
+    config["downsample_in_bottleneck"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = convert(tmp_path, tmp_path / "m")
+    assert read_header(tmp_path / "m").classes == ("cat", "dog")
+    assert found.options["stride_on"] == "1x1"
+    config["hidden_act"] = "gelu"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="another activation"):
+        convert(tmp_path, tmp_path / "n")
+
+
+def test_a_network_whose_tensors_only_look_like_ours_is_refused_by_its_config(file, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**TIMM, "architecture": "resnetblur18.x"}))
+    with pytest.raises(WeightsError, match=r"says resnetblur18, which is no network here.*--arch"):
+        convert(file, tmp_path / "m")
+    assert convert(file, tmp_path / "m", architecture="resnet18").architecture == "resnet18"
+
+
+def test_a_network_for_blue_first_gives_the_same_logits(net, file, photo, tmp_path):
+    """Keras's mode `caffe`: BGR, 0 to 255, the mean of each colour subtracted."""
+    given = {"resize": 64, "crop": 64, "mean": "103.939,116.779,123.68", "std": 1, "bgr": True}
+    found = convert(file, tmp_path / "m", preprocessing=given)
+    assert any("turned its first convolution round" in note for note in found.notes)
+    model, header = read(tmp_path / "m")
+    image = v2.functional.center_crop(v2.functional.resize(Image.open(photo), 64), [64, 64])
+    pixels = np.asarray(image).astype(np.float32)[None, :, :, ::-1]
+    expected = torch.from_numpy((pixels - np.float32([103.939, 116.779, 123.68])).copy())
+    ours = header.preprocessing
+    seen = ours.crop(ours.pixels(photo))[None]
+    with torch.no_grad():
+        theirs = net(expected.permute(0, 3, 1, 2))
+        assert torch.allclose(
+            model(normalize(seen, ours)), theirs, rtol=0, atol=1e-4 * float(theirs.abs().max())
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"center": 3}, "preprocessing: unknown center; known: resize_size"),
+        ({"interpolation": "cubic"}, "interpolation is nearest, .*; got 'cubic'"),
+        ({"mean": "a,b,c"}, "mean is one number or one for each channel; got 'a,b,c'"),
+        ({"mean": "104,117,124"}, "mean and std on a scale to 255 go together"),
+        ({"squash": True, "decoder": "scaled"}, "squash and bilinear need the decoder full"),
+    ],
+)
+def test_fields_that_cannot_be_are_told(file, tmp_path, given, words):
+    with pytest.raises(WeightsError, match=words):
+        convert(file, tmp_path / "m", preprocessing=given)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.yaml", "- 1", "holds a list; expected resize_size"),
+        ("a.yaml", "a: [", "cannot be read as YAML or JSON"),
+        ("a.json", json.dumps({**CLIP, "do_center_crop": False}), "no center crop is given"),
+        ("a.json", json.dumps({**CLIP, "do_rescale": False}), "must not be false"),
+        ("a.json", json.dumps({**VIT, "size": {"height": 9, "width": 8}}), "are not square"),
+        ("a.json", json.dumps({**CLIP, "image_std": None}), "cannot be understood: TypeError"),
+    ],
+)
+def test_files_that_cannot_be_are_told(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(WeightsError, match=words):
+        read_preprocessing(tmp_path / name)
+
+
+MEAN = (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], (256, 224, MEAN, "full", False)),
+        (["--crop", "128"], (146, 128, MEAN, "full", False)),
+        (["--set", "crop_size=128", "--set", "mean=[0.5,0.5,0.5]"],
+         (146, 128, (0.5,) * 3, "full", False)),
+        (["--mean", "0.5", "--std", "0.5", "--decoder", "scaled"],
+         (256, 224, (0.5,) * 3, "scaled", False)),
+        (["--resize", "96", "--squash"], (96, 96, MEAN, "full", True)),
+    ],
+)  # fmt: skip
+def test_flags_decide_and_what_they_leave_open_is_said(file, tmp_path, flags, expected):
+    result = CliRunner().invoke(app, ["convert", str(file), str(tmp_path / "m"), *flags])
+    assert result.exit_code == 0, result.output
+    made = read_header(tmp_path / "m").preprocessing
+    assert (made.resize_size, made.crop_size, made.mean, made.decoder, made.squash) == expected
+    said = result.stderr
+    assert ("does not say how its images" in said) == (not flags)
+    assert ("no size was given" in said) == ("--mean" in flags)
+    assert ("took ImageNet's mean or deviation" in said) == bool(flags and "--mean" not in flags)
+    assert (
+        resnet18(num_classes=3).state_dict().keys() == read(tmp_path / "m")[0].state_dict().keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"global_pool": "max"}, "says resnet18 with global_pool='max', which no network here has"),
+        ({"model_args": {"output_stride": 16}}, "says resnet18 with output_stride=16"),
+        ({"model_args": {"aa_layer": "blurpc"}}, "says resnet18 with aa_layer='blurpc'"),
+    ],
+)
+def test_arguments_of_timm_that_no_tensor_shows_are_asked_about(file, tmp_path, changes, words):
+    config = {**TIMM, "architecture": "resnet18.a1_in1k", "global_pool": "avg"}
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(WeightsError, match=rf"{words}.*--arch resnet18"):
+        convert(file, tmp_path / "m.safetensors")
+    convert(file, tmp_path / "m.safetensors", architecture="resnet18")
+
+
+def test_arguments_of_timm_that_change_nothing_are_taken(file, tmp_path):
+    usual = {"num_classes": 3, "in_chans": 3, "global_pool": "avg", "output_stride": 32}
+    config = {**TIMM, "architecture": "resnet18.a1_in1k", "model_args": {**usual, "drop_rate": 0.1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert convert(file, tmp_path / "m.safetensors").architecture == "resnet18"

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+
+from resnetkit.errors import OutputError, RecipeError
+from resnetkit.training.seeds import parse_seeds, train_seeds
+
+
+def test_seeds_are_numbers_and_ranges():
+    assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
+    assert parse_seeds("3, 1,7-8") == [3, 1, 7, 8]
+    assert parse_seeds("3", fewest=1) == [3]
+    for wrong in ("", "a", "1", "1,1", "4-0", "-3", "0-2,1"):
+        with pytest.raises(RecipeError, match="--seeds takes"):
+            parse_seeds(wrong)
+
+
+def test_a_run_for_each_seed_and_their_mean(flat_folder, small, tmp_path, capsys):
+    settings = {**small, "epochs": 1}
+    found = train_seeds(flat_folder, seeds=[0, 3], out=tmp_path / "all", **settings)
+    assert [run.recipe.seed for run in found.runs] == [0, 3]
+    assert [run.folder.name for run in found.runs] == ["seed-0", "seed-3"]
+    assert found.runs[0].model.read_bytes() != found.runs[1].model.read_bytes()
+    assert capsys.readouterr().err.count("\nnetwork ") == 1  # the plan is the same for all
+    accuracies = [run.metrics["accuracy"] for run in found.runs]
+    assert found.mean == statistics.mean(accuracies)
+    assert found.deviation == statistics.stdev(accuracies)
+    written = json.loads((tmp_path / "all" / "seeds.json").read_text())
+    assert written == {
+        "seeds": [0, 3],
+        "accuracies": accuracies,
+        "mean": found.mean,
+        "deviation": found.deviation,
+    }
+
+    before = {run.folder: run.model.stat().st_mtime_ns for run in found.runs}
+    again = train_seeds(flat_folder, seeds=[0, 3], out=tmp_path / "all", resume=True, **settings)
+    assert {run.folder: run.model.stat().st_mtime_ns for run in again.runs} == before
+    assert "is finished already" in capsys.readouterr().err
+    with pytest.raises(OutputError):
+        train_seeds(flat_folder, seeds=[0, 3], out=tmp_path / "all", **settings)
+    with pytest.raises(RecipeError, match="not both"):
+        train_seeds(flat_folder, seeds=[0, 3], **{**settings, "seed": 1})
+    with pytest.raises(RecipeError, match=r"two or more different numbers; got \[3\]"):
+        train_seeds(flat_folder, seeds=[3], **settings)
