@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,38 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _process() -> dict[str, object]:
+    """What belongs to the whole process, and so to every test that runs in it later."""
+    found: dict[str, object] = {
+        "signals": {one: signal.getsignal(one) for one in signal.valid_signals()},
+        "folder": os.getcwd(),
+        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+    }
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        found["umask"] = [line for line in lines if line.startswith("Umask:")]
+    if torch := sys.modules.get("torch"):
+        found["compute threads"] = torch.get_num_threads()
+        found["deterministic"] = torch.are_deterministic_algorithms_enabled()
+        found["dtype"] = torch.get_default_dtype()
+        found["gradients"] = torch.is_grad_enabled()
+    return found
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_stays_behind() -> Iterator[None]:
+    before = _process()
+    yield
+    after = _process()
+    assert {key: after[key] for key in before} == before
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(
+    _nothing_stays_behind: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """No test takes weights from the internet, or finds some in the cache of who runs it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch"))
     monkeypatch.setenv("RESNETKIT_OFFLINE", "1")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-
-from resnetkit import signals
-from resnetkit.signals import Watch
 
 ENDED = "the process is ended\n"
 
@@ -93,21 +88,30 @@ def test_a_signal_that_is_answered_ends_nothing():
     subprocess.run([sys.executable, "-c", ANSWERED], check=True, timeout=100)
 
 
-def test_other_signals_and_other_threads_are_left_alone(monkeypatch):
-    monkeypatch.setattr(signals, "UNANSWERED", 0.0)
-    ended = []
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
-    with Watch(ended.append):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(0.3)
-    signal.signal(signal.SIGUSR1, before)
-    fds = []
+OTHERS = """
+import os, signal, threading, time
+from resnetkit import signals
 
-    def elsewhere():
-        with Watch(ended.append):
-            fds.append(threading.active_count())
+signals.UNANSWERED = 0.0
+ended, counts = [], []
+signal.signal(signal.SIGUSR1, lambda *_: None)
+with signals.Watch(ended.append):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(0.3)
 
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert not ended
+
+def elsewhere():
+    with signals.Watch(ended.append):
+        counts.append(threading.active_count())
+
+
+thread = threading.Thread(target=elsewhere)
+thread.start()
+thread.join()
+assert not ended
+assert counts == [2]  # nobody watches
+"""
+
+
+def test_other_signals_and_other_threads_are_left_alone():
+    subprocess.run([sys.executable, "-c", OTHERS], check=True, timeout=100)

@@ -237,12 +237,12 @@ def test_what_does_not_fit_is_decoded_again_and_said(split, tmp_path, monkeypatc
 
 
 def test_a_picture_that_changes_in_between_is_an_error(split, home, little_memory, monkeypatch):
-    original = cache._Reader.digest
+    real = cache.file_digest
 
-    def other(self, index):
-        return "0" * 16 if index == 5 else original(self, index)
+    def other(path):
+        return "0" * 16 if path == split.path(5) else real(path)
 
-    monkeypatch.setattr(cache._Reader, "digest", other)
+    monkeypatch.setattr(cache, "file_digest", other)
     with pytest.raises(DataError, match=rf"{split.path(5).name} was changed while"):
         scan(split)
     assert not list(home.glob("*.p*"))
@@ -322,8 +322,9 @@ def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken(flat_folder, 
         "found =",
         """
 import os
-read = cache._Reader.__call__
-cache._Reader.__call__ = lambda self, i: os._exit(9) if i == 20 else read(self, i)
+pixels = Preprocessing.pixels
+decoded = iter(range(100))
+Preprocessing.pixels = lambda self, file: os._exit(9) if next(decoded) == 20 else pixels(self, file)
 found =""",
     )
     done = subprocess.run([sys.executable, "-c", dying, str(flat_folder)], capture_output=True)

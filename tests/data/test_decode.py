@@ -98,15 +98,28 @@ def test_working_size_agrees_with_pillow(tmp_path, name, size):
 
 
 def by_pillow(contents, working_size, monkeypatch):
+    def refused(_):
+        raise ValueError("another decoder is asked")
+
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "_plain_jpeg", lambda contents, working_size: None)
+        patch.setattr(decode.simplejpeg, "decode_jpeg_header", refused)
         return decode.decode(contents, working_size)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Grows by one whenever Pillow opens a JPEG."""
+    Image.init()
+    (real, accept), calls = Image.OPEN["JPEG"], []
+    counting = lambda *given: calls.append(given) or real(*given)  # noqa: E731
+    monkeypatch.setitem(Image.OPEN, "JPEG", (counting, accept))
+    return calls
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("size", [(3, 5), (7, 7), (50, 37), (331, 250), (641, 479), (90, 1000)])
-def test_jpegs_have_the_bits_that_pillow_gives(monkeypatch, size, subsampling, mode):
+def test_jpegs_have_the_bits_that_pillow_gives(monkeypatch, opened, size, subsampling, mode):
     """At every scale of the decoder; so which of the two reads a file changes no pixel."""
     noise = np.random.default_rng(1).integers(0, 40, (size[1], size[0], 3))
     image = Image.fromarray((np.asarray(smooth(*size)) // 2 + noise).astype(np.uint8)).convert(mode)
@@ -116,16 +129,22 @@ def test_jpegs_have_the_bits_that_pillow_gives(monkeypatch, size, subsampling, m
         image.save(buffer, "JPEG", quality=87, progressive=progressive, **options)
         for working_size in (None, 4, 31, 64, 240):
             pixels = decode.decode(buffer.getvalue(), working_size)
-            assert decode._plain_jpeg(buffer.getvalue(), working_size) is not None
+            assert not opened
             assert np.array_equal(pixels, by_pillow(buffer.getvalue(), working_size, monkeypatch))
+            assert opened.pop()
 
 
-def test_odd_jpegs_are_left_to_pillow(tmp_path):
+def test_odd_jpegs_are_left_to_pillow(tmp_path, opened):
     cmyk = save(smooth(24, 16, "CMYK"), tmp_path, "x.jpg").read_bytes()
-    assert decode._plain_jpeg(cmyk, None) is None
+    opened.clear()
+    decode.decode(cmyk)
+    assert opened.pop()
     plain = contents(tmp_path)
     for damaged in (plain[:500], plain[:-200], b"\xff\xd8\xff"):
-        assert decode._plain_jpeg(damaged, None) is None
+        opened.clear()
+        with pytest.raises(ImageError):
+            decode.decode(damaged)
+        assert opened
 
 
 WAYS_OF_DAMAGE = {

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from resnetkit import runtime
 from resnetkit.errors import RecipeError
 from resnetkit.inference import engines
 from resnetkit.inference.engines import Choice
@@ -107,25 +108,26 @@ def test_every_engine_agrees_with_torchvision_for_any_number_of_pictures(pair, c
                 torch.testing.assert_close(ours.fc(features), logits)
 
 
-def test_few_shapes_are_prepared_and_one_image_is_computed_as_one():
+def test_few_shapes_are_prepared_and_one_image_is_computed_as_one(monkeypatch):
+    """With a compiler that only counts; each size is run once with zeros when it is prepared."""
     prepared, computed = [], []
 
-    def start(size):
-        prepared.append(size)
-
+    def compiled(module, **options):
         def run(images):
-            assert len(images) == size
-            computed.append(size)
-            return images[:, 0, 0, :1] + 1
+            (computed if images.any() else prepared).append(len(images))
+            return module(images)
 
         return run
 
-    run = engines._few_shapes(start, 32)
+    monkeypatch.setattr(torch, "compile", compiled)
+    model = settle(get_model("cifar_resnet20", num_classes=10, width=4))
+    run = engines.start(Choice("compile", "fp32"), model, 16, CPU, 32)
     seen = {}
     for count in (1, 2, 3, 31, 32, 33, 70, 33, 1):
         computed.clear()
-        x = torch.randn(count, 3, 2, 2)
-        assert torch.equal(run(x), x[:, 0, 0, :1] + 1)
+        x = torch.randn(count, 3, 16, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(run(x)[1], model(x), rtol=1e-3, atol=1e-4)
         seen[count] = list(computed)
     assert seen[1] == [1]
     assert seen == {1: [1], 2: [2], 3: [4], 31: [32], 32: [32], 33: [32, 1], 70: [32, 32, 8]}
@@ -206,7 +208,8 @@ def test_what_auto_takes(monkeypatch):
         monkeypatch.setattr(
             engines, "find_spec", lambda name: name if name.startswith(there) else None
         )
-        monkeypatch.setattr(engines.runtime, "_has_fast_bf16", lambda device: fast == "bf16")
+        here = runtime.Runtime(device, fast)
+        monkeypatch.setattr(runtime, "pick", lambda device="auto", precision="auto": here)
         return tuple(engines.choose(Choice(engine, precision), device, many))
 
     both = ("openvino", "onnx")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import resnetkit
+from resnetkit import runtime
 from resnetkit.errors import ImageError
 from resnetkit.models import get_model
 from resnetkit.storage import sha256
@@ -139,7 +140,8 @@ def test_auto_begins_with_the_reference_and_says_what_it_takes(trained, paths, m
     said = []
     monkeypatch.setattr(predictor, "FEW", 16)
     monkeypatch.setattr(engines, "find_spec", lambda name: None)  # nothing else is installed
-    monkeypatch.setattr(engines.runtime, "_has_fast_bf16", lambda device: True)
+    fast = runtime.Runtime(torch.device("cpu"), "bf16")
+    monkeypatch.setattr(runtime, "pick", lambda device="auto", precision="auto": fast)
     one = predictor.Predictor(trained / "model.safetensors", "cpu", note=said.append)
     one(paths[0])
     one(paths[:15])

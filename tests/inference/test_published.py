@@ -17,6 +17,7 @@ from resnetkit.errors import WeightsError
 from resnetkit.inference.predictor import Predictor
 from resnetkit.models import convert
 from resnetkit.models.weights import ResNet18_Weights, modelfile
+from resnetkit.models.weights.download import hash_in_name
 
 SIZES = [(500, 375), (301, 517), (1601, 1203), (97, 64), (256, 256), (224, 900), (33, 600)]
 
@@ -125,8 +126,8 @@ def test_converted_models_decode_in_full_and_trained_ones_scaled(tmp_path, monke
     large = saved(photo((1601, 1203)), "JPEG", quality=90)
     preset = Preset(crop_size=224, resize_size=256)  # what its own code usually is
     assert torch.equal(plain.crop(plain.pixels(large)), pixels_of(preset, theirs(large)))
-    known = "resnetkit.models.weights.convert._published"  # as if the file had the published hash
-    monkeypatch.setattr(known, lambda path: ResNet18_Weights.IMAGENET1K_V1)
+    published = hash_in_name(ResNet18_Weights.IMAGENET1K_V1.url)
+    monkeypatch.setattr("resnetkit.models.weights.convert.sha256", lambda path: published)
     convert(tmp_path / "r.pth", tmp_path / "known.safetensors")
     header = modelfile.read_header(tmp_path / "known.safetensors")
     assert header.preprocessing == Preprocessing(256, 224, decoder="full")

@@ -96,13 +96,16 @@ def test_minutes_choose_the_epochs_once(split_folder, tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 def test_a_killed_study_goes_on_to_the_same_end(split_folder, tmp_path):
+    """It is killed as a command, and goes on in this process, which has loaded PyTorch already."""
     command = [
         *(sys.executable, "-m", "resnetkit", "study", "shortcuts", "--data", split_folder),
         *("--recipe", "study-digits", "--device", "cpu", "--workers", "0", "--seeds", "0"),
         *("--set", "model_options={width: 4}", "--set", "epochs=12", "--set", "batch_size=12"),
+        *("--set", "warmup=0.0"),
     ]
+    nets = shortcuts.nets("cifar_resnet20")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--out", whole], check=True, capture_output=True)
+    compare(split_folder, whole, nets, epochs=12)
     process = subprocess.Popen(
         [*command, "--out", killed], stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -112,7 +115,7 @@ def test_a_killed_study_goes_on_to_the_same_end(split_folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not list(killed.glob("*-C-seed0"))
-    subprocess.run([*command, "--out", killed], check=True, capture_output=True)
+    compare(split_folder, killed, nets, epochs=12)
     for name in ("A", "B", "C"):
         model = f"cifar_resnet20-{name}-seed0/model.safetensors"
         assert (whole / model).read_bytes() == (killed / model).read_bytes()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,14 @@ import pytest
 import torch
 
 from resnetkit.data import folder
+from resnetkit.data.cache import Images
 from resnetkit.data.folder import Dataset, Split
+from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
 from resnetkit.training import parallel, plan, start, wording
+from resnetkit.training.preparation import Prepared
 from resnetkit.training.recipe import load
 
 CPU = Runtime(torch.device("cpu"), "fp32")
@@ -172,7 +176,16 @@ def test_measuring_leaves_the_network_and_chance_alone():
     ],
 )
 def test_class_names_that_may_mind_mirrors(classes, expected):
-    assert plan._may_mind_mirrors(classes) is expected
+    data = _made(len(classes))
+    data = replace(data, classes=classes)
+    images = Images(data.splits["all"], Preprocessing(32, 32))
+    prepared = Prepared(data, images, images, {}, False, (), ())
+    recipe = load("demo").with_settings({"resize_size": 32, "flip": True})
+    model, cpu = get_model("cifar_resnet20", width=4), Runtime(torch.device("cpu"), "fp32")
+    said = plan.describe(prepared, recipe, cpu, model, 1, 10.0)
+    assert ("a mirrored picture could be of another class" in said) is expected
+    said = plan.describe(prepared, recipe.with_settings({"flip": False}), cpu, model, 1, 10.0)
+    assert "mirrored picture" not in said
 
 
 def test_steps_say_how_many_epochs():
@@ -186,15 +199,15 @@ def test_steps_say_how_many_epochs():
     assert plan.choose_epochs(recipe, 5, CPU).epochs == 64_000
 
 
-def test_the_measured_step_is_as_large_as_the_real_one(monkeypatch):
-    sizes = []
-    real = plan._made_batch
-    monkeypatch.setattr(plan, "_made_batch", lambda n, *more: sizes.append(n) or real(n, *more))
+def test_the_measured_step_is_as_large_as_the_real_one():
     recipe = load("demo").with_settings({"resize_size": 32, "epochs": 2, "batch_size": 64})
     model, cpu = get_model("cifar_resnet20", width=4), Runtime(torch.device("cpu"), "fp32")
-    for settings, trained in (({}, 640), ({"accumulate": 8}, 640), ({}, 10)):
+    seen = set()
+    model.register_forward_pre_hook(lambda net, given: seen.add((net.training, len(given[0]))))
+    for settings, trained, size in (({}, 640, 64), ({"accumulate": 8}, 640, 8), ({}, 10, 10)):
+        seen.clear()
         plan.measure(model, recipe.with_settings(settings), cpu, trained, 0)
-    assert sizes == [64, plan.EVALUATED, 8, plan.EVALUATED, 10, plan.EVALUATED]
+        assert seen == {(True, size), (False, plan.EVALUATED)}
 
 
 def test_a_recipe_in_words():

@@ -279,7 +279,7 @@ def test_a_file_whose_lock_is_another_users_is_read_all_the_same(site, cache, mo
         fetch(site.published, progress=False)
 
 
-@pytest.mark.parametrize("refused", ["sha256", "publish", "_write_record"])
+@pytest.mark.parametrize("refused", ["sha256", "publish", "write_text"])
 def test_what_the_system_refuses_is_told(site, cache, monkeypatch, refused):
     fetch(site.published, progress=False)
     monkeypatch.setattr(download, refused, lambda path, *_: _refuse(path))
