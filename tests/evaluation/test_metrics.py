@@ -79,11 +79,11 @@ def test_the_confusion_matrix_of_many_classes_is_small(tmp_path):
     labels = torch.arange(1200)
     logits = torch.nn.functional.one_hot((labels * 7) % 1200, 1200).float()
     found = metrics.compute(logits, labels, names)
-    counts = metrics.counts_of(found["confusion_matrix"])
+    counts = metrics.confusion_counts(found["confusion_matrix"])
     expected = np.zeros((1200, 1200), int)
     np.add.at(expected, (np.arange(1200), np.arange(1200) * 7 % 1200), 1)
     assert np.array_equal(counts, expected)
     storage.write_json(tmp_path / "m.json", found["confusion_matrix"])
     assert (tmp_path / "m.json").stat().st_size < 50_000
     few = metrics.compute(logits[:3, :3], labels[:3], names[:3])["confusion_matrix"]
-    assert metrics.counts_of(few).tolist() == few
+    assert metrics.confusion_counts(few).tolist() == few

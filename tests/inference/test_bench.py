@@ -15,7 +15,7 @@ from resnetkit.models.weights import modelfile
 @pytest.mark.slow
 def test_measure(trained):
     file, said = trained / "model.safetensors", []
-    found = bench.measure(file, ["eager"], [1, 4], 0.05, device="cpu", note=said.append)
+    found = bench.measure_model(file, ["eager"], [1, 4], 0.05, device="cpu", note=said.append)
     assert json.loads(json.dumps(found)) == found
     network, header = modelfile.read(file)
     assert found["macs"] == summarize(network, header.preprocessing.crop_size).macs
@@ -32,7 +32,7 @@ def test_measure(trained):
     for row in found["latency"]:
         assert 0 < row["p50_ms"] <= row["p95_ms"]
         assert row["n"] >= 3
-    text = bench.table(found)
+    text = bench.bench_table(found)
     assert text.count("eager") == len(found["throughput"]) + len(found["latency"])
     assert len(said) == 1 + len(kinds)
 
@@ -47,7 +47,7 @@ def test_a_row_is_the_whole_answer_without_gradients(trained, monkeypatch):
         return vectors, logits
 
     monkeypatch.setattr(engines.Engine, "__call__", watched)
-    file, choice = str(trained / "model.safetensors"), engines.Choice("eager", "fp32")
+    file, choice = str(trained / "model.safetensors"), engines.EngineChoice("eager", "fp32")
     latency = bench._one_row(file, choice, torch.device("cpu"), 0.01, 0)
     assert latency["n"] >= 3
     assert set(seen) == {(1, False, True)}
@@ -84,4 +84,4 @@ def test_the_limit_is_the_best_of_several_plain_products(monkeypatch, seconds, r
 
 def test_engines_that_are_not_there_are_told(trained):
     with pytest.raises(RecipeError, match="engine is auto"):
-        bench.measure(trained / "model.safetensors", ["tensorrt"], seconds=0.01)
+        bench.measure_model(trained / "model.safetensors", ["tensorrt"], seconds=0.01)

@@ -19,7 +19,7 @@ def band(picture):
 @pytest.mark.parametrize("size", [(28, 28), (500, 375), (375, 500), (3000, 40), (40, 3000)])
 def test_the_text_has_contrast_on_any_ground(grey, size):
     pixels = np.full((size[1], size[0], 3), grey, np.uint8)
-    there = band(drawing.label(pixels, "rose", 0.973))
+    there = band(drawing.draw_label(pixels, "rose", 0.973))
     light, dark = np.percentile(there, [99.5, 20])
     assert (light + 12) / (dark + 12) > 4.5  # the ratio that readers are owed
     assert (there > 200).mean() > 0.001  # letters
@@ -27,10 +27,14 @@ def test_the_text_has_contrast_on_any_ground(grey, size):
 
 def test_different_answers_are_drawn_differently_and_long_names_are_cut():
     pixels = np.full((224, 224, 3), 90, np.uint8)
-    one = drawing.label(pixels, "rose", 0.9)
-    assert np.asarray(one).tobytes() != np.asarray(drawing.label(pixels, "rose", 0.8)).tobytes()
-    assert np.asarray(one).tobytes() != np.asarray(drawing.label(pixels, "nose", 0.9)).tobytes()
-    long = drawing.label(pixels, "Taraxacum sect. Ruderalia, a very common flower " * 3, 0.5)
+    one = drawing.draw_label(pixels, "rose", 0.9)
+    assert (
+        np.asarray(one).tobytes() != np.asarray(drawing.draw_label(pixels, "rose", 0.8)).tobytes()
+    )
+    assert (
+        np.asarray(one).tobytes() != np.asarray(drawing.draw_label(pixels, "nose", 0.9)).tobytes()
+    )
+    long = drawing.draw_label(pixels, "Taraxacum sect. Ruderalia, a very common flower " * 3, 0.5)
     assert long.size == (224, 224)
     assert (band(long)[:, -6:] < 200).all()  # nothing runs over the edge
 
@@ -51,7 +55,7 @@ def test_letters_that_no_font_has_are_written_as_numbers(monkeypatch):
         "text",
         lambda self, xy, text, *a, **k: (shown.append(text), original(self, xy, text, *a, **k))[1],
     )
-    drawing.label(np.zeros((300, 300, 3), np.uint8), "花 a\\b", 0.5)
+    drawing.draw_label(np.zeros((300, 300, 3), np.uint8), "花 a\\b", 0.5)
     assert shown == ["\\u82b1 a\\b", "  50.0%"]
 
 
@@ -69,7 +73,7 @@ def test_the_probability_has_a_font_with_digits_and_stands_behind_the_name(monke
     monkeypatch.setattr(
         drawing, "font_for", lambda text: (other if "ز" in text else drawing_font(), "")
     )
-    drawing.label(np.zeros((300, 300, 3), np.uint8), "زهرة", 0.527)
+    drawing.draw_label(np.zeros((300, 300, 3), np.uint8), "زهرة", 0.527)
     (left, name, font), (behind, tail, plain) = drawn
     assert (name, tail) == ("زهرة", "  52.7%")
     assert (font, plain) == (other, drawing_font())
@@ -95,7 +99,9 @@ def test_files_never_collide(tmp_path):
         "\udcff",
     ]
     paths = [
-        drawing.save(Prediction(name, (("rose", 0.5),), "", picture=picture), tmp_path, number)
+        drawing.save_labelled(
+            Prediction(name, (("rose", 0.5),), "", picture=picture), tmp_path, number
+        )
         for number, name in enumerate(names)
     ]
     assert len(set(paths)) == len(names)
@@ -103,4 +109,4 @@ def test_files_never_collide(tmp_path):
     for path in paths:
         with Image.open(path) as image:
             assert image.size == (224, 224)
-    assert drawing.save(Prediction("x", (), "", "broken"), tmp_path, 99) is None
+    assert drawing.save_labelled(Prediction("x", (), "", "broken"), tmp_path, 99) is None

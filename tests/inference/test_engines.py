@@ -9,7 +9,7 @@ from torch import nn
 
 from resnetkit.errors import RecipeError
 from resnetkit.inference import engines
-from resnetkit.inference.engines import Choice
+from resnetkit.inference.engines import EngineChoice
 from resnetkit.models import get_model
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def pair():
 def test_folding_changes_no_answer(name, options):
     model = settle(get_model(name, num_classes=7, **options))
     before = copy.deepcopy(model.state_dict())
-    folded = engines.fold(model)
+    folded = engines.fold_batch_norms(model)
     assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
     x = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -64,27 +64,27 @@ def test_folding_changes_no_answer(name, options):
 
 def test_norms_without_statistics_stay():
     model = get_model("resnet18", norm_layer=lambda c: nn.BatchNorm2d(c, track_running_stats=False))
-    norms = [m for m in engines.fold(model).modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in engines.fold_batch_norms(model).modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 20
 
 
 @pytest.mark.parametrize(
     "choice",
     [
-        Choice("eager", "fp32"),
-        Choice("eager", "bf16"),
-        pytest.param(Choice("openvino", "fp32"), marks=pytest.mark.slow),
-        pytest.param(Choice("openvino", "bf16"), marks=pytest.mark.slow),
-        pytest.param(Choice("onnx", "fp32"), marks=pytest.mark.slow),
-        pytest.param(Choice("compile", "fp32"), marks=pytest.mark.slow),
-        pytest.param(Choice("compile", "bf16"), marks=pytest.mark.slow),
+        EngineChoice("eager", "fp32"),
+        EngineChoice("eager", "bf16"),
+        pytest.param(EngineChoice("openvino", "fp32"), marks=pytest.mark.slow),
+        pytest.param(EngineChoice("openvino", "bf16"), marks=pytest.mark.slow),
+        pytest.param(EngineChoice("onnx", "fp32"), marks=pytest.mark.slow),
+        pytest.param(EngineChoice("compile", "fp32"), marks=pytest.mark.slow),
+        pytest.param(EngineChoice("compile", "bf16"), marks=pytest.mark.slow),
     ],
 )
 def test_every_engine_agrees_with_torchvision_for_any_number_of_pictures(pair, choice):
     theirs, ours = pair
     if choice.engine in ("openvino", "onnx"):
         pytest.importorskip({"onnx": "onnxruntime"}.get(choice.engine, choice.engine))
-    engine = engines.start(choice, ours, SIZE, CPU, BATCH)
+    engine = engines.start_engine(choice, ours, SIZE, CPU, BATCH)
     assert choice.engine in str(engine)
     assert f"torch {torch.__version__.split('+')[0]}" in str(engine)
     exact = choice.precision == "fp32"
@@ -120,7 +120,7 @@ def test_few_shapes_are_prepared_and_one_image_is_computed_as_one():
 
         return run
 
-    run = engines._few_shapes(start, 32)
+    run = engines._padded_batches(start, 32)
     seen = {}
     for count in (1, 2, 3, 31, 32, 33, 70, 33, 1):
         computed.clear()
@@ -158,7 +158,7 @@ def test_an_image_is_computed_alone_and_the_same_in_every_batch(engine, monkeypa
         expected = model(x)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    ready = engines.start(Choice(engine, "fp32"), model, 32, CPU, 32)
+    ready = engines.start_engine(EngineChoice(engine, "fp32"), model, 32, CPU, 32)
     for _ in range(2):
         for count in (1, 2, 3, 31, 32, 33):
             shapes.clear()
@@ -173,7 +173,7 @@ def test_an_image_is_computed_alone_and_the_same_in_every_batch(engine, monkeypa
 
 def test_the_eager_engine_is_the_network_itself(pair):
     _, ours = pair
-    engine = engines.start(Choice("eager", "fp32"), ours, SIZE, CPU, BATCH)
+    engine = engines.start_engine(EngineChoice("eager", "fp32"), ours, SIZE, CPU, BATCH)
     x = torch.randn(3, 3, SIZE, SIZE)
     with torch.no_grad():
         assert torch.equal(engine(x)[1], ours(x))
@@ -192,12 +192,14 @@ def test_near_ties_are_settled_by_the_reference(pair):
     x = torch.randn(6, 3, SIZE, SIZE)
     with torch.no_grad():
         expected = model(x)
-    features, logits = engines.start(Choice("eager", "bf16"), model, SIZE, CPU, BATCH)(x)
+    features, logits = engines.start_engine(EngineChoice("eager", "bf16"), model, SIZE, CPU, BATCH)(
+        x
+    )
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     with torch.inference_mode():
         torch.testing.assert_close(model.fc(features), logits)
     # Far from a tie the answers are those of bf16.
-    far = engines.start(Choice("eager", "bf16"), ours, SIZE, CPU, BATCH)
+    far = engines.start_engine(EngineChoice("eager", "bf16"), ours, SIZE, CPU, BATCH)
     torch.testing.assert_close(far(x)[0], far.features(x))
 
 
@@ -207,7 +209,7 @@ def test_what_auto_takes(monkeypatch):
             engines, "find_spec", lambda name: name if name.startswith(there) else None
         )
         monkeypatch.setattr(engines.runtime, "_has_fast_bf16", lambda device: fast == "bf16")
-        return tuple(engines.choose(Choice(engine, precision), device, many))
+        return tuple(engines.resolve_engine(EngineChoice(engine, precision), device, many))
 
     both = ("openvino", "onnx")
     assert taken(both) == ("openvino", "bf16")
@@ -226,16 +228,16 @@ def test_what_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     for engine in ("openvino", "onnx"):
         with pytest.raises(RecipeError, match=rf'pip install "resnetkit\[{engine}\]"'):
-            engines.check(engine, "auto", CPU)
+            engines.check_engine(engine, "auto", CPU)
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
     with pytest.raises(RecipeError, match="needs a C\\+\\+ compiler"):
-        engines.check("compile", "auto", CPU)
+        engines.check_engine("compile", "auto", CPU)
     monkeypatch.undo()
     with pytest.raises(RecipeError, match="engine is auto, eager, compile, openvino or onnx"):
-        engines.check("tensorrt", "auto", CPU)
+        engines.check_engine("tensorrt", "auto", CPU)
     with pytest.raises(RecipeError, match="precision is auto, fp32 or bf16"):
-        engines.check("auto", "int8", CPU)
+        engines.check_engine("auto", "int8", CPU)
     with pytest.raises(RecipeError, match="computes in fp32"):
-        engines.check("onnx", "bf16", CPU)
+        engines.check_engine("onnx", "bf16", CPU)
     with pytest.raises(RecipeError, match="--device cpu"):
-        engines.check("openvino", "auto", torch.device("cuda"))
+        engines.check_engine("openvino", "auto", torch.device("cuda"))

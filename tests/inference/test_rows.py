@@ -5,10 +5,10 @@ import json
 import os
 
 import pytest
-from resnetkit.inference.images import Unreadable
 
 from resnetkit.errors import OutputError
 from resnetkit.inference import rows
+from resnetkit.inference.images import Unreadable
 from resnetkit.inference.predictor import BATCH_SIZE, Prediction
 from resnetkit.storage import csv_text
 
@@ -26,7 +26,7 @@ def answer(name, shift=0.0):
 def write(path, form, resume=False, names=NAMES, shift=0.0, stop=None):
     """What `resnet predict` does, with answers that are a function of the name."""
     with rows.RowsFile(path, form, DIGEST, resume) as file:
-        for number, name in enumerate(file.checked(names)):
+        for number, name in enumerate(file.check_sources(names)):
             if number == stop:
                 break
             if number >= file.first:
@@ -111,9 +111,9 @@ def test_no_cell_of_a_csv_is_a_formula_and_the_file_is_continued(tmp_path):
 
 
 def test_a_table_row_is_one_line():
-    text = rows.row(answer("new\nline.png"), "table")
+    text = rows.format_row(answer("new\nline.png"), "table")
     assert text == "new\\nline.png  ro\\nse  75.00%   (tulip 25.0%)\n"
-    assert rows.row(answer("7"), "table").count("\n") == 1
+    assert rows.format_row(answer("7"), "table").count("\n") == 1
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no device that is always full")

@@ -44,7 +44,7 @@ def reports(trained, tmp_path_factory):
     """Of a run, of all its pictures by a model file, and a comparison."""
     folder = tmp_path_factory.mktemp("reports")
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all", calibrate=True)
-    html.write(folder / "all.html", found, trained / "model.safetensors")
+    html.write_page(folder / "all.html", found, trained / "model.safetensors")
     write_report([trained, trained / "last.safetensors"], out=folder / "two.html")
     return {"run": trained / "report.html", "all": folder / "all.html", "two": folder / "two.html"}
 

@@ -10,7 +10,7 @@ from scipy import stats
 from resnetkit import evaluate, train
 from resnetkit.errors import ModelFileError, OutputError, RecipeError
 from resnetkit.report import compare
-from resnetkit.report.record import read
+from resnetkit.report.record import read_record
 from resnetkit.report.sources import write_report
 
 
@@ -77,7 +77,7 @@ def test_what_is_named(trained, tmp_path, save):
         write_report([tmp_path / "gone", data])
     with pytest.raises(RecipeError, match="do not know their data"):
         write_report([alone, alone], out=tmp_path / "x.html")
-    assert read(model).name == trained.name
+    assert read_record(model).name == trained.name
     before = (trained / "report.html").read_bytes()
     file, _ = write_report([trained])
     assert file == trained / "report.html"

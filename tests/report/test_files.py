@@ -16,7 +16,7 @@ from resnetkit.storage import csv_text
 
 def test_everything_is_written_and_agrees(trained, tmp_path):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all")
-    files.write(found, tmp_path, trained / "model.safetensors")
+    files.write_evaluation(found, tmp_path, trained / "model.safetensors")
     assert json.loads((tmp_path / "metrics.json").read_text()) == found.metrics
     with (tmp_path / "predictions.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))

@@ -46,10 +46,10 @@ def test_what_no_font_has_becomes_a_square_and_is_said(monkeypatch, capsys, tmp_
 def test_figures_take_names_of_any_kind(tmp_path):
     """Warnings are errors here: no glyph may be missing, and no name is read as a formula."""
     names = ["花", "زهرة", "🌷 tulip", "$x^$ \\frac{", "a" * 80, "กุหลาบ", "한국", "_{"]
-    plots.confusion_matrix(np.eye(8, dtype=int), names, tmp_path / "m.png", "$花_")
+    plots.save_confusion_matrix(np.eye(8, dtype=int), names, tmp_path / "m.png", "$花_")
     image = np.zeros((8, 8, 3), np.uint8)
-    plots.images([image] * 8, names, tmp_path / "p.png", "\\$")
+    plots.save_image_grid([image] * 8, names, tmp_path / "p.png", "\\$")
     row = {"epoch": 1, "train_loss": 1, "val_loss": 2, "train_accuracy": 0, "val_accuracy": 0}
-    plots.curves([row], tmp_path / "c.png", "花 $")
+    plots.save_curves([row], tmp_path / "c.png", "花 $")
     for name in "mpc":
         assert (tmp_path / f"{name}.png").stat().st_size > 3000

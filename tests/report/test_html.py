@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnetkit import evaluate
 from resnetkit.report import html, thumbnails
-from resnetkit.report.record import read
+from resnetkit.report.record import read_record
 
 
 def text_of(page):
@@ -42,7 +42,7 @@ def test_paths_are_those_of_the_working_folder(trained, page, tmp_path, monkeypa
     assert str(trained.parent) not in standard.unescape(page)
     monkeypatch.chdir(trained.parent)
     found = evaluate(trained / "model.safetensors", "data", "val")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
     run = trained.relative_to(trained.parent)
     assert f"resnet train data --recipe {run}/recipe.yaml" in text
@@ -54,7 +54,7 @@ def test_measuring_again_names_the_data_that_were_measured(trained, tmp_path, mo
     shutil.copytree(trained.parent / "data", tmp_path / "other photos")
     monkeypatch.chdir(tmp_path)
     found = evaluate(trained / "model.safetensors", "other photos", "all")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "model.safetensors 'other photos' --split all" in text
     assert "resnet train data --recipe" in text
@@ -67,13 +67,13 @@ def test_nothing_is_loaded_from_anywhere(page):
 
 def test_the_same_run_gives_the_same_bytes(trained, tmp_path):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "val")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     assert (tmp_path / "r.html").read_bytes() == (trained / "report.html").read_bytes()
 
 
 def test_pictures_are_those_of_the_data(trained, tmp_path):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     uris = re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "r.html").read_text())
     assert len(uris) >= 24
     for uri in uris[:4]:
@@ -103,19 +103,19 @@ def test_a_picture_that_is_gone_is_said(trained, tmp_path):
     data = shutil.copytree(trained.parent / "data", tmp_path / "data")
     found = evaluate(trained / "model.safetensors", data, "val")
     shutil.rmtree(data)
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     assert "the picture is not there any more" in (tmp_path / "r.html").read_text()
 
 
 def test_a_model_file_alone_has_no_curves(trained, tmp_path):
     copy = shutil.copy(trained / "model.safetensors", tmp_path / "m.safetensors")
     found = evaluate(copy, trained.parent / "data", "val", calibrate=True, flip=True)
-    html.write(tmp_path / "r.html", found, copy)
+    html.write_page(tmp_path / "r.html", found, copy)
     text = " ".join(text_of((tmp_path / "r.html").read_text()).split())
     assert "Kept is the model of epoch" not in text
     assert "--split val --flip" in text
     assert "a temperature fitted on 9 pictures of val" in text
-    assert not read(copy).is_run
+    assert not read_record(copy).is_run
 
 
 def test_shares_and_values_are_readable():

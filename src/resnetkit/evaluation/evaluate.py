@@ -212,7 +212,7 @@ def _temper(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
 
 def confusions(evaluation: Evaluation) -> Sequence[tuple[str, str, int]]:
     """(truth, prediction, count) of the wrong answers, the most frequent first."""
-    matrix = metrics.counts_of(evaluation.metrics["confusion_matrix"])
+    matrix = metrics.confusion_counts(evaluation.metrics["confusion_matrix"])
     wrong = [
         (evaluation.classes[i], evaluation.classes[j], int(matrix[i, j]))
         for i, j in np.argwhere(matrix).tolist()

@@ -56,7 +56,7 @@ def compute(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
     Precision and recall of a class that was never predicted, or never came, are 0; averages are of
     the classes that came, so that the macro recall is the balanced accuracy. ``top5_accuracy`` is
     there where there are more than five classes. ``calibration`` is described at `reliability`,
-    and ``confusion_matrix`` is read with `counts_of`.
+    and ``confusion_matrix`` is read with `confusion_counts`.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -108,10 +108,10 @@ def _stored(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
     return {"classes": len(counts), "cells": cells}
 
 
-def counts_of(stored: Any) -> np.ndarray:
+def confusion_counts(stored: Any) -> np.ndarray:
     """The ``confusion_matrix`` of ``metrics.json`` as ``(classes, classes)`` int64, truth by row.
 
-    >>> counts_of({"classes": 2, "cells": [[0, 1, 3]]}).tolist()
+    >>> confusion_counts({"classes": 2, "cells": [[0, 1, 3]]}).tolist()
     [[0, 3], [0, 0]]
     """
     if not isinstance(stored, dict):

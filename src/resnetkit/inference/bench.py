@@ -31,7 +31,7 @@ SIDE = 2048  # of the square matrices whose product is the machine's limit
 
 
 @runtime.pytorch_defaults()
-def measure(
+def measure_model(
     model_file: str | Path,
     names: Sequence[str] | None = None,
     batch_sizes: Sequence[int] | None = None,
@@ -84,8 +84,8 @@ def measure(
     return found
 
 
-def table(found: dict[str, Any]) -> str:
-    """What `measure` found, to be read."""
+def bench_table(found: dict[str, Any]) -> str:
+    """What `measure_model` found, to be read."""
     limits = ", ".join(f"{kind} {rate / 1e9:,.0f}" for kind, rate in found["limits"].items())
     machine = found["machine"]
     lines = [
@@ -121,19 +121,19 @@ def matmul_limit(precision: str, device: torch.device, seconds: float) -> float:
     return SIDE**3 / min(taken)
 
 
-def _choices(names: Sequence[str] | None, device: torch.device) -> list[engines.Choice]:
+def _choices(names: Sequence[str] | None, device: torch.device) -> list[engines.EngineChoice]:
     """Each engine in each precision that it has and that is fast here."""
     kinds = ["fp32"] + (["bf16"] if runtime.pick(str(device)).precision == "bf16" else [])
     found = []
     for name in names if names is not None else ("eager", "openvino", "onnx"):
         for kind in kinds if name != "onnx" else ["fp32"]:
             try:
-                asked = engines.check(name, kind, device)
+                asked = engines.check_engine(name, kind, device)
             except ResnetkitError:
                 if names is not None:
                     raise
                 continue  # not installed here
-            found.append(engines.choose(asked, device, many=True))
+            found.append(engines.resolve_engine(asked, device, many=True))
     return list(dict.fromkeys(found))
 
 
@@ -147,7 +147,7 @@ def _apart(arguments: list[str]) -> dict[str, Any]:
 
 
 def _one_row(
-    file: str, choice: engines.Choice, device: torch.device, seconds: float, count: int
+    file: str, choice: engines.EngineChoice, device: torch.device, seconds: float, count: int
 ) -> dict[str, Any]:
     """Measure the answers of one engine to ``count`` images at once; of 0, the latency of one."""
     network, header = modelfile.read(file)
@@ -157,7 +157,7 @@ def _one_row(
     channels = header.preprocessing.channels
     images = _images(count or 1, channels, side, device).contiguous(memory_format=layout)
     begun = time.perf_counter()
-    engine = engines.start(choice, network, side, device, len(images))
+    engine = engines.start_engine(choice, network, side, device, len(images))
     engine(images)
     start = time.perf_counter() - begun
     taken = _times(lambda: engine(images), device, seconds)
@@ -202,6 +202,6 @@ def peak_memory(device: torch.device) -> float | None:
 
 if __name__ == "__main__":
     file, engine, precision, device, seconds, count = sys.argv[1:]
-    chosen = engines.Choice(engine, precision)
+    chosen = engines.EngineChoice(engine, precision)
     result = _one_row(file, chosen, torch.device(device), float(seconds), int(count))
     print(json.dumps(result))

@@ -29,7 +29,7 @@ def missing_letters(names: tuple[str, ...]) -> str:
     return "".join(sorted({c for name in names for c in font_for(printable(name))[1]}))
 
 
-def save(answer: Prediction, folder: Path, number: int) -> Path | None:
+def save_labelled(answer: Prediction, folder: Path, number: int) -> Path | None:
     """Write the picture of an answer with class and probability on it; None where it has an error.
 
     Args:
@@ -42,7 +42,7 @@ def save(answer: Prediction, folder: Path, number: int) -> Path | None:
         return None
     stem = re.sub(r"[^\w.-]+", "_", Path(answer.source).stem)[:60]
     path = folder / f"{number:06d}-{stem}.jpg"
-    image = label(full_pixels(answer.image), f"{answer.class_name}", answer.probability or 0.0)
+    image = draw_label(full_pixels(answer.image), f"{answer.class_name}", answer.probability or 0.0)
     try:
         image.save(path, "JPEG", quality=90)
     except OSError as error:
@@ -50,7 +50,7 @@ def save(answer: Prediction, folder: Path, number: int) -> Path | None:
     return path
 
 
-def label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
+def draw_label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
     """``(H, W, 3)`` uint8 with a dark band at the lower edge that says ``name  97.3%``.
 
     Very small pictures are enlarged and very large ones shrunk. Letters that no installed font has

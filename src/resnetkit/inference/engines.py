@@ -43,7 +43,7 @@ Run = Callable[[Tensor], Tensor]
 """``(n, channels, S, S)`` float32 -> ``(n, C)`` float32."""
 
 
-class Choice(NamedTuple):
+class EngineChoice(NamedTuple):
     """An engine and the precision that its convolutions have."""
 
     engine: str
@@ -63,7 +63,7 @@ class Engine:
         reference: ``features`` as the eager network in fp32 computes them.
     """
 
-    choice: Choice
+    choice: EngineChoice
     versions: str
     features: Run
     head: nn.Module
@@ -78,7 +78,7 @@ class Engine:
         with torch.inference_mode(), runtime.full_fp32(images.device):
             vectors = self.features(images)
             logits = self.head(vectors)
-            close = _ties(logits) if self.choice.precision == "bf16" else None
+            close = _near_ties(logits) if self.choice.precision == "bf16" else None
             if close is not None and len(close):
                 again = self.reference(images[close])
                 vectors, logits = vectors.clone(), logits.clone()
@@ -89,7 +89,7 @@ class Engine:
         return f"engine {self.choice.engine}, {self.choice.precision} ({self.versions})"
 
 
-def check(engine: str, precision: str, device: torch.device) -> Choice:
+def check_engine(engine: str, precision: str, device: torch.device) -> EngineChoice:
     """Make sure that this machine has what is asked for.
 
     Raises:
@@ -112,10 +112,10 @@ def check(engine: str, precision: str, device: torch.device) -> Choice:
         raise RecipeError("the engine onnx computes in fp32; bf16 has eager, compile and openvino")
     if engine == "compile" and not any(map(shutil.which, _COMPILERS)):
         raise RecipeError("the engine compile needs a C++ compiler, such as g++; or --engine auto")
-    return Choice(engine, precision)
+    return EngineChoice(engine, precision)
 
 
-def choose(asked: Choice, device: torch.device, many: bool) -> Choice:
+def resolve_engine(asked: EngineChoice, device: torch.device, many: bool) -> EngineChoice:
     """What ``auto`` stands for; measured on two cores in benchmarks/predict_cpu_2026-11-20.md.
 
     The eager network in fp32 starts at once, so a few pictures go there. For many, bfloat16 is
@@ -130,11 +130,11 @@ def choose(asked: Choice, device: torch.device, many: bool) -> Choice:
         order = ["openvino", "eager"] if fast == "bf16" else ["openvino", "onnx", "eager"]
         here = [name for name in order if not _missing(name)]
     if engine == "auto" and not many:
-        return Choice("eager", "fp32" if precision == "auto" else precision)
+        return EngineChoice("eager", "fp32" if precision == "auto" else precision)
     if engine == "auto":
-        return Choice(here[0], fast)
+        return EngineChoice(here[0], fast)
     if precision == "auto":  # one engine, asked for by name
-        return Choice(engine, "fp32" if engine in ("eager", "onnx") else fast)
+        return EngineChoice(engine, "fp32" if engine in ("eager", "onnx") else fast)
     return asked
 
 
@@ -142,10 +142,10 @@ def _missing(engine: str) -> list[str]:
     return [package for package in _PACKAGES.get(engine, ()) if find_spec(package) is None]
 
 
-def start(
-    choice: Choice, model: nn.Module, size: int, device: torch.device, batch_size: int
+def start_engine(
+    choice: EngineChoice, model: nn.Module, size: int, device: torch.device, batch_size: int
 ) -> Engine:
-    """Make ``model`` ready to run as ``choice`` says; what ``auto`` chose, see `choose`.
+    """Make ``model`` ready to run as ``choice`` says; what ``auto`` chose, see `resolve_engine`.
 
     Args:
         model: in eval mode, on ``device``; it is not changed.
@@ -154,16 +154,16 @@ def start(
             ``openvino``; one image is computed as one.
     """
     head: nn.Module = model.fc  # type: ignore[assignment]
-    start_engine = {"eager": _eager, "compile": _compile, "openvino": _openvino, "onnx": _onnx}
+    starters = {"eager": _eager, "compile": _compile, "openvino": _openvino, "onnx": _onnx}
     body, shape = _body(model), (batch_size, in_channels(model), size, size)
     with _starting, _quiet(), torch.no_grad():
-        run = start_engine[choice.engine](body, choice.precision, shape)
+        run = starters[choice.engine](body, choice.precision, shape)
     packages = ("torch", *_PACKAGES.get(choice.engine, ()))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return Engine(choice, versions, run, head, body)
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold_batch_norms(model: nn.Module) -> nn.Module:
     """A copy with every batch norm folded into the convolution before it: the same function in
     eval mode, with half the layers.
 
@@ -181,7 +181,7 @@ def fold(model: nn.Module) -> nn.Module:
     return model
 
 
-def _ties(logits: Tensor) -> Tensor:
+def _near_ties(logits: Tensor) -> Tensor:
     """Rows whose two greatest logits are nearer to each other than `TIE` standard deviations."""
     if logits.shape[1] < 2:
         return torch.empty(0, dtype=torch.long)
@@ -200,13 +200,13 @@ def _body(model: nn.Module) -> nn.Module:
 def _eager(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     if precision == "fp32":
         return body
-    fast = fold(body).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = fold_batch_norms(body).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lambda images: fast(_dense(images).to(torch.bfloat16)).float()
 
 
 def _compile(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    fast = fold(body).to(kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = fold_batch_norms(body).to(kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Frozen weights are laid out once as the processor's kernels want them.
     compiled = torch.compile(fast, dynamic=False, options={"freezing": True})
 
@@ -223,13 +223,15 @@ def _compile(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
             run(torch.zeros(count, *shape[1:], device=next(fast.parameters()).device))
         return run
 
-    return _few_shapes(start, shape[0])
+    return _padded_batches(start, shape[0])
 
 
 def _openvino(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     import openvino
 
-    converted = openvino.convert_model(fold(body), example_input=torch.zeros(1, *shape[1:]))
+    converted = openvino.convert_model(
+        fold_batch_norms(body), example_input=torch.zeros(1, *shape[1:])
+    )
     settings = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -254,7 +256,7 @@ def _openvino(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
 
         return run
 
-    return _few_shapes(start, shape[0])
+    return _padded_batches(start, shape[0])
 
 
 def _onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
@@ -262,7 +264,7 @@ def _onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
 
     written = io.BytesIO()
     program = torch.onnx.export(
-        fold(body),
+        fold_batch_norms(body),
         (torch.zeros(2, *shape[1:]),),
         dynamic_shapes=({0: torch.export.Dim("images")},),
         dynamo=True,
@@ -283,7 +285,7 @@ def _onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     return run
 
 
-def _few_shapes(start: Callable[[int], Run], most: int) -> Run:
+def _padded_batches(start: Callable[[int], Run], most: int) -> Run:
     """Run any number of images in batches of few sizes, each prepared by ``start`` when it is first
     needed: ``most`` at once, and for what is left the next power of two, filled up with zeros.
     Several threads may run it."""

@@ -140,8 +140,8 @@ class Predictor:
         self.model = network.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
         self.classes, self.preprocessing = self.header.classes, self.header.preprocessing
         self.digest = sha256(path)[:12]
-        self._asked, self._note = engines.check(engine, precision, self.device), note
-        self._started: dict[engines.Choice, engines.Engine] = {}
+        self._asked, self._note = engines.check_engine(engine, precision, self.device), note
+        self._started: dict[engines.EngineChoice, engines.Engine] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy take: the tensors themselves, so that the copy is independent of
@@ -217,12 +217,12 @@ class Predictor:
             done += len(given)
 
     def _engine(self, many: bool, batch_size: int) -> engines.Engine:
-        choice = engines.choose(self._asked, self.device, many)
+        choice = engines.resolve_engine(self._asked, self.device, many)
         if choice in self._started:
             return self._started[choice]
         with _starting:
             if choice not in self._started:
-                engine = engines.start(
+                engine = engines.start_engine(
                     choice, self.model, self.preprocessing.crop_size, self.device, batch_size
                 )
                 self._note(str(engine))

@@ -20,12 +20,12 @@ FORMATS = ("table", "jsonl", "csv")
 COLUMNS = ("source", "class", "probability", "model", "error")
 
 
-def header(format: str) -> str:
+def format_header(format: str) -> str:
     """What stands above the first row; nothing but for CSV."""
     return ",".join(COLUMNS) + "\n" if format == "csv" else ""
 
 
-def row(answer: Prediction, format: str) -> str:
+def format_row(answer: Prediction, format: str) -> str:
     """One answer as text with its newline."""
     if format == "jsonl":
         return json.dumps(answer.to_dict(), ensure_ascii=False) + "\n"
@@ -80,7 +80,7 @@ class RowsFile:
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror})") from error
         if end == 0:
-            self._file.write(header(format).encode())  # to the disk with the first row
+            self._file.write(format_header(format).encode())  # to the disk with the first row
 
     def __enter__(self) -> RowsFile:
         return self
@@ -100,7 +100,7 @@ class RowsFile:
                 line = file.readline()
                 if not line.endswith(b"\n"):
                     return 0
-                if line != header("csv").encode():
+                if line != format_header("csv").encode():
                     raise OutputError(f"{self.path} is no table of resnet predict; name another")
                 end, _ = file.tell(), file.seek(0)
             for record in _records(file, self.format):
@@ -115,7 +115,7 @@ class RowsFile:
                 self.count, end = self.count + 1, record.end
         return end
 
-    def checked(self, images: Iterable[ImageLike]) -> Iterator[ImageLike]:
+    def check_sources(self, images: Iterable[ImageLike]) -> Iterator[ImageLike]:
         """``pictures``, while those that have rows are compared with them.
 
         Raises:
@@ -142,7 +142,7 @@ class RowsFile:
         Raises:
             OutputError: it is not, or the disk is full.
         """
-        text = row(answer, self.format)
+        text = format_row(answer, self.format)
         if self._again:
             there = self._again.pop(0)
             if there != _written(text):

@@ -39,7 +39,7 @@ class Duel:
         return min(1.0, float(2 * tail / 2**total))
 
 
-def write(
+def write_comparison(
     path: Path,
     records: Sequence[Record],
     data: Path | None = None,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from ..evaluation.evaluate import Evaluation
-from ..evaluation.metrics import counts_of, in_top, probabilities
+from ..evaluation.metrics import confusion_counts, in_top, probabilities
 from ..storage import atomic, csv_line, make_output, write_json
 from . import html, plots
 
 
-def write(found: Evaluation, out: Path, model_file: Path, device: str = "auto") -> None:
+def write_evaluation(found: Evaluation, out: Path, model_file: Path, device: str = "auto") -> None:
     """``per_class.csv``, ``predictions.csv``, ``confusion_matrix.png``, ``reliability.png``,
     ``report.html`` and ``metrics.json`` in the folder ``out``, which is made."""
     make_output(out)
@@ -23,12 +23,12 @@ def write(found: Evaluation, out: Path, model_file: Path, device: str = "auto") 
     write_rows(out / "per_class.csv", list(rows[0]), (row.values() for row in rows))
     write_predictions(found, out / "predictions.csv")
     title = f"{found.split}: {found.metrics['accuracy']:.2%} right"
-    matrix = counts_of(found.metrics["confusion_matrix"])
-    plots.confusion_matrix(matrix, found.classes, out / "confusion_matrix.png", title)
+    matrix = confusion_counts(found.metrics["confusion_matrix"])
+    plots.save_confusion_matrix(matrix, found.classes, out / "confusion_matrix.png", title)
     calibration = found.metrics["calibration"]
     title = f"{found.split}: calibration error {calibration['ece']:.2%}"
-    plots.reliability(calibration["bins"], out / "reliability.png", title)
-    html.write(out / "report.html", found, model_file, device)
+    plots.save_reliability(calibration["bins"], out / "reliability.png", title)
+    html.write_page(out / "report.html", found, model_file, device)
     write_json(out / "metrics.json", found.metrics)
 
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from ..evaluation.evaluate import Evaluation, confusions
 from ..evaluation.findings import doubtful_labels, least_sure, worst_errors
-from ..evaluation.metrics import counts_of
+from ..evaluation.metrics import confusion_counts
 from ..models.registry import get_skeleton
 from ..storage import write_text
 from . import charts
 from .charts import Line
-from .record import Record, read
+from .record import Record, read_record
 from .thumbnails import SIDE, thumbnails
 
 WORST, UNSURE, DOUBTFUL = 24, 12, 24
@@ -26,9 +26,9 @@ WORST, UNSURE, DOUBTFUL = 24, 12, 24
 MOST_CONFUSIONS = 12
 
 
-def write(path: Path, found: Evaluation, model_file: str | Path, device: str = "auto") -> None:
+def write_page(path: Path, found: Evaluation, model_file: str | Path, device: str = "auto") -> None:
     """Write the report on an evaluation of a model file, which may lie in the folder of a run."""
-    record = read(model_file)
+    record = read_record(model_file)
     worst, unsure = worst_errors(found, WORST), least_sure(found, UNSURE)
     doubtful, doubts = doubtful_labels(found, DOUBTFUL)
     shown = thumbnails(record.file, found, worst + unsure + doubtful, device)
@@ -44,7 +44,7 @@ def write(path: Path, found: Evaluation, model_file: str | Path, device: str = "
         curves=curves([record]),
         best=best_row(record),
         rows=[{**row, **extra} for row, extra in zip(rows, _predicted(found), strict=True)],
-        matrix=charts.matrix(counts_of(found.metrics["confusion_matrix"]), found.classes),
+        matrix=charts.matrix(confusion_counts(found.metrics["confusion_matrix"]), found.classes),
         confusions=_confusions(found),
         reliability=charts.reliability(found.metrics["calibration"]["bins"]),
         worst=worst,
@@ -156,7 +156,7 @@ def best_row(record: Record) -> dict[str, float] | None:
 
 def _predicted(found: Evaluation) -> list[dict[str, Any]]:
     """For each class: how often it was the answer, and what it was mistaken for most."""
-    matrix = counts_of(found.metrics["confusion_matrix"])
+    matrix = confusion_counts(found.metrics["confusion_matrix"])
     wrong = matrix - np.diag(np.diag(matrix))
     rows = []
     for i, answered in enumerate(matrix.sum(0).tolist()):

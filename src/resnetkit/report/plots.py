@@ -29,7 +29,7 @@ def _save(figure: Figure, path: Path) -> None:
         )
 
 
-def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def save_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Loss and accuracy by epoch, for training and validation, from the rows of ``history.csv``."""
     with drawing([title]) as (title,):
         _save(_curves(history, title), path)
@@ -63,7 +63,7 @@ def _curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def learning_rates(
+def save_learning_rates(
     rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path
 ) -> None:
     """Smoothed loss over the rate of a learning-rate finder, and where it says to go."""
@@ -81,7 +81,7 @@ def learning_rates(
     _save(figure, path)
 
 
-def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
+def save_confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
     """Truth by row, prediction by column. Colours are shares of the row; numbers are counts."""
     short = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in classes]
     with drawing([title, *short]) as (title, *names):
@@ -112,7 +112,7 @@ def _confusion_matrix(matrix: Any, classes: Sequence[str], title: str) -> Figure
     return figure
 
 
-def reliability(bins: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def save_reliability(bins: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Accuracy by probability, from the ``bins`` of the metrics, above how many answers each bin
     has. On the diagonal a probability means what it says."""
     with drawing([title]) as (title,):
@@ -137,7 +137,7 @@ def _reliability(bins: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def images(
+def save_image_grid(
     shown: Sequence[np.ndarray],
     captions: Sequence[str],
     path: Path,

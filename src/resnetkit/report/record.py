@@ -48,12 +48,12 @@ class Record:
         return None if self.environment is None else str(self.environment["data"])
 
 
-def is_run(folder: Path) -> bool:
+def is_run_folder(folder: Path) -> bool:
     """Whether a run wrote its beginning here."""
     return (folder / "recipe.yaml").is_file() and (folder / "environment.json").is_file()
 
 
-def read(path: str | Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """The record of a run's folder, or of a model file, which may lie in such a folder.
 
     Raises:
@@ -67,7 +67,7 @@ def read(path: str | Path) -> Record:
             "model file first, then the data"
         )
     header, folder = modelfile.read_header(file), file.parent
-    if not is_run(folder):
+    if not is_run_folder(folder):
         return Record(file, header)
     history: tuple[dict[str, float], ...] = ()
     if (folder / "history.csv").is_file():

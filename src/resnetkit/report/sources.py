@@ -10,7 +10,7 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..models.weights import modelfile
 from ..storage import refuse_existing
 from . import compare, html
-from .record import Record, read
+from .record import Record, read_record
 
 
 def write_report(
@@ -39,13 +39,13 @@ def write_report(
     if len(records) > 1:
         target = out or Path("comparison.html")
         refuse_existing(target)
-        return target, compare.write(target, records, data, split, device, workers)
+        return target, compare.write_comparison(target, records, data, split, device, workers)
     (record,) = records
     target = out or (record.file.parent if record.is_run else Path()) / "report.html"
     if out is not None or not record.is_run:
         refuse_existing(target)
     found = _evaluate(record, data, split, device, workers)
-    html.write(target, found, record.file, device)
+    html.write_page(target, found, record.file, device)
     return target, found.notes
 
 
@@ -54,7 +54,7 @@ def _sort(sources: Sequence[Path]) -> tuple[list[Record], Path | None]:
     last = sources[-1]
     is_model = (last / "model.safetensors").is_file() or (last.is_file() and modelfile.is_one(last))
     models, data = (sources, None) if is_model or len(sources) == 1 else (sources[:-1], last)
-    return [read(path) for path in models], data
+    return [read_record(path) for path in models], data
 
 
 def _evaluate(
