@@ -7,13 +7,13 @@ from PIL import Image
 from resnetkit.report import plots
 
 
-def colours(path):
+def read_colours(path):
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     return pixels, {tuple(p) for p in pixels.reshape(-1, 3)}
 
 
-def test_curves_draw_both_parts(tmp_path):
+def test_curves_draw_both_splits(tmp_path):
     rows = [
         {
             "epoch": i,
@@ -25,7 +25,7 @@ def test_curves_draw_both_parts(tmp_path):
         for i in range(1, 8)
     ]
     plots.save_curves(rows, tmp_path / "c.png", "title")
-    _, found = colours(tmp_path / "c.png")
+    _, found = read_colours(tmp_path / "c.png")
     for colour in (plots.BLUE, plots.ORANGE):
         assert tuple(bytes.fromhex(colour[1:])) in found
 
@@ -43,19 +43,19 @@ def test_confusion_matrix_of_few_and_many_classes(tmp_path):
         plots.save_confusion_matrix(
             matrix, [f"class {i}" for i in range(n)], tmp_path / "m.png", "t"
         )
-        pixels, _ = colours(tmp_path / "m.png")
+        pixels, _ = read_colours(tmp_path / "m.png")
         assert pixels.shape[0] > 500
 
 
-def test_pictures_are_drawn(tmp_path):
+def test_images_are_drawn(tmp_path):
     red = np.full((8, 8, 3), (250, 10, 20), dtype=np.uint8)
     plots.save_image_grid(
         [red] * 3, ["a", "b", "c"], tmp_path / "p.png", "title", [False, True, False]
     )
-    _, found = colours(tmp_path / "p.png")
+    _, found = read_colours(tmp_path / "p.png")
     assert (250, 10, 20) in found
     plots.save_image_grid([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
-    marked, unmarked = (colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
+    marked, unmarked = (read_colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
     assert not np.array_equal(marked, unmarked)
 
 
@@ -65,7 +65,7 @@ def test_the_reliability_diagram_draws_its_bins(tmp_path):
         {"from": 0.5, "to": 1.0, "pictures": 7, "confidence": 0.8, "accuracy": 0.6},
     ]
     plots.save_reliability(bins, tmp_path / "r.png", "title")
-    pixels, found = colours(tmp_path / "r.png")
+    pixels, found = read_colours(tmp_path / "r.png")
     assert tuple(bytes.fromhex(plots.ORANGE[1:])) in found
     right_half = pixels[:, pixels.shape[1] // 2 :].reshape(-1, 3).astype(int)
     left_half = pixels[:, : pixels.shape[1] // 2].reshape(-1, 3).astype(int)
