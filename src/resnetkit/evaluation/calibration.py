@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 BINS = 15
-COLDEST, HOTTEST = 0.01, 100.0
-"""Bounds of the temperature search: a perfect model has no finite optimum."""
+# Bounds of the temperature search: a perfect model has no positive optimum.
+COLDEST = 0.01
+HOTTEST = 100.0
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Any]:

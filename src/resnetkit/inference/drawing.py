@@ -13,7 +13,9 @@ from ..progress import printable
 from .images import full_pixels
 from .predictor import Prediction
 
-SMALLEST, LARGEST = 224, 1600  # sides of the written images in pixels
+# Sides of the written images in pixels
+SMALLEST = 224
+LARGEST = 1600
 
 
 def font_for(text: str) -> tuple[str, str]:

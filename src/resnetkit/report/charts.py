@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 36
+# A line chart and its margins, in pixels
+WIDTH = 460
+HEIGHT = 270
+LEFT = 46
+RIGHT = 14
+TOP = 12
+BOTTOM = 36
 MAX_NUMBERED = 32  # classes: with more, the counts do not fit into the cells of the matrix
 MAX_LABELLED = 100  # classes: with more, the names do not fit beside it
 MAX_CLASSES = 250  # with more, a cell would be smaller than 2.6 pixels

@@ -86,7 +86,8 @@ def write_comparison(
         thumbnails = plain_thumbnails(records[0].header, evaluations[0].samples, findings=images)
     else:
         metrics = [record.metrics for record in records]
-        images, disagreed = [], 0
+        images = []
+        disagreed = 0
         thumbnails = {}
     render(
         path,

@@ -21,8 +21,10 @@ from .charts import Line
 from .record import Record, read_record
 from .thumbnails import SIDE, explained_thumbnails
 
-MAX_ERRORS, MAX_UNSURE, MAX_DOUBTFUL = 24, 12, 24
-"""Images shown at most: with these limits the page takes one or two megabytes."""
+# Images shown: with these limits the page takes one or two megabytes.
+MAX_ERRORS = 24
+MAX_UNSURE = 12
+MAX_DOUBTFUL = 24
 MAX_CONFUSIONS = 12
 SPLIT_LABELS = {"train": "training (augmented images)", "val": "validation"}
 
@@ -234,5 +236,5 @@ def command_rows(record: Record, evaluation: Evaluation) -> list[tuple[str, str]
         options += f" --image-size {views['image_size']}"
     evaluate_command = f"resnet evaluate {file} {data} --split {evaluation.split}{options}"
     rows.append(("evaluate again", evaluate_command))
-    rows.append(("predict", f"resnet predict {file} PHOTO..."))
+    rows.append(("predict", f"resnet predict {file} IMAGE..."))
     return rows

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from ..storage import atomic
 from .fonts import figure_fonts
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#d9721a", "#666666"
+BLUE = "#1f5fa8"
+ORANGE = "#d9721a"
+GREY = "#666666"
 MAX_LETTERS = 30  # of a name beside the matrix
 
 
