@@ -52,7 +52,8 @@ class Prediction:
         threshold: the least probability at which a class is named.
         features: ``(C,)`` float32, the input of the last layer, if it was requested.
         image: the path, or a thumbnail of an image in memory, for display in a notebook. In a list
-            of answers, only the first 50 have a thumbnail; answers of `Predictor.stream` have none.
+            of answers, only the first 50 have a thumbnail. `Predictor.stream` leaves out images in
+            memory, or keeps them whole with ``keep_images``.
     """
 
     source: str
