@@ -32,12 +32,12 @@ def main() -> None:
     images = stack([preset.crop(preset.pixels(path)) for path in files])  # (n, 3, S, S) uint8
 
     def run(name: str) -> tuple[torch.Tensor, str, int]:
-        choice = engines.Choice(*name.split(":"))
-        engine = engines.start(choice, predictor.model, side, predictor.device, BATCH)
+        choice = engines.EngineChoice(*name.split(":"))
+        engine = engines.start_engine(choice, predictor.model, side, predictor.device, BATCH)
         rows, ties = [], 0
         for part in images.split(BATCH):
             logits = engine(normalize(part, preset))[1]
-            ties += len(engines._ties(logits))
+            ties += len(engines._near_ties(logits))
             rows.append(torch.softmax(logits.double(), 1))
         return torch.cat(rows), str(engine), ties
 

@@ -117,8 +117,10 @@ def measure(folder: Path, count: int, rounds: int, every: bool) -> None:
         if not every and name != "auto":
             continue
         predictor = load(file, "cpu", engine, precision)
-        taken = engines.choose(engines.Choice(engine, precision), predictor.device, many=True)
-        bare = engines.start(taken, predictor.model, 224, predictor.device, BATCH)
+        taken = engines.resolve_engine(
+            engines.EngineChoice(engine, precision), predictor.device, many=True
+        )
+        bare = engines.start_engine(taken, predictor.model, 224, predictor.device, BATCH)
         label = f"{name} ({' '.join(taken)})" if name == "auto" else name
 
         def idle(bare: engines.Engine = bare) -> None:

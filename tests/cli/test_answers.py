@@ -158,8 +158,8 @@ def test_killed_at_any_time_and_continued(model, images, tmp_path):
         (("--out", "r", "--resume", "--embeddings", "e.npz"), 2, "leave --resume away"),
         (("--out", "r", "--format", "table"), 2, "--format jsonl or csv"),
         (("--embeddings", "e.npy"), 1, "written as .npz"),
-        (("--engine", "tensorrt"), 2, "engine is auto, eager"),
-        (("--engine", "onnx", "--precision", "bf16"), 2, "the engine onnx computes in fp32"),
+        (("--engine", "tensorrt"), 2, "engine must be auto, eager"),
+        (("--engine", "onnx", "--precision", "bf16"), 2, "Engine onnx supports only fp32"),
         (("--threshold", "2"), 2, "threshold"),
         (("--out", "/proc/no/rows.csv"), 1, "cannot be written"),
     ],
@@ -177,7 +177,7 @@ def test_mistakes_are_explained(model, images, tmp_path, arguments, code, messag
 def test_bench(model):
     done = resnet("bench", model, "--engine", "eager", "--batch-size", 2, "--seconds", 0.05)
     assert done.returncode == 0, done.stderr
-    assert "pictures/s" in done.stdout.decode()
+    assert "images/s" in done.stdout.decode()
     done = resnet(
         "bench", model, "--engine", "eager", "--batch-size", 2, "--seconds", 0.05,
         "--format", "json",

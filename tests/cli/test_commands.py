@@ -282,13 +282,13 @@ def test_evaluate_writes_the_evidence(model, images, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "95% interval" in lines(done)[1]
     assert lines(done)[2].startswith("temperature ")
-    assert b"51 of these 60 pictures were trained on" in done.stderr
+    assert b"trained on 51 of these 60 images" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".resnetkit", "confusion_matrix.png", "metrics.json", "per_class.csv", "predictions.csv",
         "reliability.png", "report.html",
     ]  # fmt: skip
     done = resnet("evaluate", model, images, "--crops", 5)
-    assert (done.returncode, b"crops is 1 (the centre) or 10" in done.stderr) == (2, True)
+    assert (done.returncode, b"crops must be 1 (centre) or 10" in done.stderr) == (2, True)
 
 
 def test_evidence_among_the_photos_is_no_class(model, images, tmp_path):

@@ -10,7 +10,7 @@ from resnetkit.evaluation.calibration import COLDEST, fit_temperature, reliabili
 
 @pytest.fixture
 def answers():
-    """Logits of 6 classes that are three times too sure, and the classes drawn from them."""
+    """Overconfident logits of 6 classes (three times too large), and classes drawn from them."""
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(2000, 6)) * 1.5
     shares = special.softmax(logits, axis=1)
@@ -18,7 +18,7 @@ def answers():
     return torch.from_numpy(3 * logits).float(), torch.from_numpy(labels)
 
 
-def test_the_calibration_error_against_counting(answers):
+def test_calibration_error_matches_counting(answers):
     logits, labels = answers
     found = reliability(logits, labels)
     shares = special.softmax(logits.double().numpy(), axis=1)
@@ -30,22 +30,22 @@ def test_the_calibration_error_against_counting(answers):
         if not inside.any():
             assert row["confidence"] is row["accuracy"] is None
             continue
-        right = (shares.argmax(1) == labels.numpy())[inside]
-        assert row["accuracy"] == pytest.approx(right.mean())
+        correct = (shares.argmax(1) == labels.numpy())[inside]
+        assert row["accuracy"] == pytest.approx(correct.mean())
         assert row["confidence"] == pytest.approx(shares.max(1)[inside].mean())
-        error += inside.mean() * abs(right.mean() - shares.max(1)[inside].mean())
+        error += inside.mean() * abs(correct.mean() - shares.max(1)[inside].mean())
     assert found["ece"] == pytest.approx(error)
     assert error > 0.15
 
 
-def test_edges_of_bins():
+def test_bins_include_their_upper_edge():
     logits = torch.tensor([[0.0, 0.0], [200.0, 0.0]])  # 1/2 and 1
     rows = reliability(logits, torch.tensor([0, 0]), bins=2)["bins"]
     assert [row["pictures"] for row in rows] == [1, 1]
     assert rows[1]["accuracy"] == 1.0
 
 
-def test_the_temperature_is_the_most_likely_one(answers):
+def test_temperature_minimises_the_loss(answers):
     logits, labels = answers
 
     def loss(temperature: float) -> float:
@@ -63,6 +63,6 @@ def test_the_temperature_is_the_most_likely_one(answers):
     assert after < reliability(logits, labels)["ece"] / 4
 
 
-def test_a_network_without_errors_is_as_cold_as_can_be():
+def test_a_model_without_errors_gets_the_lowest_temperature():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     assert fit_temperature(logits, torch.tensor([0, 1])) == pytest.approx(COLDEST)

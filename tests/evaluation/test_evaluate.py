@@ -19,7 +19,7 @@ from resnetkit.models import ResNet18_Weights, get_model
 from resnetkit.models.weights import modelfile
 
 
-def test_evaluation_repeats_the_report_of_training_exactly(trained):
+def test_evaluation_repeats_the_metrics_of_training_exactly(trained):
     recorded = json.loads((trained / "metrics.json").read_text())
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "val")
     assert found.metrics == recorded
@@ -28,8 +28,8 @@ def test_evaluation_repeats_the_report_of_training_exactly(trained):
     assert header.metrics["val_loss"] == found.metrics["loss"]
 
 
-def test_the_logits_are_the_networks_on_each_picture(trained):
-    """Against decoding, cropping and running each picture alone."""
+def test_logits_equal_those_of_each_image_alone(trained):
+    """Decode, crop and run each image alone."""
     model, header = modelfile.read(trained / "model.safetensors")
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all", workers=3)
     assert len(found.samples) == 60
@@ -40,13 +40,13 @@ def test_the_logits_are_the_networks_on_each_picture(trained):
         torch.testing.assert_close(found.logits[i], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_file_needs_nothing_beside_it(trained, tmp_path):
+def test_a_model_file_needs_no_other_file(trained, tmp_path):
     copy = shutil.copy(trained / "model.safetensors", tmp_path / "elsewhere.safetensors")
     found = evaluate(copy, trained.parent / "data", "val")
     assert found.metrics == json.loads((trained / "metrics.json").read_text())
 
 
-def test_the_split_is_found_again_by_contents(trained, tmp_path, save):
+def test_a_split_is_found_by_the_contents_of_its_files(trained, tmp_path, save):
     data = shutil.copytree(trained.parent / "data", tmp_path / "data")
     before = evaluate(trained / "model.safetensors", data, "val")
     save(tmp_path / "more", 5, start=500)
@@ -58,18 +58,20 @@ def test_the_split_is_found_again_by_contents(trained, tmp_path, save):
     assert len(after.samples) == len(before.samples)
     assert after.metrics["accuracy"] == before.metrics["accuracy"]
     assert after.notes == ()
-    asked_nothing = evaluate(trained / "model.safetensors", data)
-    assert asked_nothing.split == "val"
-    assert "66 other pictures were left out; --split all" in asked_nothing.notes[0]
+    by_default = evaluate(trained / "model.safetensors", data)
+    assert by_default.split == "val"
+    assert "skipped 66 other images; --split all" in by_default.notes[0]
     after.samples.path(1).unlink()
     fewer = evaluate(trained / "model.safetensors", data, "val")
-    assert fewer.notes[0].startswith(f"1 of the {len(before.samples)} pictures that training took")
-    everyone = evaluate(trained / "model.safetensors", data, "all")
-    assert len(everyone.samples) == 60 + 15 - 1
-    assert everyone.notes == ("51 of these 74 pictures were trained on: expect too good a result",)
+    assert fewer.notes[0].startswith(f"missing: 1 of the {len(before.samples)} images")
+    all_images = evaluate(trained / "model.safetensors", data, "all")
+    assert len(all_images.samples) == 60 + 15 - 1
+    assert all_images.notes == (
+        "the model was trained on 51 of these 74 images: expect an optimistic result",
+    )
 
 
-def test_a_split_that_is_not_there(trained, split_folder):
+def test_a_missing_split_is_an_error(trained, split_folder):
     with pytest.raises(DataError, match=r"no split 'test'; it has all, train, val"):
         evaluate(trained / "model.safetensors", trained.parent / "data", "test")
     found = evaluate(trained / "model.safetensors", split_folder)
@@ -77,15 +79,15 @@ def test_a_split_that_is_not_there(trained, split_folder):
     assert len(found.samples) == 18
 
 
-def test_new_pictures_in_a_flat_folder_are_all_evaluated(trained, tmp_path, save):
+def test_new_images_in_a_flat_folder_are_all_evaluated(trained, tmp_path, save):
     data = save(tmp_path / "new", 3, start=900)
     known = evaluate(trained / "model.safetensors", trained.parent / "data", "val").samples
-    shutil.copy(known.path(0), data / "blue" / "known.png")  # one old picture changes nothing
+    shutil.copy(known.path(0), data / "blue" / "known.png")  # one known image changes nothing
     assert len(evaluate(trained / "model.safetensors", data).samples) == 10
     (data / "blue" / "known.png").unlink()
     found = evaluate(trained / "model.safetensors", data)
     assert (found.split, len(found.samples)) == ("all", 9)
-    with pytest.raises(DataError, match="None of the pictures that training took for 'val'"):
+    with pytest.raises(DataError, match="None of the images that training used for 'val'"):
         evaluate(trained / "model.safetensors", data, "val")
 
 
@@ -99,7 +101,7 @@ def test_classes_match_by_name(trained, tmp_path, save):
         evaluate(trained / "model.safetensors", data)
 
 
-def test_a_broken_picture_is_named(trained, tmp_path, save):
+def test_a_broken_image_is_named(trained, tmp_path, save):
     data = save(tmp_path / "some", 2)
     (data / "red" / "000.png").write_bytes(b"nothing")
     with pytest.raises(ImageError, match=r"red/000\.png: holds text"):
@@ -113,7 +115,7 @@ def test_confusions_are_sorted(trained):
     assert [n for _, _, n in wrong] == sorted((n for _, _, n in wrong), reverse=True)
 
 
-def test_pictures_of_a_split_folder_that_were_trained_on_are_counted(tmp_path, save, small):
+def test_training_images_in_another_split_are_counted(tmp_path, save, small):
     data = tmp_path / "parts"
     save(data / "train", 6)
     save(data / "val", 3, start=100)
@@ -123,9 +125,9 @@ def test_pictures_of_a_split_folder_that_were_trained_on_are_counted(tmp_path, s
     assert evaluate(run.model, data).split == "test"
     shutil.copy(data / "train" / "red" / "000.png", data / "test" / "red" / "again.png")
     (note,) = evaluate(run.model, data).notes
-    assert note == "1 of these 7 pictures were trained on: expect too good a result"
+    assert note == "the model was trained on 1 of these 7 images: expect an optimistic result"
     (note,) = evaluate(run.model, data, "train").notes
-    assert note.startswith("18 of these 18 pictures")
+    assert "trained on 18 of these 18 images" in note
 
 
 def test_a_temperature_is_fitted_on_the_validation_split(trained, split_folder):
@@ -143,12 +145,13 @@ def test_a_temperature_is_fitted_on_the_validation_split(trained, split_folder):
     assert fit["loss_after"] == pytest.approx(float(expected), rel=1e-5)
     assert file.read_bytes() == before
     assert (
-        "fitted on the pictures that it is" in evaluate(file, data, "val", calibrate=True).notes[-1]
+        "fitted and measured on the same images"
+        in evaluate(file, data, "val", calibrate=True).notes[-1]
     )
 
 
-def test_folders_with_wordnet_ids_and_published_numbers(tmp_path, save):
-    """Against torchvision's own pairs of ids and names."""
+def test_folders_named_by_wordnet_ids_and_published_metrics(tmp_path, save):
+    """The expected pairs of ids and names are torchvision's."""
     published = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     pairs = inspect.getsource(imagenette)
     ids = dict(re.findall(r'"(n\d{8})": \("([^"]+)"', pairs))
@@ -164,21 +167,21 @@ def test_folders_with_wordnet_ids_and_published_numbers(tmp_path, save):
         metrics={"published": numbers},
     )
     modelfile.write(tmp_path / "m.safetensors", model.state_dict(), header)
-    chosen = sorted(ids)[:3]
+    wordnet_ids = sorted(ids)[:3]
     data = save(tmp_path / "val", 2)
-    for folder, name in zip(sorted(data.iterdir()), chosen, strict=True):
+    for folder, name in zip(sorted(data.iterdir()), wordnet_ids, strict=True):
         folder.rename(data / name)
     found = evaluate(tmp_path / "m.safetensors", data)
     named = {published[label] for label in found.samples.labels}
-    assert named == {ids[name] for name in chosen}
+    assert named == {ids[name] for name in wordnet_ids}
     assert found.metrics["published"] == numbers
     assert "and 987 more" in found.notes[0]
-    (data / chosen[0]).rename(data / "n99999999")
+    (data / wordnet_ids[0]).rename(data / "n99999999")
     with pytest.raises(DataError, match="n99999999"):
         evaluate(tmp_path / "m.safetensors", data)
 
 
-def test_a_validation_part_taken_from_train_is_found_beside_a_test_part(tmp_path, save, small):
+def test_a_validation_split_taken_from_train_is_found_beside_a_test_split(tmp_path, save, small):
     data = tmp_path / "parts"
     save(data / "train", 10)
     save(data / "test", 2, start=200)
@@ -191,4 +194,4 @@ def test_a_validation_part_taken_from_train_is_found_beside_a_test_part(tmp_path
     later = evaluate(run.model, data, calibrate=True).metrics["temperature"]
     assert (later["fitted_on"], later["pictures"]) == ("val", len(found.samples))
     (note,) = evaluate(run.model, data, "train").notes
-    assert f"{30 - len(found.samples)} of these 30 pictures were trained on" in note
+    assert f"trained on {30 - len(found.samples)} of these 30 images" in note

@@ -23,14 +23,14 @@ def images():
 def net():
     torch.manual_seed(1)
     net = get_model("resnet18", num_classes=5, width=16).train()
-    net(torch.randn(16, 3, 64, 64))  # statistics for batch norm
+    net(torch.randn(16, 3, 64, 64))  # sets the batch norm statistics
     return net.eval()
 
 
 @pytest.mark.parametrize(
     "layer", ["layer4", "layer2", "layer3.1", "layer4.1.conv2", "layer1.0.bn1"]
 )
-def test_maps_are_captums(net, images, layer):
+def test_maps_equal_captums(net, images, layer):
     targets = [4, 0, 2]
     cam = LayerGradCam(net, net.get_submodule(layer))
     theirs = cam.attribute(images, target=torch.tensor(targets), relu_attributions=True)
@@ -43,11 +43,11 @@ def test_maps_are_captums(net, images, layer):
     assert found.shape == (3, 64, 64)
 
 
-def test_nothing_is_left_behind(net, images):
+def test_the_model_is_left_as_it_was(net, images):
     before = {name: p.clone() for name, p in net.state_dict().items()}
-    answer = net.logits(images) if hasattr(net, "logits") else net(images).detach()
+    answer = net(images).detach()
     net.train().requires_grad_(False)
-    found = grad_cam(net, images)  # frozen, in inference mode's absence, training on
+    found = grad_cam(net, images)  # frozen, and in training mode
     assert net.training
     net.eval().requires_grad_(True)
     assert torch.equal(found, grad_cam(net, images, "layer4", answer.argmax(1)))
@@ -56,7 +56,7 @@ def test_nothing_is_left_behind(net, images):
     assert not net.layer4._forward_hooks
 
 
-def test_default_layers_of_other_nets(images):
+def test_default_layers_of_other_networks(images):
     for name, last in (("cifar_resnet20", "layer3"), ("darknet53", "layer5")):
         other = get_model(name, num_classes=3)
         assert default_layer(other) == last
@@ -67,18 +67,18 @@ def test_default_layers_of_other_nets(images):
     ("layer", "target", "message"),
     [
         ("layer9", None, "no layer 'layer9'; it has conv1"),
-        ("fc", None, "gives no maps"),
-        (None, 5, "target is 0 to 4; got 5"),
+        ("fc", None, "has no feature maps"),
+        (None, 5, "target must be 0 to 4; got 5"),
     ],
 )
-def test_what_cannot_be_explained(net, images, layer, target, message):
+def test_a_wrong_layer_or_target_is_an_error(net, images, layer, target, message):
     with pytest.raises(RecipeError, match=message):
         grad_cam(net, images, layer, target)
     assert not net.layer4._forward_hooks
 
 
-def test_the_map_moves_with_the_head(net, images):
-    """Adebayo et al., arXiv:1810.03292: a map that does not depend on the weights explains none."""
+def test_the_map_depends_on_the_weights(net, images):
+    """A map that ignores the weights explains nothing (Adebayo et al., arXiv:1810.03292)."""
     before = grad_cam(net, images, target=1)
     weights = net.fc.weight.detach().clone()
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_the_map_moves_with_the_head(net, images):
 def test_files_are_explained(trained, tmp_path):
     data = trained.parent / "data"
     files = [data / "red" / "000.png", tmp_path / "gone.png", data / "blue" / "001.png"]
-    one, gone, other = explain(trained / "model.safetensors", files, classes="green", shown=80)
+    one, gone, other = explain(trained / "model.safetensors", files, classes="green", side=80)
     assert gone.error is not None
     assert "gone.png" in gone.error
     assert one.image.shape == (80, 80, 3)
@@ -111,11 +111,11 @@ def test_files_are_explained(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_map_points_at_what_was_planted(tmp_path):
-    """A net that learns to tell a disc from a cross, wherever they lie, is found to look there."""
+def test_the_map_points_at_the_planted_shape(tmp_path):
+    """A model that tells discs from crosses looks at the shape, wherever it is."""
     rng = np.random.default_rng(0)
 
-    def picture(kind: str) -> tuple[Image.Image, tuple[int, int]]:
+    def draw_shape(kind: str) -> tuple[Image.Image, tuple[int, int]]:
         noise = rng.integers(60, 196, (64, 64, 3), dtype=np.uint8)
         image = Image.fromarray(noise)
         x, y = (int(v) for v in rng.integers(2, 44, 2))
@@ -130,16 +130,16 @@ def test_the_map_points_at_what_was_planted(tmp_path):
     for kind in ("cross", "disc"):
         (tmp_path / "data" / kind).mkdir(parents=True)
         for i in range(60):
-            picture(kind)[0].save(tmp_path / "data" / kind / f"{i}.png")
+            draw_shape(kind)[0].save(tmp_path / "data" / kind / f"{i}.png")
     settings = {"model": "cifar_resnet20", "image_size": 64, "epochs": 8, "batch_size": 16}
     options = {"width": 16}
     run = train(tmp_path / "data", out=tmp_path / "run", model_options=options, **settings)
     assert run.metrics["accuracy"] > 0.9
     inside = 0
     for i in range(20):
-        image, (x, y) = picture("disc" if i % 2 else "cross")
+        image, (x, y) = draw_shape("disc" if i % 2 else "cross")
         image.save(tmp_path / f"new{i}.png")
-        (found,) = explain(run.model, [tmp_path / f"new{i}.png"], shown=64)
+        (found,) = explain(run.model, [tmp_path / f"new{i}.png"], side=64)
         row, column = np.unravel_index(found.heat.argmax(), found.heat.shape)
         inside += abs(int(row) - y) <= 13 and abs(int(column) - x) <= 13
-    assert inside >= 16  # by chance it would be about three
+    assert inside >= 16  # at random it would be about three

@@ -14,7 +14,7 @@ from resnetkit.evaluation.evaluate import Evaluation
 CLASSES = ("a", "b", "c", "never")
 
 
-def made(logits, labels):
+def make_evaluation(logits, labels):
     paths = Paths(f"{i}.png" for i in range(len(labels)))
     samples = Split(Path(), paths, np.asarray(labels, np.int32))
     return Evaluation(samples, "val", CLASSES, torch.as_tensor(logits).float(), {})
@@ -26,10 +26,10 @@ def found():
     labels = rng.integers(0, 3, 400)
     logits = rng.normal(size=(400, 4)) * 1.5
     logits[np.arange(400), labels] += 2
-    return made(logits, labels)
+    return make_evaluation(logits, labels)
 
 
-def test_the_worst_errors(found):
+def test_worst_errors_have_the_highest_loss(found):
     shares = torch.softmax(found.logits, 1)
     losses = [-float(torch.log(shares[i, label])) for i, label in enumerate(found.samples.labels)]
     wrong = [i for i in range(400) if int(shares[i].argmax()) != found.samples.labels[i]]
@@ -44,21 +44,21 @@ def test_the_worst_errors(found):
         assert item.path == f"{item.index}.png"
 
 
-def test_the_least_sure(found):
+def test_least_sure_have_the_lowest_probability(found):
     best = torch.softmax(found.logits, 1).amax(1)
     items = findings.least_sure(found, 400)
     assert [item.index for item in items] == sorted(range(400), key=lambda i: float(best[i]))
     assert {item.correct for item in items} == {True, False}
 
 
-def test_labels_in_doubt_by_the_rule_written_out(found):
+def test_doubtful_labels_match_the_rule_written_out(found):
     shares, labels = torch.softmax(found.logits.double(), 1).numpy(), found.samples.labels
     threshold = [shares[labels == j, j].mean() if (labels == j).any() else 2.0 for j in range(4)]
     expected = {}
     for i in range(400):
-        believed = [j for j in range(4) if shares[i, j] >= threshold[j]]
-        if believed:
-            j = max(believed, key=lambda j: shares[i, j])
+        plausible = [j for j in range(4) if shares[i, j] >= threshold[j]]
+        if plausible:
+            j = max(plausible, key=lambda j: shares[i, j])
             if j != labels[i]:
                 expected[i] = j
     items, count = findings.doubtful_labels(found, 10**6)
@@ -74,12 +74,12 @@ def test_a_planted_wrong_label_comes_first():
     logits = torch.eye(4)[torch.arange(40) % 3] * 6
     labels = (np.arange(40) % 3).copy()
     labels[7] = 2  # it was 1
-    items, count = findings.doubtful_labels(made(logits, labels), 5)
+    items, count = findings.doubtful_labels(make_evaluation(logits, labels), 5)
     assert (count, items[0].index, items[0].truth, items[0].suggested) == (1, 7, "c", "b")
 
 
 def test_disagreements(found):
-    other = made(found.logits.flip(0), found.samples.labels)
+    other = make_evaluation(found.logits.flip(0), found.samples.labels)
     items, count = findings.disagreements([found, other], 12)
     mine, theirs = found.logits.argmax(1), other.logits.argmax(1)
     assert count == int((mine != theirs).sum())

@@ -14,12 +14,12 @@ from resnetkit import storage
 from resnetkit.evaluation import metrics
 
 
-def test_by_hand():
+def test_metrics_match_a_hand_computed_example():
     probabilities = torch.tensor(
         [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]]
     )
     labels = torch.tensor([0, 1, 1, 1])
-    found = metrics.compute(probabilities.log(), labels, ["x", "y", "z"])
+    found = metrics.compute_metrics(probabilities.log(), labels, ["x", "y", "z"])
     assert found["accuracy"] == 0.75
     assert found["errors"] == 1
     assert found["loss"] == pytest.approx(-sum(map(math.log, [0.7, 0.3, 0.8, 0.5])) / 4, rel=1e-6)
@@ -28,14 +28,16 @@ def test_by_hand():
     assert (x["precision"], x["recall"], x["pictures"]) == (0.5, 1.0, 1)
     assert (y["precision"], y["recall"], y["pictures"]) == (1.0, pytest.approx(2 / 3), 3)
     assert (z["precision"], z["recall"], z["pictures"]) == (0.0, 0.0, 0)
-    assert found["macro"]["recall"] == pytest.approx((1 + 2 / 3) / 2)  # of the classes that came
+    assert found["macro"]["recall"] == pytest.approx(
+        (1 + 2 / 3) / 2
+    )  # over the classes with images
 
 
-def test_against_counting():
+def test_metrics_match_counting():
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(size=(500, 7)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(0, 7, 500))
-    found = metrics.compute(logits, labels, list("abcdefg"))
+    found = metrics.compute_metrics(logits, labels, list("abcdefg"))
     predicted = logits.argmax(1)
     for i, row in enumerate(found["per_class"]):
         hits = int(((predicted == i) & (labels == i)).sum())
@@ -51,39 +53,41 @@ def test_probabilities_sum_to_one():
 
 
 @pytest.mark.parametrize(
-    ("right", "count"), [(0, 7), (7, 7), (1, 1), (3, 8), (246, 247), (81, 426)]
+    ("correct", "count"), [(0, 7), (7, 7), (1, 1), (3, 8), (246, 247), (81, 426)]
 )
-def test_the_interval_is_wilsons(right, count):
-    theirs = stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
-    assert metrics.interval(right, count) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+def test_interval_is_wilsons(correct, count):
+    theirs = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert metrics.wilson_interval(correct, count) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-12
+    )
 
 
-def test_top_five_and_balanced_accuracy_against_scikit_learn():
+def test_top_five_and_balanced_accuracy_match_scikit_learn():
     rng = np.random.default_rng(1)
     logits = torch.from_numpy(rng.normal(size=(300, 9)).astype(np.float32))
-    labels = torch.from_numpy(rng.integers(0, 8, 300))  # the last class never comes
-    found = metrics.compute(logits, labels, list("abcdefghi"))
+    labels = torch.from_numpy(rng.integers(0, 8, 300))  # the last class has no images
+    found = metrics.compute_metrics(logits, labels, list("abcdefghi"))
     theirs = sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(9))
     assert found["top5_accuracy"] == pytest.approx(theirs)
     predicted = logits.argmax(1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it remarks on the class that never comes
+        warnings.simplefilter("ignore")  # about the class without images
         theirs = sklearn.metrics.balanced_accuracy_score(labels, predicted)
     assert found["balanced_accuracy"] == pytest.approx(theirs)
-    assert "top5_accuracy" not in metrics.compute(logits[:, :5], labels % 5, list("abcde"))
+    assert "top5_accuracy" not in metrics.compute_metrics(logits[:, :5], labels % 5, list("abcde"))
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_confusion_matrix_of_many_classes_is_small(tmp_path):
+def test_the_confusion_matrix_of_many_classes_is_stored_sparsely(tmp_path):
     names = [f"class {i}" for i in range(1200)]
     labels = torch.arange(1200)
     logits = torch.nn.functional.one_hot((labels * 7) % 1200, 1200).float()
-    found = metrics.compute(logits, labels, names)
-    counts = metrics.counts_of(found["confusion_matrix"])
+    found = metrics.compute_metrics(logits, labels, names)
+    counts = metrics.confusion_counts(found["confusion_matrix"])
     expected = np.zeros((1200, 1200), int)
     np.add.at(expected, (np.arange(1200), np.arange(1200) * 7 % 1200), 1)
     assert np.array_equal(counts, expected)
     storage.write_json(tmp_path / "m.json", found["confusion_matrix"])
     assert (tmp_path / "m.json").stat().st_size < 50_000
-    few = metrics.compute(logits[:3, :3], labels[:3], names[:3])["confusion_matrix"]
-    assert metrics.counts_of(few).tolist() == few
+    few = metrics.compute_metrics(logits[:3, :3], labels[:3], names[:3])["confusion_matrix"]
+    assert metrics.confusion_counts(few).tolist() == few

@@ -13,9 +13,10 @@ from resnetkit.models.weights import modelfile
 
 
 @pytest.mark.slow
-def test_measure(trained):
-    file, said = trained / "model.safetensors", []
-    found = bench.measure(file, ["eager"], [1, 4], 0.05, device="cpu", note=said.append)
+def test_measure_model(trained):
+    file = trained / "model.safetensors"
+    notes = []
+    found = bench.measure_model(file, ["eager"], [1, 4], 0.05, device="cpu", note=notes.append)
     assert json.loads(json.dumps(found)) == found
     network, header = modelfile.read(file)
     assert found["macs"] == summarize(network, header.preprocessing.crop_size).macs
@@ -32,37 +33,36 @@ def test_measure(trained):
     for row in found["latency"]:
         assert 0 < row["p50_ms"] <= row["p95_ms"]
         assert row["n"] >= 3
-    text = bench.table(found)
+    text = bench.bench_table(found)
     assert text.count("eager") == len(found["throughput"]) + len(found["latency"])
-    assert len(said) == 1 + len(kinds)
+    assert len(notes) == 1 + len(kinds)
 
 
-def test_a_row_is_the_whole_answer_without_gradients(trained, monkeypatch):
+def test_a_row_measures_the_whole_model_without_gradients(trained, monkeypatch):
     seen = []
     call = engines.Engine.__call__
 
-    def watched(self, images):
+    def spy(self, images):
         vectors, logits = call(self, images)
         seen.append((len(images), logits.requires_grad, logits.is_inference()))
         return vectors, logits
 
-    monkeypatch.setattr(engines.Engine, "__call__", watched)
-    file, choice = str(trained / "model.safetensors"), engines.Choice("eager", "fp32")
-    latency = bench._one_row(file, choice, torch.device("cpu"), 0.01, 0)
+    monkeypatch.setattr(engines.Engine, "__call__", spy)
+    file, choice = str(trained / "model.safetensors"), engines.EngineChoice("eager", "fp32")
+    latency = bench._measure_row(file, choice, torch.device("cpu"), 0.01, 0)
     assert latency["n"] >= 3
     assert set(seen) == {(1, False, True)}
     seen.clear()
-    row = bench._one_row(file, choice, torch.device("cpu"), 0.01, 5)
+    row = bench._measure_row(file, choice, torch.device("cpu"), 0.01, 5)
     assert row["batch_size"] == 5
     assert set(seen) == {(5, False, True)}
 
 
 @pytest.mark.parametrize(("seconds", "runs"), [(0.01, 3), (9.0, 4), (60.0, 7)])
-def test_the_limit_is_the_best_of_several_plain_products(monkeypatch, seconds, runs):
-    """By a made clock: two products that warm up and do not count, though they are the shortest;
-    then as many as fit, at least three."""
+def test_the_limit_is_the_best_of_several_matrix_products(monkeypatch, seconds, runs):
+    """Use a fake clock: two warm-up products, the fastest, do not count; then as many as fit."""
     taken, shapes = [0.1, 0.2, 4.0, 0.5, 3.0, 2.0, 30.0, 20.0, 10.0], []
-    looks = iter(range(2 * len(taken)))
+    readings = iter(range(2 * len(taken)))
 
     class Clock(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -71,7 +71,7 @@ def test_the_limit_is_the_best_of_several_plain_products(monkeypatch, seconds, r
             return func(*args, **(kwargs or {}))
 
         def perf_counter(self):
-            next(looks)
+            next(readings)
             return sum(taken[: len(shapes)])
 
     monkeypatch.setattr(bench, "SIDE", 32)
@@ -82,6 +82,6 @@ def test_the_limit_is_the_best_of_several_plain_products(monkeypatch, seconds, r
     assert shapes == [[(32, 32)] * 2] * (2 + runs)
 
 
-def test_engines_that_are_not_there_are_told(trained):
-    with pytest.raises(RecipeError, match="engine is auto"):
-        bench.measure(trained / "model.safetensors", ["tensorrt"], seconds=0.01)
+def test_unknown_engines_are_refused(trained):
+    with pytest.raises(RecipeError, match="engine must be auto"):
+        bench.measure_model(trained / "model.safetensors", ["tensorrt"], seconds=0.01)

@@ -10,53 +10,57 @@ from resnetkit.inference.predictor import Prediction
 from resnetkit.report import fonts
 
 
-def band(picture):
-    """The pixels of the lower edge, where the text stands."""
-    return np.asarray(picture.convert("L"), dtype=float)[-20:]
+def bottom_band(image):
+    """Return the grey values of the bottom rows, where the text is."""
+    return np.asarray(image.convert("L"), dtype=float)[-20:]
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
 @pytest.mark.parametrize("size", [(28, 28), (500, 375), (375, 500), (3000, 40), (40, 3000)])
-def test_the_text_has_contrast_on_any_ground(grey, size):
+def test_the_text_has_contrast_on_any_background(grey, size):
     pixels = np.full((size[1], size[0], 3), grey, np.uint8)
-    there = band(drawing.label(pixels, "rose", 0.973))
+    there = bottom_band(drawing.draw_label(pixels, "rose", 0.973))
     light, dark = np.percentile(there, [99.5, 20])
-    assert (light + 12) / (dark + 12) > 4.5  # the ratio that readers are owed
+    assert (light + 12) / (dark + 12) > 4.5  # the ratio that WCAG asks for
     assert (there > 200).mean() > 0.001  # letters
 
 
 def test_different_answers_are_drawn_differently_and_long_names_are_cut():
     pixels = np.full((224, 224, 3), 90, np.uint8)
-    one = drawing.label(pixels, "rose", 0.9)
-    assert np.asarray(one).tobytes() != np.asarray(drawing.label(pixels, "rose", 0.8)).tobytes()
-    assert np.asarray(one).tobytes() != np.asarray(drawing.label(pixels, "nose", 0.9)).tobytes()
-    long = drawing.label(pixels, "Taraxacum sect. Ruderalia, a very common flower " * 3, 0.5)
+    one = drawing.draw_label(pixels, "rose", 0.9)
+    assert (
+        np.asarray(one).tobytes() != np.asarray(drawing.draw_label(pixels, "rose", 0.8)).tobytes()
+    )
+    assert (
+        np.asarray(one).tobytes() != np.asarray(drawing.draw_label(pixels, "nose", 0.9)).tobytes()
+    )
+    long = drawing.draw_label(pixels, "Taraxacum sect. Ruderalia, a very common flower " * 3, 0.5)
     assert long.size == (224, 224)
-    assert (band(long)[:, -6:] < 200).all()  # nothing runs over the edge
+    assert (bottom_band(long)[:, -6:] < 200).all()  # nothing reaches the right edge
 
 
-def test_letters_without_a_font_are_those_of_all_names(monkeypatch):
+def test_missing_letters_are_collected_from_all_names(monkeypatch):
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
-    fonts.one_for.cache_clear()
+    fonts.best_font.cache_clear()
     assert drawing.missing_letters(("ab花", "Löwenzahn", "c薔")) == "花薔"
-    fonts.one_for.cache_clear()
+    fonts.best_font.cache_clear()
 
 
-def test_letters_that_no_font_has_are_written_as_numbers(monkeypatch):
+def test_letters_without_a_font_are_written_as_escapes(monkeypatch):
     shown = []
-    monkeypatch.setattr(drawing, "font_for", lambda text: (drawing_font(), "花"))
+    monkeypatch.setattr(drawing, "font_for", lambda text: (standard_font(), "花"))
     original = ImageDraw.ImageDraw.text
     monkeypatch.setattr(
         ImageDraw.ImageDraw,
         "text",
         lambda self, xy, text, *a, **k: (shown.append(text), original(self, xy, text, *a, **k))[1],
     )
-    drawing.label(np.zeros((300, 300, 3), np.uint8), "花 a\\b", 0.5)
+    drawing.draw_label(np.zeros((300, 300, 3), np.uint8), "花 a\\b", 0.5)
     assert shown == ["\\u82b1 a\\b", "  50.0%"]
 
 
-def test_the_probability_has_a_font_with_digits_and_stands_behind_the_name(monkeypatch):
-    """A font of Thai has no digits; beside Arabic, digits in the same line would be moved."""
+def test_the_probability_has_a_font_with_digits_and_follows_the_name(monkeypatch):
+    """A Thai font may lack digits; digits drawn in one text with Arabic would move."""
     drawn = []
     original = ImageDraw.ImageDraw.text
 
@@ -67,23 +71,23 @@ def test_the_probability_has_a_font_with_digits_and_stands_behind_the_name(monke
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     other = font_manager.findfont("DejaVu Serif")
     monkeypatch.setattr(
-        drawing, "font_for", lambda text: (other if "ز" in text else drawing_font(), "")
+        drawing, "font_for", lambda text: (other if "ز" in text else standard_font(), "")
     )
-    drawing.label(np.zeros((300, 300, 3), np.uint8), "زهرة", 0.527)
-    (left, name, font), (behind, tail, plain) = drawn
+    drawing.draw_label(np.zeros((300, 300, 3), np.uint8), "زهرة", 0.527)
+    (left, name, font), (right, tail, plain) = drawn
     assert (name, tail) == ("زهرة", "  52.7%")
-    assert (font, plain) == (other, drawing_font())
-    assert behind > left + 20
+    assert (font, plain) == (other, standard_font())
+    assert right > left + 20
 
 
-def drawing_font():
+def standard_font():
     from matplotlib import font_manager
 
     return font_manager.findfont("DejaVu Sans")
 
 
 def test_files_never_collide(tmp_path):
-    picture = np.zeros((40, 40, 3), np.uint8)
+    image = np.zeros((40, 40, 3), np.uint8)
     names = [
         "a/1.jpg",
         "b/1.jpg",
@@ -95,12 +99,12 @@ def test_files_never_collide(tmp_path):
         "\udcff",
     ]
     paths = [
-        drawing.save(Prediction(name, (("rose", 0.5),), "", picture=picture), tmp_path, number)
+        drawing.save_labelled(Prediction(name, (("rose", 0.5),), "", image=image), tmp_path, number)
         for number, name in enumerate(names)
     ]
     assert len(set(paths)) == len(names)
     assert all(path.parent == tmp_path for path in paths)
     for path in paths:
-        with Image.open(path) as image:
-            assert image.size == (224, 224)
-    assert drawing.save(Prediction("x", (), "", "broken"), tmp_path, 99) is None
+        with Image.open(path) as written:
+            assert written.size == (224, 224)
+    assert drawing.save_labelled(Prediction("x", (), "", "broken"), tmp_path, 99) is None

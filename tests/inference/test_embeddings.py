@@ -9,7 +9,7 @@ from resnetkit.errors import OutputError
 from resnetkit.inference.embeddings import EmbeddingsFile
 
 
-def test_numpy_reads_what_was_added(tmp_path):
+def test_numpy_reads_the_rows_back(tmp_path):
     path = tmp_path / "new" / "out.npz"
     vectors = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
     names = [f"ordner/花 {i}" * (1 + i % 3) for i in range(50)]
@@ -25,7 +25,7 @@ def test_numpy_reads_what_was_added(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["out.npz"]
 
 
-def test_names_that_are_no_text_and_no_rows(tmp_path):
+def test_names_that_are_not_utf8_and_empty_files(tmp_path):
     with EmbeddingsFile(tmp_path / "a.npz") as file:
         file.add("r\udcff.png", np.zeros(2, np.float32))
     assert np.load(tmp_path / "a.npz")["sources"].tolist() == ["r?.png"]
@@ -36,7 +36,7 @@ def test_names_that_are_no_text_and_no_rows(tmp_path):
         assert found["sources"].shape == (0,)
 
 
-def test_nothing_is_left_after_an_error_and_nothing_is_overwritten(tmp_path):
+def test_an_error_leaves_nothing_and_no_file_is_overwritten(tmp_path):
     with pytest.raises(RuntimeError), EmbeddingsFile(tmp_path / "a.npz") as file:
         file.add("x", np.zeros(2, np.float32))
         raise RuntimeError
@@ -44,7 +44,7 @@ def test_nothing_is_left_after_an_error_and_nothing_is_overwritten(tmp_path):
     (tmp_path / "there.npz").write_bytes(b"1")
     with pytest.raises(OutputError, match="exists"):
         EmbeddingsFile(tmp_path / "there.npz")
-    with pytest.raises(OutputError, match=r"\.npz; got"):
+    with pytest.raises(OutputError, match=r"must end in \.npz; got"):
         EmbeddingsFile(tmp_path / "there.npy")
 
 

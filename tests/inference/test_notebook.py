@@ -20,11 +20,13 @@ EVIL = '<script>alert("1")</script>&'
 
 
 class Tags(HTMLParser):
-    """The tags and the text that a browser would find."""
+    """The tags and the text of a page."""
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.words, self.open = [], [], []
+        self.tags = []
+        self.words = []
+        self.open = []
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):
@@ -39,13 +41,13 @@ class Tags(HTMLParser):
         self.words.append(text)
 
 
-def answer(name=EVIL, source=EVIL, **more):
+def make_answer(name=EVIL, source=EVIL, **more):
     top = ((name, 0.75), ("tulip", 0.25))
     return Prediction(source, top, "0" * 12, image=PIXELS, **more)
 
 
-def test_a_card_is_escaped_and_needs_nothing_else():
-    page = answer()._repr_html_()
+def test_a_card_is_escaped_and_self_contained():
+    page = make_answer()._repr_html_()
     found = Tags(page)
     assert not found.open
     assert {tag for tag, _ in found.tags} <= {"div", "b", "img", "table", "tr", "td"}
@@ -59,15 +61,15 @@ def test_a_card_is_escaped_and_needs_nothing_else():
     assert "http" not in page
 
 
-def test_errors_unknown_and_files_that_have_gone():
+def test_errors_unknown_and_deleted_files():
     page = Prediction(EVIL, (), "", f"{EVIL}: empty")._repr_html_()
     assert Tags(page).words == [EVIL, f"{EVIL}: empty"]
-    assert "<b>unknown</b>" in answer(threshold=0.9)._repr_html_()
+    assert "<b>unknown</b>" in make_answer(threshold=0.9)._repr_html_()
     gone = Prediction("gone.png", (("rose", 1.0),), "", image="gone.png")
     assert "no longer there" in gone._repr_html_()
 
 
-def test_lists_are_shown_and_long_ones_cut(trained):
+def test_long_lists_are_cut(trained):
     images = sorted((trained.parent / "data").rglob("*.png"))
     answers = resnetkit.load(trained / "model.safetensors")(images)
     page = answers._repr_html_()
@@ -82,15 +84,17 @@ def test_lists_are_shown_and_long_ones_cut(trained):
 def test_a_browser_shows_the_bars(tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api")
     page_file = Path(tmp_path / "page.html")
-    page_file.write_text(f"<meta charset=utf-8>{answer(name='花 rose')._repr_html_()}", "utf-8")
+    page_file.write_text(
+        f"<meta charset=utf-8>{make_answer(name='花 rose')._repr_html_()}", "utf-8"
+    )
     with sync_api.sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
+        requests = []
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(page_file.as_uri())
         long, short = (page.locator("td div div").nth(i).bounding_box()["width"] for i in range(2))
         assert page.locator("img").evaluate("i => i.complete && i.naturalWidth") == 160
         browser.close()
     assert long == pytest.approx(3 * short, rel=0.02)
-    assert [url.split(":")[0] for url in asked if not url.startswith("data:")] == ["file"]
+    assert [url.split(":")[0] for url in requests if not url.startswith("data:")] == ["file"]

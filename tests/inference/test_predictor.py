@@ -32,7 +32,7 @@ def paths(trained):
     return sorted((trained.parent / "data").rglob("*.png"))
 
 
-def test_the_answers_are_those_of_evaluation(predictor, trained, paths):
+def test_answers_equal_those_of_evaluation(predictor, trained, paths):
     found = resnetkit.evaluate(trained / "model.safetensors", trained.parent / "data", "all")
     expected = torch.softmax(found.logits, 1)
     answers = predictor([found.samples.path(i) for i in range(len(found.samples))])
@@ -43,7 +43,7 @@ def test_the_answers_are_those_of_evaluation(predictor, trained, paths):
         )
 
 
-def test_a_picture_in_any_form_gives_the_same_answer(predictor, paths):
+def test_an_image_in_any_form_gives_the_same_answer(predictor, paths):
     reference = predictor(paths[0])
     with Image.open(paths[0]) as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -55,7 +55,7 @@ def test_a_picture_in_any_form_gives_the_same_answer(predictor, paths):
     assert sum(p for _, p in reference.top) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_order_batches_and_top_k(predictor, paths):
+def test_order_batch_size_and_top_k(predictor, paths):
     alone = [predictor(path, top_k=2) for path in paths]
     together = list(predictor.stream(paths, top_k=2, batch_size=7, workers=3))
     assert [a.source for a in together] == [str(p) for p in paths]
@@ -65,7 +65,7 @@ def test_order_batches_and_top_k(predictor, paths):
         assert a.probability == pytest.approx(b.probability, abs=1e-5)
 
 
-def test_a_broken_picture_disturbs_nobody(predictor, paths, tmp_path):
+def test_a_broken_image_does_not_affect_others(predictor, paths, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(paths[0].read_bytes()[:90])
     answers = predictor([paths[0], broken, tmp_path / "gone.png", paths[1]])
@@ -77,23 +77,23 @@ def test_a_broken_picture_disturbs_nobody(predictor, paths, tmp_path):
         predictor(tmp_path / "gone.png")
 
 
-def test_stream_reads_ahead_only_a_little(predictor, paths):
+def test_stream_prefetches_a_bounded_number(predictor, paths):
     taken = 0
 
-    def endless():
+    def endless_paths():
         nonlocal taken
         while True:
             taken += 1
             yield paths[taken % len(paths)]
 
-    answers = predictor.stream(endless(), batch_size=4, workers=2)
+    answers = predictor.stream(endless_paths(), batch_size=4, workers=2)
     for _ in range(8):
         next(answers)
     answers.close()
     assert taken <= 4 * (2 + 2 * 2 + 1)
 
 
-def test_threshold(predictor, paths):
+def test_below_the_threshold_the_class_is_unknown(predictor, paths):
     answer = predictor(paths[0], threshold=1.0)
     plain = predictor(paths[0])
     assert plain.probability < 1.0
@@ -102,7 +102,7 @@ def test_threshold(predictor, paths):
     assert predictor(paths[0], threshold=plain.probability).class_name == plain.class_name
 
 
-def test_features_are_what_the_last_layer_sees(predictor, paths):
+def test_features_are_the_input_of_the_last_layer(predictor, paths):
     for answer in predictor.stream(paths[:5], features=True):
         with torch.no_grad():
             row = torch.softmax(predictor.model.fc(torch.from_numpy(answer.features)), 0)
@@ -111,7 +111,7 @@ def test_features_are_what_the_last_layer_sees(predictor, paths):
     assert predictor(paths[0]).features is None
 
 
-def test_arrays_tensors_and_iterators_of_pictures(predictor, paths):
+def test_arrays_tensors_and_iterators_of_images(predictor, paths):
     pixels = []
     for path in paths[:3]:
         with Image.open(path) as image:
@@ -129,27 +129,27 @@ def test_arrays_tensors_and_iterators_of_pictures(predictor, paths):
 
 
 @pytest.mark.parametrize("first", [0, 8, 24])
-def test_beginning_later_changes_no_bit(predictor, paths, first):
+def test_skipping_images_changes_no_bit(predictor, paths, first):
     whole = list(predictor.stream(paths, batch_size=8))
     assert list(predictor.stream(iter(paths), batch_size=8, first=first)) == whole[first:]
 
 
-def test_auto_begins_with_the_reference_and_says_what_it_takes(trained, paths, monkeypatch):
+def test_auto_starts_with_the_reference_and_notes_its_engine(trained, paths, monkeypatch):
     from resnetkit.inference import engines, predictor
 
-    said = []
+    notes = []
     monkeypatch.setattr(predictor, "FEW", 16)
     monkeypatch.setattr(engines, "find_spec", lambda name: None)  # nothing else is installed
     fast = runtime.Runtime(torch.device("cpu"), "bf16")
     monkeypatch.setattr(runtime, "pick", lambda device="auto", precision="auto": fast)
-    one = predictor.Predictor(trained / "model.safetensors", "cpu", note=said.append)
+    one = predictor.Predictor(trained / "model.safetensors", "cpu", note=notes.append)
     one(paths[0])
     one(paths[:15])
-    assert [text.split(" (")[0] for text in said] == ["engine eager, fp32"]
+    assert [text.split(" (")[0] for text in notes] == ["engine eager, fp32"]
     answers = list(one.stream(iter(paths), batch_size=8))
-    assert [text.split(" (")[0] for text in said[1:]] == ["engine eager, bf16"]
+    assert [text.split(" (")[0] for text in notes[1:]] == ["engine eager, bf16"]
     reference = predictor.Predictor(trained / "model.safetensors", "cpu", "eager")(paths)
-    assert answers[:16] == reference[:16]  # nobody knows how many an iterator has
+    assert answers[:16] == reference[:16]  # the length of an iterator is unknown
     assert answers[16:] != reference[16:]
     known = one(paths)
     for a, b in zip(known, reference, strict=True):
@@ -161,7 +161,7 @@ def test_auto_begins_with_the_reference_and_says_what_it_takes(trained, paths, m
     )
 
 
-def test_json(predictor, trained, paths):
+def test_to_dict_is_the_json_line(predictor, trained, paths):
     line = json.loads(json.dumps(predictor(paths[0]).to_dict()))
     assert list(line) == ["source", "class", "probability", "top", "model", "error"]
     assert line["model"] == sha256(trained / "model.safetensors")[:12]
@@ -175,11 +175,11 @@ def test_the_model_file_alone_is_enough(trained, paths, tmp_path):
 
 
 def test_answers_do_not_keep_the_images(predictor):
-    """A stream of frames must not fill the memory through the answers that are collected."""
+    """Collecting the answers of a stream of frames does not fill the memory."""
     given = []
 
     class Frame(np.ndarray):
-        """An array that can be counted."""
+        """An array that allows weak references, to count live frames."""
 
     def frames():
         for number in range(40):
@@ -187,18 +187,18 @@ def test_answers_do_not_keep_the_images(predictor):
             given.append(weakref.ref(frame))
             yield frame
 
-    def alive():
+    def count_alive():
         gc.collect()
         count = sum(reference() is not None for reference in given)
         given.clear()
         return count
 
     answers = list(predictor.stream(frames(), batch_size=4, workers=1))
-    assert (len(answers), alive()) == (40, 0)
+    assert (len(answers), count_alive()) == (40, 0)
     answers = predictor(frames())
-    assert (len(answers), alive()) == (40, 0)
+    assert (len(answers), count_alive()) == (40, 0)
     answers = list(predictor.stream(frames(), batch_size=4, workers=1, keep_images=True))
-    assert (len(answers), alive()) == (40, 40)
+    assert (len(answers), count_alive()) == (40, 40)
 
 
 def test_a_single_answer_keeps_a_thumbnail_for_the_notebook(predictor, paths):
@@ -214,7 +214,7 @@ def test_a_single_answer_keeps_a_thumbnail_for_the_notebook(predictor, paths):
     assert predictor(paths[0]).image == paths[0]
 
 
-def test_the_answers_that_a_notebook_shows_of_a_list_have_thumbnails(predictor, paths):
+def test_the_first_fifty_answers_of_a_list_keep_thumbnails(predictor, paths):
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     answers = predictor(np.stack([image] * 52))
     page = answers._repr_html_()
@@ -227,21 +227,28 @@ def test_the_answers_that_a_notebook_shows_of_a_list_have_thumbnails(predictor, 
     assert mixed[2].error
 
 
-def tops(model_bytes: bytes, paths: list[str]) -> tuple[bool, list[tuple[tuple[str, float], ...]]]:
-    """Run in another process: the answers of a pickled predictor."""
+def unpickle_and_predict(
+    model_bytes: bytes, paths: list[str]
+) -> tuple[bool, list[tuple[tuple[str, float], ...]]]:
+    """Return the answers of a pickled predictor; runs in another process."""
     copied = pickle.loads(model_bytes)
     return copied.model.training, [answer.top for answer in copied(paths)]
 
 
-def test_a_predictor_works_in_another_process_after_its_file_has_gone(trained, paths, tmp_path):
+def test_a_predictor_works_in_another_process_without_its_file(trained, paths, tmp_path):
     file = shutil.copy(trained / "model.safetensors", tmp_path / "m.safetensors")
     one = resnetkit.load(file)
     names = [str(path) for path in paths[:5]]
-    expected = [answer.top for answer in one(names)]  # its engine has started
+    expected = [answer.top for answer in one(names)]  # starts its engine
     (tmp_path / "m.safetensors").write_bytes(b"another file")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        assert pool.submit(tops, pickle.dumps(one), names).result() == (False, expected)
-        found = pool.submit(copy.copy(one).__call__, names).result()  # as pools send it
+        assert pool.submit(unpickle_and_predict, pickle.dumps(one), names).result() == (
+            False,
+            expected,
+        )
+        found = pool.submit(
+            copy.copy(one).__call__, names
+        ).result()  # pools pickle the bound method
     assert [answer.top for answer in found] == expected
     assert [answer.model for answer in found] == [one.digest] * 5
     assert [answer.top for answer in one(names)] == expected
@@ -260,7 +267,7 @@ def test_a_deep_copy_shares_nothing(predictor, paths):
     assert shallow(paths[0]) == expected
 
 
-def test_answers_evaluations_and_networks_are_pickled(predictor, trained, paths):
+def test_answers_evaluations_and_models_can_be_pickled(predictor, trained, paths):
     answers = predictor(paths[:3])
     again = pickle.loads(pickle.dumps(answers))
     assert again == answers

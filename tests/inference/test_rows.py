@@ -17,25 +17,25 @@ ODD = ["plain.png", 'quo"te.png', "new\nline.png", "com,ma.png", "花.png", "bad
 NAMES = [f"{i}{ODD[i % len(ODD)]}" for i in range(2 * BATCH_SIZE + 5)]
 
 
-def answer(name, shift=0.0):
+def make_answer(name, shift=0.0):
     if name.startswith("7"):
         return Prediction(name, (), DIGEST, f'{name}: cannot be decoded ("EOF",\n)')
     return Prediction(name, (("ro\nse", 0.75 + shift), ("tulip", 0.25 - shift)), DIGEST)
 
 
 def write(path, form, resume=False, names=NAMES, shift=0.0, stop=None):
-    """What `resnet predict` does, with answers that are a function of the name."""
+    """Do what `resnet predict` does, with answers that depend only on the name."""
     with rows.RowsFile(path, form, DIGEST, resume) as file:
-        for number, name in enumerate(file.checked(names)):
+        for number, name in enumerate(file.check_sources(names)):
             if number == stop:
                 break
             if number >= file.first:
-                file.write(answer(name, shift))
+                file.write(make_answer(name, shift))
     return path.read_bytes()
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(tmp_path, form):
+def test_a_file_cut_anywhere_resumes_to_the_same_bytes(tmp_path, form):
     whole = write(tmp_path / "whole", form)
     for cut in [*range(0, len(whole), 13), *range(len(whole) - 150, len(whole) + 1)]:
         path = tmp_path / "cut"
@@ -44,7 +44,7 @@ def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_rows_are_read_by_the_standard_library(tmp_path, form):
+def test_the_standard_library_reads_the_rows(tmp_path, form):
     path = tmp_path / "rows"
     text = write(path, form).decode()
     if form == "csv":
@@ -54,7 +54,7 @@ def test_rows_are_read_by_the_standard_library(tmp_path, form):
         found = [json.loads(line) for line in text.splitlines()]
     assert len(found) == len(NAMES)
     for row, name in zip(found, NAMES, strict=True):
-        expected = answer(name).to_dict()
+        expected = make_answer(name).to_dict()
         shown = name.encode("utf-8", "backslashreplace").decode() if form == "csv" else name
         assert row["source"] == shown
         assert (row["class"] or None) == expected["class"]
@@ -75,29 +75,29 @@ def test_only_the_last_batch_is_computed_again(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_what_does_not_fit_is_refused_and_kept(tmp_path, form):
+def test_a_mismatch_is_refused_and_the_file_kept(tmp_path, form):
     path = tmp_path / "rows"
     write(path, form, stop=40)
     before = path.read_bytes()
 
-    def refused(message, **options):
+    def check_refused(message, **options):
         with pytest.raises(OutputError, match=message):
             write(path, form, **options)
         assert path.read_bytes() == before
 
-    refused("exists; add")
-    refused("row 1 is of", resume=True, names=NAMES[::-1])
-    refused("no picture comes", resume=True, names=NAMES[:39])
-    refused("row 1 is of", resume=True, names=[Unreadable("folder", "empty"), *NAMES])
-    refused("other settings", resume=True, shift=0.01)
-    with pytest.raises(OutputError, match=f"answers of the model {DIGEST}"):
+    check_refused("exists. Add")
+    check_refused("row 1 is for", resume=True, names=NAMES[::-1])
+    check_refused("the input has no image", resume=True, names=NAMES[:39])
+    check_refused("row 1 is for", resume=True, names=[Unreadable("folder", "empty"), *NAMES])
+    check_refused("other settings or images", resume=True, shift=0.01)
+    with pytest.raises(OutputError, match=f"answers of model {DIGEST}"):
         rows.RowsFile(path, form, "ba9876543210", resume=True)
-    with pytest.raises(OutputError, match=r"no table|not written by"):
+    with pytest.raises(OutputError, match=r"not written by"):
         rows.RowsFile(path, "csv" if form == "jsonl" else "jsonl", DIGEST, resume=True)
     assert path.read_bytes() == before
 
 
-def test_no_cell_of_a_csv_is_a_formula_and_the_file_is_continued(tmp_path):
+def test_no_csv_cell_is_a_formula_and_the_file_resumes(tmp_path):
     names = ["=1.png", "+2.png", "-3.png", "@4.png", "\t5.png", "\r6.png", "'=7.png", "'8.png"]
     names = names * BATCH_SIZE
     whole = write(tmp_path / "whole", "csv", names=names)
@@ -111,19 +111,19 @@ def test_no_cell_of_a_csv_is_a_formula_and_the_file_is_continued(tmp_path):
 
 
 def test_a_table_row_is_one_line():
-    text = rows.row(answer("new\nline.png"), "table")
+    text = rows.format_row(make_answer("new\nline.png"), "table")
     assert text == "new\\nline.png  ro\\nse  75.00%   (tulip 25.0%)\n"
-    assert rows.row(answer("7"), "table").count("\n") == 1
+    assert rows.format_row(make_answer("7"), "table").count("\n") == 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no device that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("name", ["7.png", None])
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, name):
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, name):
     file = rows.RowsFile(tmp_path / "rows.csv", "csv", DIGEST)
     file._file.close()
     file._file = open("/dev/full", "wb")  # noqa: SIM115
     with pytest.raises(OutputError, match=r"rows\.csv cannot be written \(No space left"), file:
         if name is None:
-            file._file.write(b"left in the buffer")
+            file._file.write(b"unflushed")
         else:
-            file.write(answer(name))
+            file.write(make_answer(name))

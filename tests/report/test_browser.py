@@ -41,42 +41,43 @@ def browser():
 
 @pytest.fixture(scope="module")
 def reports(trained, tmp_path_factory):
-    """Of a run, of all its pictures by a model file, and a comparison."""
+    """A run's own report, a report on all its images, and a comparison."""
     folder = tmp_path_factory.mktemp("reports")
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all", calibrate=True)
-    html.write(folder / "all.html", found, trained / "model.safetensors")
+    html.write_page(folder / "all.html", found, trained / "model.safetensors")
     write_report([trained, trained / "last.safetensors"], out=folder / "two.html")
     return {"run": trained / "report.html", "all": folder / "all.html", "two": folder / "two.html"}
 
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a file at a width; no network may be asked for anything meanwhile, nothing go wrong."""
-    pages, troubles = [], []
+    """Open a page at a width; fail on console messages, errors and network requests."""
+    pages = []
+    problems = []
 
-    def opened(file, width):
+    def open_file(file, width):
         page = browser.new_page(viewport={"width": width, "height": 900})
         pages.append(page)
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
             "request",
             lambda request: (
-                request.url.startswith(("file:", "data:")) or troubles.append(request.url)
+                request.url.startswith(("file:", "data:")) or problems.append(request.url)
             ),
         )
         page.goto(file.as_uri())
         return page
 
-    yield opened
+    yield open_file
     for page in pages:
         page.close()
-    assert troubles == []
+    assert problems == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("which", ["run", "all", "two"])
-def test_it_fits_and_every_picture_is_shown(open_page, reports, which, width):
+def test_the_page_fits_and_every_image_is_shown(open_page, reports, which, width):
     page = open_page(reports[which], width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
@@ -87,7 +88,7 @@ def test_it_fits_and_every_picture_is_shown(open_page, reports, which, width):
     assert min(sizes) >= 13
 
 
-def test_tables_are_sorted_and_filtered(open_page, reports):
+def test_tables_sort_and_filter(open_page, reports):
     page = open_page(reports["all"], 1280)
 
     def column(number):
@@ -109,14 +110,14 @@ def test_tables_are_sorted_and_filtered(open_page, reports):
     assert len(column(1)) == 3
 
 
-def test_a_cell_of_the_matrix_says_what_it_is(open_page, reports):
+def test_pointing_at_a_matrix_cell_shows_its_content(open_page, reports):
     page = open_page(reports["all"], 1280)
     page.locator("rect.hit").first.hover()
     assert "blue: " in page.locator("#readout").inner_text()
-    assert "named rightly" in page.locator("#readout").inner_text()
+    assert " correct" in page.locator("#readout").inner_text()
 
 
-def test_it_prints(open_page, reports):
+def test_the_page_prints(open_page, reports):
     page = open_page(reports["all"], 1280)
     page.emulate_media(media="print")
     assert page.locator("nav").is_hidden()

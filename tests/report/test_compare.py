@@ -10,19 +10,19 @@ from scipy import stats
 from resnetkit import evaluate, train
 from resnetkit.errors import ModelFileError, OutputError, RecipeError
 from resnetkit.report import compare
-from resnetkit.report.record import read
+from resnetkit.report.record import read_record
 from resnetkit.report.sources import write_report
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 61), (0, 5)])
-def test_mcnemar_is_the_binomial_test(first, second):
+def test_mcnemar_equals_the_binomial_test(first, second):
     theirs = stats.binomtest(first, first + second).pvalue if first + second else 1
     assert compare.Duel("a", "b", first, second).p_value == pytest.approx(theirs)
 
 
 @pytest.fixture(scope="module")
 def other(trained, tmp_path_factory):
-    """A second run on the same data, with one epoch."""
+    """A second run on the same data, of one epoch."""
     settings = {"model": "cifar_resnet20", "model_options": {"width": 8}, "image_size": 32}
     out = tmp_path_factory.mktemp("other") / "short"
     return train(
@@ -40,19 +40,21 @@ def test_two_runs_are_compared(trained, other, tmp_path):
         evaluate(run / "model.safetensors", trained.parent / "data", "val")
         for run in (trained, other)
     ]
-    right = [item.logits.argmax(1) == item.labels for item in found]
-    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    assert f"Only run is right on {only[0]} pictures, only short on {only[1]}." in text
+    correct = [item.logits.argmax(1) == item.labels for item in found]
+    only_first = int((correct[0] & ~correct[1]).sum())
+    only_second = int((correct[1] & ~correct[0]).sum())
+    plural = "image" if only_first == 1 else "images"
+    assert f"Only run is correct on {only_first} {plural}, only short on {only_second}." in text
     differ = int((found[0].logits.argmax(1) != found[1].logits.argmax(1)).sum())
     assert differ > 0
-    assert f"{differ} pictures are answered differently" in text
+    assert f"give different answers for {differ} image" in text
     assert page.count("data:image/jpeg") == differ
     assert "epochs 6 1" in text
     with pytest.raises(OutputError, match="exists"):
         write_report([trained, other], out=file)
 
 
-def test_without_the_data_the_runs_own_numbers_are_compared(trained, other, tmp_path):
+def test_without_the_data_the_recorded_metrics_are_compared(trained, other, tmp_path):
     copies = [shutil.copytree(run, tmp_path / run.name) for run in (trained, other)]
     for copy in copies:
         environment = json.loads((copy / "environment.json").read_text())
@@ -64,20 +66,20 @@ def test_without_the_data_the_runs_own_numbers_are_compared(trained, other, tmp_
         write_report([copies[0]])
 
 
-def test_what_is_named(trained, tmp_path, save):
+def test_sources_are_resolved_or_refused(trained, tmp_path, save):
     model, data = trained / "model.safetensors", trained.parent / "data"
     alone = shutil.copy(model, tmp_path / "m.safetensors")
     file, _ = write_report([alone, data], out=tmp_path / "new" / "r.html")
     assert file.is_file()
-    with pytest.raises(RecipeError, match=r"name them: resnet report .*m\.safetensors DATA"):
+    with pytest.raises(RecipeError, match=r"Name them: resnet report .*m\.safetensors DATA"):
         write_report([alone])
-    with pytest.raises(ModelFileError, match="is no run: it holds no model"):
+    with pytest.raises(ModelFileError, match="is not a run folder: it has no model"):
         write_report([data])
     with pytest.raises(ModelFileError, match="does not exist"):
         write_report([tmp_path / "gone", data])
-    with pytest.raises(RecipeError, match="do not know their data"):
+    with pytest.raises(RecipeError, match="its data are unknown"):
         write_report([alone, alone], out=tmp_path / "x.html")
-    assert read(model).name == trained.name
+    assert read_record(model).name == trained.name
     before = (trained / "report.html").read_bytes()
     file, _ = write_report([trained])
     assert file == trained / "report.html"

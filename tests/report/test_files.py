@@ -14,9 +14,9 @@ from resnetkit.report import files
 from resnetkit.storage import csv_text
 
 
-def test_everything_is_written_and_agrees(trained, tmp_path):
+def test_all_files_are_written_and_agree(trained, tmp_path):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all")
-    files.write(found, tmp_path, trained / "model.safetensors")
+    files.write_evaluation(found, tmp_path, trained / "model.safetensors")
     assert json.loads((tmp_path / "metrics.json").read_text()) == found.metrics
     with (tmp_path / "predictions.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
@@ -29,8 +29,8 @@ def test_everything_is_written_and_agrees(trained, tmp_path):
         assert float(row["probability"]) == float(shares[i].max())
         true = shares[i, found.labels[i]].double()
         assert float(row["loss"]) == pytest.approx(float(-torch.log(true)), rel=1e-4, abs=1e-6)
-    wrong = sum(row["truth"] != row["prediction"] for row in rows)
-    assert wrong == found.metrics["errors"]
+    errors = sum(row["truth"] != row["prediction"] for row in rows)
+    assert errors == found.metrics["errors"]
     with (tmp_path / "per_class.csv").open(newline="") as lines:
         classes = list(csv.DictReader(lines))
     assert [row["class"] for row in classes] == ["blue", "green", "red"]
@@ -54,7 +54,7 @@ def test_no_cell_is_a_formula_and_numbers_stay_numbers(tmp_path):
     assert [csv_text(row[0]) for row in cells] == [row[0] for row in rows]
 
 
-def test_a_manifest_that_we_wrote_is_read_unchanged(tmp_path):
+def test_a_written_manifest_is_read_back_unchanged(tmp_path):
     paths = [f"{name}.png" for name in FORMULAS]
     rows = [[path, label, "train"] for path, label in zip(paths, FORMULAS, strict=True)]
     files.write_rows(tmp_path / "split.csv", ["path", "label", "split"], rows)
@@ -64,7 +64,7 @@ def test_a_manifest_that_we_wrote_is_read_unchanged(tmp_path):
     }
 
 
-def test_rows_keep_paths_that_are_no_text(tmp_path):
+def test_rows_keep_paths_that_are_not_utf8(tmp_path):
     files.write_rows(tmp_path / "x.csv", ["path"], [["r\udcff.png"], ['a "quoted",\nname']])
     assert b"r\xff.png" in (tmp_path / "x.csv").read_bytes()
     with (tmp_path / "x.csv").open(newline="", errors="surrogateescape") as lines:

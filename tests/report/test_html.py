@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnetkit import evaluate
 from resnetkit.report import html, thumbnails
-from resnetkit.report.record import read
+from resnetkit.report.record import read_record
 
 
 def text_of(page):
@@ -30,19 +30,19 @@ def test_a_run_ends_with_a_report(trained, page):
     text = " ".join(text_of(page).split())
     assert f"{100 * metrics['accuracy']:.1f} %" in text or metrics["accuracy"] == 1
     assert "data · cifar_resnet20" in text
-    assert "trained for 6 epochs on 51 pictures of data" in text
-    for heading in ("Training", "What is taken for what", "Labels in doubt", "Recipe and repeat"):
+    assert "trained for 6 epochs on 51 images of data" in text
+    for heading in ("Training", "Confusions", "Doubtful labels", "Recipe and commands"):
         assert heading in text
     assert f"resnet train data --recipe {trained.name}/recipe.yaml" in text
     assert len(page) < 4e6
 
 
-def test_paths_are_those_of_the_working_folder(trained, page, tmp_path, monkeypatch):
-    """Neither the page that was made elsewhere nor the one made here says where on the machine."""
+def test_paths_are_relative_to_the_working_folder(trained, page, tmp_path, monkeypatch):
+    """No report contains an absolute path, wherever it was made."""
     assert str(trained.parent) not in standard.unescape(page)
     monkeypatch.chdir(trained.parent)
     found = evaluate(trained / "model.safetensors", "data", "val")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
     run = trained.relative_to(trained.parent)
     assert f"resnet train data --recipe {run}/recipe.yaml" in text
@@ -50,30 +50,30 @@ def test_paths_are_those_of_the_working_folder(trained, page, tmp_path, monkeypa
     assert str(trained.parent) not in text
 
 
-def test_measuring_again_names_the_data_that_were_measured(trained, tmp_path, monkeypatch):
+def test_the_evaluate_command_names_the_evaluated_data(trained, tmp_path, monkeypatch):
     shutil.copytree(trained.parent / "data", tmp_path / "other photos")
     monkeypatch.chdir(tmp_path)
     found = evaluate(trained / "model.safetensors", "other photos", "all")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "model.safetensors 'other photos' --split all" in text
     assert "resnet train data --recipe" in text
 
 
-def test_nothing_is_loaded_from_anywhere(page):
+def test_the_page_loads_nothing(page):
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
     assert re.findall(r"url\(|@import|https?://", page) == []
 
 
 def test_the_same_run_gives_the_same_bytes(trained, tmp_path):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "val")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     assert (tmp_path / "r.html").read_bytes() == (trained / "report.html").read_bytes()
 
 
-def test_pictures_are_those_of_the_data(trained, tmp_path):
+def test_thumbnails_have_the_stated_size(trained, tmp_path):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all")
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
     uris = re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / "r.html").read_text())
     assert len(uris) >= 24
     for uri in uris[:4]:
@@ -81,8 +81,8 @@ def test_pictures_are_those_of_the_data(trained, tmp_path):
             assert image.size == (thumbnails.SIDE, thumbnails.SIDE)
 
 
-def test_names_are_escaped_and_in_any_script(trained, tmp_path, save):
-    """Class names that try to be markup, script, templates; Chinese, Arabic, emoji, long."""
+def test_names_are_escaped_and_can_be_in_any_script(trained, tmp_path, save):
+    """Try class names that are markup, scripts, templates, Chinese, Arabic, emoji, long."""
     from resnetkit import train
 
     names = ["<img src=x onerror=alert(1)>", "花 زهرة 🌷", "{{ 7 * 7 }}</script>" + "x" * 90]
@@ -99,36 +99,36 @@ def test_names_are_escaped_and_in_any_script(trained, tmp_path, save):
     assert page.count("<script") == page.count("</script>")
 
 
-def test_a_picture_that_is_gone_is_said(trained, tmp_path):
+def test_a_missing_image_is_reported(trained, tmp_path):
     data = shutil.copytree(trained.parent / "data", tmp_path / "data")
     found = evaluate(trained / "model.safetensors", data, "val")
     shutil.rmtree(data)
-    html.write(tmp_path / "r.html", found, trained / "model.safetensors")
-    assert "the picture is not there any more" in (tmp_path / "r.html").read_text()
+    html.write_page(tmp_path / "r.html", found, trained / "model.safetensors")
+    assert "the image is no longer available" in (tmp_path / "r.html").read_text()
 
 
 def test_a_model_file_alone_has_no_curves(trained, tmp_path):
     copy = shutil.copy(trained / "model.safetensors", tmp_path / "m.safetensors")
     found = evaluate(copy, trained.parent / "data", "val", calibrate=True, flip=True)
-    html.write(tmp_path / "r.html", found, copy)
+    html.write_page(tmp_path / "r.html", found, copy)
     text = " ".join(text_of((tmp_path / "r.html").read_text()).split())
-    assert "Kept is the model of epoch" not in text
+    assert "The model of epoch" not in text
     assert "--split val --flip" in text
-    assert "a temperature fitted on 9 pictures of val" in text
-    assert not read(copy).is_run
+    assert "a temperature fitted on 9 images of the val split" in text
+    assert not read_record(copy).is_run
 
 
-def test_shares_and_values_are_readable():
-    assert html.percent(0.5) == "50.0 %"
-    assert html.percent(0.0) == "0 %"
-    assert html.plain({"a": [1, 2.50], "b": None}) == "a 1, 2.5, b none"
-    assert html.plain(False) == "no"
+def test_shares_and_values_are_formatted():
+    assert html.format_percent(0.5) == "50.0 %"
+    assert html.format_percent(0.0) == "0 %"
+    assert html.format_value({"a": [1, 2.50], "b": None}) == "a 1, 2.5, b none"
+    assert html.format_value(False) == "no"
 
 
-def test_heat_is_laid_over_pictures():
+def test_heat_maps_are_laid_over_images():
     image = np.full((8, 8, 3), 100, np.uint8)
     heat = np.zeros((8, 8))
     heat[2, 3] = 1
     found = thumbnails.overlay(image, heat)
     assert (abs(found[0, 0].astype(int) - 100) <= 1).all()
-    assert (found[2, 3].astype(int) - 100)[0] > 20  # the hottest place is red
+    assert (found[2, 3].astype(int) - 100)[0] > 20  # the hottest pixel is red

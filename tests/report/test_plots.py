@@ -7,13 +7,13 @@ from PIL import Image
 from resnetkit.report import plots
 
 
-def colours(path):
+def read_colours(path):
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     return pixels, {tuple(p) for p in pixels.reshape(-1, 3)}
 
 
-def test_curves_draw_both_parts(tmp_path):
+def test_curves_draw_both_splits(tmp_path):
     rows = [
         {
             "epoch": i,
@@ -24,15 +24,15 @@ def test_curves_draw_both_parts(tmp_path):
         }
         for i in range(1, 8)
     ]
-    plots.curves(rows, tmp_path / "c.png", "title")
-    _, found = colours(tmp_path / "c.png")
+    plots.save_curves(rows, tmp_path / "c.png", "title")
+    _, found = read_colours(tmp_path / "c.png")
     for colour in (plots.BLUE, plots.ORANGE):
         assert tuple(bytes.fromhex(colour[1:])) in found
 
 
 def test_one_epoch_is_enough(tmp_path):
     row = {"epoch": 1, "train_loss": 1, "val_loss": 2, "train_accuracy": 0, "val_accuracy": 0}
-    plots.curves([row], tmp_path / "c.png", "title")
+    plots.save_curves([row], tmp_path / "c.png", "title")
     assert (tmp_path / "c.png").stat().st_size > 5000
 
 
@@ -40,18 +40,22 @@ def test_one_epoch_is_enough(tmp_path):
 def test_confusion_matrix_of_few_and_many_classes(tmp_path):
     for n in (2, 120):
         matrix = np.eye(n, dtype=int) * 5
-        plots.confusion_matrix(matrix, [f"class {i}" for i in range(n)], tmp_path / "m.png", "t")
-        pixels, _ = colours(tmp_path / "m.png")
+        plots.save_confusion_matrix(
+            matrix, [f"class {i}" for i in range(n)], tmp_path / "m.png", "t"
+        )
+        pixels, _ = read_colours(tmp_path / "m.png")
         assert pixels.shape[0] > 500
 
 
-def test_pictures_are_drawn(tmp_path):
+def test_images_are_drawn(tmp_path):
     red = np.full((8, 8, 3), (250, 10, 20), dtype=np.uint8)
-    plots.images([red] * 3, ["a", "b", "c"], tmp_path / "p.png", "title", [False, True, False])
-    _, found = colours(tmp_path / "p.png")
+    plots.save_image_grid(
+        [red] * 3, ["a", "b", "c"], tmp_path / "p.png", "title", [False, True, False]
+    )
+    _, found = read_colours(tmp_path / "p.png")
     assert (250, 10, 20) in found
-    plots.images([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
-    marked, unmarked = (colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
+    plots.save_image_grid([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
+    marked, unmarked = (read_colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
     assert not np.array_equal(marked, unmarked)
 
 
@@ -60,8 +64,8 @@ def test_the_reliability_diagram_draws_its_bins(tmp_path):
         {"from": 0.0, "to": 0.5, "pictures": 0, "confidence": None, "accuracy": None},
         {"from": 0.5, "to": 1.0, "pictures": 7, "confidence": 0.8, "accuracy": 0.6},
     ]
-    plots.reliability(bins, tmp_path / "r.png", "title")
-    pixels, found = colours(tmp_path / "r.png")
+    plots.save_reliability(bins, tmp_path / "r.png", "title")
+    pixels, found = read_colours(tmp_path / "r.png")
     assert tuple(bytes.fromhex(plots.ORANGE[1:])) in found
     right_half = pixels[:, pixels.shape[1] // 2 :].reshape(-1, 3).astype(int)
     left_half = pixels[:, : pixels.shape[1] // 2].reshape(-1, 3).astype(int)

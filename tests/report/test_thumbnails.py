@@ -8,11 +8,11 @@ import pytest
 from resnetkit.evaluation.explain import Explanation
 from resnetkit.report.thumbnails import write_overlays
 
-ONE, TWO = "\u00e9", "E\u0301"  # the same letter, as one sign and as two
+ONE, TWO = "\u00e9", "E\u0301"  # the same letter, as one code point and as two
 
 
-def written(sources, out):
-    """The names of the files, and how bright each is: every picture has its own brightness."""
+def write_all(sources, out):
+    """Write an overlay per source; return the names of the files."""
     heat = np.zeros((8, 8), np.float32)
     items = [
         Explanation(Path(source), image=np.full((8, 8, 3), 10 * i, np.uint8), heat=heat)
@@ -31,14 +31,14 @@ def written(sources, out):
         (["a.b.jpg", "a.b.png"], ["a.b.png", "a.b-2.png"]),
     ],
 )
-def test_every_picture_has_a_file_with_a_name_that_no_other_has(tmp_path, sources, names):
-    assert written(sources, tmp_path / "once") == names
-    assert sorted(file.name for file in (tmp_path / "once").glob("*.png")) == sorted(names)
-    assert written(sources, tmp_path / "again") == names
+def test_every_image_gets_a_unique_file_name(tmp_path, sources, names):
+    assert write_all(sources, tmp_path / "first") == names
+    assert sorted(file.name for file in (tmp_path / "first").glob("*.png")) == sorted(names)
+    assert write_all(sources, tmp_path / "again") == names
 
 
-def test_long_names_and_names_that_are_no_text_are_written(tmp_path):
+def test_long_names_and_names_that_are_not_utf8_are_written(tmp_path):
     sources = ["花" * 84 + ".j", "花" * 84 + ".p", "caf\udce9.png"]
-    names = written(sources, tmp_path / "out")
+    names = write_all(sources, tmp_path / "out")
     assert len(set(names)) == 3
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == set(names)

@@ -256,8 +256,8 @@ def test_a_trained_model_answers_there_as_on_the_cpu(flat_folder, small, tmp_pat
         network.to("cuda").eval()
         images = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
         heat = grad_cam(network, images.to("cuda"), "layer3", [0, 2]).cpu()
-        choice = engines.Choice("eager", "fp32")
-        found = bench._one_row(str(run.model), choice, torch.device("cuda"), 0.01, 2)
+        choice = engines.EngineChoice("eager", "fp32")
+        found = bench._measure_row(str(run.model), choice, torch.device("cuda"), 0.01, 2)
         assert found["peak_memory_mb"] == 1.0
     here = evaluate(run.model, flat_folder, split="all", device="cpu", calibrate=True)
     assert measured.metrics["accuracy"] == here.metrics["accuracy"]

@@ -105,13 +105,13 @@ def bench(
     device: DEVICE = "auto",
 ) -> None:
     """Measure how fast a model answers on this machine, by engine and batch size."""
-    from ..inference.bench import measure, table
+    from ..inference.bench import bench_table, measure_model
     from ..progress import answer, answer_json, say
 
-    found: dict[str, Any] = measure(
+    found: dict[str, Any] = measure_model(
         model, engine or None, batch_size or None, seconds, device=device, note=say
     )
     if format is Shown.json:
         answer_json(found)
     else:
-        answer(table(found))
+        answer(bench_table(found))

@@ -64,7 +64,7 @@ def _draw(answers: list, truths: list[str], path: Path) -> None:  # type: ignore
     import numpy as np
     from PIL import Image
 
-    from ..report.plots import images
+    from ..report.plots import save_image_grid
 
     shown = []
     for answer in answers:
@@ -72,4 +72,6 @@ def _draw(answers: list, truths: list[str], path: Path) -> None:  # type: ignore
             shown.append(np.asarray(image.convert("RGB")))
     captions = [f"{a.class_name}  {a.probability:.0%}" for a in answers]
     wrong = [a.class_name != truth for a, truth in zip(answers, truths, strict=True)]
-    images(shown, captions, path, "Digits of the test part, and what the network says", wrong)
+    save_image_grid(
+        shown, captions, path, "Digits of the test part, and what the network says", wrong
+    )

@@ -72,9 +72,9 @@ def evaluate(
         say(f"Note: {printable(note)}")
     answer(evaluation_table(found))
     if out is not None:
-        from ..report.files import write
+        from ..report.files import write_evaluation
 
-        write(found, out, model, device)
+        write_evaluation(found, out, model, device)
 
 
 def report(

@@ -100,13 +100,13 @@ def closing_lines(run: Run) -> str:
 
 def show_learning_rates(found: LearningRates, out: Path | None) -> str:
     """Draw the losses over the rates into the folder ``out`` (by default this one)."""
-    from ..report.plots import learning_rates
+    from ..report.plots import save_learning_rates
     from ..storage import make_output
 
     path = (out or Path()) / "learning_rates.png"
     if not path.parent.exists():
         make_output(path.parent)
-    learning_rates(found.rates, found.losses, found.suggestion, path)
+    save_learning_rates(found.rates, found.losses, found.suggestion, path)
     return (
         f"suggested: --lr {found.suggestion:.1g} (a third of the rate at which the loss was lowest)"
         f"\nthe curve is in {path}"

@@ -13,7 +13,7 @@ from ..inference import drawing
 from ..inference.embeddings import EmbeddingsFile
 from ..inference.images import ImageLike
 from ..inference.predictor import Prediction, Predictor
-from ..inference.rows import RowsFile, header, row
+from ..inference.rows import RowsFile, format_header, format_row
 from ..prefetch import prefetch_map
 from ..progress import Advance, bar, say, shown, shown_json
 from ..runtime import default_workers
@@ -78,7 +78,7 @@ class Sinks:
         """The pictures that the arguments name; those that have rows are compared with them."""
         self.total = count(arguments)
         found = expand(arguments, say)
-        return self._rows.checked(found) if self._rows else found
+        return self._rows.check_sources(found) if self._rows else found
 
     def write(self, answers: Iterator[Prediction]) -> int:
         """Write answers as they come; returns how many pictures could not be read."""
@@ -86,7 +86,7 @@ class Sinks:
             workers = max(1, default_workers() // 2)
             answers = prefetch_map(self._draw, enumerate(answers, self.first), workers)
         if self._rows is None:
-            self._handle.write(header(self._format))
+            self._handle.write(format_header(self._format))
         failed = self._rows.failed if self._rows else 0
         with ExitStack() as stack:
             advance: Advance = lambda text: None  # noqa: E731
@@ -102,7 +102,7 @@ class Sinks:
         if self._rows is not None:
             self._rows.write(answer)
         else:
-            text = row(answer, self._format)
+            text = format_row(answer, self._format)
             if self._to_screen:  # names may hold what a terminal takes for commands
                 text = shown_json(text) if self._format == "jsonl" else shown(text)
             self._handle.write(text)
@@ -113,7 +113,7 @@ class Sinks:
     def _draw(self, numbered: tuple[int, Prediction]) -> Prediction:
         number, answer = numbered
         assert self._images is not None
-        drawing.save(answer, self._images, number)
+        drawing.save_labelled(answer, self._images, number)
         return answer
 
     def _say_missing(self, classes: tuple[str, ...]) -> None:

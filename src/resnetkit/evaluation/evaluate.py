@@ -1,4 +1,4 @@
-"""Model x data -> predictions and metrics: always the eager network in fp32. Prints nothing."""
+"""Model file and data -> logits and metrics, always with the eager fp32 model. Prints nothing."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ from ..models.modes import in_mode
 from ..models.weights import modelfile
 from . import metrics
 from .calibration import fit_temperature, reliability
-from .choice import choose, read_for
-from .views import Views, at_size, batches, predict_views
+from .selection import read_dataset_for, select_split
+from .views import Views, batch_count, predict_views, scale_preprocessing
 
 BATCH_SIZE = 64
-"""Pictures in a batch of evaluation, in training and after it, so that both give the same bits."""
+"""Images per evaluation batch, during training and after it, so that both give the same bits."""
 
 
-def _silent(text: str) -> None:
+def _ignore(text: str) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``part`` is what was evaluated, ``logits`` ``(n, classes)`` float32 belong to it, row by
-    row; ``metrics`` is what ``metrics.json`` holds; ``notes`` are for the reader."""
+    """The result of evaluating a model file on a split.
+
+    Args:
+        samples: the images that were evaluated, and their labels.
+        split: the name of the split.
+        classes: the class names.
+        logits: ``(n, classes)`` float32, one row per image of ``samples``.
+        metrics: the content of ``metrics.json``.
+        notes: remarks for the user.
+    """
 
     samples: Split
     split: str
@@ -46,7 +54,7 @@ class Evaluation:
 
     @property
     def labels(self) -> Tensor:
-        """``(n,)`` int64: the true classes."""
+        """The true classes, ``(n,)`` int64."""
         return torch.from_numpy(self.samples.labels.astype(np.int64))
 
 
@@ -55,38 +63,39 @@ def predict_logits(
     images: Images,
     device: torch.device,
     workers: int,
-    advance: Callable[[str], None] = _silent,
+    advance: Callable[[str], None] = _ignore,
     *,
     batch_size: int = BATCH_SIZE,
     precision: str = "fp32",
 ) -> Tensor:
-    """Run a network in eval mode over pictures; ``(n, classes)`` float32 on the CPU.
+    """Run a model in eval mode over images; return ``(n, classes)`` float32 on the CPU.
 
-    ``advance`` is called after each batch. Each module is left in the mode that it came in.
+    Afterwards every module is back in the mode it had.
 
     Args:
-        precision: ``fp32``, which is exact on every card; ``bf16`` or ``fp16`` under autocast.
+        advance: called after each batch.
+        precision: ``fp32``, without TF32 on any GPU; or ``bf16`` or ``fp16`` under autocast.
 
     Raises:
-        PictureError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     layout = runtime.memory_format(model, device, precision)
-    rows: list[Callable[[], Tensor]] = []
-    coming = Loader(images, batch_size, workers).evaluation()
+    pending: list[Callable[[], Tensor]] = []
+    batches = Loader(images, batch_size, workers).evaluation()
     autocast = runtime.Runtime(device, precision).autocast()
-    evaluating = in_mode(model, training=False)
-    with evaluating, torch.inference_mode(), autocast, runtime.full_fp32(device):
-        for batch in to_device(coming, device):
+    eval_mode = in_mode(model, training=False)
+    with eval_mode, torch.inference_mode(), autocast, runtime.full_fp32(device):
+        for batch in to_device(batches, device):
             inputs = normalize(batch.images, images.preprocessing)
             logits = model(inputs.contiguous(memory_format=layout))
-            rows.append(runtime.fetch(logits.float()))
+            pending.append(runtime.fetch(logits.float()))
             advance("")
-        found = [row() for row in rows]
-    return torch.cat(found).clone()
+        rows = [fetched() for fetched in pending]
+    return torch.cat(rows).clone()
 
 
 Progress = Callable[[int], Callable[[str], None]]
-"""Given the number of batches, gives what to call after each."""
+"""Takes the number of batches; returns the function to call after each batch."""
 
 
 @runtime.pytorch_defaults()
@@ -101,36 +110,40 @@ def evaluate(
     calibrate: bool = False,
     device: str = "auto",
     workers: int | None = None,
-    progress: Progress = lambda total: _silent,
+    progress: Progress = lambda total: _ignore,
 ) -> Evaluation:
-    """Measure a model file on a data set.
+    """Evaluate a model file on a dataset.
 
     Args:
-        data: a folder or manifest, as for training; classes are matched by name, and folders that
-            are called by WordNet ids by the published name of these.
-        split: ``train``, ``val``, ``test`` or ``all``; by default test, else val, else all. Of a
-            flat folder, ``train`` and ``val`` are the pictures that training took for them,
-            found again by their contents.
-        image_size: another picture size than the model file's, in pixels.
-        crops, flip: several views of each picture, whose probabilities are averaged; see `Views`.
-        calibrate: also fit a temperature on the validation split, and say in
-            ``metrics["temperature"]`` what it would do here. The logits and every other number
-            stay without it, and so does the model file.
+        model_file: a model file that training or ``convert`` wrote.
+        data: a folder or manifest, as for training. Classes are matched by name; folders named by
+            WordNet ids are matched by the published class names of those ids.
+        split: ``train``, ``val``, ``test`` or ``all``; by default test, else val, else all. In a
+            flat folder, ``train`` and ``val`` are the images that training used as such, found by
+            the digests of their contents.
+        image_size: the input size in pixels, if not the model file's own.
+        crops: 1 or 10 views of each image, with averaged probabilities; see `Views`.
+        flip: average with the mirrored image; see `Views`.
+        calibrate: fit a temperature on the validation split and report its effect in
+            ``metrics["temperature"]``. The logits, the other metrics and the model file do not
+            change.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        workers: threads that read pictures; by default one a core.
+        workers: threads that read images; by default one per core.
+        progress: takes the number of batches; returns a function to call after each batch.
 
     Raises:
-        ModelFileError: the file is no model file.
-        RecipeError: a picture size or number of crops that there is not.
-        DataError: there is no such split, or it has a class that the network does not know.
-        PictureError: a picture cannot be read.
+        ModelFileError: the file is not a valid model file.
+        RecipeError: the image size, number of crops or device is not valid.
+        DataError: the split does not exist, or has a class that the model does not know.
+        ImageError: an image cannot be read.
     """
     header = modelfile.read_header(model_file)
     modelfile.check_has_classes(header, model_file)
-    dataset, views = read_for(header, data), Views(crops, flip)
-    chosen = choose(dataset, split, header)
+    dataset = read_dataset_for(header, data)
+    views = Views(crops, flip)
+    selected = select_split(dataset, split, header)
 
-    def measure(samples: Split, name: str) -> Evaluation:
+    def evaluate_samples(samples: Split, name: str) -> Evaluation:
         return evaluate_split(
             model_file,
             samples,
@@ -139,19 +152,21 @@ def evaluate(
             views=views,
             device=device,
             workers=workers,
-            advance=progress(batches(len(samples), views)),
+            advance=progress(batch_count(len(samples), views)),
         )
 
-    found = measure(chosen.samples, chosen.split)
-    notes = dataset.remarks + chosen.notes + views.notes(at_size(header.preprocessing, image_size))
+    evaluation = evaluate_samples(selected.samples, selected.split)
+    preprocessing = scale_preprocessing(header.preprocessing, image_size)
+    notes = dataset.remarks + selected.notes + views.notes(preprocessing)
     if calibrate:
-        fitted = found
-        if chosen.split != "val":
-            fitted = measure(choose(dataset, "val", header).samples, "val")
+        fitted = evaluation
+        if selected.split != "val":
+            fitted = evaluate_samples(select_split(dataset, "val", header).samples, "val")
         else:
-            notes += ("the temperature was fitted on the pictures that it is measured on",)
-        found = replace(found, metrics={**found.metrics, "temperature": _temper(fitted, found)})
-    return replace(found, notes=notes)
+            notes += ("the temperature was fitted and measured on the same images",)
+        temperature = _temperature_metrics(fitted, evaluation)
+        evaluation = replace(evaluation, metrics={**evaluation.metrics, "temperature": temperature})
+    return replace(evaluation, notes=notes)
 
 
 @runtime.pytorch_defaults()
@@ -164,21 +179,22 @@ def evaluate_split(
     views: Views = Views(),  # noqa: B008 (it is frozen)
     device: str = "auto",
     workers: int | None = None,
-    advance: Callable[[str], None] = _silent,
+    advance: Callable[[str], None] = _ignore,
 ) -> Evaluation:
-    """Measure a model file on the pictures of ``part``, whose labels are the network's."""
-    network, header = modelfile.read(model_file)
-    chosen = runtime.pick(device, "fp32").device
+    """Evaluate a model file on ``samples``, whose labels are indices of the model's classes."""
+    model, header = modelfile.read(model_file)
+    torch_device = runtime.pick(device, "fp32").device
     workers = runtime.default_workers() if workers is None else workers
-    network = network.to(chosen, memory_format=runtime.memory_format(network, chosen))  # type: ignore[call-overload]
-    preprocessing = at_size(header.preprocessing, image_size)
+    layout = runtime.memory_format(model, torch_device)
+    model = model.to(torch_device, memory_format=layout)  # type: ignore[call-overload]
+    preprocessing = scale_preprocessing(header.preprocessing, image_size)
     images = Images(samples, preprocessing)
     if views.count == 1:
-        logits = predict_logits(network, images, chosen, workers, advance)
+        logits = predict_logits(model, images, torch_device, workers, advance)
     else:
-        with runtime.full_fp32(chosen):
-            logits = predict_views(network, images, views, chosen, workers, advance)
-    seen = {
+        with runtime.full_fp32(torch_device):
+            logits = predict_views(model, images, views, torch_device, workers, advance)
+    view_metrics = {
         "image_size": preprocessing.crop_size,
         "resize_size": preprocessing.resize_size,
         "crops": views.crops,
@@ -186,33 +202,32 @@ def evaluate_split(
     }
     measured = {
         "split": split,
-        "views": seen,
-        **metrics.compute(logits, images.labels(), header.classes),
+        "views": view_metrics,
+        **metrics.compute_metrics(logits, images.labels(), header.classes),
     }
     if "published" in header.metrics:
         measured["published"] = header.metrics["published"]
     return Evaluation(samples, split, header.classes, logits, measured)
 
 
-def _temper(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
-    """A temperature fitted on one evaluation, and what it does to the loss and the calibration of
-    another."""
-    value = fit_temperature(fitted.logits, fitted.labels)
-    after = measured.logits / value
+def _temperature_metrics(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
+    """Fit a temperature on one evaluation; return its effect on another's loss and calibration."""
+    temperature = fit_temperature(fitted.logits, fitted.labels)
+    scaled = measured.logits / temperature
     return {
-        "value": value,
+        "value": temperature,
         "fitted_on": fitted.split,
         "pictures": len(fitted.samples),
         "ece_before": measured.metrics["calibration"]["ece"],
-        "ece_after": reliability(after, measured.labels)["ece"],
+        "ece_after": reliability(scaled, measured.labels)["ece"],
         "loss_before": measured.metrics["loss"],
-        "loss_after": metrics.accuracy_and_loss(after, measured.labels)[1],
+        "loss_after": metrics.accuracy_and_loss(scaled, measured.labels)[1],
     }
 
 
 def confusions(evaluation: Evaluation) -> Sequence[tuple[str, str, int]]:
-    """(truth, prediction, count) of the wrong answers, the most frequent first."""
-    matrix = metrics.counts_of(evaluation.metrics["confusion_matrix"])
+    """Return (truth, prediction, count) of the wrong answers, most frequent first."""
+    matrix = metrics.confusion_counts(evaluation.metrics["confusion_matrix"])
     wrong = [
         (evaluation.classes[i], evaluation.classes[j], int(matrix[i, j]))
         for i, j in np.argwhere(matrix).tolist()

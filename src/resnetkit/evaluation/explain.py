@@ -1,7 +1,8 @@
-"""Grad-CAM: where in a picture a network found what it names.
+"""Grad-CAM: where in an image a model finds a class.
 
-Selvaraju et al., arXiv:1610.02391. The maps of a layer are added up, each weighted with the mean
-slope of the class's logit over it; what speaks against the class is cut off.
+Selvaraju et al., arXiv:1610.02391. The feature maps of a layer are summed, each weighted by the
+mean gradient of the class's logit over the map. Negative values, evidence against the class, are
+set to 0.
 """
 
 from __future__ import annotations
@@ -25,21 +26,24 @@ from ..errors import ImageError, RecipeError
 from ..models.modes import in_mode
 from ..models.weights import modelfile
 from .metrics import probabilities
-from .views import at_size
+from .views import scale_preprocessing
 
-SHOWN = 256  # pixels: a smaller view is hard to look at
+SIDE = 256
+"""Side of the returned images in pixels: a model's own input can be too small to look at."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found in one picture; where it could not be read, ``error`` says why.
+    """The Grad-CAM map of one image, or the reason why it could not be read.
 
     Args:
-        source: the path; of bytes ``picture``.
-        answer, probability: what the network says.
+        source: the path; ``picture`` if the image was given as bytes.
+        answer: the most probable class.
+        probability: the probability of ``answer``, in [0, 1].
         target: the class that is explained.
-        picture: ``(V, V, 3)`` uint8, the part of the picture that the network sees.
-        heat: ``(V, V)`` float32 in [0, 1]: how much each place speaks for ``target``.
+        image: ``(V, V, 3)`` uint8, the crop of the image that the model sees.
+        heat: ``(V, V)`` float32 in [0, 1]: how much each pixel speaks for ``target``.
+        error: why the image could not be read, else None.
     """
 
     source: Path
@@ -57,43 +61,45 @@ def grad_cam(
     layer: str | None = None,
     target: int | Sequence[int] | Tensor | None = None,
 ) -> Tensor:
-    """Where in the pictures the network finds a class.
+    """Return a heat map for each image: where the model finds a class.
 
     Args:
-        model: any network that gives ``(N, classes)`` logits; it runs in eval mode, and each of
-            its modules is left in the mode that it came in, without gradients.
+        model: any model that returns ``(N, classes)`` logits. It runs in eval mode; afterwards
+            every module is back in its own mode, and no parameter has a gradient from this call.
         images: ``(N, C, H, W)`` float, normalised, on the model's device.
         layer: name of a module whose output is ``(N, C, h, w)``, such as ``"layer3"`` or
-            ``"layer4.1.conv2"``; by default the last stage. Of a module that runs several times in
-            one pass, such as a block's ``relu``, its last output is taken.
-        target: the class, or one for each picture; by default the most probable one.
+            ``"layer4.1.conv2"``; by default the last stage. If the module runs several times in
+            one forward pass, such as a block's ``relu``, its last output is used.
+        target: the class index, or one per image; by default the most probable class.
 
     Returns:
-        ``(N, H, W)`` float32 in [0, 1]; the highest place of each is 1, unless nothing speaks for
-        the class: then it is all 0.
+        ``(N, H, W)`` float32 in [0, 1]. The maximum of each map is 1, or 0 if nothing speaks for
+        the class.
 
     Raises:
-        RecipeError: no such layer or class, or a layer without maps.
+        RecipeError: the layer or class does not exist, or the layer has no feature maps.
     """
     name = default_layer(model) if layer is None else layer
     maps: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or output.ndim != 4:
-            raise RecipeError(f"layer {name!r} gives no maps (N, C, h, w); try {_some(model)}")
-        maps.append(output.detach().requires_grad_())  # what lies before it needs no gradient
-        return maps[-1].clone()  # which a ReLU in place may change
+            raise RecipeError(
+                f"layer {name!r} has no feature maps (N, C, h, w); try {_top_level_names(model)}"
+            )
+        maps.append(output.detach().requires_grad_())  # earlier layers need no gradient
+        return maps[-1].clone()  # an in-place ReLU may change the clone
 
-    hook = _find(model, name).register_forward_hook(keep)
+    hook = _get_layer(model, name).register_forward_hook(keep_output)
     try:
         with in_mode(model, training=False), torch.enable_grad():
             logits = model(images)
-            chosen = _targets(logits, target)
-            score = logits.gather(1, chosen[:, None]).sum()
-            (slopes,) = torch.autograd.grad(score, maps[-1])
+            targets = _resolve_targets(logits, target)
+            score = logits.gather(1, targets[:, None]).sum()
+            (gradients,) = torch.autograd.grad(score, maps[-1])
     finally:
         hook.remove()
-    weights = slopes.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+    weights = gradients.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
     heat = (weights * maps[-1].detach()).sum(1, keepdim=True).relu().float()
     heat = F.interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     highest = heat.amax((1, 2), keepdim=True)
@@ -101,7 +107,7 @@ def grad_cam(
 
 
 def default_layer(model: nn.Module) -> str:
-    """The last stage, such as ``layer4``: the last maps before the average over all places."""
+    """Return the name of the last stage, such as ``layer4``: the last maps before the pooling."""
     return str(getattr(model, "stages", ["layer4"])[-1])
 
 
@@ -112,89 +118,94 @@ def explain(
     layer: str | None = None,
     classes: str | Sequence[str] | None = None,
     image_size: int | None = None,
-    shown: int = SHOWN,
+    side: int = SIDE,
     device: str = "auto",
 ) -> Iterator[Explanation]:
-    """Grad-CAM for pictures, by a model file.
+    """Explain images with Grad-CAM.
 
     Args:
-        pictures: files, or the bytes of some.
+        model_file: a model file.
+        images: paths of image files, or the bytes of such files.
         layer: as in `grad_cam`.
-        classes: the class to explain, or one for each picture; by default the network's answer.
-        image_size: another picture size than the model file's, in pixels.
-        shown: side of the pictures that come back, in pixels.
+        classes: the class to explain, or one per image; by default the model's answer.
+        image_size: the input size in pixels, if not the model file's own.
+        side: side of the returned images and heat maps in pixels.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        ModelFileError: the file is no model file.
-        RecipeError: it has no such layer or class.
+        ModelFileError: the file is not a valid model file.
+        RecipeError: the model has no such layer or class, or the image size or device is not
+            valid.
     """
-    network, header = modelfile.read(model_file)
+    model, header = modelfile.read(model_file)
     modelfile.check_has_classes(header, model_file)
     if classes is not None:
-        _check_names({classes} if isinstance(classes, str) else set(classes), header.classes)
-    where = runtime.pick(device, "fp32").device
-    layout = runtime.memory_format(network, where)
+        _check_classes({classes} if isinstance(classes, str) else set(classes), header.classes)
+    torch_device = runtime.pick(device, "fp32").device
+    layout = runtime.memory_format(model, torch_device)
     with runtime.pytorch_defaults():
-        network = network.to(where, memory_format=layout)  # type: ignore[call-overload]
-    preprocessing = at_size(header.preprocessing, image_size)
-    wanted = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)
-    large = at_size(preprocessing, shown)
-    for given, name in zip(images, wanted, strict=False):
-        file = Path("picture") if isinstance(given, bytes) else Path(given)
-        contents = given if isinstance(given, bytes) else file
+        model = model.to(torch_device, memory_format=layout)  # type: ignore[call-overload]
+    preprocessing = scale_preprocessing(header.preprocessing, image_size)
+    display = scale_preprocessing(preprocessing, side)
+    targets = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)
+    for image, class_name in zip(images, targets, strict=False):
+        source = Path("picture") if isinstance(image, bytes) else Path(image)
+        contents = image if isinstance(image, bytes) else source
         try:
             with runtime.pytorch_defaults():
-                seen = preprocessing.crop(preprocessing.pixels(contents))
-                image = to_look_at(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
+                crop = preprocessing.crop(preprocessing.pixels(contents))
+                shown = display.crop(display.pixels(contents)).permute(1, 2, 0).numpy()
+                shown = to_look_at(shown)
         except ImageError as error:
-            yield Explanation(file, error=str(error))
+            yield Explanation(source, error=str(error))
             continue
-        with runtime.pytorch_defaults(), runtime.full_fp32(where):
-            inputs = normalize(stack([seen]).to(where), preprocessing)
+        with runtime.pytorch_defaults(), runtime.full_fp32(torch_device):
+            inputs = normalize(stack([crop]).to(torch_device), preprocessing)
             inputs = inputs.contiguous(memory_format=layout)
             with torch.inference_mode():
-                shares = probabilities(network(inputs).float().cpu())[0]
+                shares = probabilities(model(inputs).float().cpu())[0]
             best = int(shares.argmax())
-            target = best if name is None else header.classes.index(name)
-            heat = grad_cam(network, inputs, layer, target)
-            heat = F.interpolate(heat[None], (shown, shown), mode="bilinear", align_corners=False)
+            target = best if class_name is None else header.classes.index(class_name)
+            heat = grad_cam(model, inputs, layer, target)
+            heat = F.interpolate(heat[None], (side, side), mode="bilinear", align_corners=False)
         yield Explanation(
-            file,
-            header.classes[best],
-            float(shares[best]),
-            header.classes[target],
-            image,
-            heat[0, 0].cpu().numpy(),
+            source,
+            answer=header.classes[best],
+            probability=float(shares[best]),
+            target=header.classes[target],
+            image=shown,
+            heat=heat[0, 0].cpu().numpy(),
         )
 
 
-def _check_names(names: set[str], classes: Sequence[str]) -> None:
+def _check_classes(names: set[str], classes: Sequence[str]) -> None:
     for name in sorted(names - set(classes)):
         close = difflib.get_close_matches(name, classes, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         more = ", ..." if len(classes) > 20 else ""
         known = ", ".join(classes[:20])
-        raise RecipeError(f"The network has no class {name!r}.{hint} It has {known}{more}")
+        raise RecipeError(f"The model has no class {name!r}.{hint} It has {known}{more}")
 
 
-def _find(model: nn.Module, name: str) -> nn.Module:
+def _get_layer(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError:
-        raise RecipeError(f"there is no layer {name!r}; it has {_some(model)}") from None
+        raise RecipeError(
+            f"The model has no layer {name!r}; it has {_top_level_names(model)}"
+        ) from None
 
 
-def _some(model: nn.Module) -> str:
+def _top_level_names(model: nn.Module) -> str:
     return ", ".join(name for name, _ in model.named_children())
 
 
-def _targets(logits: Tensor, target: int | Sequence[int] | Tensor | None) -> Tensor:
-    """``(N,)`` int64."""
+def _resolve_targets(logits: Tensor, target: int | Sequence[int] | Tensor | None) -> Tensor:
+    """Return the class index of each image, ``(N,)`` int64."""
     count, classes = logits.shape
     if target is None:
         return logits.detach().argmax(1)
-    chosen = torch.as_tensor(target, device=logits.device).expand(count)
-    if chosen.min() < 0 or chosen.max() >= classes:
-        raise RecipeError(f"target is 0 to {classes - 1}; got {target}")
-    return chosen
+    targets = torch.as_tensor(target, device=logits.device).expand(count)
+    if targets.min() < 0 or targets.max() >= classes:
+        raise RecipeError(f"target must be 0 to {classes - 1}; got {target}")
+    return targets

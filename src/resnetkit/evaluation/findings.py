@@ -1,4 +1,4 @@
-"""Which pictures are worth a look: the worst errors, the least sure answers, labels in doubt."""
+"""The images worth a look: the worst errors, the least sure answers, doubtful labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from .metrics import probabilities
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture of an evaluation, by its ``index`` there.
+    """An image of an evaluation.
 
     Args:
-        suggested: another class: the answer; or the one that its label may have to be.
-        probability, truth_probability: of ``suggested``, and of the label, in [0, 1].
-        loss: the picture's cross-entropy in nats.
+        index: its row in the evaluation.
+        path: as in the dataset.
+        truth: its label.
+        suggested: the model's answer, or the class that the label should perhaps be.
+        probability: the probability of ``suggested``, in [0, 1].
+        truth_probability: the probability of ``truth``, in [0, 1].
+        loss: its cross-entropy in nats.
     """
 
     index: int
@@ -33,52 +37,57 @@ class Finding:
 
     @property
     def correct(self) -> bool:
-        """Whether the answer is the label."""
+        """Whether ``suggested`` is the label."""
         return self.truth == self.suggested
 
 
-def worst_errors(found: Evaluation, most: int) -> list[Finding]:
-    """The wrong answers with the highest loss, the worst first."""
-    losses, answers = _losses(found), found.logits.argmax(1)
-    order = [i for i in losses.argsort(descending=True).tolist() if answers[i] != found.labels[i]]
-    return _findings(found, order[:most], answers)
+def worst_errors(evaluation: Evaluation, limit: int) -> list[Finding]:
+    """Return up to ``limit`` wrong answers, highest loss first."""
+    losses = _losses(evaluation)
+    answers = evaluation.logits.argmax(1)
+    labels = evaluation.labels
+    order = [i for i in losses.argsort(descending=True).tolist() if answers[i] != labels[i]]
+    return _findings(evaluation, order[:limit], answers)
 
 
-def least_sure(found: Evaluation, most: int) -> list[Finding]:
-    """The answers with the lowest probability, right or wrong."""
-    best = probabilities(found.logits).max(1)
-    order = best.values.argsort(stable=True)[:most].tolist()
-    return _findings(found, order, best.indices)
+def least_sure(evaluation: Evaluation, limit: int) -> list[Finding]:
+    """Return up to ``limit`` answers, correct or wrong, lowest probability first."""
+    best = probabilities(evaluation.logits).max(1)
+    order = best.values.argsort(stable=True)[:limit].tolist()
+    return _findings(evaluation, order, best.indices)
 
 
-def doubtful_labels(found: Evaluation, most: int) -> tuple[list[Finding], int]:
-    """The labels that are probably wrong, those furthest from their picture first, and how many
-    there are in all.
+def doubtful_labels(evaluation: Evaluation, limit: int) -> tuple[list[Finding], int]:
+    """Return up to ``limit`` labels that are probably wrong, and the number of all of them.
 
     The rule is confident learning's (Northcutt et al. 2021, arXiv:1911.00068, section 3.1). A class
-    is believed of a picture when its probability is at least the mean probability that this class
-    has on the pictures labelled with it. Of the classes that are believed, the most probable one is
-    taken; where it is not the label, the label is in doubt.
+    is plausible for an image if its probability is at least the mean probability of this class
+    over the images labelled with it. If the most probable plausible class is not the label, the
+    label is doubtful. The largest gap between the probabilities of these two classes comes first.
     """
-    shares, labels = probabilities(found.logits).double(), found.labels
+    shares = probabilities(evaluation.logits).double()
+    labels = evaluation.labels
     classes = shares.shape[1]
     count = torch.bincount(labels, minlength=classes)
     own = shares.gather(1, labels[:, None])[:, 0]
-    threshold = torch.bincount(labels, own, classes) / count  # nan where no picture is labelled so
-    believed = torch.where(shares >= threshold, shares, -1.0)
-    value, suggested = believed.max(1)
+    threshold = torch.bincount(labels, own, classes) / count  # nan for a class without images
+    plausible = torch.where(shares >= threshold, shares, -1.0)
+    value, suggested = plausible.max(1)
     doubtful = (value >= 0) & (suggested != labels)
     gap = torch.where(doubtful, value - own, -2.0)
     order = gap.argsort(descending=True, stable=True)[: int(doubtful.sum())].tolist()
-    return _findings(found, order[:most], suggested), len(order)
+    return _findings(evaluation, order[:limit], suggested), len(order)
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A picture that several evaluations answer differently.
+    """An image that several evaluations answer differently.
 
     Args:
-        answers: (class, probability) of each of them.
+        index: its row in the evaluations.
+        path: as in the dataset.
+        truth: its label.
+        answers: (class, probability) of each evaluation.
     """
 
     index: int
@@ -87,15 +96,19 @@ class Disagreement:
     answers: tuple[tuple[str, float], ...]
 
 
-def disagreements(several: Sequence[Evaluation], most: int) -> tuple[list[Disagreement], int]:
-    """The pictures that evaluations of the same part answer differently, first those where the
-    probabilities of the truth are furthest apart; and how many there are in all."""
-    first = several[0]
-    best = [probabilities(found.logits).max(1) for found in several]
-    true = [probabilities(found.logits).gather(1, first.labels[:, None])[:, 0] for found in several]
+def disagreements(evaluations: Sequence[Evaluation], limit: int) -> tuple[list[Disagreement], int]:
+    """Return up to ``limit`` images with different answers, and the number of all of them.
+
+    The evaluations must be of the same images. The images whose true class gets the most
+    different probabilities come first.
+    """
+    first = evaluations[0]
+    shares = [probabilities(evaluation.logits) for evaluation in evaluations]
+    best = [each.max(1) for each in shares]
+    true = torch.stack([each.gather(1, first.labels[:, None])[:, 0] for each in shares])
     answers = torch.stack([item.indices for item in best])  # (models, n)
     differ = (answers != answers[0]).any(0)
-    spread = torch.stack(true).amax(0) - torch.stack(true).amin(0)
+    spread = true.amax(0) - true.amin(0)
     order = torch.where(differ, spread, -1.0).argsort(descending=True, stable=True)
     count = int(differ.sum())
     return [
@@ -105,24 +118,26 @@ def disagreements(several: Sequence[Evaluation], most: int) -> tuple[list[Disagr
             truth=first.classes[first.samples.labels[i]],
             answers=tuple((first.classes[int(b.indices[i])], float(b.values[i])) for b in best),
         )
-        for i in order[: min(count, most)].tolist()
+        for i in order[: min(count, limit)].tolist()
     ], count
 
 
-def _losses(found: Evaluation) -> Tensor:
-    return F.cross_entropy(found.logits.double(), found.labels, reduction="none")
+def _losses(evaluation: Evaluation) -> Tensor:
+    return F.cross_entropy(evaluation.logits.double(), evaluation.labels, reduction="none")
 
 
-def _findings(found: Evaluation, indices: Sequence[int], suggested: Tensor) -> list[Finding]:
-    shares, losses = probabilities(found.logits), _losses(found)
-    labels, chosen = found.samples.labels, suggested.tolist()
+def _findings(evaluation: Evaluation, indices: Sequence[int], suggested: Tensor) -> list[Finding]:
+    shares = probabilities(evaluation.logits)
+    losses = _losses(evaluation)
+    labels = evaluation.samples.labels
+    suggestions = suggested.tolist()
     return [
         Finding(
             index=i,
-            path=found.samples.paths[i],
-            truth=found.classes[labels[i]],
-            suggested=found.classes[chosen[i]],
-            probability=float(shares[i, chosen[i]]),
+            path=evaluation.samples.paths[i],
+            truth=evaluation.classes[labels[i]],
+            suggested=evaluation.classes[suggestions[i]],
+            probability=float(shares[i, suggestions[i]]),
             truth_probability=float(shares[i, int(labels[i])]),
             loss=float(losses[i]),
         )

@@ -1,4 +1,4 @@
-"""Predictions -> numbers. scikit-learn computes what it knows."""
+"""Predictions -> metrics; scikit-learn computes the standard ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from .calibration import reliability
 
 NORMAL_95 = 1.959963984540054
-"""Of a normal distribution, 95 % lies within so many standard deviations."""
+"""Standard deviations around the mean that hold 95 % of a normal distribution."""
 
 DENSE = 100
-"""Classes up to which all numbers of the confusion matrix are written."""
+"""Most classes for which every cell of the confusion matrix is stored."""
 
 
 def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Share of right classes in [0, 1], and mean cross-entropy in nats.
+    """Return the accuracy in [0, 1] and the mean cross-entropy in nats.
 
     Args:
         logits: ``(n, classes)`` float32.
@@ -31,11 +31,12 @@ def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return correct / len(labels), float(F.cross_entropy(logits.double(), labels))
 
 
-def interval(correct: int, count: int, z: float = NORMAL_95) -> tuple[float, float]:
-    """Wilson's score interval of a share: where the true accuracy lies, given that ``right`` of
-    ``count`` pictures were right (Wilson 1927, doi:10.2307/2276774). By default of 95 %.
+def wilson_interval(correct: int, count: int, z: float = NORMAL_95) -> tuple[float, float]:
+    """Return Wilson's score interval for an accuracy of ``correct`` out of ``count`` images.
 
-    >>> [round(x, 3) for x in interval(95, 100)]
+    The default ``z`` gives the 95 % interval (Wilson 1927, doi:10.2307/2276774).
+
+    >>> [round(x, 3) for x in wilson_interval(95, 100)]
     [0.888, 0.978]
     """
     share = correct / count
@@ -45,44 +46,50 @@ def interval(correct: int, count: int, z: float = NORMAL_95) -> tuple[float, flo
     return (0.0 if correct == 0 else low), (1.0 if correct == count else high)
 
 
-def in_top(logits: Tensor, labels: Tensor, k: int = 5) -> Tensor:
-    """``(n,)`` bool: whether the true class is among the ``k`` most probable."""
+def in_top_k(logits: Tensor, labels: Tensor, k: int = 5) -> Tensor:
+    """Return ``(n,)`` bool: whether the true class is among the ``k`` most probable."""
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(1)
 
 
-def compute(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """What ``metrics.json`` holds, from the same arguments and the names of the classes.
+def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the content of ``metrics.json``.
 
-    Precision and recall of a class that was never predicted, or never came, are 0; averages are of
-    the classes that came, so that the macro recall is the balanced accuracy. ``top5_accuracy`` is
-    there where there are more than five classes. ``calibration`` is described at `reliability`,
-    and ``confusion_matrix`` is read with `counts_of`.
+    A class that was never predicted has precision 0; a class without images has recall 0. Macro
+    averages cover the classes that have images, so the macro recall is the balanced accuracy.
+    ``top5_accuracy`` is present if there are more than five classes. For ``calibration`` see
+    `reliability`; read ``confusion_matrix`` with `confusion_counts`.
+
+    Args:
+        logits: ``(n, classes)`` float32.
+        labels: ``(n,)`` int64.
+        classes: the class names.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    everyone = np.arange(len(classes))
-    truth, predicted = labels.numpy(), logits.argmax(1).numpy()
+    class_indices = np.arange(len(classes))
+    truth = labels.numpy()
+    predicted = logits.argmax(1).numpy()
     precision, recall, f1, support = precision_recall_fscore_support(
-        truth, predicted, labels=everyone, zero_division=0.0
+        truth, predicted, labels=class_indices, zero_division=0.0
     )
     accuracy, loss = accuracy_and_loss(logits, labels)
     errors = int((truth != predicted).sum())
-    came = support > 0
-    more = {}
+    present = support > 0
+    top5 = {}
     if len(classes) > 5:
-        more["top5_accuracy"] = float(in_top(logits, labels).double().mean())
+        top5["top5_accuracy"] = float(in_top_k(logits, labels).double().mean())
     return {
         "pictures": len(labels),
         "accuracy": accuracy,
-        "accuracy_interval": list(interval(len(labels) - errors, len(labels))),
-        **more,
+        "accuracy_interval": list(wilson_interval(len(labels) - errors, len(labels))),
+        **top5,
         "errors": errors,
         "loss": loss,
-        "balanced_accuracy": float(recall[came].mean()),
+        "balanced_accuracy": float(recall[present].mean()),
         "macro": {
-            "precision": float(precision[came].mean()),
-            "recall": float(recall[came].mean()),
-            "f1": float(f1[came].mean()),
+            "precision": float(precision[present].mean()),
+            "recall": float(recall[present].mean()),
+            "f1": float(f1[present].mean()),
         },
         "calibration": reliability(logits, labels),
         "per_class": [
@@ -95,12 +102,12 @@ def compute(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
             }
             for i, name in enumerate(classes)
         ],
-        "confusion_matrix": _stored(confusion_matrix(truth, predicted, labels=everyone)),
+        "confusion_matrix": _pack_matrix(confusion_matrix(truth, predicted, labels=class_indices)),
     }
 
 
-def _stored(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
-    """Rows of numbers; of more than `DENSE` classes, where nearly all are 0, the others alone."""
+def _pack_matrix(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
+    """Return the matrix as rows, or above `DENSE` classes as its non-zero cells."""
     if len(counts) <= DENSE:
         rows: list[list[int]] = counts.tolist()
         return rows
@@ -108,10 +115,12 @@ def _stored(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
     return {"classes": len(counts), "cells": cells}
 
 
-def counts_of(stored: Any) -> np.ndarray:
-    """The ``confusion_matrix`` of ``metrics.json`` as ``(classes, classes)`` int64, truth by row.
+def confusion_counts(stored: Any) -> np.ndarray:
+    """Return the ``confusion_matrix`` of ``metrics.json`` as ``(classes, classes)`` int64.
 
-    >>> counts_of({"classes": 2, "cells": [[0, 1, 3]]}).tolist()
+    Rows are true classes, columns predictions.
+
+    >>> confusion_counts({"classes": 2, "cells": [[0, 1, 3]]}).tolist()
     [[0, 3], [0, 0]]
     """
     if not isinstance(stored, dict):
@@ -123,5 +132,5 @@ def counts_of(stored: Any) -> np.ndarray:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """``(n, classes)`` logits -> probabilities that sum to 1."""
+    """Return the float32 softmax of ``(n, classes)`` logits, computed in float64."""
     return torch.softmax(logits.double(), dim=1).float()

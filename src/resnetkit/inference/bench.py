@@ -1,8 +1,8 @@
-"""How fast a model answers on this machine, and how far that is from what the machine can do.
+"""Measure a model's speed on this machine, and relate it to the machine's limit.
 
-Each row is measured in a fresh process, so that its peak memory is its own. A measurement is the
-whole answer, from normalised images to logits, without gradients. Images are random numbers that
-lie ready: reading and decoding files is not measured.
+Each row is measured in a fresh process, so its peak memory is its own. A measurement covers the
+model from normalised images to logits, without gradients. The images are random numbers in memory:
+reading and decoding files is not measured.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from ..storage import sha256
 from . import engines
 
 BATCH_SIZES = (1, 8, 32)
-SIDE = 2048  # of the square matrices whose product is the machine's limit
+SIDE = 2048
+"""Side of the square matrices whose product is the machine's limit."""
 
 
 @runtime.pytorch_defaults()
-def measure(
+def measure_model(
     model_file: str | Path,
     names: Sequence[str] | None = None,
     batch_sizes: Sequence[int] | None = None,
@@ -40,70 +41,77 @@ def measure(
     device: str = "auto",
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure a model file; takes about ``seconds`` for each engine, precision and batch size.
+    """Measure the throughput and latency of a model file.
 
     Args:
-        names: engines; by default those that are installed, without ``compile``, which takes long
+        model_file: a model file.
+        names: the engines; by default all that are installed, except ``compile``, which takes long
             to start.
-        batch_sizes: pictures at once; by default `BATCH_SIZES`.
-        note: is told what is measured.
+        batch_sizes: images per batch; by default `BATCH_SIZES`.
+        seconds: the time for each engine, precision and batch size.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        note: called with a line of text before each measurement.
 
     Returns:
-        What ``resnet bench --format json`` prints: ``limits`` (multiply-adds a second of a matrix
-        product, by precision), ``throughput`` and ``latency`` (rows), and the machine.
+        The content of ``resnet bench --format json``: the ``limits`` (multiply-adds per second of a
+        matrix product, by precision), the rows of ``throughput`` and ``latency``, and the machine.
 
     Raises:
-        ModelFileError: the file is no model file.
-        RecipeError: an engine or device that this machine has not.
+        ModelFileError: the file is not a valid model file.
+        RecipeError: an engine or the device is not available on this machine.
     """
-    network, header = modelfile.read(model_file)
-    chosen = runtime.pick(device, "fp32").device
+    model, header = modelfile.read(model_file)
+    torch_device = runtime.pick(device, "fp32").device
     size = header.preprocessing.crop_size
-    choices = _choices(names, chosen)
-    note("Measuring the product of two matrices: the machine's limit.")
-    limits = {kind: matmul_limit(kind, chosen, seconds) for _, kind in choices}
-    found: dict[str, Any] = {
+    choices = _list_choices(names, torch_device)
+    note("Measuring the machine's limit: the product of two matrices.")
+    limits = {
+        precision: matmul_limit(precision, torch_device, seconds=seconds)
+        for _, precision in choices
+    }
+    result: dict[str, Any] = {
         "model": sha256(Path(model_file))[:12],
         "architecture": header.architecture,
         "image_size": size,
-        "macs": summarize(network, size).macs,
-        "device": str(chosen),
+        "macs": summarize(model, size).macs,
+        "device": str(torch_device),
         "limits": limits,
         "throughput": [],
         "latency": [],
-        "machine": runtime.environment(chosen),
+        "machine": runtime.environment(torch_device),
     }
     for choice in choices:
         note(f"Measuring {choice.engine}, {choice.precision}.")
-        task = [str(model_file), *choice, str(chosen), str(seconds)]
-        for count in batch_sizes or BATCH_SIZES:
-            row = _apart([*task, str(count)])
-            rate = row["pictures_per_second"] * found["macs"]
-            found["throughput"].append({**row, "share_of_limit": rate / limits[choice.precision]})
-        found["latency"].append(_apart([*task, "0"]))
-    return found
+        arguments = [str(model_file), *choice, str(torch_device), str(seconds)]
+        for batch_size in batch_sizes or BATCH_SIZES:
+            row = _measure_in_process([*arguments, str(batch_size)])
+            macs_per_second = row["pictures_per_second"] * result["macs"]
+            share = macs_per_second / limits[choice.precision]
+            result["throughput"].append({**row, "share_of_limit": share})
+        result["latency"].append(_measure_in_process([*arguments, "0"]))
+    return result
 
 
-def table(found: dict[str, Any]) -> str:
-    """What `measure` found, to be read."""
-    limits = ", ".join(f"{kind} {rate / 1e9:,.0f}" for kind, rate in found["limits"].items())
-    machine = found["machine"]
+def bench_table(result: dict[str, Any]) -> str:
+    """Return the result of `measure_model` as text."""
+    limits = ", ".join(f"{kind} {rate / 1e9:,.0f}" for kind, rate in result["limits"].items())
+    machine = result["machine"]
     lines = [
-        f"{found['architecture']} at {found['image_size']} px, "
-        f"{found['macs'] / 1e9:.3f} G multiply-adds a picture, on {found['device']} "
+        f"{result['architecture']} at {result['image_size']} px, "
+        f"{result['macs'] / 1e9:.3f} G multiply-adds per image, on {result['device']} "
         f"({machine['compute_threads']} threads of {machine['processor']})",
-        f"matrix product, G multiply-adds a second: {limits}",
+        f"matrix product, G multiply-adds per second: {limits}",
         "",
-        f"{'engine':9} {'kind':5} {'batch':>5}  {'pictures/s':>10}  {'of limit':>8}  peak MB",
+        f"{'engine':9} {'kind':5} {'batch':>5}  {'images/s':>10}  {'of limit':>8}  peak MB",
     ]
-    for row in found["throughput"]:
+    for row in result["throughput"]:
         memory = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:7,.0f}"
         lines.append(
             f"{row['engine']:9} {row['precision']:5} {row['batch_size']:5}  "
             f"{row['pictures_per_second']:10.1f}  {row['share_of_limit']:8.1%}  {memory}"
         )
-    lines += ["", f"{'one picture':15} {'p50 ms':>8}  {'p95 ms':>8}  {'n':>5}  {'start s':>8}"]
-    for row in found["latency"]:
+    lines += ["", f"{'one image':15} {'p50 ms':>8}  {'p95 ms':>8}  {'n':>5}  {'start s':>8}"]
+    for row in result["latency"]:
         lines.append(
             f"{row['engine']:9} {row['precision']:5} {row['p50_ms']:8.1f}  {row['p95_ms']:8.1f}  "
             f"{row['n']:5}  {row['start_seconds']:8.1f}"
@@ -112,33 +120,33 @@ def table(found: dict[str, Any]) -> str:
 
 
 def matmul_limit(precision: str, device: torch.device, seconds: float) -> float:
-    """Multiply-adds a second of the product of two square matrices: the best of several."""
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    own = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(SIDE, SIDE, device=device, generator=own).to(kind) for _ in range(2))
+    """Return the multiply-adds per second of a product of two square matrices, best of several."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rng = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(SIDE, SIDE, device=device, generator=rng).to(dtype) for _ in range(2))
     with torch.inference_mode():
-        taken = _times(lambda: a @ b, device, seconds)
-    return SIDE**3 / min(taken)
+        times = _time_runs(lambda: a @ b, device, seconds=seconds)
+    return SIDE**3 / min(times)
 
 
-def _choices(names: Sequence[str] | None, device: torch.device) -> list[engines.Choice]:
-    """Each engine in each precision that it has and that is fast here."""
-    kinds = ["fp32"] + (["bf16"] if runtime.pick(str(device)).precision == "bf16" else [])
-    found = []
+def _list_choices(names: Sequence[str] | None, device: torch.device) -> list[engines.EngineChoice]:
+    """Return each engine in each precision that it supports and that is fast on this machine."""
+    precisions = ["fp32"] + (["bf16"] if runtime.pick(str(device)).precision == "bf16" else [])
+    choices = []
     for name in names if names is not None else ("eager", "openvino", "onnx"):
-        for kind in kinds if name != "onnx" else ["fp32"]:
+        for precision in precisions if name != "onnx" else ["fp32"]:
             try:
-                asked = engines.check(name, kind, device)
+                requested = engines.check_engine(name, precision, device)
             except ResnetkitError:
                 if names is not None:
                     raise
-                continue  # not installed here
-            found.append(engines.choose(asked, device, many=True))
-    return list(dict.fromkeys(found))
+                continue  # not installed
+            choices.append(engines.resolve_engine(requested, device, many=True))
+    return list(dict.fromkeys(choices))
 
 
-def _apart(arguments: list[str]) -> dict[str, Any]:
-    """Run `_one_row` in its own process."""
+def _measure_in_process(arguments: list[str]) -> dict[str, Any]:
+    """Run `_measure_row` in its own process."""
     command = [sys.executable, "-m", "resnetkit.inference.bench", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -146,62 +154,72 @@ def _apart(arguments: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def _one_row(
-    file: str, choice: engines.Choice, device: torch.device, seconds: float, count: int
+def _measure_row(
+    file: str, choice: engines.EngineChoice, device: torch.device, seconds: float, batch_size: int
 ) -> dict[str, Any]:
-    """Measure the answers of one engine to ``count`` images at once; of 0, the latency of one."""
-    network, header = modelfile.read(file)
-    layout = runtime.memory_format(network, device)
-    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
-    side, named = header.preprocessing.crop_size, choice._asdict()
+    """Measure the throughput of one engine, or with ``batch_size`` 0 the latency of one image."""
+    model, header = modelfile.read(file)
+    layout = runtime.memory_format(model, device)
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    side = header.preprocessing.crop_size
     channels = header.preprocessing.channels
-    images = _images(count or 1, channels, side, device).contiguous(memory_format=layout)
-    begun = time.perf_counter()
-    engine = engines.start(choice, network, side, device, len(images))
+    images = torch.randn(batch_size or 1, channels, side, side, device=device)
+    images = images.contiguous(memory_format=layout)
+    started = time.perf_counter()
+    engine = engines.start_engine(choice, model, size=side, device=device, batch_size=len(images))
     engine(images)
-    start = time.perf_counter() - begun
-    taken = _times(lambda: engine(images), device, seconds)
-    if count:
-        rate = {"batch_size": count, "pictures_per_second": count / median(taken)}
-        return {**named, **rate, "peak_memory_mb": peak_memory(device)}
-    p50, p95 = (1000 * np.percentile(taken, [50, 95])).tolist()
-    return {**named, "p50_ms": p50, "p95_ms": p95, "n": len(taken), "start_seconds": start}
+    start_seconds = time.perf_counter() - started
+    times = _time_runs(lambda: engine(images), device, seconds=seconds)
+    row = choice._asdict()
+    if batch_size:
+        return {
+            **row,
+            "batch_size": batch_size,
+            "pictures_per_second": batch_size / median(times),
+            "peak_memory_mb": peak_memory(device),
+        }
+    p50, p95 = (1000 * np.percentile(times, [50, 95])).tolist()
+    return {**row, "p50_ms": p50, "p95_ms": p95, "n": len(times), "start_seconds": start_seconds}
 
 
-def _images(count: int, channels: int, side: int, device: torch.device) -> torch.Tensor:
-    return torch.randn(count, channels, side, side, device=device)
-
-
-def _times(run: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each of as many runs as fit, at least three, behind two that warm up."""
-    here = runtime.Runtime(device, "fp32")
-    taken: list[float] = []
+def _time_runs(run: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
+    """Return the seconds of each run: as many as fit, at least three, after two warm-up runs."""
+    device_runtime = runtime.Runtime(device, "fp32")
+    times: list[float] = []
     for number in range(10**9):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         run()
-        here.synchronize()
+        device_runtime.synchronize()
         if number >= 2:
-            taken.append(time.perf_counter() - begun)
-        if len(taken) >= 3 and sum(taken) >= seconds:
+            times.append(time.perf_counter() - started)
+        if len(times) >= 3 and sum(times) >= seconds:
             break
-    return taken
+    return times
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """The most memory that this process had so far, in MB; on CUDA that of its tensors; None where
-    the system does not tell."""
+    """Return the peak memory of this process in MB; None on Windows.
+
+    On CUDA it is the peak of the tensors on the device.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":
         return None
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 if __name__ == "__main__":
-    file, engine, precision, device, seconds, count = sys.argv[1:]
-    chosen = engines.Choice(engine, precision)
-    result = _one_row(file, chosen, torch.device(device), float(seconds), int(count))
+    file, engine, precision, device, seconds, batch_size = sys.argv[1:]
+    choice = engines.EngineChoice(engine, precision)
+    result = _measure_row(
+        file,
+        choice,
+        device=torch.device(device),
+        seconds=float(seconds),
+        batch_size=int(batch_size),
+    )
     print(json.dumps(result))

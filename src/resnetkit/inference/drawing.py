@@ -1,4 +1,4 @@
-"""Pictures with their class and probability drawn on them."""
+"""Draw the class and probability on images."""
 
 from __future__ import annotations
 
@@ -13,36 +13,45 @@ from ..progress import printable
 from .images import full_pixels
 from .predictor import Prediction
 
-SMALLEST, LARGEST = 224, 1600  # sides of what is written, in pixels
+# Sides of the written images in pixels
+SMALLEST = 224
+LARGEST = 1600
 
 
 def font_for(text: str) -> tuple[str, str]:
-    """The installed font for a text, and the letters that it lacks: `resnetkit.report.fonts`, which
-    brings matplotlib and is only needed by who draws."""
-    from ..report.fonts import one_for
+    """Return the installed font for a text, and the letters it lacks; see `report.fonts`.
 
-    return one_for(text)
+    The import is inside because it loads matplotlib, which only drawing needs.
+    """
+    from ..report.fonts import best_font
+
+    return best_font(text)
 
 
 def missing_letters(names: tuple[str, ...]) -> str:
-    """The letters of the names that no font chosen for them has."""
+    """Return the letters of the names that are missing from the font of their name."""
     return "".join(sorted({c for name in names for c in font_for(printable(name))[1]}))
 
 
-def save(answer: Prediction, folder: Path, number: int) -> Path | None:
-    """Write the picture of an answer with class and probability on it; None where it has an error.
+def save_labelled(answer: Prediction, folder: Path, number: int) -> Path | None:
+    """Write the image of an answer with its class and probability; return None after an error.
 
     Args:
-        number: of the picture among all; it begins the file's name, so that none is written twice.
+        answer: the answer; its ``image`` must be kept.
+        folder: an existing folder.
+        number: the position of the image among all images. The file name starts with it, so no two
+            files have the same name.
 
     Raises:
-        OutputError: there is no writing to the folder.
+        OutputError: the file cannot be written.
     """
     if answer.error is not None or answer.image is None:
         return None
     stem = re.sub(r"[^\w.-]+", "_", Path(answer.source).stem)[:60]
     path = folder / f"{number:06d}-{stem}.jpg"
-    image = label(full_pixels(answer.image), f"{answer.class_name}", answer.probability or 0.0)
+    image = draw_label(
+        full_pixels(answer.image), f"{answer.class_name}", probability=answer.probability or 0.0
+    )
     try:
         image.save(path, "JPEG", quality=90)
     except OSError as error:
@@ -50,32 +59,35 @@ def save(answer: Prediction, folder: Path, number: int) -> Path | None:
     return path
 
 
-def label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
-    """``(H, W, 3)`` uint8 with a dark band at the lower edge that says ``name  97.3%``.
+def draw_label(pixels: np.ndarray, name: str, probability: float) -> Image.Image:
+    """Return ``(H, W, 3)`` uint8 as an image with ``name  97.3%`` on a dark band at the bottom.
 
-    Very small pictures are enlarged and very large ones shrunk. Letters that no installed font has
-    are written as their numbers.
+    Very small images are enlarged, very large ones reduced. Letters missing from the font are
+    written as escapes such as ``\\u82b1``.
     """
-    image = _in_size(Image.fromarray(pixels))
+    image = _fit_size(Image.fromarray(pixels))
     name = printable(name)
-    path, lacking = font_for(name)
-    shown = "".join(
-        repr(c.encode("unicode_escape").decode())[1:-1] if c in lacking else c for c in name
+    path, missing = font_for(name)
+    text = "".join(
+        repr(c.encode("unicode_escape").decode())[1:-1] if c in missing else c for c in name
     )
-    shown = shown.replace("\\\\", "\\")
-    tail = f"  {probability:.1%}"
-    text, fonts = _fit(shown, tail, path, image.width - 16, image.height)
+    text = text.replace("\\\\", "\\")
+    percent = f"  {probability:.1%}"
+    text, fonts = _fit_text(text, percent, path=path, width=image.width - 16, height=image.height)
+    name_font, percent_font = fonts
     draw = ImageDraw.Draw(image)
-    height = round(fonts[0].size * 1.7)
+    height = round(name_font.size * 1.7)
     draw.rectangle((0, image.height - height, image.width, image.height), (0, 0, 0))
-    line = image.height - height / 2 + 0.35 * fonts[0].size
-    draw.text((8, line), text, (255, 255, 255), fonts[0], "ls")
-    draw.text((8 + fonts[0].getlength(text), line), tail, (255, 255, 255), fonts[1], "ls")
+    baseline = image.height - height / 2 + 0.35 * name_font.size
+    draw.text((8, baseline), text, (255, 255, 255), name_font, "ls")
+    left = 8 + name_font.getlength(text)
+    draw.text((left, baseline), percent, (255, 255, 255), percent_font, "ls")
     return image
 
 
-def _in_size(image: Image.Image) -> Image.Image:
-    shorter, longer = min(image.size), max(image.size)
+def _fit_size(image: Image.Image) -> Image.Image:
+    shorter = min(image.size)
+    longer = max(image.size)
     factor = min(max(1.0, SMALLEST / shorter), LARGEST / longer)
     if factor == 1:
         return image
@@ -84,23 +96,26 @@ def _in_size(image: Image.Image) -> Image.Image:
     return image.resize((max(width, SMALLEST // 2), max(height, SMALLEST // 4)), method)
 
 
-def _fit(
-    name: str, tail: str, path: str, width: int, height: int
+def _fit_text(
+    name: str, percent: str, *, path: str, width: int, height: int
 ) -> tuple[str, list[ImageFont.FreeTypeFont]]:
-    """The name, cut where it has to be, and the fonts of name and tail in the largest size in which
-    both fit. Fonts of some scripts have no digits; and in a line with Arabic or Hebrew, digits
-    would be moved to its left."""
-    files = path, font_for(tail)[0]
+    """Return the name, cut if necessary, and the fonts of name and percentage.
 
-    def taken(text: str) -> float:
-        return fonts[0].getlength(text) + fonts[1].getlength(tail)
+    The fonts have the largest size at which both fit. The percentage has its own font and is drawn
+    on its own: fonts of some scripts have no digits, and next to Arabic or Hebrew, digits in the
+    same text would move to the left.
+    """
+    files = (path, font_for(percent)[0])
+
+    def text_width(text: str) -> float:
+        return fonts[0].getlength(text) + fonts[1].getlength(percent)
 
     size = max(14, min(height, width) // 14)
     fonts = [ImageFont.truetype(file, size) for file in files]
-    while size > 12 and taken(name) > width:
+    while size > 12 and text_width(name) > width:
         size -= 1
         fonts = [ImageFont.truetype(file, size) for file in files]
     text = name
-    while len(text) > 1 and taken(text) > width:
+    while len(text) > 1 and text_width(text) > width:
         text = text.removesuffix("…")[:-1] + "…"
     return text, fonts

@@ -1,4 +1,4 @@
-"""What the last layer sees of many pictures, into one ``.npz`` file, in little memory."""
+"""Write the features of many images to one ``.npz`` file, in little memory."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ import numpy as np
 from ..errors import OutputError
 from ..storage import atomic
 
-CHUNK = 2**20  # bytes that are copied at once
+CHUNK = 2**20  # bytes copied at a time
 
 
 class EmbeddingsFile:
-    """Collects vectors beside the file and writes it when it is closed without an error.
+    """A writer that collects features in temporary files and writes the file on a clean exit.
 
-    ``numpy.load`` finds in it ``features``, ``(n, C)`` float32, and ``sources``, ``(n,)`` strings:
-    one row for each picture that could be read, in the order of the pictures.
+    ``numpy.load`` reads from it ``features``, ``(n, C)`` float32, and ``sources``, ``(n,)``
+    strings: one row per readable image, in the order of the images.
 
     Raises:
-        OutputError: the file is there, or there is no writing to its folder.
+        OutputError: the file exists, is not named ``.npz``, or its folder cannot be written to.
     """
 
     def __init__(self, path: Path) -> None:
         if path.suffix != ".npz":
-            raise OutputError(f"embeddings are written as .npz; got {path}")
+            raise OutputError(f"The embeddings file must end in .npz; got {path}")
         if path.exists():
-            raise OutputError(f"{path} exists; name another file, or remove this one")
-        self.path, self.count, self.width, self._longest = path, 0, 0, 1
+            raise OutputError(f"{path} exists. Name another file, or remove this one")
+        self.path = path
+        self.count = 0
+        self.width = 0
+        self._longest = 1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._features = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
@@ -44,10 +47,10 @@ class EmbeddingsFile:
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         with self._features, self._sources:
             if kind is None:
-                self._publish()
+                self._write_archive()
 
     def add(self, source: str, features: np.ndarray) -> None:
-        """Append the ``(C,)`` float32 vector of one picture."""
+        """Append the features of one image, ``(C,)`` float32."""
         name = source.encode("utf-8", "surrogateescape")
         self._longest = max(self._longest, len(source))
         try:
@@ -55,9 +58,10 @@ class EmbeddingsFile:
             self._sources.write(len(name).to_bytes(4, "little") + name)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
-        self.count, self.width = self.count + 1, len(features)
+        self.count += 1
+        self.width = len(features)
 
-    def _publish(self) -> None:
+    def _write_archive(self) -> None:
         self._features.seek(0)
         self._sources.seek(0)
         with atomic(self.path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -65,7 +69,7 @@ class EmbeddingsFile:
                 _write_header(file, "<f4", (self.count, self.width))
                 while chunk := self._features.read(CHUNK):
                     file.write(chunk)
-            # Four bytes a letter, as many as the longest name has: mostly zeros, which pack well.
+            # NumPy pads every string to the longest, 4 bytes per character; the zeros compress.
             info = zipfile.ZipInfo("sources.npy")
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w", force_zip64=True) as file:
@@ -73,11 +77,11 @@ class EmbeddingsFile:
                 for _ in range(self.count):
                     length = int.from_bytes(self._sources.read(4), "little")
                     name = self._sources.read(length).decode("utf-8", "surrogateescape")
-                    # A byte that is no UTF-8 cannot stand in NumPy's strings: it is escaped.
-                    letters = name.encode("utf-32-le", "replace")
-                    file.write(letters.ljust(4 * self._longest, b"\0"))
+                    # NumPy strings cannot hold a byte that is not UTF-8: it becomes "?".
+                    encoded = name.encode("utf-32-le", "replace")
+                    file.write(encoded.ljust(4 * self._longest, b"\0"))
 
 
-def _write_header(file: IO[bytes], kind: str, shape: tuple[int, ...]) -> None:
-    description = {"descr": kind, "fortran_order": False, "shape": shape}
+def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
+    description = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, description)

@@ -1,8 +1,8 @@
-"""How a network is run fast: eager, compiled, by OpenVINO, by ONNX Runtime.
+"""Engines that run a model: eager PyTorch, torch.compile, OpenVINO, ONNX Runtime.
 
-An engine computes what the last layer sees; that layer, a small matrix, always runs in PyTorch and
-fp32. ``eager`` in fp32 is the network as it is: the reference that the others are measured against
-(benchmarks/engines_agree.py).
+An engine computes the features, the input of the last layer. The last layer itself, a small matrix,
+always runs in PyTorch and fp32. ``eager`` in fp32 is the model unchanged: the reference for all
+other engines (benchmarks/engines_agree.py).
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxrunt
 _COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
 
 TIE = 0.01
-"""Of the standard deviation of a picture's logits. Their error in bf16 was measured as 0.0025 of
-it (root mean square, ResNet-50), that of a difference is 1.4 times as large: this is three times
-that."""
+"""A near tie, as a fraction of the standard deviation of an image's logits.
+
+In bf16 the error of a logit was measured as 0.0025 of that deviation (root mean square, ResNet-50).
+The error of a difference is 1.4 times as large; `TIE` is about three times that.
+"""
 
 Run = Callable[[Tensor], Tensor]
 """``(n, channels, S, S)`` float32 -> ``(n, C)`` float32."""
 
 
-class Choice(NamedTuple):
-    """An engine and the precision that its convolutions have."""
+class EngineChoice(NamedTuple):
+    """An engine and the precision of its convolutions."""
 
     engine: str
     precision: str
@@ -52,228 +54,252 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Engine:
-    """A network that is ready to run.
+    """A model that is ready to run.
 
     Args:
         choice: its name and precision.
-        versions: of the libraries that run it.
-        features: normalised pictures ``(N, channels, S, S)`` float32, any ``N``, -> what the last
-            layer sees, ``(N, C)`` float32.
-        head: that -> logits ``(N, classes)`` float32.
-        reference: ``features`` as the eager network in fp32 computes them.
+        versions: the versions of the libraries that run it.
+        features: normalised images ``(N, channels, S, S)`` float32, any ``N``, -> the input of the
+            last layer, ``(N, C)`` float32.
+        head: the last layer: features -> logits ``(N, classes)`` float32.
+        reference: computes the same as ``features``, with the eager fp32 model.
     """
 
-    choice: Choice
+    choice: EngineChoice
     versions: str
     features: Run
     head: nn.Module
     reference: Run
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, channels, S, S)`` -> features ``(N, C)`` and logits ``(N, classes)``, all float32.
+        """Compute features ``(N, C)`` and logits ``(N, classes)``, both float32.
 
-        In bf16, pictures between whose two best classes it is nearly a tie are computed again by
-        the reference: rounding alone could decide there.
+        In bf16, rounding could decide between two nearly equal classes. Images with such a near tie
+        are computed again by the reference.
+
+        Args:
+            images: ``(N, channels, S, S)`` float32, normalised.
         """
         with torch.inference_mode(), runtime.full_fp32(images.device):
             vectors = self.features(images)
             logits = self.head(vectors)
-            close = _ties(logits) if self.choice.precision == "bf16" else None
+            close = _near_ties(logits) if self.choice.precision == "bf16" else None
             if close is not None and len(close):
-                again = self.reference(images[close])
-                vectors, logits = vectors.clone(), logits.clone()
-                vectors[close], logits[close] = again, self.head(again)
+                exact = self.reference(images[close])
+                vectors = vectors.clone()
+                logits = logits.clone()
+                vectors[close] = exact
+                logits[close] = self.head(exact)
         return vectors, logits
 
     def __str__(self) -> str:
         return f"engine {self.choice.engine}, {self.choice.precision} ({self.versions})"
 
 
-def check(engine: str, precision: str, device: torch.device) -> Choice:
-    """Make sure that this machine has what is asked for.
+def check_engine(engine: str, precision: str, device: torch.device) -> EngineChoice:
+    """Return the request if this machine can run it.
 
     Raises:
-        RecipeError: an unknown name, a library that is not installed, an engine that has not that
-            precision or does not run on that device.
+        RecipeError: the name is unknown, a library or compiler is missing, or the engine does not
+            support the precision or device.
     """
     if engine not in ENGINES:
-        raise RecipeError(f"engine is {', '.join(ENGINES[:-1])} or onnx; got {engine!r}")
+        raise RecipeError(f"engine must be {', '.join(ENGINES[:-1])} or onnx; got {engine!r}")
     if precision not in PRECISIONS:
-        raise RecipeError(f"precision is auto, fp32 or bf16; got {precision!r}")
-    missing = _missing(engine)
+        raise RecipeError(f"precision must be auto, fp32 or bf16; got {precision!r}")
+    missing = _missing_packages(engine)
     if missing:
         raise RecipeError(
-            f"the engine {engine} needs {', '.join(missing)}: "
-            f'pip install "resnetkit[{engine}]", or take --engine auto'
+            f"Engine {engine} needs {', '.join(missing)}: "
+            f'pip install "resnetkit[{engine}]", or use --engine auto'
         )
     if engine in _PACKAGES and device.type != "cpu":
-        raise RecipeError(f"the engine {engine} runs on the processor: add --device cpu")
+        raise RecipeError(f"Engine {engine} runs only on the CPU: add --device cpu")
     if (engine, precision) == ("onnx", "bf16"):
-        raise RecipeError("the engine onnx computes in fp32; bf16 has eager, compile and openvino")
+        raise RecipeError("Engine onnx supports only fp32. For bf16 use eager, compile or openvino")
     if engine == "compile" and not any(map(shutil.which, _COMPILERS)):
-        raise RecipeError("the engine compile needs a C++ compiler, such as g++; or --engine auto")
-    return Choice(engine, precision)
+        raise RecipeError(
+            "Engine compile needs a C++ compiler, such as g++. Install one, or use --engine auto"
+        )
+    return EngineChoice(engine, precision)
 
 
-def choose(asked: Choice, device: torch.device, many: bool) -> Choice:
-    """What ``auto`` stands for; measured on two cores in benchmarks/predict_cpu_2026-11-20.md.
+def resolve_engine(requested: EngineChoice, device: torch.device, many: bool) -> EngineChoice:
+    """Replace ``auto`` in a request by an engine and a precision.
 
-    The eager network in fp32 starts at once, so a few pictures go there. For many, bfloat16 is
-    fastest where the processor multiplies it, in OpenVINO before PyTorch; else OpenVINO, then ONNX
-    Runtime, in fp32. ``compile`` was never faster than these and takes longest to start.
+    Eager fp32 starts at once, so it is used for a few images. For many images, a CPU that
+    multiplies bf16 natively is fastest in bf16 (OpenVINO, then PyTorch). Other CPUs use fp32
+    (OpenVINO, then ONNX Runtime). ``compile`` was never faster than these and takes longest to
+    start. Measured on two cores: benchmarks/predict_cpu_2026-11-20.md.
+
+    Args:
+        requested: what `check_engine` returned.
+        device: the device to run on.
+        many: whether there are enough images to repay the start of an engine.
     """
-    engine, precision = asked
+    engine, precision = requested
     fast = precision if precision != "auto" else runtime.pick(str(device), "auto").precision
-    if device.type != "cpu":  # not measured: the reference
-        fast, here = ("fp32" if precision == "auto" else precision), ["eager"]
+    if device.type != "cpu":  # not measured, so the reference
+        fast = "fp32" if precision == "auto" else precision
+        installed = ["eager"]
     else:
         order = ["openvino", "eager"] if fast == "bf16" else ["openvino", "onnx", "eager"]
-        here = [name for name in order if not _missing(name)]
+        installed = [name for name in order if not _missing_packages(name)]
     if engine == "auto" and not many:
-        return Choice("eager", "fp32" if precision == "auto" else precision)
+        return EngineChoice("eager", "fp32" if precision == "auto" else precision)
     if engine == "auto":
-        return Choice(here[0], fast)
-    if precision == "auto":  # one engine, asked for by name
-        return Choice(engine, "fp32" if engine in ("eager", "onnx") else fast)
-    return asked
+        return EngineChoice(installed[0], fast)
+    if precision == "auto":  # the engine was requested by name
+        return EngineChoice(engine, "fp32" if engine in ("eager", "onnx") else fast)
+    return requested
 
 
-def _missing(engine: str) -> list[str]:
+def _missing_packages(engine: str) -> list[str]:
     return [package for package in _PACKAGES.get(engine, ()) if find_spec(package) is None]
 
 
-def start(
-    choice: Choice, model: nn.Module, size: int, device: torch.device, batch_size: int
+def start_engine(
+    choice: EngineChoice, model: nn.Module, size: int, device: torch.device, batch_size: int
 ) -> Engine:
-    """Make ``model`` ready to run as ``choice`` says; what ``auto`` chose, see `choose`.
+    """Start an engine for a model.
 
     Args:
+        choice: the engine and precision, without ``auto``; see `resolve_engine`.
         model: in eval mode, on ``device``; it is not changed.
-        size: side of its pictures, in pixels.
-        batch_size: the most images at once in the engines that prepare each shape, ``compile`` and
-            ``openvino``; one image is computed as one.
+        size: the side of its input images in pixels.
+        device: the device to run on.
+        batch_size: the largest batch that ``compile`` and ``openvino`` prepare; larger batches are
+            split. A single image runs in a batch of one.
     """
     head: nn.Module = model.fc  # type: ignore[assignment]
-    start_engine = {"eager": _eager, "compile": _compile, "openvino": _openvino, "onnx": _onnx}
-    body, shape = _body(model), (batch_size, in_channels(model), size, size)
-    with _starting, _quiet(), torch.no_grad():
-        run = start_engine[choice.engine](body, choice.precision, shape)
+    starters = {
+        "eager": _start_eager,
+        "compile": _start_compile,
+        "openvino": _start_openvino,
+        "onnx": _start_onnx,
+    }
+    body = _without_head(model)
+    shape = (batch_size, in_channels(model), size, size)
+    with _start_lock, _no_warnings(), torch.no_grad():
+        run = starters[choice.engine](body, choice.precision, shape)
     packages = ("torch", *_PACKAGES.get(choice.engine, ()))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    return Engine(choice, versions, run, head, body)
+    return Engine(choice, versions, features=run, head=head, reference=body)
 
 
-def fold(model: nn.Module) -> nn.Module:
-    """A copy with every batch norm folded into the convolution before it: the same function in
-    eval mode, with half the layers.
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Return a copy with every batch norm folded into the convolution before it.
 
-    In the networks of `resnetkit.models` a norm always stands right behind its convolution.
+    The copy computes the same function in eval mode with half the layers. It relies on the networks
+    of `resnetkit.models` registering every batch norm directly after its convolution.
     """
     model = deepcopy(model).eval()
     for module in list(model.modules()):
         children = list(module.named_children())
-        for (first, conv), (second, norm) in pairwise(children):
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
             if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
                 continue
             if norm.running_mean is not None:
-                setattr(module, first, fuse_conv_bn_eval(conv, norm))
-                setattr(module, second, nn.Identity())
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
     return model
 
 
-def _ties(logits: Tensor) -> Tensor:
-    """Rows whose two greatest logits are nearer to each other than `TIE` standard deviations."""
+def _near_ties(logits: Tensor) -> Tensor:
+    """Return the rows whose two largest logits differ by less than `TIE` standard deviations."""
     if logits.shape[1] < 2:
         return torch.empty(0, dtype=torch.long)
     best = logits.topk(2, 1).values
     return (best[:, 0] - best[:, 1] < TIE * logits.std(1)).nonzero()[:, 0]
 
 
-def _body(model: nn.Module) -> nn.Module:
-    """The network without its last layer; parameters are shared, not copied."""
+def _without_head(model: nn.Module) -> nn.Module:
+    """Return the model without its last layer; parameters are shared, not copied."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     body = deepcopy(model, shared)
     body.fc = nn.Identity()
     return body
 
 
-def _eager(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
+def _start_eager(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     if precision == "fp32":
         return body
-    fast = fold(body).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return lambda images: fast(_dense(images).to(torch.bfloat16)).float()
+    fast = fold_batch_norms(body).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return lambda images: fast(_channels_last(images).to(torch.bfloat16)).float()
 
 
-def _compile(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    fast = fold(body).to(kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # Frozen weights are laid out once as the processor's kernels want them.
+def _start_compile(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    fast = fold_batch_norms(body).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Freezing lays the weights out once, in the form that the CPU kernels need.
     compiled = torch.compile(fast, dynamic=False, options={"freezing": True})
 
     def run(images: Tensor) -> Tensor:
-        # Always a tensor of the same making, whether it was filled up or not: PyTorch would compile
-        # anew for one that was made in inference mode.
+        # PyTorch recompiles for a tensor made in inference mode, so always pass a normal copy,
+        # padded batch or not.
         with torch.inference_mode(False), torch.no_grad():
-            alike = images.to(kind, copy=True, memory_format=torch.channels_last)
-            return compiled(alike).float()  # type: ignore[no-any-return,no-untyped-call]
+            inputs = images.to(dtype, copy=True, memory_format=torch.channels_last)
+            return compiled(inputs).float()  # type: ignore[no-any-return,no-untyped-call]
 
-    def start(count: int) -> Run:
+    def prepare(count: int) -> Run:
         # By default PyTorch stops compiling after 8 shapes of the same code.
         with torch._dynamo.config.patch(recompile_limit=64):
             run(torch.zeros(count, *shape[1:], device=next(fast.parameters()).device))
         return run
 
-    return _few_shapes(start, shape[0])
+    return _padded_batches(prepare, shape[0])
 
 
-def _openvino(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
+def _start_openvino(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     import openvino
 
-    converted = openvino.convert_model(fold(body), example_input=torch.zeros(1, *shape[1:]))
+    example = torch.zeros(1, *shape[1:])
+    converted = openvino.convert_model(fold_batch_norms(body), example_input=example)
     settings = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time on every thread
+        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time on all threads
     }
 
-    def start(count: int) -> Run:
-        # With the number of images left open, 32 of them take a third longer.
+    def prepare(count: int) -> Run:
+        # A dynamic batch size would make a batch of 32 a third slower.
         fixed = converted.clone()
         fixed.reshape([count, *shape[1:]])
-        # Colours last, as the pictures lie in memory: nothing has to be turned round.
+        # The images are channels-last in memory: taking them as NHWC avoids a transpose.
         prepared = openvino.preprocess.PrePostProcessor(fixed)
         prepared.input().tensor().set_layout(openvino.Layout("NHWC"))
         prepared.input().model().set_layout(openvino.Layout("NCHW"))
         compiled = openvino.Core().compile_model(prepared.build(), "CPU", settings)
-        request, lock = compiled.create_infer_request(), Lock()
+        request = compiled.create_infer_request()
+        lock = Lock()
 
         def run(images: Tensor) -> Tensor:
             rows = images.permute(0, 2, 3, 1).contiguous().numpy()  # (count, S, S, channels)
-            with lock:  # a request computes one batch; a second caller would be refused
+            with lock:  # a busy request refuses a second caller
                 return torch.from_numpy(request.infer([rows], share_inputs=True)[0])
 
         return run
 
-    return _few_shapes(start, shape[0])
+    return _padded_batches(prepare, shape[0])
 
 
-def _onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
+def _start_onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     import onnxruntime
 
-    written = io.BytesIO()
+    buffer = io.BytesIO()
     program = torch.onnx.export(
-        fold(body),
+        fold_batch_norms(body),
         (torch.zeros(2, *shape[1:]),),
         dynamic_shapes=({0: torch.export.Dim("images")},),
         dynamo=True,
         verbose=False,
     )
-    program.save(written)  # type: ignore[union-attr, arg-type]
+    program.save(buffer)  # type: ignore[union-attr, arg-type]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        written.getvalue(), options, providers=["CPUExecutionProvider"]
+        buffer.getvalue(), options, providers=["CPUExecutionProvider"]
     )
     name = session.get_inputs()[0].name
 
@@ -283,41 +309,43 @@ def _onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
     return run
 
 
-def _few_shapes(start: Callable[[int], Run], most: int) -> Run:
-    """Run any number of images in batches of few sizes, each prepared by ``start`` when it is first
-    needed: ``most`` at once, and for what is left the next power of two, filled up with zeros.
-    Several threads may run it."""
-    ready: dict[int, Run] = {}
+def _padded_batches(prepare: Callable[[int], Run], limit: int) -> Run:
+    """Return a function that runs any number of images in batches of a few fixed sizes.
+
+    Images are split into batches of ``limit``. The rest is padded with zeros to the next power of
+    two. Each size is prepared on its first use. The function is thread-safe.
+    """
+    prepared: dict[int, Run] = {}
     lock = Lock()
 
-    def whole(images: Tensor) -> Tensor:
-        parts = []
-        for part in torch.split(images, most):
-            count = len(part)
-            size = min(most, 1 << (count - 1).bit_length())
+    def run_padded(images: Tensor) -> Tensor:
+        outputs = []
+        for batch in torch.split(images, limit):
+            count = len(batch)
+            size = min(limit, 1 << (count - 1).bit_length())
             with lock:
-                if size not in ready:
-                    ready[size] = start(size)
+                if size not in prepared:
+                    prepared[size] = prepare(size)
             if size > count:
-                part = torch.cat([part, part.new_zeros(size - count, *part.shape[1:])])
-            parts.append(ready[size](part)[:count])
-        return torch.cat(parts)
+                batch = torch.cat([batch, batch.new_zeros(size - count, *batch.shape[1:])])
+            outputs.append(prepared[size](batch)[:count])
+        return torch.cat(outputs)
 
-    return whole
+    return run_padded
 
 
-def _dense(images: Tensor) -> Tensor:
+def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-_starting = Lock()
-"""Held while an engine starts. Tracing, exporting and the filters of warnings belong to the
-process: two threads that start engines would disturb each other."""
+_start_lock = Lock()
+"""Held while an engine starts. Tracing, exporting and the warning filters are process-wide, so two
+threads that start engines would disturb each other."""
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing and exporting remark on what the libraries do to each other. Under `_starting`."""
+def _no_warnings() -> Iterator[None]:
+    """Silence the libraries' warnings while tracing and exporting; hold `_start_lock`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Whatever stands for a picture -> its pixels."""
+"""Any form of an image -> its pixels."""
 
 from __future__ import annotations
 
@@ -18,28 +18,34 @@ from ..errors import ImageError
 
 
 class Unreadable(NamedTuple):
-    """A source that gives no picture, such as an empty folder, and what is wrong with it."""
+    """A source without an image, such as an empty folder, and the reason."""
 
     source: str
     error: str
 
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | Unreadable
-"""A path; the bytes of a file; a PIL picture; pixels as an array ``(H, W, 3)``, ``(H, W)`` in grey
-or ``(H, W, 4)`` with transparency, or as a tensor ``(C, H, W)``: uint8 in 0..255 or floats in
-0..1."""
+"""An image in any accepted form.
+
+- a path, or the bytes of a file;
+- a PIL image;
+- an array ``(H, W, 3)``, ``(H, W)`` for grey, or ``(H, W, 4)`` with transparency;
+- a tensor ``(C, H, W)`` with 3, 1 or 4 channels.
+
+Arrays and tensors are uint8 in 0..255 or floats in 0..1.
+"""
 
 
 def is_image(value: object) -> TypeGuard[ImageLike]:
-    """Whether it is one picture; arrays and tensors of four dimensions are several."""
+    """Return whether a value is a single image; a 4-dimensional array or tensor is several."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim < 4
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Unreadable)
     return isinstance(value, kinds) or not hasattr(value, "__iter__")
 
 
-def name_of(image: ImageLike) -> str:
-    """The path, or the kind of picture."""
+def source_name(image: ImageLike) -> str:
+    """Return the path of an image, or its type if it is in memory, such as ``<ndarray>``."""
     if isinstance(image, Unreadable):
         return image.source
     if isinstance(image, str | os.PathLike):
@@ -48,40 +54,40 @@ def name_of(image: ImageLike) -> str:
 
 
 def working_pixels(image: ImageLike, preprocessing: Preprocessing) -> np.ndarray:
-    """``(H, W, C)`` uint8 in the working size: the same for a file and for its pixels.
+    """Return ``(H, W, C)`` uint8 at the working size, the same for a file and for its pixels.
 
     Raises:
-        PictureError: it is no picture, or cannot be read.
+        ImageError: it is not an image, or it cannot be read.
     """
-    return _pixels(image, preprocessing)
+    return _read_pixels(image, preprocessing)
 
 
 def full_pixels(image: ImageLike) -> np.ndarray:
-    """``(H, W, 3)`` uint8, every pixel, to look at.
+    """Return ``(H, W, 3)`` uint8 at full size, for display.
 
     Raises:
-        PictureError: it is no picture, or cannot be read.
+        ImageError: it is not an image, or it cannot be read.
     """
-    return _pixels(image, None)
+    return _read_pixels(image, None)
 
 
 def thumbnail(image: ImageLike, side: int = 160) -> bytes:
-    """A JPEG of at most ``side`` pixels, a few kilobytes.
+    """Return a JPEG of a few kilobytes whose longer side is at most ``side`` pixels.
 
     Raises:
-        PictureError: it is no picture, or cannot be read.
+        ImageError: it is not an image, or it cannot be read.
     """
-    if isinstance(image, bytes | bytearray | memoryview):  # scaled while it is decoded
+    if isinstance(image, bytes | bytearray | memoryview):  # the decoder scales it down
         small = Image.fromarray(decode.decode(bytes(image), side, value_range="image"))
     else:
         small = Image.fromarray(full_pixels(image))
     small.thumbnail((side, side))
-    packed = io.BytesIO()
-    small.save(packed, "JPEG", quality=90)
-    return packed.getvalue()
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
-def _pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
+def _read_pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
     if isinstance(image, Unreadable):
         raise ImageError(image.error)
     try:
@@ -90,9 +96,9 @@ def _pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
         elif isinstance(image, str | os.PathLike):
             image = Path(image)
         elif isinstance(image, Tensor):
-            image = _uint8(_channels_last(image))
+            image = _to_uint8(_to_array(image))
         elif isinstance(image, np.ndarray):
-            image = _uint8(image)
+            image = _to_uint8(image)
         if isinstance(image, bytes | Path | Image.Image | np.ndarray):
             if preprocessing is not None:
                 return preprocessing.pixels(image)
@@ -101,18 +107,18 @@ def _pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
             return decode.from_memory(image, value_range="image")
     except ImageError:
         raise
-    except (OSError, TypeError, ValueError) as error:  # a path with NUL, a PIL picture cut short
-        raise ImageError(f"{name_of(image)!r}: cannot be read ({error})") from error
+    except (OSError, TypeError, ValueError) as error:  # a path with NUL, a truncated PIL image
+        raise ImageError(f"{source_name(image)!r}: cannot be read ({error})") from error
     raise ImageError(
-        f"expected a path, bytes, a PIL picture, an array or a tensor; got {type(image).__name__}"
+        f"expected a path, bytes, a PIL image, an array or a tensor; got {type(image).__name__}"
     )
 
 
-def _channels_last(image: Tensor) -> np.ndarray:
-    """``(C, H, W)`` -> ``(H, W, C)``; one channel -> ``(H, W)``."""
+def _to_array(image: Tensor) -> np.ndarray:
+    """Convert ``(C, H, W)`` to ``(H, W, C)``; ``(H, W)`` stays as it is."""
     if image.ndim == 3 and image.shape[0] not in (1, 3, 4):
         raise ImageError(
-            "a tensor is (3, H, W), (1, H, W) in grey or (4, H, W) with transparency; got "
+            "a tensor must be (3, H, W), (1, H, W) for grey or (4, H, W) with transparency; got "
             f"{tuple(image.shape)}"
         )
     image = image.detach().cpu()
@@ -120,17 +126,19 @@ def _channels_last(image: Tensor) -> np.ndarray:
     return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
 
 
-def _uint8(pixels: np.ndarray) -> np.ndarray:
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Convert floats in 0..1 to uint8 and drop a single channel; leave other types as they are."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.size == 0:
-        raise ImageError(f"a picture without pixels: {pixels.shape}")
+        raise ImageError(f"an image without pixels: {pixels.shape}")
     if np.issubdtype(pixels.dtype, np.floating):
-        low, high = float(pixels.min()), float(pixels.max())
+        low = float(pixels.min())
+        high = float(pixels.max())
         if not (low >= 0 and high <= 1):
             raise ImageError(
-                f"pixels as floats are in 0..1; got {low:.3g} to {high:.3g}. Give the picture as "
-                "it is before it is normalised, or as uint8 in 0..255"
+                f"float pixels must be in 0..1; got {low:.3g} to {high:.3g}. Pass the image "
+                "before it is normalised, or as uint8 in 0..255"
             )
         pixels = (pixels * 255).round().astype(np.uint8)
     return np.ascontiguousarray(pixels)

@@ -1,4 +1,4 @@
-"""Pictures -> ranked classes."""
+"""Images -> ranked classes."""
 
 from __future__ import annotations
 
@@ -21,37 +21,39 @@ from ..models.weights import modelfile
 from ..prefetch import prefetch_map
 from ..storage import sha256
 from . import engines
-from .images import ImageLike, is_image, name_of, thumbnail, working_pixels
-from .notebook import MOST
+from .images import ImageLike, is_image, source_name, thumbnail, working_pixels
+from .notebook import MAX_CARDS
 
 BATCH_SIZE = 32
 FEW = 128
-"""Pictures below which the engine ``auto`` stays with the eager network: another one takes longer
-to start than it would save."""
+"""With fewer images than this, ``auto`` keeps the eager engine: starting another would take longer
+than it saves."""
 
 UNKNOWN = "unknown"
-"""The class of a picture whose most probable class is less probable than the threshold."""
+"""The class of an image whose best probability is below the threshold."""
 
 
-_starting = Lock()  # so that several threads with one predictor start an engine once
+_engine_lock = Lock()  # threads that share a predictor start each engine once
 
 
-def _silent(text: str) -> None:
+def _ignore(text: str) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one picture; where it could not be read, ``error`` says why.
+    """The answer for one image, or the error that kept the image from being read.
 
     Args:
-        source: the path, or what kind of picture it was.
-        top: ``(class, probability)``, the most probable first.
-        model: 12 hex digits of the model file's SHA-256.
-        threshold: the least probability with which a class is named.
-        features: ``(C,)`` float32, what the network's last layer sees, where it was asked for.
-        picture: the path, or of an image in memory a thumbnail, which a notebook shows; of a list
-            the first 50 have one. `stream` leaves it out for images in memory.
+        source: the path, or the type of an image in memory, such as ``<ndarray>``.
+        top: ``(class, probability)``, most probable first.
+        model: the first 12 hex digits of the model file's SHA-256.
+        error: why the image could not be read, else None.
+        threshold: the least probability at which a class is named.
+        features: ``(C,)`` float32, the input of the last layer, if it was requested.
+        image: the path, or a thumbnail of an image in memory, for display in a notebook. In a list
+            of answers, only the first 50 have a thumbnail. `Predictor.stream` leaves out images in
+            memory, or keeps them whole with ``keep_images``.
     """
 
     source: str
@@ -64,18 +66,18 @@ class Prediction:
 
     @property
     def class_name(self) -> str | None:
-        """The most probable class; ``unknown`` where it is less probable than the threshold."""
+        """The most probable class, or ``unknown`` below the threshold; None after an error."""
         if not self.top:
             return None
         return self.top[0][0] if self.top[0][1] >= self.threshold else UNKNOWN
 
     @property
     def probability(self) -> float | None:
-        """That of the most probable class, in [0, 1]."""
+        """The probability of the most probable class, in [0, 1]; None after an error."""
         return self.top[0][1] if self.top else None
 
     def to_dict(self) -> dict[str, Any]:
-        """What a line of ``resnet predict`` holds."""
+        """Return the content of a JSON line of ``resnet predict``."""
         return {
             "source": self.source,
             "class": self.class_name,
@@ -92,7 +94,7 @@ class Prediction:
 
 
 class Predictions(list[Prediction]):
-    """The answers for several pictures, in their order: a list that a notebook shows."""
+    """A list of answers that notebooks display."""
 
     def _repr_html_(self) -> str:
         from .notebook import cards
@@ -101,25 +103,26 @@ class Predictions(list[Prediction]):
 
 
 class Predictor:
-    """A model file, ready to answer. Several threads may use one.
+    """A loaded model file that classifies images. Threads may share one.
 
     Args:
-        model_file: what training wrote.
+        model_file: a model file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        engine: ``eager``, ``compile``, ``openvino`` or ``onnx``; ``auto`` is ``eager`` for fewer
-            than `FEW` pictures, and for more the fastest that is installed and exact enough.
-        precision: ``fp32``, ``bf16``, or ``auto``: what the engine is used with.
-        note: is told which engine was taken.
+        engine: ``eager``, ``compile``, ``openvino`` or ``onnx``. ``auto`` uses ``eager`` for fewer
+            than `FEW` images, and for more the fastest installed engine; see
+            `engines.resolve_engine`.
+        precision: ``fp32``, ``bf16``, or ``auto`` to match the engine.
+        note: called with a line of text when an engine starts.
 
     Attributes:
-        path: of the model file.
-        model: the network, eager, fp32, in eval mode.
-        classes: names of its logits.
-        preprocessing: how pictures become its input.
+        path: the path of the model file.
+        model: the network: eager, fp32, in eval mode.
+        classes: the class names, in the order of the logits.
+        preprocessing: how images become the model's input.
 
     Raises:
-        ModelFileError: the file is no model file.
-        RecipeError: a device, engine or precision that this machine has not.
+        ModelFileError: the file is not a valid model file.
+        RecipeError: the device, engine or precision is not available on this machine.
     """
 
     model: nn.Module
@@ -131,22 +134,27 @@ class Predictor:
         device: str = "auto",
         engine: str = "auto",
         precision: str = "auto",
-        note: Callable[[str], None] = _silent,
+        note: Callable[[str], None] = _ignore,
     ) -> None:
-        self.path = path = Path(model_file)
-        network, self.header = modelfile.read(path)
+        self.path = Path(model_file)
+        model, self.header = modelfile.read(self.path)
         self.device = runtime.pick(device, "fp32").device
-        self._layout = runtime.memory_format(network, self.device)
-        self.model = network.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
-        self.classes, self.preprocessing = self.header.classes, self.header.preprocessing
-        self.digest = sha256(path)[:12]
-        self._asked, self._note = engines.check(engine, precision, self.device), note
-        self._started: dict[engines.Choice, engines.Engine] = {}
+        self._layout = runtime.memory_format(model, self.device)
+        self.model = model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
+        self.classes = self.header.classes
+        self.preprocessing = self.header.preprocessing
+        self.digest = sha256(self.path)[:12]
+        self._requested = engines.check_engine(engine, precision, self.device)
+        self._note = note
+        self._engines: dict[engines.EngineChoice, engines.Engine] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle and deepcopy take: the tensors themselves, so that the copy is independent of
-        the model file; engines, which belong to a process, start again when they are needed."""
-        return {**vars(self), "_started": {}, "_note": _silent}
+        """Return the state for pickle and deepcopy.
+
+        It holds the tensors, so the copy does not need the model file. Engines belong to a process
+        and start again on demand.
+        """
+        return {**vars(self), "_engines": {}, "_note": _ignore}
 
     @overload
     def __call__(self, images: ImageLike, top_k: int = 5, threshold: float = 0.0) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -157,12 +165,20 @@ class Predictor:
     def __call__(
         self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, threshold: float = 0.0
     ) -> Prediction | Predictions:
-        """Classify one picture, or several: a list, an iterator, an array ``(N, H, W, C)``, a
-        tensor ``(N, C, H, W)`` with 1, 3 or 4 channels. Of images in memory, the answers keep
-        thumbnails: as many as a notebook shows of a list, the first 50.
+        """Classify one image or several.
+
+        Several images are a list, an iterator, an array ``(N, H, W, C)`` or a tensor
+        ``(N, C, H, W)`` with 1, 3 or 4 channels. Answers about images in memory keep a thumbnail
+        for notebooks; in a list, the first 50 do.
+
+        Args:
+            images: one image or several.
+            top_k: the number of classes to return.
+            threshold: below this probability the class is ``unknown``.
 
         Raises:
-            PictureError: a single picture cannot be read. Among several, its answer says so.
+            ImageError: a single image cannot be read. Among several images, the answer of such an
+                image has an ``error`` instead.
         """
         if is_image(images):
             answer = next(self.stream([images], top_k, threshold=threshold))
@@ -170,8 +186,8 @@ class Predictor:
                 raise ImageError(answer.error)
             return replace(answer, image=answer.image or thumbnail(images))
         several: Iterable[ImageLike] = images  # type: ignore[assignment]
-        found = self.stream(several, top_k, threshold=threshold, keep_images=True)
-        return Predictions(map(_to_show, found, count()))
+        answers = self.stream(several, top_k, threshold=threshold, keep_images=True)
+        return Predictions(map(_with_thumbnail, answers, count()))
 
     def stream(
         self,
@@ -186,89 +202,118 @@ class Predictor:
         first: int = 0,
         total: int | None = None,
     ) -> Iterator[Prediction]:
-        """Classify any number of pictures in constant memory; answers come in order.
+        """Classify any number of images in constant memory; yield the answers in order.
 
-        Pictures of the next batches are decoded while the network works.
+        The next batches are decoded while the model runs.
 
         Args:
-            top_k: classes to name.
-            threshold: least probability with which a class is named, else it is ``unknown``.
-            features: also keep what the last layer sees.
-            keep_images: also keep images in memory in their answers; by default only paths are
-                kept, so that a list of answers stays small.
-            first: pictures to leave out at the beginning. Where it is a multiple of ``batch_size``,
-                the others get the same bits as they would without it.
-            total: pictures that there are, where that is known: of an iterator, nobody knows, and
-                the engine ``auto`` begins with the eager network.
+            images: the images.
+            top_k: the number of classes to return.
+            batch_size: images per batch.
+            workers: threads that decode images; by default one per core.
+            threshold: below this probability the class is ``unknown``.
+            features: also return the input of the last layer.
+            keep_images: keep images in memory in their answers. By default only paths are kept, so
+                that a list of answers stays small.
+            first: images to skip at the start. If it is a multiple of ``batch_size``, the other
+                answers have the same bits as without skipping.
+            total: the number of images, if known. The number in an iterator is not known, so the
+                engine ``auto`` starts with eager.
         """
         if not features:
             modelfile.check_has_classes(self.header, self.path)
         workers = runtime.default_workers() if workers is None else workers
         total = len(images) if total is None and isinstance(images, Sized) else total
-        chunks = _chunks(islice(images, first, None), batch_size)
+        batches = _batched(islice(images, first, None), batch_size)
         done = first
-        for given, inputs in prefetch_map(self._prepare, chunks, workers):
+        for batch, inputs in prefetch_map(self._prepare_batch, batches, workers):
             with runtime.pytorch_defaults():
-                engine = self._engine((total or done) >= FEW, batch_size)
-                answers = list(self._answer(engine, given, inputs, top_k, threshold, features))
+                engine = self._get_engine((total or done) >= FEW, batch_size)
+                answers = list(
+                    self._predict_batch(
+                        engine,
+                        batch,
+                        inputs=inputs,
+                        top_k=top_k,
+                        threshold=threshold,
+                        with_features=features,
+                    )
+                )
             for answer in answers:
                 in_memory = not isinstance(answer.image, str | os.PathLike)
                 yield replace(answer, image=None) if in_memory and not keep_images else answer
-            done += len(given)
+            done += len(batch)
 
-    def _engine(self, many: bool, batch_size: int) -> engines.Engine:
-        choice = engines.choose(self._asked, self.device, many)
-        if choice in self._started:
-            return self._started[choice]
-        with _starting:
-            if choice not in self._started:
-                engine = engines.start(
-                    choice, self.model, self.preprocessing.crop_size, self.device, batch_size
+    def _get_engine(self, many: bool, batch_size: int) -> engines.Engine:
+        choice = engines.resolve_engine(self._requested, self.device, many=many)
+        if choice in self._engines:
+            return self._engines[choice]
+        with _engine_lock:
+            if choice not in self._engines:
+                engine = engines.start_engine(
+                    choice,
+                    self.model,
+                    size=self.preprocessing.crop_size,
+                    device=self.device,
+                    batch_size=batch_size,
                 )
                 self._note(str(engine))
-                self._started[choice] = engine
-        return self._started[choice]
+                self._engines[choice] = engine
+        return self._engines[choice]
 
     @runtime.pytorch_defaults()
-    def _prepare(
+    def _prepare_batch(
         self, images: Sequence[ImageLike]
     ) -> tuple[Sequence[ImageLike], list[Tensor | ImageError]]:
-        return images, [self._input(image) for image in images]
+        return images, [self._prepare_image(image) for image in images]
 
-    def _input(self, image: ImageLike) -> Tensor | ImageError:
-        """``(C, S, S)`` uint8."""
+    def _prepare_image(self, image: ImageLike) -> Tensor | ImageError:
+        """Return ``(C, S, S)`` uint8, or the error."""
         try:
             return self.preprocessing.crop(working_pixels(image, self.preprocessing))
         except ImageError as error:
             return error
 
-    def _answer(
+    def _predict_batch(
         self,
         engine: engines.Engine,
         images: Sequence[ImageLike],
+        *,
         inputs: list[Tensor | ImageError],
         top_k: int,
         threshold: float,
         with_features: bool,
     ) -> Iterator[Prediction]:
-        readable = [x for x in inputs if isinstance(x, Tensor)]
+        readable = [item for item in inputs if isinstance(item, Tensor)]
         rows: Iterator[tuple[Tensor, np.ndarray]] = iter(())
         if readable:
             batch = normalize(stack(readable).to(self.device), self.preprocessing)
-            vectors, logits = engine(batch.contiguous(memory_format=self._layout))
-            found = probabilities(logits.float().cpu())
-            rows = iter(zip(found, vectors.float().cpu().numpy(), strict=True))
-        for image, given in zip(images, inputs, strict=True):
-            name = name_of(image)
-            if isinstance(given, ImageError):
-                yield Prediction(name, (), self.digest, str(given), threshold, image=image)
+            features, logits = engine(batch.contiguous(memory_format=self._layout))
+            shares = probabilities(logits.float().cpu())
+            rows = iter(zip(shares, features.float().cpu().numpy(), strict=True))
+        for image, item in zip(images, inputs, strict=True):
+            source = source_name(image)
+            if isinstance(item, ImageError):
+                yield Prediction(
+                    source,
+                    (),
+                    model=self.digest,
+                    error=str(item),
+                    threshold=threshold,
+                    image=image,
+                )
                 continue
             row, vector = next(rows)
             best = row.topk(min(top_k, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            top = tuple((self.classes[i], p) for i, p in pairs)
-            kept = vector.copy() if with_features else None
-            yield Prediction(name, top, self.digest, None, threshold, kept, image)
+            yield Prediction(
+                source,
+                tuple((self.classes[i], p) for i, p in pairs),
+                model=self.digest,
+                threshold=threshold,
+                features=vector.copy() if with_features else None,
+                image=image,
+            )
 
 
 def load(
@@ -277,19 +322,19 @@ def load(
     engine: str = "auto",
     precision: str = "auto",
 ) -> Predictor:
-    """Open a model file; see `Predictor`."""
-    return Predictor(model_file, device, engine, precision)
+    """Load a model file; see `Predictor` for the arguments."""
+    return Predictor(model_file, device, engine=engine, precision=precision)
 
 
-def _to_show(answer: Prediction, number: int) -> Prediction:
-    """Replace an image in memory by its thumbnail, or by nothing where no notebook shows it."""
+def _with_thumbnail(answer: Prediction, number: int) -> Prediction:
+    """Replace an image in memory by its thumbnail, or by None if no notebook will show it."""
     if answer.image is None or isinstance(answer.image, str | os.PathLike):
         return answer
-    shown = number < MOST and answer.error is None
+    shown = number < MAX_CARDS and answer.error is None
     return replace(answer, image=thumbnail(answer.image) if shown else None)
 
 
-def _chunks(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
+def _batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
     source = iter(images)
-    while chunk := list(islice(source, size)):
-        yield chunk
+    while batch := list(islice(source, size)):
+        yield batch

@@ -1,4 +1,4 @@
-"""Answers -> lines of a table, of JSON Lines or of CSV; and how a file of them is continued."""
+"""Answers as rows of a table, JSON Lines or CSV, and files of rows that can be resumed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import BinaryIO, NamedTuple
 from ..errors import OutputError
 from ..progress import printable
 from ..storage import csv_line, csv_text
-from .images import ImageLike, name_of
+from .images import ImageLike, source_name
 from .predictor import BATCH_SIZE, Prediction
 
 FORMATS = ("table", "jsonl", "csv")
 COLUMNS = ("source", "class", "probability", "model", "error")
 
 
-def header(format: str) -> str:
-    """What stands above the first row; nothing but for CSV."""
+def format_header(format: str) -> str:
+    """Return the header line of a format; only CSV has one."""
     return ",".join(COLUMNS) + "\n" if format == "csv" else ""
 
 
-def row(answer: Prediction, format: str) -> str:
-    """One answer as text with its newline."""
+def format_row(answer: Prediction, format: str) -> str:
+    """Return one answer as a row of text with its newline."""
     if format == "jsonl":
         return json.dumps(answer.to_dict(), ensure_ascii=False) + "\n"
     if format == "csv":
@@ -40,47 +40,51 @@ def row(answer: Prediction, format: str) -> str:
 
 
 class RowsFile:
-    """A file of rows that is written now, or continued.
+    """A file of rows that is new or resumed.
 
-    Continued, a torn last row is dropped. The rows of the last batch that was begun are computed
-    once more and compared, so that the file ends with the bytes of an unbroken run, or with an
-    error where the model, the settings or the pictures are others.
+    Resuming drops an incomplete last row. The rows of the last batch are computed again and
+    compared. So the file ends up with the same bytes as an uninterrupted run, or an error is
+    raised if the model, settings or images have changed.
 
     Args:
         path: the file.
         format: ``jsonl`` or ``csv``.
-        digest: of the model, as every row has it.
-        resume: go on with the file; where there is none, or an empty one, it is begun.
+        digest: the digest of the model, which every row contains.
+        resume: continue the file; if it is missing or empty, start it.
 
     Attributes:
-        first: the picture with which to go on, the first of a batch.
-        failed: rows before that one that have an error.
+        count: the number of complete rows that the file had.
+        first: the image to resume with, the first of a batch.
+        failed: the number of rows before ``first`` that have an error.
 
     Raises:
-        OutputError: the file is there and not to be continued, or was written by another model.
+        OutputError: the file exists and ``resume`` is False, another model wrote it, or it cannot
+            be written.
     """
 
     def __init__(self, path: Path, format: str, digest: str, resume: bool = False) -> None:
-        self.path, self.format = path, format
-        self.count, self.first, self.failed = 0, 0, 0
-        self._again: list[str] = []
+        self.path = path
+        self.format = format
+        self.count = 0
+        self._to_compare: list[str] = []  # rows of the last batch
         errors: list[int] = []
         if path.exists() and not resume:
-            raise OutputError(f"{path} exists; add --resume, name another file, or remove this one")
-        end = self._scan(digest, errors) if path.exists() else 0
+            raise OutputError(f"{path} exists. Add --resume, name another file, or remove this one")
+        end = self._scan_rows(digest, errors) if path.exists() else 0
         self.first = max(0, self.count - 1) // BATCH_SIZE * BATCH_SIZE
         self.failed = sum(number < self.first for number in errors)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if path.exists() else "w+b")
-            self._again = [r.text for r in islice(_records(self._file, format), self.first, None)]
-            del self._again[self.count - self.first :]
+            records = islice(_read_records(self._file, format), self.first, None)
+            self._to_compare = [record.text for record in records]
+            del self._to_compare[self.count - self.first :]
             self._file.truncate(end)
             self._file.seek(end)
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror})") from error
         if end == 0:
-            self._file.write(header(format).encode())  # to the disk with the first row
+            self._file.write(format_header(format).encode())  # flushed with the first row
 
     def __enter__(self) -> RowsFile:
         return self
@@ -88,83 +92,93 @@ class RowsFile:
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         try:
             self._file.close()
-        except OSError as error:  # it writes what is left; where that failed before, it was told
+        except OSError as error:  # flushing failed; if an error is raised already, keep that one
             if kind is None:
                 raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
 
-    def _scan(self, digest: str, errors: list[int]) -> int:
-        """Counts the rows that are whole, and notes which are errors; the byte behind the last."""
+    def _scan_rows(self, digest: str, errors: list[int]) -> int:
+        """Count the complete rows; return the byte offset after the last of them.
+
+        The numbers of the rows with an error are appended to ``errors``.
+        """
         end = 0
         with self.path.open("rb") as file:
             if self.format == "csv":
                 line = file.readline()
                 if not line.endswith(b"\n"):
                     return 0
-                if line != header("csv").encode():
-                    raise OutputError(f"{self.path} is no table of resnet predict; name another")
-                end, _ = file.tell(), file.seek(0)
-            for record in _records(file, self.format):
-                _, model, error = record.values(self.path, self.count + 1)
+                if line != format_header("csv").encode():
+                    raise OutputError(
+                        f"{self.path} was not written by resnet predict. Name another file"
+                    )
+                end = file.tell()
+                file.seek(0)
+            for record in _read_records(file, self.format):
+                _, model, error = record.parse(self.path, self.count + 1)
                 if model != digest:
                     raise OutputError(
-                        f"{self.path} holds answers of the model {model}; this one is {digest}. "
+                        f"{self.path} has answers of model {model}, but this model is {digest}. "
                         "Resume with that model, or name another file"
                     )
                 if error:
                     errors.append(self.count)
-                self.count, end = self.count + 1, record.end
+                self.count += 1
+                end = record.end
         return end
 
-    def checked(self, images: Iterable[ImageLike]) -> Iterator[ImageLike]:
-        """``pictures``, while those that have rows are compared with them.
+    def check_sources(self, images: Iterable[ImageLike]) -> Iterator[ImageLike]:
+        """Yield ``images``, comparing those that already have rows with their rows.
 
         Raises:
-            OutputError: another order, or fewer pictures than rows.
+            OutputError: the order is different, or there are fewer images than rows.
         """
         source = iter(images)
         with self.path.open("rb") as file:
-            records = islice(_records(file, self.format), self.count)
+            records = islice(_read_records(file, self.format), self.count)
             for number, record in enumerate(records, 1):
                 image = next(source, None)
-                here = "no picture" if image is None else _written(name_of(image))
-                there = _written(record.values(self.path, number)[0])
-                if image is None or here != there:
+                given = "no image" if image is None else _as_written(source_name(image))
+                recorded = _as_written(record.parse(self.path, number)[0])
+                if image is None or given != recorded:
                     raise OutputError(
-                        f"{self.path}: row {number} is of {there}, where now {here} comes. Resume "
-                        "with the same pictures in the same order, or name another file"
+                        f"{self.path}: row {number} is for {recorded}, but the input has {given} "
+                        "there. Resume with the same images in the same order, or name another "
+                        "file"
                     )
                 yield image
         yield from source
 
     def write(self, answer: Prediction) -> None:
-        """Append a row; of a picture whose row is there, see that it is the same.
+        """Append a row; if the image already has one, check that it is the same.
 
         Raises:
-            OutputError: it is not, or the disk is full.
+            OutputError: the row differs, or it cannot be written.
         """
-        text = row(answer, self.format)
-        if self._again:
-            there = self._again.pop(0)
-            if there != _written(text):
+        text = _as_written(format_row(answer, self.format))
+        if self._to_compare:
+            recorded = self._to_compare.pop(0)
+            if recorded != text:
                 raise OutputError(
-                    f"{self.path} was written with other settings or from other pictures: it has\n"
-                    f"  {there.rstrip()}\nwhere now comes\n  {_written(text).rstrip()}"
+                    f"{self.path} was written with other settings or images. It has\n"
+                    f"  {recorded.rstrip()}\nbut the new row is\n  {text.rstrip()}"
                 )
             return
         try:
-            self._file.write(_written(text).encode())
+            self._file.write(text.encode())
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
 
 
 class _Record(NamedTuple):
+    """A complete row of a file."""
+
     text: str
-    end: int  # the byte behind it
+    end: int  # the byte offset after it
     format: str
 
-    def values(self, path: Path, number: int) -> tuple[str, str, str | None]:
-        """Its source, model and error."""
+    def parse(self, path: Path, number: int) -> tuple[str, str, str | None]:
+        """Return the source, model and error of the row."""
         try:
             if self.format == "csv":
                 source, _, _, model, error = next(csv.reader(io.StringIO(self.text, newline="")))
@@ -178,21 +192,23 @@ class _Record(NamedTuple):
             ) from None
 
 
-def _records(file: BinaryIO, format: str) -> Iterator[_Record]:
-    """The whole rows of a file; a CSV's header and a torn last row are left out."""
+def _read_records(file: BinaryIO, format: str) -> Iterator[_Record]:
+    """Yield the complete rows of a file, without the CSV header and an incomplete last row."""
     file.seek(0)
     if format == "csv":
         file.readline()
-    end, kept = file.tell(), b""
+    end = file.tell()
+    pending = b""
     for line in file:
-        kept += line
-        torn = not line.endswith(b"\n") or (format == "csv" and kept.count(b'"') % 2)
-        if not torn:  # in a CSV, a newline within quotes belongs to a name
-            end += len(kept)
-            yield _Record(kept.decode("utf-8", "backslashreplace"), end, format)
-            kept = b""
+        pending += line
+        # In CSV a newline within quotes belongs to the cell.
+        open_quote = format == "csv" and pending.count(b'"') % 2
+        if line.endswith(b"\n") and not open_quote:
+            end += len(pending)
+            yield _Record(pending.decode("utf-8", "backslashreplace"), end, format)
+            pending = b""
 
 
-def _written(text: str) -> str:
-    """As it stands in a file: names that are no UTF-8 are escaped."""
+def _as_written(text: str) -> str:
+    """Return the text as files hold it, with escapes for bytes that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

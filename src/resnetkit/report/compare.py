@@ -1,4 +1,4 @@
-"""Several models on the same pictures: their curves, their numbers, and where they disagree."""
+"""Compare several models on the same images: curves, metrics, and where they disagree."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from typing import Any
 
 from ..data.folder import Split
 from ..errors import DataError, RecipeError
-from ..evaluation.choice import choose, read_for
 from ..evaluation.evaluate import Evaluation, evaluate_split
 from ..evaluation.findings import disagreements
-from .html import best_row, curves, parameters, recipe_rows, render
+from ..evaluation.selection import read_dataset_for, select_split
+from .html import best_epoch, count_parameters, curve_panels, recipe_rows, render
 from .record import Record
 from .thumbnails import plain_thumbnails
 
-SHOWN = 36  # pictures on which they disagree
+MAX_DISAGREEMENTS = 36  # images shown
 
 
 @dataclass(frozen=True)
 class Duel:
-    """Two models on the same pictures: how many each alone names rightly, and the probability of
-    such a difference or a greater one between equals (the exact test of McNemar)."""
+    """Two models on the same images.
+
+    Args:
+        first: the name of one model.
+        second: the name of the other.
+        only_first: the number of images that only ``first`` answers correctly.
+        only_second: the number of images that only ``second`` answers correctly.
+    """
 
     first: str
     second: str
@@ -33,13 +39,17 @@ class Duel:
 
     @property
     def p_value(self) -> float:
-        """Two-sided."""
-        total, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
+        """The two-sided p-value of McNemar's exact test.
+
+        It is the probability that two equally good models differ at least this much.
+        """
+        total = self.only_first + self.only_second
+        fewer = min(self.only_first, self.only_second)
         tail: int = sum(comb(total, k) for k in range(fewer + 1))
         return min(1.0, float(2 * tail / 2**total))
 
 
-def write(
+def write_comparison(
     path: Path,
     records: Sequence[Record],
     data: Path | None = None,
@@ -47,116 +57,136 @@ def write(
     device: str = "auto",
     workers: int | None = None,
 ) -> tuple[str, ...]:
-    """Compare models on the data, or on those of the first run; where these are not there any more,
-    by their curves and the numbers of their own runs alone, which a note says.
+    """Compare models on ``data``, by default on the data of the first run.
+
+    If the data of the first run are gone, compare only the curves and the metrics that the runs
+    recorded; a note says so.
 
     Returns:
-        Notes for the reader.
+        Notes for the user.
 
     Raises:
-        RecipeError: they do not know the same classes.
+        RecipeError: the models have different classes, or no data are known.
+        DataError: the data cannot be evaluated, and the runs have no metrics to compare instead.
     """
     classes = records[0].header.classes
     for record in records[1:]:
         if record.header.classes != classes:
             raise RecipeError(
-                f"{record.name} knows other classes than {records[0].name}: only models with the "
-                "same classes, in the same order, can be compared"
+                f"{record.name} and {records[0].name} have different classes. Models can only be "
+                "compared if they have the same classes in the same order"
             )
-    names = _names(records)
-    found, notes = _measure(records, names, data, split, device, workers)
-    images = disagreements(found, SHOWN) if found else ([], 0)
-    thumbnails = plain_thumbnails(records[0].header, found[0].samples, images[0]) if found else {}
+    names = _unique_names(records)
+    evaluations, notes = _evaluate_records(
+        records, names, data=data, split=split, device=device, workers=workers
+    )
+    if evaluations:
+        metrics: list[Any] = [evaluation.metrics for evaluation in evaluations]
+        images, disagreed = disagreements(evaluations, MAX_DISAGREEMENTS)
+        thumbnails = plain_thumbnails(records[0].header, evaluations[0].samples, findings=images)
+    else:
+        metrics = [record.metrics for record in records]
+        images = []
+        disagreed = 0
+        thumbnails = {}
     render(
         path,
         "comparison.html",
         title=" and ".join(names),
         names=names,
         records=records,
-        curves=curves(records, names),
-        metrics=[item.metrics for item in found] if found else [r.metrics for r in records],
-        parameters=[parameters(record) for record in records],
-        best=[best_row(record) for record in records],
-        found=found,
+        curves=curve_panels(records, names),
+        metrics=metrics,
+        parameters=[count_parameters(record) for record in records],
+        best=[best_epoch(record) for record in records],
+        evaluations=evaluations,
         notes=notes,
-        duels=_duels(found, names),
-        rows=_class_rows(found),
-        differences=_differences(records),
-        images=images[0],
-        disagreed=images[1],
-        shown=thumbnails,
+        duels=_duels(evaluations, names),
+        rows=_class_rows(evaluations),
+        differences=_recipe_differences(records),
+        images=images,
+        disagreed=disagreed,
+        thumbnails=thumbnails,
     )
     return notes
 
 
-def _names(records: Sequence[Record]) -> list[str]:
-    """What tells them apart: the name, or where that is the same the path."""
+def _unique_names(records: Sequence[Record]) -> list[str]:
+    """Return the names of the models, or their paths if two names are the same."""
     names = [record.name for record in records]
     return names if len(set(names)) == len(names) else [str(record.file) for record in records]
 
 
-def _measure(
+def _evaluate_records(
     records: Sequence[Record],
     names: Sequence[str],
+    *,
     data: Path | None,
     split: str | None,
     device: str,
     workers: int | None,
 ) -> tuple[list[Evaluation], tuple[str, ...]]:
-    """Each model on the same pictures."""
-    where = data or records[0].data
-    if where is None:
-        raise RecipeError("model files alone do not know their data: name them behind the models")
-    chosen_split = split or ("val" if data is None else None)
+    """Evaluate each model on the same images; return no evaluations if a run's data are gone."""
+    source = data or records[0].data
+    if source is None:
+        raise RecipeError(
+            f"{records[0].file} is not in a run folder, so its data are unknown. Name them after "
+            "the models"
+        )
+    split = split or ("val" if data is None else None)
     notes: list[str] = []
     samples: Split | None = None
     try:
         for record, name in zip(records, names, strict=True):
-            choice = choose(read_for(record.header, where), chosen_split, record.header)
+            dataset = read_dataset_for(record.header, source)
+            selected = select_split(dataset, split, header=record.header)
             if samples is None:
-                samples, chosen_split = choice.samples, choice.split
-                notes += [f"{name}: {note}" for note in choice.notes]
-            elif list(choice.samples.paths) != list(samples.paths):
+                samples = selected.samples
+                split = selected.split
+                notes += [f"{name}: {note}" for note in selected.notes]
+            elif list(selected.samples.paths) != list(samples.paths):
                 notes.append(
-                    f"measured on the validation pictures of {names[0]}; {name} was validated on "
-                    "others, and may have been trained on some of these"
+                    f"measured on the validation images of {names[0]}; {name} has other validation "
+                    "images, and may have been trained on some of these"
                 )
             else:
-                notes += [f"{name}: {note}" for note in choice.notes]
+                notes += [f"{name}: {note}" for note in selected.notes]
     except DataError as error:
         if data is not None:
             raise
         if any("calibration" not in (record.metrics or {}) for record in records):
             raise
-        return [], (f"the pictures are not compared: {error}",)
+        return [], (f"the models were not compared on images: {error}",)
     assert samples is not None
-    how: dict[str, Any] = {"device": device, "workers": workers}
-    label = chosen_split or "all"
-    return [evaluate_split(record.file, samples, label, **how) for record in records], tuple(notes)
+    evaluations = [
+        evaluate_split(record.file, samples, split or "all", device=device, workers=workers)
+        for record in records
+    ]
+    return evaluations, tuple(notes)
 
 
-def _duels(found: Sequence[Evaluation], names: Sequence[str]) -> list[Duel]:
-    correct = [item.logits.argmax(1) == item.labels for item in found]
+def _duels(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[Duel]:
+    correct = [item.logits.argmax(1) == item.labels for item in evaluations]
     return [
         Duel(
             names[i],
             names[j],
-            int((correct[i] & ~correct[j]).sum()),
-            int((correct[j] & ~correct[i]).sum()),
+            only_first=int((correct[i] & ~correct[j]).sum()),
+            only_second=int((correct[j] & ~correct[i]).sum()),
         )
-        for i, j in combinations(range(len(found)), 2)
+        for i, j in combinations(range(len(evaluations)), 2)
     ]
 
 
-def _class_rows(found: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """For each class the F1 of every model, and how far they are apart."""
+def _class_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Return for each class the F1 of every model, and the last minus the first."""
     rows = []
-    for same in zip(*(item.metrics["per_class"] for item in found), strict=True):
-        values = [row["f1"] for row in same]
+    for per_model in zip(*(item.metrics["per_class"] for item in evaluations), strict=True):
+        values = [row["f1"] for row in per_model]
         rows.append(
             {
-                "class": same[0]["class"],
-                "pictures": same[0]["pictures"],
+                "class": per_model[0]["class"],
+                "pictures": per_model[0]["pictures"],
                 "values": values,
                 "difference": values[-1] - values[0],
             }
@@ -164,8 +194,8 @@ def _class_rows(found: Sequence[Evaluation]) -> list[dict[str, Any]]:
     return rows
 
 
-def _differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """The settings that are not the same."""
+def _recipe_differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """Return the settings that differ, each with its value in every recipe."""
     recipes = [dict(recipe_rows(record)) for record in records]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     values = [(key, [recipe.get(key, "—") for recipe in recipes]) for key in keys]

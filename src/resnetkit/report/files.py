@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder: numbers, rows, figures, the report."""
+"""The files of an evaluation: metrics, tables, figures, report."""
 
 from __future__ import annotations
 
@@ -10,53 +10,66 @@ from typing import Any
 import torch
 
 from ..evaluation.evaluate import Evaluation
-from ..evaluation.metrics import counts_of, in_top, probabilities
+from ..evaluation.metrics import confusion_counts, in_top_k, probabilities
 from ..storage import atomic, csv_line, make_output, write_json
 from . import html, plots
 
 
-def write(found: Evaluation, out: Path, model_file: Path, device: str = "auto") -> None:
-    """``per_class.csv``, ``predictions.csv``, ``confusion_matrix.png``, ``reliability.png``,
-    ``report.html`` and ``metrics.json`` in the folder ``out``, which is made."""
+def write_evaluation(
+    evaluation: Evaluation, out: Path, model_file: Path, device: str = "auto"
+) -> None:
+    """Write the files of an evaluation to the folder ``out``, which is created.
+
+    The files are ``per_class.csv``, ``predictions.csv``, ``confusion_matrix.png``,
+    ``reliability.png``, ``report.html`` and ``metrics.json``.
+    """
     make_output(out)
-    rows = found.metrics["per_class"]
-    write_rows(out / "per_class.csv", list(rows[0]), (row.values() for row in rows))
-    write_predictions(found, out / "predictions.csv")
-    title = f"{found.split}: {found.metrics['accuracy']:.2%} right"
-    matrix = counts_of(found.metrics["confusion_matrix"])
-    plots.confusion_matrix(matrix, found.classes, out / "confusion_matrix.png", title)
-    calibration = found.metrics["calibration"]
-    title = f"{found.split}: calibration error {calibration['ece']:.2%}"
-    plots.reliability(calibration["bins"], out / "reliability.png", title)
-    html.write(out / "report.html", found, model_file, device)
-    write_json(out / "metrics.json", found.metrics)
+    rows = evaluation.metrics["per_class"]
+    write_rows(out / "per_class.csv", list(rows[0]), rows=(row.values() for row in rows))
+    write_predictions(evaluation, out / "predictions.csv")
+    plots.save_confusion_matrix(
+        confusion_counts(evaluation.metrics["confusion_matrix"]),
+        evaluation.classes,
+        path=out / "confusion_matrix.png",
+        title=f"{evaluation.split}: accuracy {evaluation.metrics['accuracy']:.2%}",
+    )
+    calibration = evaluation.metrics["calibration"]
+    title = f"{evaluation.split}: calibration error {calibration['ece']:.2%}"
+    plots.save_reliability(calibration["bins"], out / "reliability.png", title=title)
+    html.write_page(out / "report.html", evaluation, model_file=model_file, device=device)
+    write_json(out / "metrics.json", evaluation.metrics)
 
 
-def write_predictions(found: Evaluation, path: Path) -> None:
-    """A row a picture: its path as in the data set, truth, prediction and its probability, the
-    cross-entropy in nats, and whether the truth is among the five most probable classes (where
-    there are more than five)."""
-    best = probabilities(found.logits).max(1)
+def write_predictions(evaluation: Evaluation, path: Path) -> None:
+    """Write a CSV file with one row per image.
+
+    Its columns are the path in the dataset, truth, prediction, probability of the prediction and
+    cross-entropy in nats. With more than five classes, ``in_top5`` is 1 if the truth is among the
+    five most probable classes.
+    """
+    best = probabilities(evaluation.logits).max(1)
     losses = torch.nn.functional.cross_entropy(
-        found.logits.double(), found.labels, reduction="none"
+        evaluation.logits.double(), evaluation.labels, reduction="none"
     )
     columns: list[Sequence[Any]] = [
-        found.samples.paths,
-        [found.classes[i] for i in found.labels],
-        [found.classes[i] for i in best.indices],
+        evaluation.samples.paths,
+        [evaluation.classes[i] for i in evaluation.labels],
+        [evaluation.classes[i] for i in best.indices],
         best.values.tolist(),
         losses.tolist(),
     ]
     names = ["path", "truth", "prediction", "probability", "loss"]
-    if len(found.classes) > 5:
+    if len(evaluation.classes) > 5:
         names.append("in_top5")
-        columns.append([int(hit) for hit in in_top(found.logits, found.labels)])
-    write_rows(path, names, zip(*columns, strict=True))
+        columns.append([int(hit) for hit in in_top_k(evaluation.logits, evaluation.labels)])
+    write_rows(path, names, rows=zip(*columns, strict=True))
 
 
 def write_rows(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A CSV file, of which no cell is a formula: `storage.csv_line`. A path that is no text keeps
-    its bytes."""
+    """Write a CSV file without formulas; see `storage.csv_line`.
+
+    Paths that are not UTF-8 keep their bytes.
+    """
     with (
         atomic(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,

@@ -1,7 +1,7 @@
-"""Names in any script, in figures: which installed fonts have the glyphs.
+"""Find installed fonts for names in any script.
 
-Matplotlib's own font knows Latin, Greek, Cyrillic, Hebrew and Arabic, and no Chinese, Japanese or
-Korean. The report is HTML and leaves this to the browser; a PNG has to choose.
+Matplotlib's own font has Latin, Greek, Cyrillic, Hebrew and Arabic, but no Chinese, Japanese or
+Korean. In the HTML report the browser finds the fonts; for a PNG file we have to.
 """
 
 from __future__ import annotations
@@ -20,80 +20,89 @@ MISSING = "\u25a1"  # □
 
 
 @contextmanager
-def drawing(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The context in which a figure with these texts is made and saved. Yields them as they can be
-    drawn: on one line, and with a square in place of what no installed font has, which is said.
+def figure_fonts(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Set the fonts for a figure with these texts; draw and save the figure in this context.
 
-    A dollar sign is a dollar sign: names are no formulas.
+    Yields the texts as they can be drawn: on one line, and with a square for each character that
+    is missing from all installed fonts. A note on standard error names these characters. A dollar
+    sign is drawn as such: names are not formulas.
     """
     plain = ["".join(c if c.isprintable() else " " for c in text) for text in texts]
-    families, missing = choose({c for text in plain for c in text})
+    families, missing = select_families({c for text in plain for c in text})
     if missing:
-        shown = "".join(sorted(missing)[:10])
+        examples = "".join(sorted(missing)[:10])
         say(
-            f"Note: no installed font has {shown!r}: figures show {MISSING} there, report.html the "
-            "names. The fonts of Noto (fonts-noto-cjk, for example) have nearly everything"
+            f"Note: no installed font has {examples!r}. Figures show {MISSING} instead; "
+            "report.html shows the names. The Noto fonts (for example fonts-noto-cjk) have nearly "
+            "all characters"
         )
     table = str.maketrans(dict.fromkeys(missing, MISSING))
     with rc_context({"font.family": families, "text.parse_math": False}):
         yield [text.translate(table) for text in plain]
 
 
-def choose(characters: set[str]) -> tuple[list[str], set[str]]:
-    """Families that have the glyphs, in the order in which they are asked, and the characters that
-    none has. No font beyond the standard one is opened where that has all."""
+def select_families(characters: set[str]) -> tuple[list[str], set[str]]:
+    """Return font families that cover the characters, in order, and the characters none has.
+
+    If the standard font has them all, no other font is opened.
+    """
     standard = font_manager.findfont(STANDARD)
-    families, left = [STANDARD], {c for c in characters if ord(c) not in glyphs(standard)}
-    files = sorted(font_manager.findSystemFonts()) if left else []
-    while files and left:
-        best = _best(files, left)
-        if not _have(best, left):
+    families = [STANDARD]
+    missing = {c for c in characters if ord(c) not in glyphs(standard)}
+    files = sorted(font_manager.findSystemFonts()) if missing else []
+    while files and missing:
+        best = _best_file(files, missing)
+        if not _covered(best, missing):
             break
-        left -= _have(best, left)
-        families.append(_use(best))
-    return families, left
+        missing -= _covered(best, missing)
+        families.append(_register(best))
+    return families, missing
 
 
 @cache
-def one_for(text: str) -> tuple[str, str]:
-    """For what draws with a single font: the file that has the most of the text's letters, and the
-    letters that it lacks. No font beyond the standard one is opened where that has all."""
+def best_font(text: str) -> tuple[str, str]:
+    """Return the font file with the most letters of a text, and the letters it lacks.
+
+    For drawing with a single font. If the standard font has them all, no other font is opened.
+    """
     letters = {c for c in text if not c.isspace()}
     standard = best = str(font_manager.findfont(STANDARD))
-    if letters - _have(standard, letters):
-        best = _best([standard, *sorted(font_manager.findSystemFonts())], letters)
-    return best, "".join(sorted(letters - _have(best, letters)))
+    if letters - _covered(standard, letters):
+        best = _best_file([standard, *sorted(font_manager.findSystemFonts())], letters)
+    return best, "".join(sorted(letters - _covered(best, letters)))
 
 
-def _best(files: list[str], characters: set[str]) -> str:
-    return max(files, key=lambda file: (len(_have(file, characters)), _is_regular(file)))
+def _best_file(files: list[str], characters: set[str]) -> str:
+    return max(files, key=lambda file: (len(_covered(file, characters)), _is_regular(file)))
 
 
 def _is_regular(file: str) -> bool:
     return bool(glyphs(file)) and font_manager.get_font(file).style_name in ("Regular", "Book")
 
 
-def _have(file: str, characters: set[str]) -> set[str]:
+def _covered(file: str, characters: set[str]) -> set[str]:
     known = glyphs(file)
     return {c for c in characters if ord(c) in known}
 
 
 @cache
 def glyphs(file: str) -> frozenset[int]:
-    """The characters that a font file can draw; none where it is of small coloured pictures, or
-    cannot be read."""
+    """Return the code points that a font file can draw.
+
+    The set is empty for bitmap and colour fonts and for files that cannot be read.
+    """
     try:
         font = font_manager.get_font(file)
-    except (RuntimeError, OSError):  # a damaged file, or a kind that FreeType does not know
+    except (RuntimeError, OSError):  # damaged, or a format that FreeType does not know
         return frozenset()
-    drawn_in_colour = "Color" in font.family_name or "Emoji" in font.family_name
-    if not font.scalable or drawn_in_colour:
+    is_colour = "Color" in font.family_name or "Emoji" in font.family_name
+    if not font.scalable or is_colour:
         return frozenset()
     return frozenset(font.get_charmap())
 
 
 @cache
-def _use(file: str) -> str:
-    """Make matplotlib know a font, also where it was installed after its list was made."""
+def _register(file: str) -> str:
+    """Add a font to matplotlib's list, which may be older than the font; return its family."""
     font_manager.fontManager.addfont(Path(file))
     return str(font_manager.get_font(file).family_name)

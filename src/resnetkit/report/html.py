@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything in it, which asks nothing of any network."""
+"""The report: one self-contained HTML file that loads nothing from a network."""
 
 from __future__ import annotations
 
@@ -13,53 +13,61 @@ import numpy as np
 
 from ..evaluation.evaluate import Evaluation, confusions
 from ..evaluation.findings import doubtful_labels, least_sure, worst_errors
-from ..evaluation.metrics import counts_of
+from ..evaluation.metrics import confusion_counts
 from ..models.registry import get_skeleton
 from ..storage import write_text
 from . import charts
 from .charts import Line
-from .record import Record, read
-from .thumbnails import SIDE, thumbnails
+from .record import Record, read_record
+from .thumbnails import SIDE, explained_thumbnails
 
-WORST, UNSURE, DOUBTFUL = 24, 12, 24
-"""How many pictures are shown at most: with these the page has one or two megabytes."""
-MOST_CONFUSIONS = 12
+# Images shown: with these limits the page takes one or two megabytes.
+MAX_ERRORS = 24
+MAX_UNSURE = 12
+MAX_DOUBTFUL = 24
+MAX_CONFUSIONS = 12
+SPLIT_LABELS = {"train": "training (augmented images)", "val": "validation"}
 
 
-def write(path: Path, found: Evaluation, model_file: str | Path, device: str = "auto") -> None:
-    """Write the report on an evaluation of a model file, which may lie in the folder of a run."""
-    record = read(model_file)
-    worst, unsure = worst_errors(found, WORST), least_sure(found, UNSURE)
-    doubtful, doubts = doubtful_labels(found, DOUBTFUL)
-    shown = thumbnails(record.file, found, worst + unsure + doubtful, device)
-    rows = found.metrics["per_class"]
+def write_page(
+    path: Path, evaluation: Evaluation, model_file: str | Path, device: str = "auto"
+) -> None:
+    """Write the report on an evaluation of a model file, which may be in a run folder."""
+    record = read_record(model_file)
+    worst = worst_errors(evaluation, MAX_ERRORS)
+    unsure = least_sure(evaluation, MAX_UNSURE)
+    doubtful, doubtful_count = doubtful_labels(evaluation, MAX_DOUBTFUL)
+    counts = confusion_counts(evaluation.metrics["confusion_matrix"])
+    rows = zip(evaluation.metrics["per_class"], _answer_rows(evaluation), strict=True)
     render(
         path,
         "report.html",
         title=_title(record),
         record=record,
-        found=found,
-        metrics=found.metrics,
-        story=story(record, found),
-        curves=curves([record]),
-        best=best_row(record),
-        rows=[{**row, **extra} for row, extra in zip(rows, _predicted(found), strict=True)],
-        matrix=charts.matrix(counts_of(found.metrics["confusion_matrix"]), found.classes),
-        confusions=_confusions(found),
-        reliability=charts.reliability(found.metrics["calibration"]["bins"]),
+        evaluation=evaluation,
+        metrics=evaluation.metrics,
+        summary=summarize_run(record, evaluation),
+        curves=curve_panels([record]),
+        best=best_epoch(record),
+        rows=[{**metrics, **answers} for metrics, answers in rows],
+        matrix=charts.confusion_chart(counts, evaluation.classes),
+        confusions=_confusion_rows(evaluation),
+        reliability=charts.reliability_chart(evaluation.metrics["calibration"]["bins"]),
         worst=worst,
         unsure=unsure,
         doubtful=doubtful,
-        doubts=doubts,
-        shown=shown,
+        doubtful_count=doubtful_count,
+        thumbnails=explained_thumbnails(
+            record.file, evaluation, findings=worst + unsure + doubtful, device=device
+        ),
         recipe=recipe_rows(record),
         environment=environment_rows(record),
-        commands=commands(record, found),
+        commands=command_rows(record, evaluation),
     )
 
 
 def render(path: Path, template: str, **values: Any) -> None:
-    """Fill in one of the templates; everything that is no `Markup` is escaped."""
+    """Fill in a template and write it; everything except `Markup` is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(
         loader=loader,
@@ -68,15 +76,15 @@ def render(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "plain": plain, "command": shlex.quote}
+    environment.filters |= {"percent": format_percent}
     text = environment.get_template(template).render(side=SIDE, **values)
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share as a person reads it.
+def format_percent(share: float, digits: int = 1) -> str:
+    """Format a share as a percentage; only an exact 1 becomes 100 %.
 
-    >>> percent(0.98765), percent(1.0), percent(0.99999)
+    >>> format_percent(0.98765), format_percent(1.0), format_percent(0.99999)
     ('98.8 %', '100 %', '>99.9 %')
     """
     text = f"{100 * share:.{digits}f}"
@@ -85,12 +93,12 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{float(text):g} %" if float(text) in (0, 100) else f"{text} %"
 
 
-def plain(value: Any) -> str:
-    """A setting's value as one line."""
+def format_value(value: Any) -> str:
+    """Format the value of a setting as one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key} {format_value(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(map(plain, value)) or "none"
+        return ", ".join(map(format_value, value)) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -101,30 +109,32 @@ def _title(record: Record) -> str:
     return f"{data} · {record.header.architecture}" if data else record.header.architecture
 
 
-def parameters(record: Record) -> int:
-    """Of the network, counted on a skeleton."""
+def count_parameters(record: Record) -> int:
+    """Return the number of parameters of the model, counted without its weights."""
     header = record.header
     return sum(p.numel() for p in get_skeleton(header.architecture, **header.options).parameters())
 
 
-def story(record: Record, found: Evaluation) -> dict[str, Any]:
-    """What was trained on what and measured on what, in numbers."""
-    parts = record.header.data.get("parts", {})
+def summarize_run(record: Record, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the facts of the report's first paragraph: model, training, evaluation."""
+    splits = record.header.data.get("parts", {})
     return {
-        "parameters": parameters(record),
-        "trained_on": parts.get("train", {}).get("count"),
+        "parameters": count_parameters(record),
+        "trained_on": splits.get("train", {}).get("count"),
         "data": record.header.data.get("name"),
         "epochs": len(record.history) or record.header.recipe.get("epochs"),
         "weights": Path(str(record.header.recipe.get("weights", "none"))).name,
-        "classes": len(found.classes),
-        "chosen_on": found.split == "val" and bool(parts),
-        "file": record.file.name,
+        "classes": len(evaluation.classes),
+        "selected_on": evaluation.split == "val" and bool(splits),
     }
 
 
-def curves(records: Sequence[Record], names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Loss and accuracy by epoch: of one run for both parts; of several, which have these names,
-    for validation alone."""
+def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return charts of loss and accuracy by epoch.
+
+    For one record without a name they show training and validation; with ``names``, the validation
+    of each record.
+    """
     panels = []
     for what in ("loss", "accuracy"):
         series = []
@@ -132,92 +142,99 @@ def curves(records: Sequence[Record], names: Sequence[str] = ()) -> list[dict[st
             if not record.history:
                 continue
             epochs = [row["epoch"] for row in record.history]
-            kinds = {"val": "validation"} if names else PARTS
-            for part, label in kinds.items():
-                style = f"s{i}" if names else part
-                values = [row[f"{part}_{what}"] for row in record.history]
-                name = names[i] if names else label
-                series.append(Line(name, style, epochs, values))
+            splits = {"val": "validation"} if names else SPLIT_LABELS
+            for split, label in splits.items():
+                style = f"s{i}" if names else split
+                values = [row[f"{split}_{what}"] for row in record.history]
+                series.append(Line(names[i] if names else label, style, x=epochs, y=values))
         if series:
-            chart = charts.lines(series, "epoch", share=what == "accuracy")
+            chart = charts.line_chart(series, "epoch", percent=what == "accuracy")
             panels.append({"what": what, "chart": chart, "series": series})
     return panels
 
 
-PARTS = {"train": "training (augmented pictures)", "val": "validation"}
-
-
-def best_row(record: Record) -> dict[str, float] | None:
-    """The epoch whose model was kept."""
+def best_epoch(record: Record) -> dict[str, float] | None:
+    """Return the history row of the epoch whose model was kept; None without a history."""
     if not record.history:
         return None
     return max(record.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
 
 
-def _predicted(found: Evaluation) -> list[dict[str, Any]]:
-    """For each class: how often it was the answer, and what it was mistaken for most."""
-    matrix = counts_of(found.metrics["confusion_matrix"])
-    wrong = matrix - np.diag(np.diag(matrix))
+def _answer_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return for each class how often it was predicted, and its most frequent confusion."""
+    counts = confusion_counts(evaluation.metrics["confusion_matrix"])
+    wrong = counts - np.diag(np.diag(counts))
     rows = []
-    for i, answered in enumerate(matrix.sum(0).tolist()):
+    for i, predicted in enumerate(counts.sum(0).tolist()):
         j = int(wrong[i].argmax())
-        count = int(wrong[i, j])
-        rows.append({"answered": answered, "taken_for": found.classes[j], "times": count})
+        row = {
+            "predicted": predicted,
+            "confused_with": evaluation.classes[j],
+            "times": int(wrong[i, j]),
+        }
+        rows.append(row)
     return rows
 
 
-def _confusions(found: Evaluation) -> list[dict[str, Any]]:
-    totals = {row["class"]: row["pictures"] for row in found.metrics["per_class"]}
+def _confusion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    totals = {row["class"]: row["pictures"] for row in evaluation.metrics["per_class"]}
     return [
         {"truth": truth, "answer": answer, "count": count, "share": count / totals[truth]}
-        for truth, answer, count in confusions(found)[:MOST_CONFUSIONS]
+        for truth, answer, count in confusions(evaluation)[:MAX_CONFUSIONS]
     ]
 
 
 def recipe_rows(record: Record) -> list[tuple[str, str]]:
-    """The settings that the model was trained with."""
+    """Return the settings that the model was trained with."""
     recipe = dict(record.header.recipe)
     if Path(str(recipe.get("weights"))).is_absolute():
-        recipe["weights"] = from_here(recipe["weights"])
-    return [(key.replace("_", " "), plain(value)) for key, value in recipe.items()]
+        recipe["weights"] = shorten_path(recipe["weights"])
+    return [(key.replace("_", " "), format_value(value)) for key, value in recipe.items()]
 
 
 def environment_rows(record: Record) -> list[tuple[str, str]]:
-    """The machine and the versions."""
-    known = dict(record.environment or {})
-    versions = known.pop("versions", {})
-    known.pop("data", None)
-    rows = [(key.replace("_", " "), plain(value)) for key, value in known.items()]
+    """Return the machine and the versions that the model was trained with."""
+    environment = dict(record.environment or {})
+    versions = environment.pop("versions", {})
+    environment.pop("data", None)
+    rows = [(key.replace("_", " "), format_value(value)) for key, value in environment.items()]
     return rows + [(key, str(value)) for key, value in versions.items()]
 
 
-def from_here(path: str | Path, parts: int = 1) -> str:
-    """A path as it is typed in this folder. Of what lies elsewhere only the last ``parts``: where
-    on a machine it lies tells others nothing that they could use, and more than they need."""
+def shorten_path(path: str | Path, parts: int = 1) -> str:
+    """Return a path relative to the current folder, or only its last ``parts`` if it is elsewhere.
+
+    A report may be sent to others: they cannot use the rest of the path, and need not see it.
+    """
     absolute = Path(os.path.abspath(path))
     if absolute.is_relative_to(Path.cwd()):
         return absolute.relative_to(Path.cwd()).as_posix()
     return "/".join(absolute.parts[-parts:])
 
 
-def _data(record: Record, found: Evaluation) -> str:
-    """What was measured on: what the run was begun with, or something else."""
-    begun = Path(record.data) if record.data else None
-    root = Path(found.samples.root).absolute()
-    return str(begun if begun and root in (begun, begun.parent) else root)
+def _evaluated_data(record: Record, evaluation: Evaluation) -> str:
+    """Return the run's own data path if that is what was evaluated, else the evaluated folder."""
+    run_data = Path(record.data) if record.data else None
+    root = Path(evaluation.samples.root).absolute()
+    return str(run_data if run_data and root in (run_data, run_data.parent) else root)
 
 
-def commands(record: Record, found: Evaluation) -> list[tuple[str, str]]:
-    """(what for, what to type), with paths as `from_here`."""
-    data, begun = (
-        shlex.quote(from_here(path)) for path in (_data(record, found), record.data or "")
-    )
-    file = shlex.quote(from_here(record.file, 2 if record.is_run else 1))
-    recipe = shlex.quote(from_here(record.file.parent / "recipe.yaml", 2))
-    again = [("train again", f"resnet train {begun} --recipe {recipe}")] if record.is_run else []
-    views = found.metrics["views"]
-    more = "" if not views["flip"] else " --crops 10" if views["crops"] == 10 else " --flip"
+def command_rows(record: Record, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return (purpose, command) to train, evaluate and predict; see `shorten_path`."""
+    data = shlex.quote(shorten_path(_evaluated_data(record, evaluation)))
+    file = shlex.quote(shorten_path(record.file, 2 if record.is_run else 1))
+    rows = []
+    if record.is_run:
+        run_data = shlex.quote(shorten_path(record.data or ""))
+        recipe = shlex.quote(shorten_path(record.file.parent / "recipe.yaml", 2))
+        rows.append(("train again", f"resnet train {run_data} --recipe {recipe}"))
+    views = evaluation.metrics["views"]
+    options = ""
+    if views["flip"]:
+        options = " --crops 10" if views["crops"] == 10 else " --flip"
     if views["image_size"] != record.header.preprocessing.crop_size:
-        more += f" --image-size {views['image_size']}"
-    measure = f"resnet evaluate {file} {data} --split {found.split}{more}"
-    return [*again, ("measure again", measure), ("use it", f"resnet predict {file} PICTURE...")]
+        options += f" --image-size {views['image_size']}"
+    evaluate_command = f"resnet evaluate {file} {data} --split {evaluation.split}{options}"
+    rows.append(("evaluate again", evaluate_command))
+    rows.append(("predict", f"resnet predict {file} IMAGE..."))
+    return rows

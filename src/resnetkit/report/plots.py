@@ -1,4 +1,4 @@
-"""Figures as PNG files: curves, confusion matrix, pictures with captions."""
+"""Figures as PNG files: curves, confusion matrix, reliability diagram, images with captions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..storage import atomic
-from .fonts import drawing
+from .fonts import figure_fonts
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#d9721a", "#666666"
-LONGEST = 30  # characters of a name beside the matrix
+BLUE = "#1f5fa8"
+ORANGE = "#d9721a"
+GREY = "#666666"
+MAX_LETTERS = 30  # of a name beside the matrix
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -24,25 +26,25 @@ def _save(figure: Figure, path: Path) -> None:
             temporary,
             format="png",
             dpi=120,
-            metadata={"Software": None},  # the same bytes from every version
+            metadata={"Software": None},  # it would differ between matplotlib versions
             bbox_inches=None if figure.get_layout_engine() else "tight",
         )
 
 
-def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss and accuracy by epoch, for training and validation, from the rows of ``history.csv``."""
-    with drawing([title]) as (title,):
-        _save(_curves(history, title), path)
+def save_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Save loss and accuracy by epoch, from the rows of ``history.csv``."""
+    with figure_fonts([title]) as (title,):
+        _save(_draw_curves(history, title), path)
 
 
-def _curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
+def _draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, colour in (("train", ORANGE), ("val", BLUE)):
-            values = [row[f"{part}_{what}"] for row in history]
-            label = "training (augmented)" if part == "train" else "validation"
+        for split, colour in (("train", ORANGE), ("val", BLUE)):
+            values = [row[f"{split}_{what}"] for row in history]
+            label = "training (augmented)" if split == "train" else "validation"
             axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(what)
@@ -58,15 +60,15 @@ def _curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
         ha="center",
         color=BLUE,
     )
-    axes.margins(x=0.06, y=0.09)  # room for that text
+    axes.margins(x=0.06, y=0.09)  # room for the annotation
     axes.legend(loc="lower right", frameon=False)
     return figure
 
 
-def learning_rates(
+def save_learning_rates(
     rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Path
 ) -> None:
-    """Smoothed loss over the rate of a learning-rate finder, and where it says to go."""
+    """Save the smoothed loss by learning rate, with the rate that the finder suggests."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, losses, color=BLUE)
@@ -74,24 +76,29 @@ def learning_rates(
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss (smoothed)")
-    axes.set_title("A short run with a growing rate")
+    axes.set_title("A short run with an increasing learning rate")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _save(figure, path)
 
 
-def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
-    """Truth by row, prediction by column. Colours are shares of the row; numbers are counts."""
-    short = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in classes]
-    with drawing([title, *short]) as (title, *names):
-        _save(_confusion_matrix(matrix, names, title), path)
+def save_confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
+    """Save the confusion matrix: truth by row, prediction by column.
+
+    Colours are shares of the row; numbers are counts.
+    """
+    short = [
+        name if len(name) <= MAX_LETTERS else name[: MAX_LETTERS - 1] + "…" for name in classes
+    ]
+    with figure_fonts([title, *short]) as (title, *names):
+        _save(_draw_confusion_matrix(matrix, names, title=title), path)
 
 
-def _confusion_matrix(matrix: Any, classes: Sequence[str], title: str) -> Figure:
+def _draw_confusion_matrix(matrix: Any, classes: Sequence[str], title: str) -> Figure:
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    numbered = len(classes) <= 50  # beyond, the counts would be too small to read
+    numbered = len(classes) <= 50  # with more, the counts are too small to read
     side = min(30.0, max(5.0, (0.45 if numbered else 0.18) * len(classes) + 2))
     figure = Figure(figsize=(side + 0.8, side))
     axes = figure.subplots()
@@ -101,8 +108,8 @@ def _confusion_matrix(matrix: Any, classes: Sequence[str], title: str) -> Figure
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     size = 9 if numbered else 6
-    upright = 90 if max(map(len, classes)) > 2 else 0
-    axes.set_xticks(range(len(classes)), classes, rotation=upright, fontsize=size)
+    rotation = 90 if max(map(len, classes)) > 2 else 0
+    axes.set_xticks(range(len(classes)), classes, rotation=rotation, fontsize=size)
     axes.set_yticks(range(len(classes)), classes, fontsize=size)
     if numbered:
         for (i, j), count in np.ndenumerate(counts):
@@ -112,14 +119,21 @@ def _confusion_matrix(matrix: Any, classes: Sequence[str], title: str) -> Figure
     return figure
 
 
-def reliability(bins: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Accuracy by probability, from the ``bins`` of the metrics, above how many answers each bin
-    has. On the diagonal a probability means what it says."""
-    with drawing([title]) as (title,):
-        _save(_reliability([row for row in bins if row["pictures"]], title), path)
+def save_reliability(bins: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Save the reliability diagram: accuracy by probability, above the number of images per bin.
+
+    On the diagonal, probability and accuracy are equal.
+
+    Args:
+        bins: the bins of the metrics.
+        path: the file to write.
+        title: the title of the figure.
+    """
+    with figure_fonts([title]) as (title,):
+        _save(_draw_reliability([row for row in bins if row["pictures"]], title), path)
 
 
-def _reliability(bins: Sequence[dict[str, Any]], title: str) -> Figure:
+def _draw_reliability(bins: Sequence[dict[str, Any]], title: str) -> Figure:
     figure = Figure(figsize=(5, 6), layout="constrained")
     figure.suptitle(title)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -131,34 +145,38 @@ def _reliability(bins: Sequence[dict[str, Any]], title: str) -> Figure:
     upper.scatter([row["confidence"] for row in bins], heights, color=ORANGE, s=18, zorder=3)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     lower.bar(left, [row["pictures"] for row in bins], width, align="edge", color=GREY)
-    lower.set(xlabel="probability of the answer", ylabel="pictures")
+    lower.set(xlabel="probability of the answer", ylabel="images")
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def images(
-    shown: Sequence[np.ndarray],
+def save_image_grid(
+    images: Sequence[np.ndarray],
     captions: Sequence[str],
     path: Path,
     title: str,
     marked: Sequence[bool] = (),
     columns: int = 8,
 ) -> None:
-    """A sheet of pictures.
+    """Save a grid of images.
 
     Args:
         images: each ``(H, W, 3)`` uint8.
-        captions: one below each.
-        marked: which captions to draw in orange; a wrong answer, say.
+        captions: one below each image.
+        path: the file to write.
+        title: the title of the figure.
+        marked: which captions to draw in orange, for example those of wrong answers.
+        columns: images per row.
     """
-    with drawing([title, *captions]) as (title, *lines):
-        _save(_images(shown, lines, title, marked, columns), path)
+    with figure_fonts([title, *captions]) as (title, *lines):
+        _save(_draw_images(images, lines, title=title, marked=marked, columns=columns), path)
 
 
-def _images(
+def _draw_images(
     images: Sequence[np.ndarray],
     captions: Sequence[str],
+    *,
     title: str,
     marked: Sequence[bool],
     columns: int,

@@ -1,4 +1,4 @@
-"""What is known of a model file beside an evaluation: its header, and the run that it lies in."""
+"""What is known about a model file besides an evaluation: its header and its run folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..models.weights.modelfile import Header
 
 @dataclass(frozen=True)
 class Record:
-    """A model file, and of the run that made it what lies beside it (else empty).
+    """A model file, and the files of the run folder it is in, if any.
 
     Args:
         file: the model file.
-        header: what it says of itself.
-        history: a row for each epoch; numbers.
-        environment: machine, versions, and where the data lay.
-        metrics: of the validation part; None where the run did not end, or there is none.
+        header: its header.
+        history: one row of numbers per epoch; empty outside a run folder.
+        environment: the machine, the versions and the data path; None outside a run folder.
+        metrics: on the validation split; None outside a run folder or if the run did not finish.
     """
 
     file: Path
@@ -33,41 +33,42 @@ class Record:
 
     @property
     def is_run(self) -> bool:
-        """Whether the file lies in the folder of a run."""
+        """Whether the file is in a run folder."""
         return self.environment is not None
 
     @property
     def name(self) -> str:
-        """How a person calls it: the run's folder, or the file."""
+        """The name of the run folder, or of the file if there is none."""
         path = self.file.absolute()
         return path.parent.name if self.is_run else path.name
 
     @property
     def data(self) -> str | None:
-        """Where the data lay that the run was begun with."""
+        """The path of the data that the run was started with; None outside a run folder."""
         return None if self.environment is None else str(self.environment["data"])
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a run wrote its beginning here."""
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a run was started in this folder."""
     return (folder / "recipe.yaml").is_file() and (folder / "environment.json").is_file()
 
 
-def read(path: str | Path) -> Record:
-    """The record of a run's folder, or of a model file, which may lie in such a folder.
+def read_record(path: str | Path) -> Record:
+    """Read the record of a run folder or a model file, which may be in a run folder.
 
     Raises:
-        ModelFileError: it is neither, or is damaged.
+        ModelFileError: it is neither, or it is damaged.
     """
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise ModelFileError(
-            f"{path} is no run: it holds no model.safetensors. Expected the folder of a run or a "
+            f"{path} is not a run folder: it has no model.safetensors. Pass a run folder or a "
             "model file first, then the data"
         )
-    header, folder = modelfile.read_header(file), file.parent
-    if not is_run(folder):
+    header = modelfile.read_header(file)
+    folder = file.parent
+    if not is_run_folder(folder):
         return Record(file, header)
     history: tuple[dict[str, float], ...] = ()
     if (folder / "history.csv").is_file():
@@ -77,7 +78,7 @@ def read(path: str | Path) -> Record:
     return Record(
         file,
         header,
-        history,
-        json.loads((folder / "environment.json").read_text(encoding="utf-8")),
-        json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None,
+        history=history,
+        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None,
     )

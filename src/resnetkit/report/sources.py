@@ -1,4 +1,4 @@
-"""From what a person names (runs, model files, data) to a report or a comparison."""
+"""Run folders, model files and data, as the user names them -> a report or a comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..models.weights import modelfile
 from ..storage import refuse_existing
 from . import compare, html
-from .record import Record, read
+from .record import Record, read_record
 
 
 def write_report(
@@ -20,51 +20,58 @@ def write_report(
     device: str = "auto",
     workers: int | None = None,
 ) -> tuple[Path, tuple[str, ...]]:
-    """Write the report on one run or model file, or compare several.
+    """Write the report on one run folder or model file, or compare several.
 
     Args:
-        sources: runs and model files; then the data, which a run knows itself.
-        split: as in `evaluate`; of a run by default the validation part.
-        out: the file; by default ``report.html`` in the run, else here; or ``comparison.html``.
+        sources: run folders and model files, then the data. A run folder knows its data.
+        split: as in `evaluate`; for a run's own data by default the validation split.
+        out: the file to write. By default ``report.html`` in the run folder or the current folder,
+            or ``comparison.html`` in the current folder.
+        device: as in `evaluate`.
+        workers: as in `evaluate`.
 
     Returns:
-        The file, and notes for the reader.
+        The file, and notes for the user.
 
     Raises:
-        RecipeError: no run or model file is named, or no data for a model file.
-        ModelFileError, DataError, PictureError: as `evaluate`.
-        OutputError: the file is there, and is not the run's own report.
+        RecipeError: a model file is outside a run folder and no data are named, or the models to
+            compare have different classes.
+        ModelFileError, DataError, ImageError: as in `evaluate`.
+        OutputError: the file exists and is not the run's own report.
     """
-    records, data = _sort(sources)
+    records, data = _split_sources(sources)
     if len(records) > 1:
         target = out or Path("comparison.html")
         refuse_existing(target)
-        return target, compare.write(target, records, data, split, device, workers)
+        notes = compare.write_comparison(
+            target, records, data=data, split=split, device=device, workers=workers
+        )
+        return target, notes
     (record,) = records
     target = out or (record.file.parent if record.is_run else Path()) / "report.html"
     if out is not None or not record.is_run:
         refuse_existing(target)
-    found = _evaluate(record, data, split, device, workers)
-    html.write(target, found, record.file, device)
-    return target, found.notes
+    evaluation = _evaluate_record(record, data, split=split, device=device, workers=workers)
+    html.write_page(target, evaluation, model_file=record.file, device=device)
+    return target, evaluation.notes
 
 
-def _sort(sources: Sequence[Path]) -> tuple[list[Record], Path | None]:
-    """The models that are named, and the data behind them."""
+def _split_sources(sources: Sequence[Path]) -> tuple[list[Record], Path | None]:
+    """Separate the models from the data, which come last if they are named."""
     last = sources[-1]
     is_model = (last / "model.safetensors").is_file() or (last.is_file() and modelfile.is_one(last))
     models, data = (sources, None) if is_model or len(sources) == 1 else (sources[:-1], last)
-    return [read(path) for path in models], data
+    return [read_record(path) for path in models], data
 
 
-def _evaluate(
-    record: Record, data: Path | None, split: str | None, device: str, workers: int | None
+def _evaluate_record(
+    record: Record, data: Path | None, *, split: str | None, device: str, workers: int | None
 ) -> Evaluation:
-    where = data or record.data
-    if where is None:
+    source = data or record.data
+    if source is None:
         raise RecipeError(
-            f"{record.file} does not lie in the folder of its run and so does not know its data; "
-            f"name them: resnet report {record.file} DATA"
+            f"{record.file} is not in a run folder, so its data are unknown. Name them: "
+            f"resnet report {record.file} DATA"
         )
-    chosen = split or ("val" if data is None else None)
-    return evaluate(record.file, where, chosen, device=device, workers=workers)
+    split = split or ("val" if data is None else None)
+    return evaluate(record.file, source, split, device=device, workers=workers)

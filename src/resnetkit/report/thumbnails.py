@@ -1,4 +1,4 @@
-"""Pictures that a page carries in itself."""
+"""Thumbnails that a page embeds, and Grad-CAM overlays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import ImageError
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.explain import Explanation, explain
 from ..evaluation.findings import Disagreement, Finding
-from ..evaluation.views import at_size
+from ..evaluation.views import scale_preprocessing
 from ..models.weights.modelfile import Header
 from ..storage import atomic, make_output
 
@@ -28,96 +28,111 @@ QUALITY = 80
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """Lay a heat map over a picture: in warm colours where it is high, nearly grey where it is low.
+    """Lay a heat map over an image: warm colours where it is high, nearly grey where it is low.
 
     Args:
-        picture: ``(H, W, 3)`` uint8.
+        image: ``(H, W, 3)`` uint8.
         heat: ``(H, W)`` in [0, 1].
+        strength: the opacity of the colours where ``heat`` is 1.
+
+    Returns:
+        ``(H, W, 3)`` uint8.
     """
     from matplotlib import colormaps
 
     colours = colormaps["turbo"](0.4 + 0.5 * heat)[..., :3] * 255
-    grey = image.mean(2, keepdims=True)  # so that a red flower is not taken for heat
+    grey = image.mean(2, keepdims=True)  # fade colours: a red flower must not look like heat
     base = 0.75 * grey + 0.25 * image
-    share = strength * heat[..., None]
-    mixed: np.ndarray = base * (1 - share) + colours * share
+    opacity = strength * heat[..., None]
+    mixed: np.ndarray = base * (1 - opacity) + colours * opacity
     return mixed.round().astype(np.uint8)
 
 
 def write_overlays(
     explanations: Iterable[Explanation], out: Path
 ) -> Iterator[tuple[Explanation, Path | None]]:
-    """Write the picture beside its overlay for each, as ``NAME.png`` in the folder ``out``; yields
-    it with the file, None where there was no reading the picture. The second picture that would
-    have a name becomes ``NAME-2.png``, or the first number that is free."""
+    """Write each image and its overlay, side by side, to ``NAME.png`` in the folder ``out``.
+
+    If the name is taken, the file becomes ``NAME-2.png``, or has the next free number. Yields each
+    explanation with its file, or with None if the image could not be read.
+    """
     taken: set[str] = set()
-    for item in explanations:
-        if item.image is None or item.heat is None:
-            yield item, None
+    for explanation in explanations:
+        if explanation.image is None or explanation.heat is None:
+            yield explanation, None
             continue
         if not taken:
             make_output(out)
-        file = out / _free(item.source.stem, taken)
-        both = np.concatenate([item.image, overlay(item.image, item.heat)], axis=1)
+        file = out / _free_name(explanation.source.stem, taken)
+        overlaid = overlay(explanation.image, explanation.heat)
+        both = np.concatenate([explanation.image, overlaid], axis=1)
         with atomic(file) as temporary:
             Image.fromarray(both).save(temporary, "PNG")
-        yield item, file
+        yield explanation, file
 
 
-def _free(stem: str, taken: set[str]) -> str:
-    """Return a file name that is not ``taken`` yet, and note it: also not by one that differs only
-    in capitals or in how its accents are coded, which is the same file on macOS and Windows."""
-    stem = os.fsencode(stem)[:200].decode(errors="ignore")  # most file systems take 255 bytes
+def _free_name(stem: str, taken: set[str]) -> str:
+    """Return a file name that is not in ``taken``, and add it.
+
+    Names that differ only in case or in the encoding of accents count as the same name, because
+    macOS and Windows treat them as one file.
+    """
+    stem = os.fsencode(stem)[:200].decode(errors="ignore")  # most file systems allow 255 bytes
     for number in itertools.count(1):
         name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
-        same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        if same not in taken:
-            taken.add(same)
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if key not in taken:
+            taken.add(key)
             break
     return name
 
 
 def data_uri(image: np.ndarray) -> str:
-    """``(H, W, 3)`` uint8 -> the text of a JPEG that an ``img`` shows."""
+    """Return ``(H, W, 3)`` uint8 as the ``data:`` URI of a JPEG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def thumbnails(
-    model_file: Path, found: Evaluation, findings: Sequence[Finding], device: str = "auto"
+def explained_thumbnails(
+    model_file: Path, evaluation: Evaluation, findings: Sequence[Finding], device: str = "auto"
 ) -> dict[int, tuple[str, str]]:
-    """By index in the evaluation: the part of the picture that the network saw, and where in it the
-    network found the suggested class. A picture that is no longer there has none."""
-    chosen = {finding.index: finding for finding in findings}
-    sizes = {"image_size": found.metrics["views"]["image_size"], "shown": SIDE}
-    explained = explain(
+    """Return the thumbnails of findings as ``data:`` URIs, by index in the evaluation.
+
+    The first is the crop that the model sees; the second shows where the model finds the suggested
+    class. Files that can no longer be read are omitted.
+    """
+    by_index = {finding.index: finding for finding in findings}
+    explanations = explain(
         model_file,
-        [found.samples.path(i) for i in chosen],
-        classes=[finding.suggested for finding in chosen.values()],
+        [evaluation.samples.path(i) for i in by_index],
+        classes=[finding.suggested for finding in by_index.values()],
+        image_size=evaluation.metrics["views"]["image_size"],
+        side=SIDE,
         device=device,
-        **sizes,
     )
-    shown = {}
-    for index, item in zip(chosen, explained, strict=True):
-        if item.image is not None and item.heat is not None:
-            heated = overlay(item.image, item.heat)
-            shown[index] = data_uri(item.image), data_uri(heated)
-    return shown
+    thumbnails = {}
+    for index, explanation in zip(by_index, explanations, strict=True):
+        if explanation.image is not None and explanation.heat is not None:
+            overlaid = overlay(explanation.image, explanation.heat)
+            thumbnails[index] = (data_uri(explanation.image), data_uri(overlaid))
+    return thumbnails
 
 
 def plain_thumbnails(
     header: Header, samples: Split, findings: Sequence[Disagreement]
 ) -> dict[int, str]:
-    """By index in the part: the part of the picture that a network with this header sees. A picture
-    that is no longer there has none."""
-    larger = at_size(header.preprocessing, SIDE)
-    shown = {}
+    """Return the crops that a model with this header sees as ``data:`` URIs, by index in the split.
+
+    Files that can no longer be read are omitted.
+    """
+    preprocessing = scale_preprocessing(header.preprocessing, SIDE)
+    thumbnails = {}
     for finding in findings:
         try:
-            pixels = larger.pixels(samples.path(finding.index))
-        except ImageError:  # the page says so
+            pixels = preprocessing.pixels(samples.path(finding.index))
+        except ImageError:  # the page shows a message instead
             continue
-        seen = larger.crop(pixels).permute(1, 2, 0).numpy()
-        shown[finding.index] = data_uri(to_look_at(seen))
-    return shown
+        crop = preprocessing.crop(pixels).permute(1, 2, 0).numpy()
+        thumbnails[finding.index] = data_uri(to_look_at(crop))
+    return thumbnails

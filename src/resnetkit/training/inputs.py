@@ -24,12 +24,12 @@ def draw_inputs(folder: Path, prepared: Prepared, recipe: Recipe) -> None:
     first = next(loader.training(recipe.augmentation(), recipe.train_size(0), recipe.seed, 0))
     captions = [classes[label] for label in first.labels]
     title = "Training pictures of the first epoch, as the network sees them"
-    plots.images(_shown(first.images), captions, folder / "train_batch.png", title)
+    plots.save_image_grid(_shown(first.images), captions, folder / "train_batch.png", title)
     spread = np.linspace(0, len(prepared.val) - 1, min(16, len(prepared.val))).astype(int)
     crops = [prepared.val.preprocessing.crop(prepared.val[int(i)]) for i in spread]
     captions = [classes[prepared.val.split.labels[i]] for i in spread]
     title = "Validation pictures, as the network sees them"
-    plots.images(_shown(stack(crops)), captions, folder / "val_batch.png", title)
+    plots.save_image_grid(_shown(stack(crops)), captions, folder / "val_batch.png", title)
 
 
 def _shown(images: Tensor) -> list[np.ndarray]:

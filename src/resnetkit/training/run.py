@@ -17,7 +17,7 @@ from .. import storage
 from ..data.folder import Dataset
 from ..errors import OutputError
 from ..evaluation.evaluate import evaluate_split
-from ..evaluation.metrics import counts_of
+from ..evaluation.metrics import confusion_counts
 from ..models.weights import modelfile
 from ..models.weights.modelfile import Header
 from ..progress import printable, say
@@ -240,7 +240,7 @@ def _begun_with(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether this is the folder of a run, finished or not."""
-    return record.is_run(Path(path))
+    return record.is_run_folder(Path(path))
 
 
 def _stopped_at_once(path: Path) -> bool:
@@ -350,13 +350,13 @@ def finish(run: RunFolder, session: Session, device: str) -> Run:
     split = session.prepared.val.split
     found = evaluate_split(run.model, split, "val", device=device, workers=session.workers)
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
-    plots.curves(state.history, run.path / "curves.png", title)
-    plots.confusion_matrix(
-        counts_of(found.metrics["confusion_matrix"]),
+    plots.save_curves(state.history, run.path / "curves.png", title)
+    plots.save_confusion_matrix(
+        confusion_counts(found.metrics["confusion_matrix"]),
         found.classes,
         run.path / "confusion_matrix.png",
         f"val: {found.metrics['accuracy']:.2%} of {found.metrics['pictures']} pictures right",
     )
-    html.write(run.path / "report.html", found, run.model, device)
+    html.write_page(run.path / "report.html", found, run.model, device)
     run.write_json("metrics.json", found.metrics)  # last: its presence says "finished"
     return run.result(recipe, state.history)

@@ -2,13 +2,13 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
-    const words = head.dataset.sort === "text";
-    const before = head.getAttribute("aria-sort");
-    const down = before ? before === "ascending" : !words;
+    const isText = head.dataset.sort === "text";
+    const order = head.getAttribute("aria-sort");
+    const down = order ? order === "ascending" : !isText;
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const value = (row) => row.cells[column].dataset.v ?? row.cells[column].textContent.trim();
-    const compare = words
+    const compare = isText
       ? (a, b) => value(a).localeCompare(value(b), undefined, { numeric: true })
       : (a, b) => value(a) - value(b);
     const rows = [...body.rows].sort((a, b) => (down ? -compare(a, b) : compare(a, b)));
@@ -35,8 +35,8 @@ if (matrix) {
     if (!cell) return;
     const [truth, answer, count] = cell.split(",").map(Number);
     readout.textContent = truth === answer
-      ? `${names[truth]}: ${count} named rightly`
-      : `${names[truth]} taken for ${names[answer]}: ${count}×`;
+      ? `${names[truth]}: ${count} correct`
+      : `${names[truth]} predicted as ${names[answer]}: ${count}×`;
   };
   matrix.addEventListener("pointerover", show);
   matrix.addEventListener("click", show);

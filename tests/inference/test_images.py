@@ -14,7 +14,7 @@ PIXELS = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 GREY = PIXELS[:, :, :1]
 
 
-def png():
+def encode_png():
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "PNG")
     return file.getvalue()
@@ -27,9 +27,9 @@ FORMS = {
     "tensor": torch.from_numpy(PIXELS).permute(2, 0, 1),
     "float tensor": torch.from_numpy(PIXELS).permute(2, 0, 1) / 255,
     "PIL": Image.fromarray(PIXELS),
-    "bytes": png(),
-    "bytearray": bytearray(png()),
-    "memoryview": memoryview(png()),
+    "bytes": encode_png(),
+    "bytearray": bytearray(encode_png()),
+    "memoryview": memoryview(encode_png()),
 }
 
 
@@ -42,11 +42,11 @@ def test_every_form_has_the_same_pixels(form):
 @pytest.mark.parametrize(
     "grey", [GREY[:, :, 0], GREY, torch.from_numpy(GREY).permute(2, 0, 1), GREY / 255]
 )
-def test_grey(grey):
+def test_grey_images_become_rgb(grey):
     np.testing.assert_array_equal(full_pixels(grey), np.repeat(GREY, 3, axis=2))
 
 
-def test_transparency_lies_on_white():
+def test_transparent_pixels_become_white():
     clear = torch.zeros(4, 5, 5, dtype=torch.uint8)
     np.testing.assert_array_equal(full_pixels(clear), np.full((5, 5, 3), 255, np.uint8))
 
@@ -55,31 +55,31 @@ def test_transparency_lies_on_white():
     ("wrong", "message"),
     [
         (torch.randn(3, 8, 8) * 3, "before it is normalised"),
-        (np.full((4, 4, 3), np.nan), "floats are in 0..1; got nan"),
+        (np.full((4, 4, 3), np.nan), "float pixels must be in 0..1; got nan"),
         (np.zeros((4, 4, 3), np.int64), r"uint8; got \(4, 4, 3\) int64"),
-        (torch.zeros(8, 8, 3), r"a tensor is \(3, H, W\)"),
+        (torch.zeros(8, 8, 3), r"a tensor must be \(3, H, W\)"),
         (np.zeros((0, 4, 3), np.uint8), "without pixels"),
         (np.zeros((4,), np.uint8), r"got \(4,\)"),
         ("nul\0byte.png", "embedded null byte"),
-        (5, "expected a path, bytes, a PIL picture, an array or a tensor; got int"),
+        (5, "expected a path, bytes, a PIL image, an array or a tensor; got int"),
         (None, "got NoneType"),
         (b"", "empty"),
     ],
 )
-def test_what_is_no_picture_is_told(wrong, message):
+def test_what_is_not_an_image_is_refused(wrong, message):
     with pytest.raises(ImageError, match=message):
         full_pixels(wrong)
 
 
-def test_a_pil_picture_that_is_cut_short_is_told():
+def test_a_truncated_pil_image_is_refused():
     with (
-        Image.open(io.BytesIO(png()[:400])) as image,
+        Image.open(io.BytesIO(encode_png()[:400])) as image,
         pytest.raises(ImageError, match="truncated"),
     ):
         full_pixels(image)
 
 
-def test_several():
+def test_several_images_are_not_one():
     assert not is_image([PIXELS])
     assert not is_image(np.stack([PIXELS]))
     assert not is_image(torch.zeros(2, 3, 4, 4))

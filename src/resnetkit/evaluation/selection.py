@@ -1,0 +1,122 @@
+"""Select the images to evaluate: a split by its name, or by the digests in the model file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data import folder
+from ..data.cache import file_digest
+from ..data.folder import Split
+from ..data.paths import SPLITS
+from ..errors import DataError
+from ..models.weights import imagenet_classes, imagenet_ids
+from ..models.weights.modelfile import Header
+
+
+@dataclass(frozen=True)
+class SelectedSplit:
+    """The images to evaluate, the name of their split, and notes for the user."""
+
+    samples: Split
+    split: str
+    notes: tuple[str, ...] = ()
+
+
+def read_dataset_for(header: Header, data: str | Path) -> folder.Dataset:
+    """Read a dataset with the labels of a trained model.
+
+    Classes are matched by name. Folders named by a WordNet id of ImageNet (``n01440764``) are
+    matched by the published class name of that id.
+
+    Raises:
+        DataError: as `folder.read`.
+    """
+    index = {name: i for i, name in enumerate(header.classes)}
+    names = dict(zip(imagenet_ids(), imagenet_classes(), strict=True))
+    aliases = {key: index[name] for key, name in names.items() if name in index}
+    return folder.read(data, header.classes, aliases)
+
+
+def select_split(dataset: folder.Dataset, split: str | None, header: Header) -> SelectedSplit:
+    """Select the split to evaluate: by default test, else val, else all.
+
+    In a flat folder, ``train`` and ``val`` are the images that training used as such. The same
+    holds for ``val`` if training took it from the ``train`` folder. A note says how many of the
+    images the model was trained on.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    recorded = {
+        name: frozenset(samples["digests"])
+        for name, samples in header.data.get("parts", {}).items()
+        if name in ("train", "val") and samples["digests"]
+    }
+    split = SPLITS.get(split.lower(), split) if split else None
+    flat = dataset.splits.get("all")
+    val_is_from_train = recorded.get("val") and not {"val", "all"} & dataset.splits.keys()
+    if val_is_from_train and split in ("val", None if "test" not in dataset.splits else "val"):
+        return _select_by_digest(dataset.splits["train"], "val", recorded)
+    if flat is not None and recorded and split in (None, "train", "val", "all"):
+        return _select_by_digest(flat, split, recorded)
+    available = [name for name in ("test", "val", "all", "train") if name in dataset.splits]
+    name = split or available[0]
+    if name in dataset.splits:
+        samples = dataset.splits[name]
+        trained_on = recorded.get("train", frozenset())
+        digests = _file_digests(samples) if trained_on else []
+        return SelectedSplit(samples, name, _training_overlap_notes(digests, trained_on))
+    if flat is not None:
+        available += sorted(recorded)
+    raise DataError(
+        f"{dataset.root} has no split {name!r}; it has {', '.join(available)}. "
+        "Choose one with --split"
+    )
+
+
+def _file_digests(samples: Split) -> list[str]:
+    return [file_digest(samples.path(i)) for i in range(len(samples))]
+
+
+def _training_overlap_notes(digests: list[str], trained_on: frozenset[str]) -> tuple[str, ...]:
+    overlap = sum(digest in trained_on for digest in digests)
+    if not overlap:
+        return ()
+    return (
+        f"the model was trained on {overlap} of these {len(digests)} images: expect an optimistic "
+        "result",
+    )
+
+
+def _select_by_digest(
+    samples: Split, split: str | None, recorded: dict[str, frozenset[str]]
+) -> SelectedSplit:
+    """Select the images that training used as ``split``, found by the digests of their contents.
+
+    Without a ``split``, select the validation images if at least half of them are present, else
+    all images.
+    """
+    digests = _file_digests(samples)
+    wanted = recorded.get(split or "val", frozenset())
+    found = [i for i, digest in enumerate(digests) if digest in wanted]
+    if split in ("train", "val") and not found:
+        raise DataError(
+            f"None of the images that training used for {split!r} are in {samples.root}"
+        )
+    missing = len(wanted - set(digests))
+    others = len(digests) - len(found)
+    trained_on = recorded.get("train", frozenset())
+    if split != "all" and wanted and (split or missing <= len(wanted) / 2):
+        name = split or "val"
+        notes = []
+        if missing:
+            notes.append(
+                f"missing: {missing} of the {len(wanted)} images that training used for {name!r}"
+            )
+        if others and not split:
+            noun = "image" if others == 1 else "images"
+            notes.append(f"skipped {others} other {noun}; --split all includes them")
+        notes += _training_overlap_notes([digests[i] for i in found], trained_on)
+        return SelectedSplit(samples.select(found), name, tuple(notes))
+    return SelectedSplit(samples, "all", _training_overlap_notes(digests, trained_on))
