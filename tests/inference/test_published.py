@@ -125,7 +125,7 @@ def test_converted_models_decode_in_full_and_trained_ones_scaled(tmp_path, monke
     large = saved(photo((1601, 1203)), "JPEG", quality=90)
     preset = Preset(crop_size=224, resize_size=256)  # what its own code usually is
     assert torch.equal(plain.crop(plain.pixels(large)), pixels_of(preset, theirs(large)))
-    known = "resnetkit.models.weights.convert._published"  # as if the file had the published hash
+    known = "resnetkit.models.weights.convert.find_published"  # as if the hash matched
     monkeypatch.setattr(known, lambda path: ResNet18_Weights.IMAGENET1K_V1)
     convert(tmp_path / "r.pth", tmp_path / "known.safetensors")
     header = modelfile.read_header(tmp_path / "known.safetensors")

@@ -34,7 +34,7 @@ from resnetkit.models import (
 from resnetkit.models import cifar_resnet20 as construct
 from resnetkit.models.weights import http, imagenet_classes, imagenet_ids, modelfile
 from resnetkit.models.weights.convert import convert
-from resnetkit.models.weights.resolve import build, load_tensors
+from resnetkit.models.weights.resolve import build_network, load_tensors
 from resnetkit.storage import sha256
 from resnetkit.training import loop, start
 from resnetkit.training.optimizer import set_learning_rate
@@ -61,7 +61,7 @@ def published(tmp_path, monkeypatch):
 
     def tiny(*, weights: Tiny_Weights | str | None = None, progress=True, **options) -> ResNet:
         options = {"width": 4, **options}
-        return build(construct, options, weights, Tiny_Weights, progress)
+        return build_network(construct, options, weights, Tiny_Weights, progress)
 
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     registry.register_model()(tiny)

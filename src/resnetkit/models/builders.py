@@ -32,7 +32,7 @@ from .weights import (
     Wide_ResNet50_2_Weights,
     Wide_ResNet101_2_Weights,
 )
-from .weights.resolve import build
+from .weights.resolve import build_network
 
 __all__ = [
     "cifar_plain20",
@@ -93,7 +93,7 @@ def _resnet(
     def construct(**found: Any) -> ResNet:
         return ResNet(block, layers, **{**numbers, **found})
 
-    return build(construct, options, weights, published, progress)
+    return build_network(construct, options, weights, published, progress)
 
 
 # Table 1 of the paper.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .blocks import NormLayer
 from .legacy import accept_legacy_calls
 from .registry import register_model
-from .weights.resolve import build
+from .weights.resolve import build_network
 
 
 class ConvNormAct(nn.Sequential):
@@ -123,4 +123,4 @@ def darknet53(
     def construct(**found: Any) -> DarkNet:
         return DarkNet([1, 2, 8, 8, 4], **found)
 
-    return build(construct, options, weights, None, progress)
+    return build_network(construct, options, weights, None, progress)

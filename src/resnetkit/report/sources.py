@@ -52,7 +52,9 @@ def write_report(
 def _sort(sources: Sequence[Path]) -> tuple[list[Record], Path | None]:
     """The models that are named, and the data behind them."""
     last = sources[-1]
-    is_model = (last / "model.safetensors").is_file() or (last.is_file() and modelfile.is_one(last))
+    is_model = (last / "model.safetensors").is_file() or (
+        last.is_file() and modelfile.is_model_file(last)
+    )
     models, data = (sources, None) if is_model or len(sources) == 1 else (sources[:-1], last)
     return [read(path) for path in models], data
 

@@ -91,7 +91,7 @@ def names_of(value: object, where: str) -> list[str]:
     raise WeightsError(f"{where}: expected class names by index or a list. {_HOW}")
 
 
-def said_names(
+def select_names(
     said: Mapping[str, object], count: int, source: str
 ) -> tuple[list[str] | None, list[str]]:
     """Return the names of ``count`` classes that a checkpoint says itself, and notes.

@@ -15,7 +15,7 @@ from ...runtime import pytorch_defaults
 from ...storage import sha256
 from ..architectures import ARCHITECTURES
 from ..registry import list_weights
-from .classnames import check_names, read_classes, said_names
+from .classnames import check_names, read_classes, select_names
 from .download import hash_in_name
 from .enums import WeightsEnum, imagenet_classes
 from .foreign import Recognised, recognise
@@ -58,16 +58,16 @@ def convert(
             classes than there are names.
     """
     from ...data.transforms import Preprocessing
-    from .modelfile import Header, is_one, write
+    from .modelfile import Header, is_model_file, write
 
     file = _file_of(Path(source))
-    if is_one(file):
+    if is_model_file(file):
         raise WeightsError(f"{file} is a model file already; there is nothing to convert")
     _check_architecture(file, architecture)
     fields, settings, labels, notes = beside(file)
     settings |= options or {}
     head = "none" if settings.get("num_classes") == 0 else head
-    checkpoint, published = read_tensors(file, prefix=prefix, head=head), _published(file)
+    checkpoint, published = read_tensors(file, prefix=prefix, head=head), find_published(file)
     found = recognise(checkpoint, architecture=architecture, options=settings, source=str(file))
     check_finite(found.tensors, str(file))
     if published is not None:
@@ -176,7 +176,7 @@ def _with_names(
     notes: list[str] = []
     names = None if classes is None else _given_names(classes)
     if names is None:
-        names, notes = said_names(said, max(count, 2) if count else 0, str(source))
+        names, notes = select_names(said, max(count, 2) if count else 0, str(source))
     if count == 1:
         if names is None or len(names) != 2:
             raise WeightsError(
@@ -223,7 +223,7 @@ def _made_up(count: int) -> tuple[list[str], list[str]]:
     ]
 
 
-def _published(path: Path) -> WeightsEnum | None:
+def find_published(path: Path) -> WeightsEnum | None:
     """The published weights whose file this is, by its hash; its name does not matter."""
     digest = sha256(path)
     for member in itertools.chain.from_iterable(list_weights().values()):

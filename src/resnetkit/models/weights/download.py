@@ -40,7 +40,7 @@ def fetch(
     *,
     progress: bool = True,
     check_hash: bool = True,
-    examine: Callable[[Path], object] | None = None,
+    validate: Callable[[Path], object] | None = None,
     brief: bool = False,
 ) -> Path:
     """The local path of the file at ``url``, downloaded if it is not there yet.
@@ -52,7 +52,7 @@ def fetch(
             digits (``resnet18-f37072fd.pth``), they are the beginning of the file's SHA-256.
         progress: show a bar on standard error.
         check_hash: hold the file to those digits.
-        examine: called with what has arrived before it gets its name, where no hash tells whether
+        validate: called with what has arrived before it gets its name, where no hash tells whether
             it is whole; what it raises goes on, and the file is not kept.
 
     Raises:
@@ -64,7 +64,7 @@ def fetch(
     path = folder / (file_name or _name(url))
     prefix = hash_in_name(path.name) if check_hash else ""
     try:
-        return _fetch_once(url, address, path, prefix, progress, examine, brief)
+        return _fetch_once(url, address, path, prefix, progress, validate, brief)
     except WeightsError:
         raise
     except OSError as error:  # such as files of another user in a shared cache
@@ -77,7 +77,7 @@ def _fetch_once(
     path: Path,
     prefix: str,
     progress: bool,
-    examine: Callable[[Path], object] | None,
+    validate: Callable[[Path], object] | None,
     brief: bool,
 ) -> Path:
     with _one_at_a_time(path) as unwritable:
@@ -93,7 +93,7 @@ def _fetch_once(
                 f"{path} is missing or damaged, and RESNETKIT_OFFLINE is set: fetch {url} "
                 "on another machine and put it there, or unset RESNETKIT_OFFLINE"
             )
-        _download(address, path, prefix, progress, examine, brief)
+        _download(address, path, prefix, progress, validate, brief)
     return path
 
 
@@ -182,7 +182,7 @@ def _download(
     path: Path,
     prefix: str,
     progress: bool,
-    examine: Callable[[Path], object] | None = None,
+    validate: Callable[[Path], object] | None = None,
     brief: bool = False,
 ) -> None:
     part = Split(path.with_name(f".{path.name}.part"), url)
@@ -190,9 +190,9 @@ def _download(
         fill(part, path.name, progress, brief)
         digest = sha256(part.path)
         if digest.startswith(prefix):
-            if examine and not prefix:
+            if validate and not prefix:
                 try:
-                    examine(part.path)
+                    validate(part.path)
                 except Exception:
                     part.discard()
                     raise

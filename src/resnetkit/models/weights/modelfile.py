@@ -130,7 +130,7 @@ def check_has_classes(header: Header, path: str | Path) -> None:
         )
 
 
-def is_one(path: Path) -> bool:
+def is_model_file(path: Path) -> bool:
     """Whether a file is a model file, of any version, damaged or not."""
     try:
         _read_json(path)

@@ -28,7 +28,7 @@ Network = TypeVar("Network", bound=nn.Module)
 _log = logging.getLogger(__name__)
 
 
-def build(
+def build_network(
     construct: Callable[..., Network],
     options: Mapping[str, Any],
     weights: Source | None,
@@ -53,7 +53,7 @@ def build(
     """
     if weights is None:
         return construct(**options)
-    member = member_of(weights, published)
+    member = resolve_weights(weights, published)
     if member is not None:  # construct first: a wrong option must not cost a download
         model = construct(**{"num_classes": len(member.meta["categories"]), **options})
         tensors = load_tensors(member, published, progress).tensors
@@ -98,7 +98,7 @@ def load_tensors(
         UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
         TypeError: a member of another network's enum.
     """
-    member = member_of(source, published)
+    member = resolve_weights(source, published)
     if member is not None:
         return Checkpoint(member.get_state_dict(progress=progress, check_hash=True))
     text = os.fspath(source)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def load_tensors(
     return read_tensors(Path(text).expanduser(), prefix=prefix, head=head)
 
 
-def member_of(source: Source, published: type[WeightsEnum] | None) -> WeightsEnum | None:
+def resolve_weights(source: Source, published: type[WeightsEnum] | None) -> WeightsEnum | None:
     """Return the published weights that ``source`` names, or None if it is a file or an address.
 
     A file is what exists, lies in a folder (``./best``), ends like one (`FILE_KINDS`), or is a
@@ -140,7 +140,7 @@ def member_of(source: Source, published: type[WeightsEnum] | None) -> WeightsEnu
         raise UnknownWeightsError(f"{error} There is no file {str(source)!r} either.") from None
 
 
-def local_file(source: str) -> Path:
+def resolve_file(source: str) -> Path:
     """The file on this machine that a path, ``https://...`` or ``hf://owner/name`` stands for.
 
     Raises:
@@ -160,7 +160,7 @@ def local_file(source: str) -> Path:
 def _from_address(url: str, progress: bool, prefix: str | None, head: str | None) -> Checkpoint:
     what = f"{url} gave a file that is not kept; what arrived"
     read = functools.partial(read_tensors, prefix=prefix, head=head)
-    path = fetch(url, progress=progress, examine=lambda part: read(part, source=what))
+    path = fetch(url, progress=progress, validate=lambda part: read(part, source=what))
     try:
         return read(path)
     except WeightsError as error:  # it was fetched by other code, or only as a file
