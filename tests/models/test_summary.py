@@ -97,5 +97,5 @@ def test_shared_parameters_count_once_and_transposed_convolutions_are_counted():
 
 
 def test_a_network_without_convolution_is_told():
-    with pytest.raises(ValueError, match="begins with a Conv2d; got a Linear without any"):
+    with pytest.raises(ValueError, match="begins with a Conv2d; got a Linear without one"):
         summarize(nn.Linear(3, 2))

@@ -122,9 +122,9 @@ def test_none_is_none_and_other_networks_are_left_alone(published):
     assert start.resolve_recipe("fast", {"model": "tiny"}).weights == "none"
     wider = {"model": "tiny", "model_options": {"width": 8}}
     assert start.resolve_recipe(None, wider).weights == "none"
-    with pytest.raises(WeightsError, match="no published weights; got 'DEFAULT'"):
+    with pytest.raises(WeightsError, match="no published weights, so 'DEFAULT'"):
         start.resolve_recipe(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
-    with pytest.raises(WeightsError, match=r"no-such\.pth is no file .*; expected a model file"):
+    with pytest.raises(WeightsError, match=r"no-such\.pth is not a file .*; expected a model file"):
         start.resolve_recipe(None, {"model": "tiny", "weights": "no-such.pth"})
 
 
@@ -440,7 +440,7 @@ def test_a_file_that_is_missing_is_said_to_be_missing_at_every_entrance(publishe
         lambda: get_model("tiny", weights=name),
         lambda: load_tensors(name),
     ):
-        with pytest.raises(WeightsError, match="is no file"):
+        with pytest.raises(WeightsError, match="is not a file"):
             enter()
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from resnetkit.errors import WeightsError
-from resnetkit.models.weights.classnames import names_of, read_classes
+from resnetkit.models.weights.classnames import parse_names, read_classes
 
 NAMES = ["tench", "goldfish", "great white shark"]
 KERAS = {"2": ["n01484850", "great white shark"], "0": ["n01440764", "tench"]}
@@ -77,8 +77,8 @@ def test_numbers_in_names_stay_names(tmp_path, name, text, names):
         ),
         ("a.txt", b"1 a\n2 b\n3 c", r"ImageFolder sorts as text \(1, 10, 100, 2\)"),
         ("a.json", b'{"0": "1", "1": "2", "2": "0"}', "either could be the index"),
-        ("a.json", b'{"0": {"a": 1}, "1": "b"}', "a name is text; got a dict"),
-        ("a.json", b'{"0": ["a", "b"], "1": ["c", "d"]}', "a name is text; got a list"),
+        ("a.json", b'{"0": {"a": 1}, "1": "b"}', "a name must be text; got a dict"),
+        ("a.json", b'{"0": ["a", "b"], "1": ["c", "d"]}', "a name must be text; got a list"),
         ("a.json", b'[{"file": "a"}]', "expected an index .* in each row; got file"),
         ("a.json", b'{"classes": ["a", "b"], "class_to_idx": {"b": 0, "a": 1}}', "differently"),
         ("a.json", b"[]", "expected class names by index or a list"),
@@ -100,8 +100,8 @@ def test_other_forms_are_refused_by_name(tmp_path, name, content, words):
 
 
 def test_values_of_checkpoints_are_told_apart_by_their_types():
-    assert names_of({2: "0", 0: "1", 1: "2"}, "x") == ["1", "2", "0"]
-    assert names_of({"2": 0, "0": 1, "1": 2}, "x") == ["2", "0", "1"]
+    assert parse_names({2: "0", 0: "1", 1: "2"}, "x") == ["1", "2", "0"]
+    assert parse_names({"2": 0, "0": 1, "1": 2}, "x") == ["2", "0", "1"]
 
 
 def test_a_folder_without_folders_names_no_classes(tmp_path):

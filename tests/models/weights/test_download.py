@@ -72,7 +72,7 @@ def test_only_attempts_without_a_new_byte_count(site, cache):
 
 def test_a_later_process_goes_on_where_this_one_gave_up(site, cache):
     site.faults = ["cut", *["503"] * ATTEMPTS]
-    with pytest.raises(DownloadError, match=r"503.*5 times in a row; what has arrived is kept"):
+    with pytest.raises(DownloadError, match=r"503.*5 times in a row; the bytes received are kept"):
         fetch(site.published, progress=False)
     assert not (cache / f"net-{site.digest[:8]}.pth").exists()
     fetch(site.published, progress=False)
@@ -156,7 +156,7 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away(site, cache):
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_what_is_not_there_is_not_asked_for_again(site, cache, status):
     site.faults = [str(status)]
-    with pytest.raises(DownloadError, match=f"answers {status} .*check the address"):
+    with pytest.raises(DownloadError, match=f"answered {status} .*check the address"):
         fetch(site.published, progress=False)
     assert len(site.requests) == 1
     assert left_over(cache) == set()
@@ -165,13 +165,13 @@ def test_what_is_not_there_is_not_asked_for_again(site, cache, status):
 def test_a_flipped_bit_is_found_and_the_file_fetched_anew(site, cache, caplog):
     site.faults = ["flip"]
     assert fetch(site.published, progress=False).read_bytes() == site.content
-    assert "arrived with the SHA-256" in caplog.text
+    assert "arrived with SHA-256" in caplog.text
     assert [wanted for _, wanted in site.requests] == [None, None]
 
 
 def test_a_file_that_stays_wrong_is_refused_and_not_kept(site, cache):
     site.files = dict.fromkeys(site.files, b"something else")
-    with pytest.raises(WeightsError, match=f"its name promises {site.digest[:8]}") as caught:
+    with pytest.raises(WeightsError, match=f"its name says {site.digest[:8]}") as caught:
         fetch(site.published, progress=False)
     assert hashlib.sha256(b"something else").hexdigest()[:16] in str(caught.value)
     assert isinstance(caught.value, RuntimeError)  # what PyTorch raises
@@ -244,7 +244,7 @@ def test_an_address_without_a_name_is_refused(cache):
 
 def test_a_redirect_to_an_open_line_is_refused(site, cache):
     site.faults = ["http://example.org/a.pth"]
-    with pytest.raises(DownloadError, match=r"example.org/a.pth is not fetched"):
+    with pytest.raises(DownloadError, match=r"example.org/a.pth was not fetched"):
         fetch(site.published, progress=False)
 
 

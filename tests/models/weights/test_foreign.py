@@ -87,7 +87,7 @@ def test_a_network_among_others_is_found(prefix):
     head = {"head.fc.weight": torch.zeros(7, 2048), "head.fc.bias": torch.zeros(7)}
     found = recognise({**state, **head, "neck.weight": torch.zeros(2, 2)})
     assert (found.architecture, found.options) == ("resnet50", {"num_classes": 7})
-    assert said(found, f"left out what is not in '{prefix}': 1, first neck.weight")
+    assert said(found, f"left out tensors outside '{prefix}': 1, first neck.weight")
     twice = {f"teacher.{n}": t for n, t in shapes("resnet18").items()}
     both = {**twice, **state}
     with pytest.raises(WeightsError, match=r"holds 2 networks: .*--prefix"):
@@ -102,12 +102,12 @@ def said(found, words):
 
 def test_what_tensors_cannot_tell_is_said_and_can_be_decided():
     bottleneck, flat = shapes("resnet50"), shapes("cifar_plain20")
-    assert said(recognise(bottleneck), "took V1.5")
-    assert said(recognise(bottleneck), "dilate in place of a stride")
+    assert said(recognise(bottleneck), "assumed V1.5")
+    assert said(recognise(bottleneck), "dilate instead of striding")
     assert said(recognise(bottleneck), "timm's with a blur")
     v1 = recognise(bottleneck, options={"stride_on": "1x1"})
     assert (v1.options["stride_on"], said(v1, "V1")) == ("1x1", [])
-    assert said(recognise(flat), "took a residual net with shortcuts of option A")
+    assert said(recognise(flat), "assumed a residual net with shortcuts of option A")
     plain = recognise(flat, options={"shortcut": "none"})
     assert (plain.architecture, said(plain, "residual")) == ("cifar_plain20", [])
     named = recognise(flat, architecture="cifar_plain20")
@@ -125,7 +125,7 @@ def test_tensors_that_no_layer_uses_are_named_and_dropped():
     found = recognise(state)
     dropped = "layer1.0.conv3.weight, layer1.0.bn3.weight, layer1.0.bn3.num_batches_tracked"
     assert said(found, "dropped") == [
-        f"dropped, since no layer of cifar_resnet20 uses them: {dropped}"
+        f"dropped, because no layer of cifar_resnet20 uses them: {dropped}"
     ]
     assert "layer1.0.conv3.weight" not in found.tensors
 
@@ -136,8 +136,8 @@ def test_tensors_that_no_layer_uses_are_named_and_dropped():
         ("layer1.0.se.weight", (3,), r"1 is unknown here, first layer1.0.se.weight \(3,\)"),
         ("layer2.1.bn1.bias", None, r"1 tensor is missing, first layer2.1.bn1.bias \(128,\)"),
         ("layer3.1.conv1.weight", (256, 9, 3, 3), r"9, 3, 3\), expected \(256, 256, 3, 3\)"),
-        ("layer3.1.conv1.weight", None, r"\[2, 2, 1, 2\] layers.*Beside resnet18: "),
-        ("layer1.0.conv1.weight", None, r"is no ResNet: its first tensors are conv1.weight"),
+        ("layer3.1.conv1.weight", None, r"\[2, 2, 1, 2\] layers.*Compared with resnet18: "),
+        ("layer1.0.conv1.weight", None, r"is not a ResNet: its first tensors are conv1.weight"),
         ("layer1.0.conv2.bias", (64,), r"1 is unknown here, first layer1.0.conv2.bias"),
         ("fc.weight", (1000,), r"fc.weight is \(1000,\), expected \(1000, 512\)"),
     ],
@@ -153,7 +153,7 @@ def test_what_does_not_fit_shows_the_first_difference(changed, shape, words):
 
 
 def test_a_named_architecture_that_does_not_fit_is_told():
-    with pytest.raises(WeightsError, match=r"is no resnet34 .*missing, first layer1\.2\.conv1"):
+    with pytest.raises(WeightsError, match=r"is not a resnet34 .*missing, first layer1\.2\.conv1"):
         recognise(shapes("resnet18"), architecture="resnet34")
     with pytest.raises(WeightsError, match="Did you mean resnet50 or resnet34"):
         recognise(shapes("resnet18"), architecture="resnet35")
@@ -251,7 +251,7 @@ def test_class_names_come_from_a_file(file, tmp_path, name, text):
     model, header = read(tmp_path / "m.safetensors")
     assert header.classes == ("ant", "bee", "cat")
     assert model.conv1.weight.dtype == torch.float32
-    assert said(found, "torch.float16 became the network's own type")
+    assert said(found, "converted torch.float16 to the network's dtype")
     assert said(found, "--classes") == []
 
 
@@ -271,7 +271,7 @@ def test_class_names_that_do_not_fit_are_told(file, tmp_path, text, words):
     with pytest.raises(WeightsError, match=words):
         convert(file, tmp_path / "m.safetensors", classes=tmp_path / "a.json")
     assert not (tmp_path / "m.safetensors").exists()
-    with pytest.raises(WeightsError, match="is no file"):
+    with pytest.raises(WeightsError, match="is not a file"):
         convert(file, tmp_path / "m.safetensors", classes=tmp_path / "b.json")
 
 
@@ -307,7 +307,7 @@ def test_one_logit_with_a_sigmoid_becomes_two_with_the_same_probability(tmp_path
     theirs = torchvision.models.resnet18(num_classes=1).eval()
     torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
     for classes in (None, ["dog"], ["a", "b", "c"]):
-        with pytest.raises(WeightsError, match=r"one logit.*Name both, the one at 0 first"):
+        with pytest.raises(WeightsError, match=r"one logit.*Name both classes, the one at 0 first"):
             convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=classes)
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=["cat", "dog"])
     assert said(found, "0 for 'cat' and itself for 'dog'")
@@ -414,7 +414,7 @@ def test_a_published_file_is_known_whatever_its_name(tmp_path, monkeypatch):
     header = read(tmp_path / "m.safetensors")[1]
     assert header.classes == tuple(member.meta["categories"])
     assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (232, 224)
-    assert said(found, "it is ResNet50_Weights.IMAGENET1K_V2")
+    assert said(found, "this is ResNet50_Weights.IMAGENET1K_V2")
     assert not said(found, "prepared") + said(found, "--classes")
 
 

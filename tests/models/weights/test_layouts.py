@@ -365,7 +365,7 @@ def test_other_networks_are_not_taken_for_resnets():
         state = torchvision.models.get_model(name).state_dict()
         if name == "resnet18":  # each block with a layer that ours have not
             state = {n.replace("layer2.0.bn2", "layer2.0.se.bn2"): t for n, t in state.items()}
-        with pytest.raises(WeightsError, match=r"is no ResNet|is a ResNet of|is no "):
+        with pytest.raises(WeightsError, match=r"is not a ResNet|is a ResNet of|is not a "):
             recognise(state)
 
 

@@ -132,7 +132,7 @@ def test_files_beside_the_tensors_or_given_say_how(file, tmp_path, name, content
     else:
         (tmp_path / name).write_text(json.dumps(content))
         found = convert(tmp_path, tmp_path / "m")  # the folder of a model hub
-        assert any(f"took how images are prepared from {name}" in note for note in found.notes)
+        assert any(f"took the preprocessing from {name}" in note for note in found.notes)
     made = read_header(tmp_path / "m").preprocessing
     assert (made.resize_size, made.crop_size, made.interpolation, made.squash) == expected
     assert (made.mean, made.std, made.decoder) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "full")
@@ -157,7 +157,9 @@ def test_a_config_beside_the_tensors_names_classes_and_the_stride(tmp_path):
 
 def test_a_network_whose_tensors_only_look_like_ours_is_refused_by_its_config(file, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**TIMM, "architecture": "resnetblur18.x"}))
-    with pytest.raises(WeightsError, match=r"says resnetblur18, which is no network here.*--arch"):
+    with pytest.raises(
+        WeightsError, match=r"says resnetblur18, which is not a network here.*--arch"
+    ):
         convert(file, tmp_path / "m")
     assert convert(file, tmp_path / "m", architecture="resnet18").architecture == "resnet18"
 
@@ -166,7 +168,7 @@ def test_a_network_for_blue_first_gives_the_same_logits(net, file, photo, tmp_pa
     """Keras's mode `caffe`: BGR, 0 to 255, the mean of each colour subtracted."""
     given = {"resize": 64, "crop": 64, "mean": "103.939,116.779,123.68", "std": 1, "bgr": True}
     found = convert(file, tmp_path / "m", preprocessing=given)
-    assert any("turned its first convolution round" in note for note in found.notes)
+    assert any("reversed its first convolution" in note for note in found.notes)
     model, header = read(tmp_path / "m")
     image = v2.functional.center_crop(v2.functional.resize(Image.open(photo), 64), [64, 64])
     pixels = np.asarray(image).astype(np.float32)[None, :, :, ::-1]
@@ -184,10 +186,10 @@ def test_a_network_for_blue_first_gives_the_same_logits(net, file, photo, tmp_pa
     ("given", "words"),
     [
         ({"center": 3}, "preprocessing: unknown center; known: resize_size"),
-        ({"interpolation": "cubic"}, "interpolation is nearest, .*; got 'cubic'"),
-        ({"mean": "a,b,c"}, "mean is one number or one for each channel; got 'a,b,c'"),
-        ({"mean": "104,117,124"}, "mean and std on a scale to 255 go together"),
-        ({"squash": True, "decoder": "scaled"}, "squash and bilinear need the decoder full"),
+        ({"interpolation": "cubic"}, "interpolation must be one of nearest, .*; got 'cubic'"),
+        ({"mean": "a,b,c"}, "mean must be one number, or one for each channel; got 'a,b,c'"),
+        ({"mean": "104,117,124"}, "on a scale of 0 to 255, give both mean and std"),
+        ({"squash": True, "decoder": "scaled"}, "decoder scaled needs bilinear interpolation"),
     ],
 )
 def test_fields_that_cannot_be_are_told(file, tmp_path, given, words):
@@ -202,8 +204,8 @@ def test_fields_that_cannot_be_are_told(file, tmp_path, given, words):
         ("a.yaml", "a: [", "cannot be read as YAML or JSON"),
         ("a.json", json.dumps({**CLIP, "do_center_crop": False}), "no center crop is given"),
         ("a.json", json.dumps({**CLIP, "do_rescale": False}), "must not be false"),
-        ("a.json", json.dumps({**VIT, "size": {"height": 9, "width": 8}}), "are not square"),
-        ("a.json", json.dumps({**CLIP, "image_std": None}), "cannot be understood: TypeError"),
+        ("a.json", json.dumps({**VIT, "size": {"height": 9, "width": 8}}), "images must be square"),
+        ("a.json", json.dumps({**CLIP, "image_std": None}), "has unexpected content: TypeError"),
     ],
 )
 def test_files_that_cannot_be_are_told(tmp_path, name, content, words):
@@ -235,7 +237,7 @@ def test_flags_decide_and_what_they_leave_open_is_said(file, tmp_path, flags, ex
     said = result.stderr
     assert ("does not say how its images" in said) == (not flags)
     assert ("no size was given" in said) == ("--mean" in flags)
-    assert ("took ImageNet's mean or deviation" in said) == bool(flags and "--mean" not in flags)
+    assert ("assumed ImageNet's mean or std" in said) == bool(flags and "--mean" not in flags)
     assert (
         resnet18(num_classes=3).state_dict().keys() == read(tmp_path / "m")[0].state_dict().keys()
     )

@@ -74,7 +74,7 @@ def test_members_and_their_names_are_weights(x, site, cache, monkeypatch):
     site.files[member.url.removeprefix("https://download.pytorch.org")] = buffer.getvalue()
     fetch(member.url, progress=False, check_hash=False)
     names = ("DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", member)
-    with pytest.raises(WeightsError, match="its name promises f37072fd"):
+    with pytest.raises(WeightsError, match="its name says f37072fd"):
         resnet18(weights=member, progress=False)
     monkeypatch.setattr("resnetkit.models.weights.download.hash_in_name", lambda name: "")
     for source in names:
@@ -88,9 +88,11 @@ def test_members_and_their_names_are_weights(x, site, cache, monkeypatch):
 def test_names_that_mean_nothing_are_told(tmp_path):
     with pytest.raises(UnknownWeightsError, match=r"has no member 'IMAGENET_V1'. Did you mean"):
         resnet18(weights="IMAGENET_V1")
-    with pytest.raises(WeightsError, match=r"gone.pth is no file; expected a .safetensors or .pth"):
+    with pytest.raises(
+        WeightsError, match=r"gone.pth is not a file; expected a .safetensors or .pth"
+    ):
         resnet18(weights=tmp_path / "gone.pth")
-    with pytest.raises(WeightsError, match="no published weights; got 'DEFAULT'"):
+    with pytest.raises(WeightsError, match="no published weights, so 'DEFAULT'"):
         cifar_resnet20(weights="DEFAULT")
     with pytest.raises(TypeError, match="ResNet18_Weights"):
         resnet18(weights=get_weight("ResNet50_Weights.DEFAULT"))
@@ -208,10 +210,10 @@ def test_damaged_files_are_told(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no file of tensors: it is empty"),
-        (b"<!DOCTYPE html><html>log in</html>", "it is a web page, such as a log-in"),
+        (b"", "not a file of tensors: it is empty"),
+        (b"<!DOCTYPE html><html>log in</html>", "it is a web page, such as a login"),
         (b"\n  <html>", "it is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
         (b"\x1f\x8b\x08\0" + bytes(60), "it is a gzip archive: unpack it"),
         (bytes(257) + b"ustar\x0000", "it is a tar archive: unpack it"),
         (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file, such as Keras writes"),
@@ -239,7 +241,7 @@ def test_what_an_address_gives_is_only_kept_if_it_is_whole(net, x, site, cache, 
     whole = buffer.getvalue()
     bad = {"cut": whole[:100_000], "page": b"<html>busy</html>", "empty": b""}[spoilt]
     site.files["/net.pth"] = bad
-    with pytest.raises(WeightsError, match=r"/net\.pth gave a file that is not kept"):
+    with pytest.raises(WeightsError, match=r"/net\.pth was not kept"):
         load_tensors(site.address + "/net.pth", progress=False)
     assert [p.name for p in cache.iterdir() if not p.name.endswith(".lock")] == []
     site.files["/net.pth"] = whole
@@ -255,7 +257,7 @@ def test_a_cached_file_that_cannot_be_read_is_named(site, cache):
 def test_a_file_cut_short_is_told(file):
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(
-        WeightsError, match=r"is damaged or cut short.*copy or download it again"
+        WeightsError, match=r"is damaged or cut short.*Copy or download it again"
     ) as caught:
         resnet18(weights=file)
     assert "internal" not in str(caught.value)
@@ -313,7 +315,7 @@ def test_what_was_chosen_among_several_is_noted(tmp_path, net):
 def test_averaged_weights_beside_others_are_asked_about(tmp_path, net, x):
     state = net.state_dict()
     torch.save({"model": {n: t * 0 for n, t in state.items()}, "ema": state}, tmp_path / "net.pth")
-    with pytest.raises(WeightsError, match=r"2 networks: 'ema', 'model'\. Name .* --prefix"):
+    with pytest.raises(WeightsError, match=r"2 networks: 'ema', 'model'\. Select one: --prefix"):
         resnet18(weights=tmp_path / "net.pth")
     found = load_tensors(tmp_path / "net.pth", prefix="ema")
     model = resnet18(num_classes=4)
@@ -419,7 +421,7 @@ def test_options_that_no_tensor_shows_are_logged_beside_published_weights(monkey
     resnet50(weights="DEFAULT", stride_on="3x3")
     assert caplog.records == []
     resnet50(weights="DEFAULT", stride_on="1x1")
-    assert "was trained with stride_on='3x3', the network has '1x1'" in caplog.text
+    assert "was trained with stride_on='3x3', but this network has '1x1'" in caplog.text
     resnet50(weights="DEFAULT", replace_stride_with_dilation=[False, False, True])
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
@@ -428,7 +430,7 @@ def test_options_that_no_tensor_shows_are_logged_beside_a_file(tmp_path, caplog)
     torch.save(resnet50(num_classes=2).state_dict(), tmp_path / "a.pth")
     caplog.set_level(logging.INFO)
     resnet50(weights=tmp_path / "a.pth", stride_on="1x1")
-    assert "cannot tell whether it was trained with stride_on='1x1'" in caplog.text
+    assert "does not show whether it was trained with stride_on='1x1'" in caplog.text
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
