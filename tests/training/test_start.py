@@ -461,5 +461,5 @@ def test_the_name_of_a_member_means_the_member(published, tmp_path, monkeypatch)
     chosen = start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     assert chosen.weights == "Tiny_Weights.FIRST"
     assert get_model("tiny", weights="DEFAULT") is not None
-    with pytest.raises(WeightsError, match="no file of tensors"):
+    with pytest.raises(WeightsError, match="not a file of tensors"):
         get_model("tiny", weights="./DEFAULT")
