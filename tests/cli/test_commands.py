@@ -161,7 +161,7 @@ def test_a_closed_pipe_ends_quietly(model, images):
         (("train", "full", "--find-lr", "--seeds", "0-1"), 2, "--find-lr goes without --seeds"),
         (("train", "full", "--out", "full"), 1, "full is in use"),
         (("train", "full", "--epochs", "many"), 2, "epochs"),
-        (("evaluate", "text.safetensors", "full"), 1, "is no resnetkit model file"),
+        (("evaluate", "text.safetensors", "full"), 1, "is not a resnetkit model file"),
         (("predict", "gone.safetensors", "x.png"), 1, "gone.safetensors does not exist"),
         (("predict", "x.jpg"), 2, "Type:\n  resnet predict model.safetensors x.jpg"),
         (("predict", "a b.jpg", "c.jpg"), 2, "resnet predict model.safetensors 'a b.jpg' c.jpg"),

@@ -120,7 +120,7 @@ def test_few_sizes_are_prepared_and_one_image_runs_alone(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", compiled)
-    model = settle(get_model("cifar_resnet20", num_classes=10, width=4))
+    model = set_statistics(get_model("cifar_resnet20", num_classes=10, width=4))
     run = engines.start_engine(EngineChoice("compile", "fp32"), model, 16, CPU, 32)
     seen = {}
     for count in (1, 2, 3, 31, 32, 33, 70, 33, 1):

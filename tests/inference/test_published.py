@@ -171,5 +171,5 @@ def test_networks_with_other_channels_than_images_are_refused(tmp_path):
     network = torchvision.models.resnet18()
     network.conv1 = torch.nn.Conv2d(6, 64, 7, 2, 3, bias=False)
     torch.save(network.state_dict(), tmp_path / "r.pth")
-    with pytest.raises(WeightsError, match="takes 6 channels, and images have 1"):
+    with pytest.raises(WeightsError, match="takes 6 channels, but images have 1"):
         convert(tmp_path / "r.pth", tmp_path / "m.safetensors")

@@ -1,4 +1,4 @@
-"""A fresh cache, and a local HTTP server whose answers can be spoilt, one after another."""
+"""A fresh cache, and a local HTTP server that can fail in chosen ways."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Site:
-    """``files`` by path; ``faults`` are used up, one an answer; ``requests`` is what was asked."""
+    """A local server: files by path, the faults of its next responses, and requests so far."""
 
     files: dict[str, bytes]
     address: str = ""
@@ -38,7 +38,8 @@ class _Handler(BaseHTTPRequestHandler):
     site: Site
 
     def do_GET(self) -> None:
-        site, wanted = self.site, self.headers.get("Range")
+        site = self.site
+        wanted = self.headers.get("Range")
         site.requests.append((self.path, wanted))
         fault = site.faults.pop(0) if site.faults else ""
         threading.Event().wait(site.delay)
@@ -106,7 +107,7 @@ def serve(files: dict[str, bytes]) -> Iterator[Site]:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """PyTorch's cache folder, in a fresh home; no network settings from outside."""
+    """PyTorch's cache folder in a fresh home, without the environment's network settings."""
     for name in ("RESNETKIT_MIRROR", "RESNETKIT_OFFLINE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -120,5 +121,6 @@ def site():
     name = f"/models/net-{DIGEST[:8]}.pth"
     with serve({name: CONTENT, "/model.pth": CONTENT}) as made:
         made.published = made.address + name
-        made.digest, made.content = DIGEST, CONTENT
+        made.digest = DIGEST
+        made.content = CONTENT
         yield made

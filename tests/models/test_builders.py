@@ -131,7 +131,7 @@ def test_mistakes_raise_the_same_types(module, error, call):
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_mistakes_are_told_in_words(words, call):
+def test_error_messages_help(words, call):
     with pytest.raises((TypeError, ValueError), match=words):
         call()
 
@@ -177,13 +177,13 @@ def test_the_weights_of_many_models_are_listed():
         ("RESNET*", None),
     ],
 )
-def test_models_are_listed_as_there(include, exclude):
+def test_models_are_listed_as_in_torchvision(include, exclude):
     theirs = torchvision.models.list_models(torchvision.models, include, exclude)
     ours = list_models(include, exclude, module=models)
     assert [n for n in ours if n in PUBLISHED] == [n for n in theirs if n in PUBLISHED]
 
 
-def test_what_a_person_registers_is_found(monkeypatch):
+def test_registered_builders_are_found(monkeypatch):
     monkeypatch.setattr("resnetkit.models.registry._BUILDERS", {})
 
     class Mine_Weights(WeightsEnum):
@@ -209,7 +209,7 @@ def test_a_model_is_made_from_its_own_options():
     )
 
 
-def test_builders_of_other_people_may_have_annotations_that_only_a_type_checker_reads():
+def test_other_builders_may_have_string_annotations():
     def mine(*, weights: "Nowhere" = None) -> "Elsewhere":  # noqa: F821
         raise NotImplementedError
 
@@ -228,7 +228,7 @@ def test_builders_of_other_people_may_have_annotations_that_only_a_type_checker_
             registry._BUILDERS.pop(f"test_{builder.__name__}", None)
 
 
-def test_a_name_without_a_member_is_the_same_mistake_as_there(module):
+def test_incomplete_weight_names_raise_the_same_types(module):
     with pytest.raises(KeyError):
         module.get_weight("ResNet50_Weights.")
     for name in ("x", "a.b.c"):
@@ -246,13 +246,13 @@ def test_a_name_without_a_member_is_the_same_mistake_as_there(module):
         lambda: get_model("resnet18", pretrained=False),
     ],
 )
-def test_warnings_show_the_line_that_is_to_be_changed(call, recwarn):
+def test_warnings_point_at_the_callers_line(call, recwarn):
     call()
     assert {warning.filename for warning in recwarn} == {__file__}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_checkpoints_are_recognised_by_the_numbers_that_the_builder_states(name):
+def test_architectures_match_the_builders(name):
     block, layers, numbers = ARCHITECTURES[name]
     expected = models.ResNet(block, layers, **numbers) if "1202" not in name else None
     if expected is not None:

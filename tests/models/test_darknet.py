@@ -41,7 +41,7 @@ def test_its_logits_are_those_of_the_papers_table():
         assert torch.allclose(net(x), logits, atol=1e-5)
 
 
-def test_its_norm_can_be_chosen():
+def test_its_norm_is_an_option():
     net = DarkNet([1], norm_layer=lambda c: nn.GroupNorm(2, c), num_classes=0)
     assert net(torch.randn(1, 3, 8, 8)).shape == (1, 64)
     assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""docs/differences.md is complete and true."""
+"""docs/differences.md is complete and correct."""
 
 import importlib
 import inspect
@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "differences.md").read_text(encodin
 
 
 def table(title):
-    """The cells of a section's table, without its head."""
+    """Return the cells of a section's table, without its header."""
     section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split(" | ") for line in section.splitlines() if line[:1] == "|"]
     return [[cell.strip() for cell in row] for row in rows[2:]]
@@ -45,7 +45,7 @@ def parameters(function):
 
 
 def changed(ours, theirs):
-    """Names of the parameters that are not the same in both, wherever ours has them."""
+    """Return the names of parameters that differ between the two signatures."""
     before, after = parameters(theirs), parameters(ours)
     return {name for name in after if before.get(name) != after[name]} | (
         before.keys() - after.keys() - {"args"}

@@ -20,7 +20,7 @@ BY_COST = [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in
 
 
 def pair(name, seed=0, **options):
-    """Ours and theirs, made from the same seed."""
+    """Return our network and torchvision's, built from the same seed."""
     made = []
     for module in (models, torchvision.models):
         torch.manual_seed(seed)
@@ -103,7 +103,7 @@ def test_nodes_of_the_graph_have_the_same_names_in_the_same_order(name):
     assert attributes <= set(dir(ours))
 
 
-def test_the_module_offers_what_the_original_does():
+def test_the_module_has_every_public_name_of_torchvision():
     theirs = {n for n in torchvision.models.resnet.__all__ if not n.startswith("_")}
     api = {"Weights", "WeightsEnum", "get_model", "get_model_builder", "get_model_weights"}
     api |= {"get_weight", "list_models", "register_model", "BasicBlock", "Bottleneck"}

@@ -16,7 +16,7 @@ from resnetkit.study.gradients import responses
 
 @pytest.fixture
 def half_frozen():
-    """A network in training whose batch norms of the first stage keep their statistics."""
+    """A network in training mode whose first stage has its batch norms in eval mode."""
     net = get_model("cifar_resnet20", num_classes=3, width=8).train()
     net.layer1.eval()
     return net
@@ -26,7 +26,7 @@ def modes(net):
     return {name: module.training for name, module in net.named_modules()}
 
 
-def test_each_module_gets_its_own_mode_back_also_after_an_error(half_frozen):
+def test_each_modules_mode_is_restored_even_after_an_error(half_frozen):
     before = modes(half_frozen)
     assert set(before.values()) == {True, False}
     with pytest.raises(KeyError), in_mode(half_frozen, training=False):
@@ -35,7 +35,7 @@ def test_each_module_gets_its_own_mode_back_also_after_an_error(half_frozen):
     assert modes(half_frozen) == before
 
 
-def test_what_runs_a_network_leaves_frozen_norms_frozen(half_frozen, flat_folder):
+def test_callers_leave_frozen_norms_frozen(half_frozen, flat_folder):
     before = modes(half_frozen)
     grad_cam(half_frozen, torch.zeros(1, 3, 32, 32))
     assert modes(half_frozen) == before
@@ -46,7 +46,7 @@ def test_what_runs_a_network_leaves_frozen_norms_frozen(half_frozen, flat_folder
     assert modes(half_frozen) == before
 
 
-def test_an_error_while_predicting_leaves_the_modes(half_frozen, flat_folder):
+def test_an_error_while_predicting_restores_the_modes(half_frozen, flat_folder):
     before = modes(half_frozen)
     half_frozen.fc = nn.Linear(1, 1)  # refuses its input
     images = Images(read(flat_folder).splits["all"], Preprocessing(32, 32))

@@ -1,4 +1,4 @@
-"""The paper's variants, and what the field's module has not."""
+"""The paper's variants, and the options that torchvision does not have."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_option_a_pads_half_of_the_zeros_on_each_side():
 
 
 def by_hand(net, x):
-    """Section 4.2 in functions: the logits of a CIFAR net in eval mode."""
+    """Return the logits of a CIFAR net in eval mode: section 4.2, in functions."""
 
     def norm(x, bn):
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
@@ -136,7 +136,7 @@ def test_features_pooled_vector_and_last_map_agree_with_the_logits(name):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (33, 65), (224, 32)])
-def test_any_size_is_answered(size):
+def test_any_image_size_works(size):
     assert models.resnet18(num_classes=3).eval()(torch.randn(1, 3, *size)).shape == (1, 3)
 
 
@@ -164,12 +164,12 @@ def test_zero_initialised_blocks_are_identities():
         ({"width_per_group": 4}, "base_width of a BasicBlock must be one of 64; got 4"),
     ],
 )
-def test_values_that_cannot_be_are_told(options, words):
+def test_invalid_values_raise(options, words):
     with pytest.raises(ValueError, match=words):
         models.resnet18(**options)
 
 
-def test_other_peoples_blocks_fit():
+def test_custom_blocks_work():
     class Mine(Bottleneck):
         expansion = 2
 
@@ -205,7 +205,7 @@ def test_the_blocks_of_torchvision_fit_in_dilated_stages_and_start_at_zero():
         assert torch.equal(net(x), expected(x))
 
 
-def test_a_kind_of_basic_block_is_one():
+def test_a_subclass_of_basic_block_is_basic():
     class Mine(BasicBlock):
         pass
 
@@ -215,7 +215,7 @@ def test_a_kind_of_basic_block_is_one():
         ResNet(Mine, [1, 1], replace_stride_with_dilation=[True])
 
 
-def test_dilations_may_come_as_a_tensor_and_need_one_value_a_stage():
+def test_dilations_may_be_a_tensor_and_need_one_value_per_stage():
     net = models.resnet18(replace_stride_with_dilation=torch.tensor([False, False, True]))
     assert net.layer4[0].conv1.stride == (1, 1)
     with pytest.raises(ValueError, match=r"must have 3 values.*got \[\]"):

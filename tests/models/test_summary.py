@@ -58,7 +58,7 @@ def test_the_table_can_be_read():
     assert lines[-1].split() == ["total", "20", "269,722", "0.041"]
 
 
-def test_a_network_without_stages_is_grouped_by_its_parts():
+def test_a_network_without_stages_is_grouped_by_its_modules():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     summary = summarize(net, 8)
     assert [stage.name for stage in summary.stages] == ["0", "1", "2", "3"]
@@ -96,6 +96,6 @@ def test_shared_parameters_count_once_and_transposed_convolutions_are_counted():
     assert [row.name for row in summary.rows] == ["first", "again", "again", "tied", "up"]
 
 
-def test_a_network_without_convolution_is_told():
-    with pytest.raises(ValueError, match="begins with a Conv2d; got a Linear without any"):
+def test_a_network_without_convolution_raises():
+    with pytest.raises(ValueError, match="begins with a Conv2d; got a Linear without one"):
         summarize(nn.Linear(3, 2))

@@ -1,4 +1,4 @@
-"""What people do with the field's ResNets works on these."""
+"""Tools that people use on torchvision's ResNets work on these."""
 
 import io
 import shutil

@@ -34,7 +34,7 @@ from resnetkit.models import (
 from resnetkit.models import cifar_resnet20 as construct
 from resnetkit.models.weights import http, imagenet_classes, imagenet_ids, modelfile
 from resnetkit.models.weights.convert import convert
-from resnetkit.models.weights.resolve import build, load_tensors
+from resnetkit.models.weights.resolve import build_network, load_tensors
 from resnetkit.storage import sha256
 from resnetkit.training import loop, start
 from resnetkit.training.optimizer import set_learning_rate
@@ -61,7 +61,7 @@ def published(tmp_path, monkeypatch):
 
     def tiny(*, weights: Tiny_Weights | str | None = None, progress=True, **options) -> ResNet:
         options = {"width": 4, **options}
-        return build(construct, options, weights, Tiny_Weights, progress)
+        return build_network(construct, options, weights, Tiny_Weights, progress)
 
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     registry.register_model()(tiny)
@@ -122,9 +122,9 @@ def test_none_is_none_and_other_networks_are_left_alone(published):
     assert start.resolve_recipe("fast", {"model": "tiny"}).weights == "none"
     wider = {"model": "tiny", "model_options": {"width": 8}}
     assert start.resolve_recipe(None, wider).weights == "none"
-    with pytest.raises(WeightsError, match="no published weights; got 'DEFAULT'"):
+    with pytest.raises(WeightsError, match="no published weights, so 'DEFAULT'"):
         start.resolve_recipe(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
-    with pytest.raises(WeightsError, match=r"no-such\.pth is no file .*; expected a model file"):
+    with pytest.raises(WeightsError, match=r"no-such\.pth is not a file .*; expected a model file"):
         start.resolve_recipe(None, {"model": "tiny", "weights": "no-such.pth"})
 
 
@@ -440,7 +440,7 @@ def test_a_file_that_is_missing_is_said_to_be_missing_at_every_entrance(publishe
         lambda: get_model("tiny", weights=name),
         lambda: load_tensors(name),
     ):
-        with pytest.raises(WeightsError, match="is no file"):
+        with pytest.raises(WeightsError, match="is not a file"):
             enter()
 
 
@@ -461,5 +461,5 @@ def test_the_name_of_a_member_means_the_member(published, tmp_path, monkeypatch)
     chosen = start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     assert chosen.weights == "Tiny_Weights.FIRST"
     assert get_model("tiny", weights="DEFAULT") is not None
-    with pytest.raises(WeightsError, match="no file of tensors"):
+    with pytest.raises(WeightsError, match="not a file of tensors"):
         get_model("tiny", weights="./DEFAULT")

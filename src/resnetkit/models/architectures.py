@@ -1,6 +1,6 @@
 """The numbers of each architecture, to recognise a checkpoint by the shapes of its tensors.
 
-The builders state the same numbers; a test compares the two.
+The builders have the same numbers; a test compares the two.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .blocks import BasicBlock, Bottleneck
 
 
 class Architecture(NamedTuple):
-    """What a builder passes to `ResNet`."""
+    """The arguments that a builder passes to `ResNet`."""
 
     block: type[BasicBlock | Bottleneck]
     layers: list[int]

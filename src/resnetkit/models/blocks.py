@@ -20,13 +20,22 @@ NormLayer = Callable[[int], nn.Module]
 def conv3x3(
     in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1
 ) -> nn.Conv2d:
-    """A 3x3 convolution that keeps H and W (stride 1) or halves them, rounding up (stride 2)."""
+    """Return a 3x3 convolution: stride 1 keeps H and W, stride 2 halves them, rounding up."""
     # The padding equals the reach of the kernel to each side: 1, or the dilation.
-    return nn.Conv2d(in_planes, out_planes, 3, stride, dilation, dilation, groups, bias=False)
+    return nn.Conv2d(
+        in_planes,
+        out_planes,
+        kernel_size=3,
+        stride=stride,
+        padding=dilation,
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+    )
 
 
 def conv1x1(in_planes: int, out_planes: int, stride: int = 1) -> nn.Conv2d:
-    """A 1x1 convolution: the same linear map of the channels at every pixel."""
+    """Return a 1x1 convolution: the same linear map of the channels at every pixel."""
     return nn.Conv2d(in_planes, out_planes, 1, stride=stride, bias=False)
 
 
@@ -81,6 +90,7 @@ class BasicBlock(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``relu(F(x) + x)``; a plain block omits ``+ x``."""
         identity = x
 
         out: Tensor = self.conv1(x)  # (N, planes, H/stride, W/stride)
@@ -99,14 +109,15 @@ class BasicBlock(nn.Module):
 
 
 class DilatedBasicBlock(BasicBlock):
-    """A `BasicBlock` whose kernels are spread out: same weights, wider field of view.
+    """A `BasicBlock` with dilated kernels: same weights, wider field of view.
 
-    Takes the place of `BasicBlock` in a ResNet whose strides are replaced by dilation
-    (arXiv:1511.07122).
+    Replaces `BasicBlock` in a ResNet whose strides are replaced by dilation (arXiv:1511.07122).
 
     Args:
+        inplanes, planes, stride, downsample: as in `BasicBlock`.
+        groups, base_width, norm_layer, residual: as in `BasicBlock`.
         dilation: spacing of the taps of the first convolution, which carries the stride.
-        inner_dilation: spacing in the second convolution; by default the same.
+        inner_dilation: spacing of the taps of the second convolution; by default the same.
     """
 
     def __init__(
@@ -143,15 +154,16 @@ class Bottleneck(nn.Module):
     Maps ``(N, inplanes, H, W)`` to ``(N, 4 * planes, H/stride, W/stride)``. The 3x3 works on few
     channels, so the block costs about as much as a BasicBlock with a quarter of its output.
 
-    Args (those of `BasicBlock`, and):
+    Args:
+        inplanes, planes, stride, downsample, norm_layer, residual: as in `BasicBlock`.
         groups, base_width: the 3x3 has ``planes * base_width / 64 * groups`` channels in ``groups``
             groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) Wide ResNet-50-2.
         dilation: spacing of the taps of the 3x3.
-        stride_on: ``"3x3"`` is V1.5, the form of all published weights; ``"1x1"`` is V1, the
-            paper's, which drops three of four pixels before the 3x3 has seen them.
+        stride_on: ``"3x3"`` is V1.5, used by all published weights; ``"1x1"`` is V1, used by the
+            paper, which drops three of four pixels before the 3x3 sees them.
 
     Raises:
-        ValueError: stride_on is neither.
+        ValueError: stride_on is neither of them.
     """
 
     expansion: int = 4
@@ -178,7 +190,7 @@ class Bottleneck(nn.Module):
         stride_3x3 = stride if stride_on == "3x3" else 1
         self.conv1 = conv1x1(inplanes, width, stride_1x1)
         self.bn1 = norm_layer(width)
-        self.conv2 = conv3x3(width, width, stride_3x3, groups, dilation)
+        self.conv2 = conv3x3(width, width, stride_3x3, groups=groups, dilation=dilation)
         self.bn2 = norm_layer(width)
         self.conv3 = conv1x1(width, planes * self.expansion)
         self.bn3 = norm_layer(planes * self.expansion)
@@ -188,6 +200,7 @@ class Bottleneck(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``relu(F(x) + x)``; a plain block omits ``+ x``."""
         identity = x
 
         out: Tensor = self.conv1(x)  # (N, width, H, W)
@@ -210,9 +223,11 @@ class Bottleneck(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Option A (section 3.3): the identity, subsampled, with zeros for the new channels: no
-    parameters. The paper's CIFAR nets use it. The paper does not say where the zeros go; half of
-    them before and half after the old channels is the usual choice."""
+    """A shortcut without parameters: the subsampled identity, with zeros for the new channels.
+
+    This is option A (section 3.3), which the paper's CIFAR nets use. The paper does not say where
+    the zeros go; the usual choice is half before and half after the old channels.
+    """
 
     def __init__(self, inplanes: int, outplanes: int, stride: int) -> None:
         super().__init__()
@@ -221,6 +236,7 @@ class PadShortcut(nn.Module):
         self.pad_back = outplanes - inplanes - self.pad_front
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, inplanes, H, W)`` to ``(N, outplanes, H/stride, W/stride)``."""
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, self.pad_front, self.pad_back))
 
@@ -228,10 +244,10 @@ class PadShortcut(nn.Module):
 def make_shortcut(
     option: str, inplanes: int, outplanes: int, stride: int, norm_layer: NormLayer
 ) -> nn.Module | None:
-    """The ``downsample`` of a block: (N, inplanes, H, W) -> (N, outplanes, H/stride, W/stride).
+    """Return a block's ``downsample``: (N, inplanes, H, W) -> (N, outplanes, H/stride, W/stride).
 
-    Where shapes differ, A pads with zeros and B projects (section 3.3); C projects everywhere
-    (section 4.1, table 3); ``"none"`` is the plain net. None stands for the identity, or nothing.
+    If shapes differ, A pads with zeros and B projects (section 3.3). C always projects (section
+    4.1, table 3). ``"none"`` is for plain nets. None is returned for the identity, or no shortcut.
     """
     same_shape = stride == 1 and inplanes == outplanes
     if option == "none" or (same_shape and option != "C"):
@@ -242,12 +258,12 @@ def make_shortcut(
 
 
 def set_dilation(conv: nn.Conv2d, dilation: int) -> None:
-    """Spread the taps of a 3x3 convolution; the padding follows, so H and W stay."""
+    """Set the dilation of a 3x3 convolution, and the padding that keeps H and W."""
     conv.dilation = (dilation, dilation)
     conv.padding = (dilation, dilation)
 
 
 def check_option(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raise ValueError unless the value is one of those allowed."""
+    """Raise ValueError unless ``value`` is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")

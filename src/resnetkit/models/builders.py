@@ -1,7 +1,7 @@
-"""One function for each network: its name, and the numbers that make it.
+"""One function for each network, with the numbers that make it.
 
-All of them return a `ResNet`. Options are the keyword arguments of `ResNet`; they override the
-numbers given here, except groups and widths, which the name stands for.
+All of them return a `ResNet`. Options are keyword arguments of `ResNet` and override the numbers
+given here, except ``groups`` and ``width_per_group`` if they are part of the network's name.
 
 >>> resnet18(num_classes=10).fc
 Linear(in_features=512, out_features=10, bias=True)
@@ -32,7 +32,7 @@ from .weights import (
     Wide_ResNet50_2_Weights,
     Wide_ResNet101_2_Weights,
 )
-from .weights.resolve import build
+from .weights.resolve import build_network
 
 __all__ = [
     "cifar_plain20",
@@ -66,17 +66,27 @@ _OPTIONS = list(inspect.signature(ResNet).parameters)[2:]  # all but block and l
 def _resnet(
     name: str,
     block: type[BasicBlock | Bottleneck],
+    *,
     layers: Sequence[int],
-    published: type[WeightsEnum] | None,
+    published: type[WeightsEnum] | None = None,
     weights: WeightsEnum | os.PathLike[str] | str | None,
     progress: bool,
     options: Mapping[str, Any],
     **numbers: Any,
 ) -> ResNet:
-    """Build the network ``name``: ``ResNet(block, layers)`` with numbers, options and weights.
+    """Return ``ResNet(block, layers)`` with the numbers, the caller's options and weights.
+
+    Args:
+        name: the builder's name.
+        block, layers: as in `ResNet`.
+        published: the enum of the network's published weights, if any.
+        weights: what to load; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet` from the caller.
+        numbers: keyword arguments of `ResNet` that belong to the network.
 
     Raises:
-        TypeError: an option that `ResNet` does not have.
+        TypeError: `ResNet` has no such option.
         ValueError: an option contradicts the name.
     """
     for key, value in options.items():
@@ -86,17 +96,19 @@ def _resnet(
             raise TypeError(f"{name}() got an unexpected keyword argument {key!r}; {hint}")
         if key in ("groups", "width_per_group") and numbers.get(key, value) != value:
             raise ValueError(
-                f"{name} means {key}={numbers[key]}; got {value!r}. For other values use the "
+                f"{name} means {key}={numbers[key]}; got {value!r}. For other values, use a "
                 "builder without them in its name, such as resnet50"
             )
 
-    def construct(**found: Any) -> ResNet:
-        return ResNet(block, layers, **{**numbers, **found})
+    def construct(**resolved: Any) -> ResNet:
+        return ResNet(block, layers, **{**numbers, **resolved})
 
-    return build(construct, options, weights, published, progress)
+    return build_network(
+        construct, options, weights=weights, published=published, progress=progress
+    )
 
 
-# Table 1 of the paper.
+# The networks of table 1.
 @register_model()
 @accept_legacy_calls(ResNet18_Weights)
 def resnet18(
@@ -114,7 +126,13 @@ def resnet18(
         options: keyword arguments of `ResNet`.
     """
     return _resnet(
-        "resnet18", BasicBlock, [2, 2, 2, 2], ResNet18_Weights, weights, progress, options
+        "resnet18",
+        BasicBlock,
+        layers=[2, 2, 2, 2],
+        published=ResNet18_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
     )
 
 
@@ -135,7 +153,13 @@ def resnet34(
         options: keyword arguments of `ResNet`.
     """
     return _resnet(
-        "resnet34", BasicBlock, [3, 4, 6, 3], ResNet34_Weights, weights, progress, options
+        "resnet34",
+        BasicBlock,
+        layers=[3, 4, 6, 3],
+        published=ResNet34_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
     )
 
 
@@ -149,7 +173,7 @@ def resnet50(
 ) -> ResNet:
     """ResNet-50.
 
-    25.6 million parameters, 4.1 G multiply-adds at 224 px. The stride is on the 3x3 (V1.5).
+    25.6 million parameters, 4.1 G multiply-adds at 224 px. Strides are on the 3x3 (V1.5).
 
     Args:
         weights: a member of `ResNet50_Weights` or its name, a file, ``https://...`` or
@@ -158,7 +182,13 @@ def resnet50(
         options: keyword arguments of `ResNet`.
     """
     return _resnet(
-        "resnet50", Bottleneck, [3, 4, 6, 3], ResNet50_Weights, weights, progress, options
+        "resnet50",
+        Bottleneck,
+        layers=[3, 4, 6, 3],
+        published=ResNet50_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
     )
 
 
@@ -179,7 +209,13 @@ def resnet101(
         options: keyword arguments of `ResNet`.
     """
     return _resnet(
-        "resnet101", Bottleneck, [3, 4, 23, 3], ResNet101_Weights, weights, progress, options
+        "resnet101",
+        Bottleneck,
+        layers=[3, 4, 23, 3],
+        published=ResNet101_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
     )
 
 
@@ -200,11 +236,17 @@ def resnet152(
         options: keyword arguments of `ResNet`.
     """
     return _resnet(
-        "resnet152", Bottleneck, [3, 8, 36, 3], ResNet152_Weights, weights, progress, options
+        "resnet152",
+        Bottleneck,
+        layers=[3, 8, 36, 3],
+        published=ResNet152_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
     )
 
 
-# ResNeXt, arXiv:1611.05431: the 3x3 becomes many thin groups.
+# ResNeXt (arXiv:1611.05431): the 3x3 is split into many thin groups.
 @register_model()
 @accept_legacy_calls(ResNeXt50_32X4D_Weights)
 def resnext50_32x4d(
@@ -213,7 +255,7 @@ def resnext50_32x4d(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """ResNeXt-50 of 32 groups, 4 channels wide.
+    """ResNeXt-50 with 32 groups of 4 channels.
 
     25.0 million parameters, 4.2 G multiply-adds at 224 px.
 
@@ -226,11 +268,11 @@ def resnext50_32x4d(
     return _resnet(
         "resnext50_32x4d",
         Bottleneck,
-        [3, 4, 6, 3],
-        ResNeXt50_32X4D_Weights,
-        weights,
-        progress,
-        options,
+        layers=[3, 4, 6, 3],
+        published=ResNeXt50_32X4D_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
         groups=32,
         width_per_group=4,
     )
@@ -244,7 +286,7 @@ def resnext101_32x8d(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """ResNeXt-101 of 32 groups, 8 channels wide.
+    """ResNeXt-101 with 32 groups of 8 channels.
 
     88.8 million parameters, 16.4 G multiply-adds at 224 px.
 
@@ -257,11 +299,11 @@ def resnext101_32x8d(
     return _resnet(
         "resnext101_32x8d",
         Bottleneck,
-        [3, 4, 23, 3],
-        ResNeXt101_32X8D_Weights,
-        weights,
-        progress,
-        options,
+        layers=[3, 4, 23, 3],
+        published=ResNeXt101_32X8D_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
         groups=32,
         width_per_group=8,
     )
@@ -275,7 +317,7 @@ def resnext101_64x4d(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """ResNeXt-101 of 64 groups, 4 channels wide.
+    """ResNeXt-101 with 64 groups of 4 channels.
 
     83.5 million parameters, 15.5 G multiply-adds at 224 px.
 
@@ -288,17 +330,17 @@ def resnext101_64x4d(
     return _resnet(
         "resnext101_64x4d",
         Bottleneck,
-        [3, 4, 23, 3],
-        ResNeXt101_64X4D_Weights,
-        weights,
-        progress,
-        options,
+        layers=[3, 4, 23, 3],
+        published=ResNeXt101_64X4D_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
         groups=64,
         width_per_group=4,
     )
 
 
-# Wide ResNet, arXiv:1605.07146: the 3x3 has twice the channels.
+# Wide ResNet (arXiv:1605.07146): the 3x3 has twice the channels.
 @register_model()
 @accept_legacy_calls(Wide_ResNet50_2_Weights)
 def wide_resnet50_2(
@@ -318,11 +360,11 @@ def wide_resnet50_2(
     return _resnet(
         "wide_resnet50_2",
         Bottleneck,
-        [3, 4, 6, 3],
-        Wide_ResNet50_2_Weights,
-        weights,
-        progress,
-        options,
+        layers=[3, 4, 6, 3],
+        published=Wide_ResNet50_2_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
         width_per_group=128,
     )
 
@@ -346,16 +388,16 @@ def wide_resnet101_2(
     return _resnet(
         "wide_resnet101_2",
         Bottleneck,
-        [3, 4, 23, 3],
-        Wide_ResNet101_2_Weights,
-        weights,
-        progress,
-        options,
+        layers=[3, 4, 23, 3],
+        published=Wide_ResNet101_2_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
         width_per_group=128,
     )
 
 
-# The plain nets that residual nets are compared with: table 2.
+# The plain nets that the paper compares with residual nets (table 2).
 @register_model()
 @accept_legacy_calls(None)
 def plain18(
@@ -374,11 +416,10 @@ def plain18(
     return _resnet(
         "plain18",
         BasicBlock,
-        [2, 2, 2, 2],
-        None,
-        weights,
-        progress,
-        options,
+        layers=[2, 2, 2, 2],
+        weights=weights,
+        progress=progress,
+        options=options,
         shortcut="none",
     )
 
@@ -393,7 +434,7 @@ def plain34(
 ) -> ResNet:
     """The plain net of 34 layers.
 
-    `resnet34` without its shortcuts. The paper trains it worse than `plain18`.
+    `resnet34` without its shortcuts. In the paper, its error is higher than that of `plain18`.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -403,32 +444,34 @@ def plain34(
     return _resnet(
         "plain34",
         BasicBlock,
-        [3, 4, 6, 3],
-        None,
-        weights,
-        progress,
-        options,
+        layers=[3, 4, 6, 3],
+        weights=weights,
+        progress=progress,
+        options=options,
         shortcut="none",
     )
 
 
-# Section 4.2: 6n + 2 layers for images of 32 px, three stages of 16, 32 and 64 channels.
 def _cifar(
     name: str,
     n: int,
+    *,
     shortcut: str,
     weights: os.PathLike[str] | str | None,
     progress: bool,
     options: Mapping[str, Any],
 ) -> ResNet:
+    """Return a network of section 4.2: 6n + 2 layers, for images of 32 px.
+
+    Its three stages have 16, 32 and 64 channels.
+    """
     return _resnet(
         name,
         BasicBlock,
-        [n, n, n],
-        None,
-        weights,
-        progress,
-        options,
+        layers=[n, n, n],
+        weights=weights,
+        progress=progress,
+        options=options,
         num_classes=10,
         stem="small",
         width=16,
@@ -453,7 +496,9 @@ def cifar_resnet20(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_resnet20", 3, "A", weights, progress, options)
+    return _cifar(
+        "cifar_resnet20", 3, shortcut="A", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -473,7 +518,9 @@ def cifar_resnet32(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_resnet32", 5, "A", weights, progress, options)
+    return _cifar(
+        "cifar_resnet32", 5, shortcut="A", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -493,7 +540,9 @@ def cifar_resnet44(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_resnet44", 7, "A", weights, progress, options)
+    return _cifar(
+        "cifar_resnet44", 7, shortcut="A", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -513,7 +562,9 @@ def cifar_resnet56(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_resnet56", 9, "A", weights, progress, options)
+    return _cifar(
+        "cifar_resnet56", 9, shortcut="A", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -533,7 +584,9 @@ def cifar_resnet110(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_resnet110", 18, "A", weights, progress, options)
+    return _cifar(
+        "cifar_resnet110", 18, shortcut="A", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -553,7 +606,9 @@ def cifar_resnet1202(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_resnet1202", 200, "A", weights, progress, options)
+    return _cifar(
+        "cifar_resnet1202", 200, shortcut="A", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -571,7 +626,9 @@ def cifar_plain20(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_plain20", 3, "none", weights, progress, options)
+    return _cifar(
+        "cifar_plain20", 3, shortcut="none", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -589,7 +646,9 @@ def cifar_plain32(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_plain32", 5, "none", weights, progress, options)
+    return _cifar(
+        "cifar_plain32", 5, shortcut="none", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -607,7 +666,9 @@ def cifar_plain44(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_plain44", 7, "none", weights, progress, options)
+    return _cifar(
+        "cifar_plain44", 7, shortcut="none", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -625,7 +686,9 @@ def cifar_plain56(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_plain56", 9, "none", weights, progress, options)
+    return _cifar(
+        "cifar_plain56", 9, shortcut="none", weights=weights, progress=progress, options=options
+    )
 
 
 @register_model()
@@ -643,4 +706,6 @@ def cifar_plain110(
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet`.
     """
-    return _cifar("cifar_plain110", 18, "none", weights, progress, options)
+    return _cifar(
+        "cifar_plain110", 18, shortcut="none", weights=weights, progress=progress, options=options
+    )

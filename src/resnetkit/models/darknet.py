@@ -1,8 +1,8 @@
 """DarkNet-53 (Redmon and Farhadi, "YOLOv3", arXiv:1804.02767, table 1).
 
-Residual learning with other choices than ResNet's: strided 3x3 convolutions change the shape, so
-that every shortcut is an identity; a block squeezes to half the channels; nothing comes after the
-addition. 52 convolutions and one linear layer: 53.
+Residual learning with other choices than ResNet's. Strided 3x3 convolutions between the blocks
+change the shape, so every shortcut is an identity. A block squeezes to half the channels. Nothing
+follows the addition. 52 convolutions and one linear layer make 53.
 """
 
 from __future__ import annotations
@@ -17,30 +17,33 @@ from torch import Tensor, nn
 from .blocks import NormLayer
 from .legacy import accept_legacy_calls
 from .registry import register_model
-from .weights.resolve import build
+from .weights.resolve import build_network
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, norm and leaky ReLU: (N, inplanes, H, W) -> (N, planes, H/stride, W/stride)."""
+    """Convolution, norm, leaky ReLU: (N, inplanes, H, W) -> (N, planes, H/stride, W/stride)."""
 
     def __init__(
         self, inplanes: int, planes: int, kernel: int, stride: int, norm_layer: NormLayer
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inplanes, planes, kernel, stride, kernel // 2, bias=False)
+        self.conv = nn.Conv2d(
+            inplanes, planes, kernel, stride=stride, padding=kernel // 2, bias=False
+        )
         self.bn = norm_layer(planes)
         self.act = nn.LeakyReLU(0.1, inplace=True)
 
 
 class DarkBlock(nn.Module):
-    """1x1 to half the channels, 3x3 back, and a shortcut; keeps the shape (N, planes, H, W)."""
+    """A 1x1 to half the channels, a 3x3 back, and a shortcut; keeps (N, planes, H, W)."""
 
     def __init__(self, planes: int, norm_layer: NormLayer) -> None:
         super().__init__()
-        self.squeeze = ConvNormAct(planes, planes // 2, 1, 1, norm_layer)
-        self.expand = ConvNormAct(planes // 2, planes, 3, 1, norm_layer)
+        self.squeeze = ConvNormAct(planes, planes // 2, kernel=1, stride=1, norm_layer=norm_layer)
+        self.expand = ConvNormAct(planes // 2, planes, kernel=3, stride=1, norm_layer=norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``F(x) + x``."""
         out: Tensor = self.expand(self.squeeze(x))
         return x + out
 
@@ -49,15 +52,15 @@ class DarkNet(nn.Module):
     """A 3x3 stem, five stages that halve H and W and double the channels, and a head.
 
     Args:
-        layers: blocks in each stage.
+        layers: number of blocks in each stage.
         num_classes: logits of the head; 0 returns the pooled vector ``(N, 1024)`` instead.
-        norm_layer: makes the normalisation from a number of channels; BatchNorm2d by default.
+        norm_layer: makes the norm from a number of channels; BatchNorm2d by default.
         in_channels: channels of the input.
-        include_top: False leaves pooling and head out and returns the last map ``(N, C, h, w)``.
+        include_top: False omits pooling and head and returns the last map ``(N, C, h, w)``.
 
     Shape:
-        Input ``(N, in_channels, H, W)``; output ``(N, num_classes)``, logits. The paper's
-        pictures have 256 px.
+        Input ``(N, in_channels, H, W)``; output ``(N, num_classes)``, logits. The paper uses
+        images of 256 px.
     """
 
     def __init__(
@@ -70,17 +73,19 @@ class DarkNet(nn.Module):
         include_top: bool = True,
     ) -> None:
         super().__init__()
-        norm_layer, planes = norm_layer or nn.BatchNorm2d, 32
+        norm_layer = norm_layer or nn.BatchNorm2d
+        planes = 32
         self.conv1 = nn.Conv2d(in_channels, planes, 3, padding=1, bias=False)
         self.bn1 = norm_layer(planes)
         self.act = nn.LeakyReLU(0.1, inplace=True)
         self.stages = [f"layer{i}" for i in range(1, len(layers) + 1)]
         for name, blocks in zip(self.stages, layers, strict=True):
-            down = ConvNormAct(planes, 2 * planes, 3, 2, norm_layer)
-            planes *= 2
-            self.add_module(
-                name, nn.Sequential(down, *(DarkBlock(planes, norm_layer) for _ in range(blocks)))
+            stage = nn.Sequential(
+                ConvNormAct(planes, 2 * planes, kernel=3, stride=2, norm_layer=norm_layer)
             )
+            planes *= 2
+            stage.extend(DarkBlock(planes, norm_layer) for _ in range(blocks))
+            self.add_module(name, stage)
         self.include_top = include_top
         if include_top:
             self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
@@ -90,7 +95,11 @@ class DarkNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out")
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The maps behind the stages, at strides 2, 4, 8, 16, 32."""
+        """Return the map of each stage, at strides 2, 4, 8, 16, 32.
+
+        Args:
+            x: images ``(N, in_channels, H, W)``.
+        """
         x = self.act(self.bn1(self.conv1(x)))  # (N, 32, H, W)
         maps = []
         for name in self.stages:
@@ -99,6 +108,7 @@ class DarkNet(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(N, num_classes)`` of images ``(N, in_channels, H, W)``."""
         x = self.features(x)[-1]  # (N, 1024, H/32, W/32)
         if not self.include_top:
             return x
@@ -120,7 +130,7 @@ def darknet53(
         options: keyword arguments of `DarkNet`.
     """
 
-    def construct(**found: Any) -> DarkNet:
-        return DarkNet([1, 2, 8, 8, 4], **found)
+    def construct(**resolved: Any) -> DarkNet:
+        return DarkNet([1, 2, 8, 8, 4], **resolved)
 
-    return build(construct, options, weights, None, progress)
+    return build_network(construct, options, weights=weights, progress=progress)

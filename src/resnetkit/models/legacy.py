@@ -1,6 +1,6 @@
-"""How builders were called before weights had names: ``resnet50(True)``, ``pretrained=True``.
+"""Calls from before weights had names: ``resnet50(True)``, ``resnet50(pretrained=True)``.
 
-These calls still work, mean the first published weights (V1), and warn; the new way is
+They still work, load the first published weights (V1), and warn. The current form is
 ``weights="DEFAULT"`` or a member of the enum.
 """
 
@@ -24,76 +24,92 @@ _POSITIONAL = ("weights", "progress")
 def accept_legacy_calls(
     published: type[WeightsEnum] | None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a builder so that calls in the old style work, and warn.
+    """Decorate a builder to accept calls in the old style, with a warning.
 
     Args:
-        published: the enum of its published weights.
+        published: the enum of its published weights, if any.
     """
 
     def decorate(builder: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(builder)
-        def call(*args: Any, **given: Any) -> T:
-            return builder(**modern(builder.__name__, published, args, given))  # type: ignore[call-arg]
+        def call(*args: Any, **keywords: Any) -> T:
+            current = modernize_arguments(builder.__name__, published, args=args, keywords=keywords)
+            return builder(**current)  # type: ignore[call-arg]
 
         return call
 
     return decorate
 
 
-def modern(
-    name: str, published: type[WeightsEnum] | None, args: tuple[Any, ...], given: Mapping[str, Any]
+def modernize_arguments(
+    name: str,
+    published: type[WeightsEnum] | None,
+    *,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The keywords that a call in the old style stands for; one in today's style stays as it is.
+    """Return the current keywords for a call in the old style; a current call stays as it is.
+
+    Args:
+        name: the builder's name.
+        published: the enum of its published weights, if any.
+        args: the positional arguments of the call.
+        keywords: the keyword arguments of the call.
 
     Raises:
-        TypeError: too many arguments, or weights that are nothing of the kind.
-        ValueError: ``pretrained=True`` for a model without published weights.
+        TypeError: too many positional arguments, or weights of another type.
+        ValueError: ``pretrained=True`` for a network without published weights.
     """
-    keywords = dict(given)
+    current = dict(keywords)
     if args:
-        keywords.update(_named(name, args, keywords))
-    if "weights" in keywords:
-        value = keywords["weights"]
+        current.update(_name_positional(name, args))
+    if "weights" in current:
+        value = current["weights"]
         if value is None or (
             value != "legacy" and isinstance(value, str | os.PathLike | WeightsEnum)
         ):
-            return keywords
+            return current
         if not isinstance(value, bool | int) and value != "legacy":
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise TypeError(
-                f"{name}: weights are a member of resnetkit's enum, its name, a file or address; "
-                f"got a {kind}"
+                f"{name}: weights must be a member of resnetkit's enum, its name, a file or an "
+                f"address; got a {kind}"
             )
-        keywords["weights"] = _first(name, published, value)
-    elif "pretrained" in keywords:
-        _warn("'pretrained' is deprecated; write weights=... instead")
-        keywords["weights"] = _first(name, published, keywords["pretrained"])
-    keywords.pop("pretrained", None)
-    return keywords
+        current["weights"] = _first_weights(name, published, pretrained=value)
+    elif "pretrained" in current:
+        _warn("'pretrained' is deprecated; use weights=... instead")
+        current["weights"] = _first_weights(name, published, pretrained=current["pretrained"])
+    current.pop("pretrained", None)
+    return current
 
 
-def _named(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+def _name_positional(name: str, args: tuple[Any, ...]) -> dict[str, Any]:
     if len(args) > len(_POSITIONAL):
         raise TypeError(f"{name}() takes options by keyword only; got {len(args)} positional ones")
     named = dict(zip(_POSITIONAL, args, strict=False))
-    _warn(f"{' and '.join(named)} by position is deprecated; write {name}(weights=...)")
+    _warn(f"passing {' and '.join(named)} by position is deprecated; use {name}(weights=...)")
     return named
 
 
-def _first(name: str, published: type[WeightsEnum] | None, wanted: object) -> WeightsEnum | None:
-    if not wanted:
-        _warn("weights=False is deprecated; it means weights=None")
+def _first_weights(
+    name: str, published: type[WeightsEnum] | None, *, pretrained: object
+) -> WeightsEnum | None:
+    if not pretrained:
+        _warn("weights=False is deprecated; use weights=None")
         return None
     if published is None:
-        raise ValueError(f"No weights are published for {name}; give a file or an address")
+        raise ValueError(f"No weights are published for {name}; pass a file or an address")
     first = published["IMAGENET1K_V1"]
     best = f"{published.__name__}.DEFAULT"
-    _warn(f"weights=True is deprecated; it means {first}. The best ones are {best}")
+    _warn(f"weights=True is deprecated; it means {first}. The best weights are {best}")
     return first
 
 
 def _warn(message: str) -> None:
-    level, frame = 1, inspect.currentframe()
+    """Warn at the line outside this package that made the call."""
+    level = 1
+    frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)  # shows the line that called us
+        level += 1
+        frame = frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)

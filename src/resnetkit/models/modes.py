@@ -1,5 +1,7 @@
-"""Training and eval mode, which belong to each module: a frozen batch norm stays in eval mode while
-the network around it trains."""
+"""Training and eval mode, kept for each module.
+
+A frozen batch norm, for example, is in eval mode while the network around it trains.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from torch import nn
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
-    """Put every module of ``model`` into training or eval mode, and on exit each back into its own.
+    """Put every module into training or eval mode, and restore each one's own mode on exit.
+
+    Args:
+        model: the network.
+        training: True for training mode, False for eval mode.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
     >>> with in_mode(net, training=False):

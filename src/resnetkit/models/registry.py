@@ -24,7 +24,7 @@ _BUILDERS: dict[str, Builder] = {}
 
 
 def register_model(name: str | None = None) -> Callable[[B], B]:
-    """Decorator that lists a builder under ``name`` (by default its own).
+    """Decorate a builder to register it under ``name``, by default its own name.
 
     Raises:
         ValueError: the name is taken.
@@ -46,9 +46,12 @@ def list_models(
     *,
     module: ModuleType | None = None,
 ) -> list[str]:
-    """Names of the registered builders, sorted; ``include`` and ``exclude`` are shell patterns.
+    """Return the names of the registered builders, sorted.
 
-    ``module`` keeps the builders that are defined in one package.
+    Args:
+        include: shell patterns; a name must match one of them.
+        exclude: shell patterns; a name must match none of them.
+        module: keep only builders defined in this package.
 
     >>> list_models("resnext*")
     ['resnext101_32x8d', 'resnext101_64x4d', 'resnext50_32x4d']
@@ -69,10 +72,10 @@ def list_models(
 
 
 def get_model_builder(name: str) -> Builder:
-    """The builder registered under ``name``, in any case of its letters.
+    """Return the builder registered under ``name``, ignoring case.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: there is none; the message suggests similar names.
     """
     try:
         return _BUILDERS[name.lower()]
@@ -81,7 +84,7 @@ def get_model_builder(name: str) -> Builder:
 
 
 def get_model(name: str, **config: Any) -> nn.Module:
-    """Build the model ``name`` with the options ``config``.
+    """Return the network ``name``, built with the options ``config``.
 
     >>> import torch
     >>> get_model("resnet18", num_classes=3)(torch.zeros(2, 3, 64, 64)).shape
@@ -91,27 +94,30 @@ def get_model(name: str, **config: Any) -> nn.Module:
 
 
 def get_skeleton(name: str, **config: Any) -> nn.Module:
-    """`get_model` with shapes and no numbers: it lies on PyTorch's ``meta`` device.
+    """Return the network ``name`` on PyTorch's ``meta`` device: shapes without values.
 
-    It takes no memory, whatever ``config`` claims, and no time for initial weights.
+    It takes no memory, however large, and no time to initialise.
 
     Raises:
-        TypeError: ``config`` asks for weights, which a file's header must not be able to.
-        ValueError: there is no network with these options.
+        TypeError: ``config`` asks for weights. A file's header must not be able to.
+        ValueError: no network can have these options.
     """
     if {"weights", "pretrained"} & config.keys():
-        raise TypeError(f"a skeleton of {name} has no weights; got {config!r}")
+        raise TypeError(f"a skeleton of {name} takes no weights; got {config!r}")
     try:
         with torch.device("meta"), ShapesOnly():
             return get_model(name, **config)
-    except (RuntimeError, ArithmeticError, LookupError, AttributeError) as error:  # from inside
+    except (RuntimeError, ArithmeticError, LookupError, AttributeError) as error:  # from PyTorch
         given = ", ".join(f"{key}={value!r}" for key, value in config.items())
         raise ValueError(f"{name} cannot be built with {given or 'no options'}: {error}") from error
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Leaves out, on ``meta``, what changes no shape: drawing random numbers, and batch norm. For
-    these two PyTorch would import half a compiler, which takes two seconds."""
+    """A mode for the ``meta`` device that skips random initialisation and batch norm.
+
+    Neither changes a shape, and for both PyTorch would import half a compiler, which takes two
+    seconds.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -122,12 +128,13 @@ class ShapesOnly(TorchFunctionMode):
 
 
 def get_model_weights(name: Builder | str) -> type[WeightsEnum]:
-    """The enum of the published weights of a model, given by its builder or its name.
+    """Return the enum of a network's published weights.
 
-    It is what the builder's parameter ``weights`` is annotated with.
+    Args:
+        name: the builder or its name. Its parameter ``weights`` is annotated with the enum.
 
     Raises:
-        ValueError: there is no such model, or nothing is published for it.
+        ValueError: there is no such network, or it has no published weights.
     """
     builder = get_model_builder(name) if isinstance(name, str) else name
     enum = _enum_of(builder)
@@ -139,7 +146,7 @@ def get_model_weights(name: Builder | str) -> type[WeightsEnum]:
 def list_weights(
     include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None
 ) -> dict[str, list[WeightsEnum]]:
-    """The published weights of the models that `list_models` lists, oldest first.
+    """Return the published weights by network, oldest first; arguments as in `list_models`.
 
     >>> list_weights("resnext50*")
     {'resnext50_32x4d': [ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
@@ -150,14 +157,14 @@ def list_weights(
 
 
 def get_weight(name: str) -> WeightsEnum:
-    """The member of an enum by its full name.
+    """Return the member of a weights enum by its full name.
 
     >>> get_weight("ResNet50_Weights.IMAGENET1K_V2")
     ResNet50_Weights.IMAGENET1K_V2
 
     Raises:
-        ValueError: there is no such enum; the message names the nearest.
-        UnknownWeightsError: a KeyError; the enum has no such member.
+        ValueError: there is no such enum; the message suggests similar names.
+        UnknownWeightsError: the enum has no such member; also a KeyError.
     """
     enum_name, _, member = name.partition(".")
     if name.count(".") != 1:
@@ -165,15 +172,15 @@ def get_weight(name: str) -> WeightsEnum:
     enums = {enum.__name__: enum for enum in _all_enums(WeightsEnum)}
     if enum_name not in enums:
         raise ValueError(f"Unknown weights {enum_name!r}. {_hint(enum_name, enums)}")
-    found = enums[enum_name].verify(member)
-    assert found is not None
-    return found
+    weights = enums[enum_name].verify(member)
+    assert weights is not None
+    return weights
 
 
 def _enum_of(builder: Builder) -> type[WeightsEnum] | None:
     parameter = inspect.signature(builder).parameters.get("weights")
     annotation = None if parameter is None else parameter.annotation
-    if isinstance(annotation, str):  # of a module with `from __future__ import annotations`
+    if isinstance(annotation, str):  # with `from __future__ import annotations`
         names = set(re.findall(r"\w+", annotation))
         return next((enum for enum in _all_enums(WeightsEnum) if enum.__name__ in names), None)
     for kind in (annotation, *get_args(annotation)):
@@ -190,4 +197,4 @@ def _all_enums(base: type[WeightsEnum]) -> Iterator[type[WeightsEnum]]:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(nearest)}?" if nearest else "`resnet models` lists all."
+    return f"Did you mean {' or '.join(nearest)}?" if nearest else "`resnet models` lists them."

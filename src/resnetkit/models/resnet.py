@@ -1,8 +1,8 @@
 """ResNet: the network of He et al., "Deep Residual Learning for Image Recognition".
 
-Every architecture of the family is this one class with other numbers: see `builders`.
-Sections, tables and figures are those of arXiv:1512.03385. Parameter names are those of every
-published ResNet file, so they stay, although a ``downsample`` may only change the channels.
+Every network of the family is this one class with other numbers: see `builders`. Sections, tables
+and figures are those of arXiv:1512.03385. Parameter names must match published files, so
+``downsample`` keeps its name even where it only changes the number of channels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .blocks import (
     conv3x3,
     make_shortcut,
 )
-from .blocks import conv1x1 as conv1x1  # other people's code imports it from here
+from .blocks import conv1x1 as conv1x1  # other code imports it from here
 
 
 class ResNet(nn.Module):
@@ -30,13 +30,13 @@ class ResNet(nn.Module):
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
-        layers: number of blocks in each stage; ResNet-50 is ``Bottleneck`` with ``[3, 4, 6, 3]``.
-            Of fewer than four stages, the missing ones pass their input on.
+        layers: number of blocks in each of 1 to 4 stages; ResNet-50 is ``Bottleneck`` with
+            ``[3, 4, 6, 3]``. Missing stages are the identity.
         num_classes: logits of the head; 0 returns the pooled vector ``(N, C)`` instead.
         zero_init_residual: start every block as its shortcut alone (arXiv:1706.02677, section 5.1).
-        groups, width_per_group: of the 3x3 in a `Bottleneck`.
-        replace_stride_with_dilation: for each stage but the first, keep the size of the map and
-            spread the kernels instead: same weights, same field of view (arXiv:1511.07122).
+        groups, width_per_group: groups and width of the 3x3 in a `Bottleneck`.
+        replace_stride_with_dilation: for each stage but the first, whether to keep the size of
+            the map and dilate the kernels: same weights, same field of view (arXiv:1511.07122).
         norm_layer: makes the norm from a number of channels; BatchNorm2d by default.
         shortcut: ``"A"``, ``"B"``, ``"C"`` or ``"none"``: see `make_shortcut` and table 3.
         stride_on: ``"3x3"`` (V1.5) or ``"1x1"`` (V1, the paper's): see `Bottleneck`.
@@ -50,7 +50,8 @@ class ResNet(nn.Module):
 
     Raises:
         ValueError: an argument is not among the values above.
-        NotImplementedError: strides are replaced, and block is a BasicBlock that is not dilated.
+        NotImplementedError: strides are replaced, and block is a subclass of `BasicBlock` but not
+            of `DilatedBasicBlock`.
     """
 
     __constants__ = ("include_top",)  # TorchScript compiles only the branch that is taken
@@ -90,7 +91,9 @@ class ResNet(nn.Module):
             )
         if is_basic and any(dilate) and not issubclass(block, DilatedBasicBlock):
             if block is not BasicBlock:
-                raise NotImplementedError(f"{block.__name__} must be a DilatedBasicBlock here")
+                raise NotImplementedError(
+                    f"{block.__name__} must be a DilatedBasicBlock to replace strides"
+                )
             block = DilatedBasicBlock
         self._norm_layer = norm_layer or nn.BatchNorm2d
         self.groups = groups
@@ -99,7 +102,7 @@ class ResNet(nn.Module):
         self.stride_on = stride_on
         self.include_top = include_top
 
-        # Stem: (N, 3, H, W) -> (N, 64, H/4, W/4); the small one keeps H and W.
+        # Stem: (N, 3, H, W) -> (N, 64, H/4, W/4); the small stem keeps H and W.
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         else:
@@ -109,7 +112,7 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
 
         # Stages: each but the first halves H and W and doubles the channels, which preserves the
-        # time per layer (section 3.3). One whose stride is replaced dilates its kernels instead.
+        # time per layer (section 3.3). If its stride is replaced, it dilates its kernels instead.
         inplanes = width
         dilation = 1
         stages: list[nn.Module] = []
@@ -150,16 +153,16 @@ class ResNet(nn.Module):
         dilation: int,
         dilation_before: int,
     ) -> nn.Sequential:
-        """One stage: (N, inplanes, H, W) -> (N, planes * expansion, H/stride, W/stride).
+        """Return one stage: (N, inplanes, H, W) -> (N, planes * expansion, H/stride, W/stride).
 
         Only its first block has a stride and changes the number of channels. If the stride was
-        replaced, the convolution that carried it keeps the dilation of the stage before, because
-        it still sees that stage's map; all convolutions after it have the new dilation.
+        replaced, the convolution that had it keeps the dilation of the stage before, because it
+        still sees that stage's map. All later convolutions have the new dilation.
         """
         make_block = partial(
             block, groups=self.groups, base_width=self.base_width, norm_layer=self._norm_layer
         )
-        # Passed only where needed, so that torchvision's blocks fit too.
+        # Passed only where needed, so that torchvision's blocks work too.
         if self.shortcut == "none":
             make_block = partial(make_block, residual=False)
         if self.stride_on == "1x1":
@@ -178,8 +181,8 @@ class ResNet(nn.Module):
         return stage
 
     def _init_weights(self, zero_init_residual: bool) -> None:
-        # He initialisation (arXiv:1502.01852): a ReLU halves the variance of what passes, so
-        # weights of variance 2/fan keep it from layer to layer; fan_out keeps the gradient's.
+        # He initialisation (arXiv:1502.01852): a ReLU halves the mean square of its input, so
+        # weights of variance 2/fan keep the signal's scale; fan_out keeps the gradient's.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -196,7 +199,9 @@ class ResNet(nn.Module):
                         nn.init.constant_(last_norm.weight, 0)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The map of each stage, at strides 4, 8, 16, 32 (small stem: 1, 2, 4, 8) if not dilated.
+        """Return the map of each stage.
+
+        Without dilation, strides are 4, 8, 16, 32, or 1, 2, 4, 8 with the small stem.
 
         Args:
             x: images ``(N, in_channels, H, W)``.
@@ -226,4 +231,5 @@ class ResNet(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(N, num_classes)`` of images ``(N, in_channels, H, W)``."""
         return self._forward_impl(x)

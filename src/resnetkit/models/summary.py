@@ -1,4 +1,4 @@
-"""Layer table, parameters and multiply-adds of a network, counted from its real modules."""
+"""Layer table, parameters and multiply-adds of a network, counted from its modules."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from .registry import ShapesOnly
 
 @dataclass(frozen=True)
 class Row:
-    """One module that computes: its name, type, output shape ``(N, ...)``, parameters and
-    multiply-adds for one picture; ``stage`` is the part of the network that it belongs to."""
+    """One run of a leaf module.
+
+    Args:
+        name: the module's name.
+        type: its class.
+        output: shape ``(1, ...)`` of its output.
+        parameters: its parameters that no earlier row has counted.
+        macs: multiply-adds for one image.
+        stage: the part of the network it belongs to, such as ``stem`` or ``layer1``.
+    """
 
     name: str
     type: str
@@ -27,15 +35,22 @@ class Row:
 
     @property
     def is_layer(self) -> bool:
-        """Whether the paper counts it: a convolution or linear layer that is on no shortcut."""
+        """Whether the paper counts it: a convolution or linear layer outside the shortcuts."""
         computes = self.type.startswith(("Conv", "Linear"))
         return computes and "downsample" not in self.name.split(".")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the network: shape of its output, layers as the paper counts them, parameters and
-    multiply-adds for one picture."""
+    """A part of the network, such as the stem or ``layer1``.
+
+    Args:
+        name: its name.
+        output: shape ``(1, ...)`` of its output.
+        layers: layers as the paper counts them.
+        parameters: number of parameters.
+        macs: multiply-adds for one image.
+    """
 
     name: str
     output: tuple[int, ...]
@@ -46,8 +61,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Summary:
-    """``parameters`` and multiply-adds (``macs``) of a network, for one picture; ``rows`` lists
-    its leaf modules in the order in which they run."""
+    """The size and cost of a network.
+
+    Args:
+        parameters: number of parameters.
+        macs: multiply-adds for one image.
+        rows: the leaf modules in the order they run.
+    """
 
     parameters: int
     macs: int
@@ -60,12 +80,18 @@ class Summary:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stem, the stages and the head, in the order in which they run."""
+        """The stem, the stages and the head, in the order they run."""
         names = list(dict.fromkeys(row.stage for row in self.rows))
-        return tuple(_stage(name, [r for r in self.rows if r.stage == name]) for name in names)
+        return tuple(_make_stage(n, [r for r in self.rows if r.stage == n]) for n in names)
 
     def __str__(self) -> str:
-        total = Stage("total", (), self.layers, self.parameters, self.macs)
+        total = Stage(
+            name="total",
+            output=(),
+            layers=self.layers,
+            parameters=self.parameters,
+            macs=self.macs,
+        )
         lines = [f"{'stage':8} {'output':>18} {'layers':>6} {'parameters':>11} {'GMACs':>7}"]
         for stage in (*self.stages, total):
             shape = " x ".join(map(str, stage.output[1:]))
@@ -74,21 +100,29 @@ class Summary:
         return "\n".join(lines)
 
 
-def _stage(name: str, rows: list[Row]) -> Stage:
-    layers = sum(row.is_layer for row in rows)
-    parameters, macs = sum(row.parameters for row in rows), sum(row.macs for row in rows)
-    return Stage(name, rows[-1].output, layers, parameters, macs)
+def _make_stage(name: str, rows: list[Row]) -> Stage:
+    return Stage(
+        name=name,
+        output=rows[-1].output,
+        layers=sum(row.is_layer for row in rows),
+        parameters=sum(row.parameters for row in rows),
+        macs=sum(row.macs for row in rows),
+    )
 
 
 def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summary:
-    """Count what ``model`` computes for one picture of ``image_size`` pixels (or (H, W)).
+    """Return the parameters and multiply-adds of ``model`` for one image.
 
-    Multiply-adds are those of convolutions and linear layers, as in the paper's tables; the model
-    runs once on PyTorch's ``meta`` device, which has shapes and no numbers. Parameters that modules
-    share are counted once, where they first run; multiply-adds at every run.
+    Multiply-adds are those of convolutions and linear layers, as in the paper's tables. The model
+    runs once on PyTorch's ``meta`` device, which has shapes without values. Shared parameters are
+    counted where they first run, multiply-adds at every run.
+
+    Args:
+        model: a network that begins with a convolution.
+        image_size: side of the image in pixels, or (H, W).
 
     Raises:
-        ValueError: the network has no convolution, which would tell its input channels.
+        ValueError: the network has no convolution that shows its input channels.
 
     >>> from resnetkit.models import resnet50
     >>> summary = summarize(resnet50(), image_size=224)
@@ -106,55 +140,63 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     model = deepcopy(model).to("meta").eval()
-    channels, stages = in_channels(model), getattr(model, "stages", [])
+    stages = getattr(model, "stages", [])
     rows: list[Row] = []
-    counted: set[int] = set()  # parameters that several modules, or runs of one, share
+    counted: set[int] = set()  # ids of parameters, which modules may share
 
     def hook(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         new = [p for p in module.parameters(recurse=False) if id(p) not in counted]
         counted.update(map(id, new))
-        parameters, macs = sum(p.numel() for p in new), _macs(module, inputs, output)
-        stage = _stage_of(name, stages, any(row.stage in stages for row in rows))
-        rows.append(Row(name, type(module).__name__, tuple(output.shape), parameters, macs, stage))
+        row = Row(
+            name=name,
+            type=type(module).__name__,
+            output=tuple(output.shape),
+            parameters=sum(p.numel() for p in new),
+            macs=_count_macs(module, inputs, output=output),
+            stage=_stage_of(name, stages, after_stages=any(r.stage in stages for r in rows)),
+        )
+        rows.append(row)
 
     for name, module in model.named_modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(partial(hook, name))
     with torch.no_grad(), ShapesOnly():
-        model(torch.empty(1, channels, *size, device="meta"))
+        model(torch.empty(1, in_channels(model), *size, device="meta"))
     parameters = sum(p.numel() for p in model.parameters())
-    return Summary(parameters, sum(row.macs for row in rows), tuple(rows))
+    return Summary(parameters, macs=sum(row.macs for row in rows), rows=tuple(rows))
 
 
-def _stage_of(name: str, stages: list[str], behind_a_stage: bool) -> str:
+def _stage_of(name: str, stages: list[str], *, after_stages: bool) -> str:
+    """Return the stage of a module: stem before the stages, head after them."""
     first = name.partition(".")[0]
     if first in stages or not stages:
         return first
-    return "head" if behind_a_stage else "stem"
+    return "head" if after_stages else "stem"
 
 
 def in_channels(model: nn.Module) -> int:
-    """The channels that its first convolution takes.
+    """Return the number of channels that a network's first convolution takes.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has no convolution.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             return module.in_channels
     raise ValueError(
-        f"expected a network for pictures, which begins with a Conv2d; got a "
-        f"{type(model).__name__} without any"
+        f"expected a network for images, which begins with a Conv2d; got a "
+        f"{type(model).__name__} without one"
     )
 
 
-def _macs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
+def _count_macs(module: nn.Module, inputs: tuple[Tensor, ...], *, output: Tensor) -> int:
+    """Return the multiply-adds of one run; 0 for modules that the paper does not count."""
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        # One multiple of the kernel for each number that goes in.
+        # Each input value is multiplied by a whole kernel.
         fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)
         return inputs[0].numel() * fan_out
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        # One dot product for each number that comes out.
+        # Each output value is one dot product.
         return output.numel() * module.in_channels // module.groups * math.prod(module.kernel_size)
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features

@@ -59,7 +59,9 @@ def write_report(
 def _split_sources(sources: Sequence[Path]) -> tuple[list[Record], Path | None]:
     """Separate the models from the data, which come last if they are named."""
     last = sources[-1]
-    is_model = (last / "model.safetensors").is_file() or (last.is_file() and modelfile.is_one(last))
+    is_model = (last / "model.safetensors").is_file() or (
+        last.is_file() and modelfile.is_model_file(last)
+    )
     models, data = (sources, None) if is_model or len(sources) == 1 else (sources[:-1], last)
     return [read_record(path) for path in models], data
 

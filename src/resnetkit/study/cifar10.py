@@ -48,7 +48,7 @@ def original(folder: Path) -> Path:
         DataError: what arrives is another file.
     """
     name = "cifar-10-binary.tar.gz"
-    return fetch(f"{HOME}/{name}", folder, name, examine=_expect_original)
+    return fetch(f"{HOME}/{name}", folder, name, validate=_expect_original)
 
 
 def _expect_original(archive: Path) -> None:

@@ -20,10 +20,10 @@ from ..models import get_model, get_model_weights, list_weights
 from ..models.architectures import ARCHITECTURES
 from ..models.registry import get_skeleton
 from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids, modelfile
-from ..models.weights.classnames import said_names
+from ..models.weights.classnames import select_names
 from ..models.weights.download import fetch
 from ..models.weights.reading import Checkpoint, check_finite, read_tensors
-from ..models.weights.resolve import load_into, local_file, member_of
+from ..models.weights.resolve import load_into, resolve_file, resolve_weights
 from ..progress import say
 from ..runtime import Runtime
 from ..storage import sha256
@@ -36,7 +36,7 @@ DEFAULT_MODEL = "resnet18"
 def network_name(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     """The name of the network, before anything is fetched; the name of a run's folder has it."""
     loaded = recipes.load(recipe or "finetune").with_settings(settings)
-    if loaded.model is None and modelfile.is_one(Path(loaded.weights).expanduser()):
+    if loaded.model is None and modelfile.is_model_file(Path(loaded.weights).expanduser()):
         return modelfile.read_header(loaded.weights).architecture
     return loaded.model or DEFAULT_MODEL
 
@@ -151,13 +151,14 @@ def load(network: nn.Module, recipe: Recipe, classes: Sequence[str]) -> None:
 
 def _names_in(path: Path, recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     """The names of the logits of the weights; None if nothing says them."""
-    if modelfile.is_one(path):
+    if modelfile.is_model_file(path):
         return list(modelfile.read_header(path).classes)
     member = _published(str(recipe.model), recipe.weights)
     if member is not None:
         return list(member.meta["categories"])
     head = checkpoint.tensors.get("fc.weight")
-    names, notes = said_names(checkpoint.classes, 0 if head is None else len(head), recipe.weights)
+    count = 0 if head is None else len(head)
+    names, notes = select_names(checkpoint.classes, count, recipe.weights)
     for note in notes:
         say(f"Note: {recipe.weights}: {note}")
     return names
@@ -245,7 +246,7 @@ def _found(recipe: Recipe, name: str, asked: str, brief: bool) -> dict[str, Any]
     options = recipe.model_options
     is_file = member is None and "://" not in asked
     weights = str(path.absolute()) if is_file else str(member or asked)
-    if modelfile.is_one(path):
+    if modelfile.is_model_file(path):
         header = modelfile.read_header(path)
         if recipe.model not in (None, header.architecture):
             raise RecipeError(
@@ -264,10 +265,10 @@ def _found(recipe: Recipe, name: str, asked: str, brief: bool) -> dict[str, Any]
 
 def _published(name: str, asked: str) -> WeightsEnum | None:
     """The published weights that ``asked`` names; None where it is a file or an address."""
-    return member_of(asked, get_model_weights(name) if list_weights(name) else None)
+    return resolve_weights(asked, get_model_weights(name) if list_weights(name) else None)
 
 
 def _locate(name: str, asked: str, brief: bool) -> Path:
     """The file on this machine, fetched if need be."""
     member = _published(name, asked)
-    return local_file(asked) if member is None else fetch(member.url, brief=brief)
+    return resolve_file(asked) if member is None else fetch(member.url, brief=brief)

@@ -1,4 +1,4 @@
-"""Model files that are damaged or made up: a named error, in little memory, at once."""
+"""Damaged or forged model files raise a clear error, fast and in little memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def put_together(header: object, body: bytes) -> bytes:
 
 
 def with_entry(whole: bytes, **changes: object) -> bytes:
-    """The file with other values in our entry; None removes one."""
+    """Return the file with other values in its resnetkit entry; None removes a key."""
     header, body = taken_apart(whole)
     content = {**json.loads(header["__metadata__"][KEY]), **changes}
     content = {key: value for key, value in content.items() if value is not ...}
@@ -108,7 +108,7 @@ def test_entries_of_the_header_are_checked(tmp_path, whole, case):
     refused(tmp_path, with_entry(whole, **ENTRIES[case]))
 
 
-def test_headers_that_are_no_headers(tmp_path, whole):
+def test_invalid_headers_raise(tmp_path, whole):
     header, body = taken_apart(whole)
     deep = b"[" * 100_000 + b"]" * 100_000
     for text in (b"", b"{}", b"[]", b"null", b"7", b'"a"', b"{" * 1000, deep, b"\xff\xfe" * 9):
@@ -121,7 +121,7 @@ def test_headers_that_are_no_headers(tmp_path, whole):
         refused(tmp_path, struct.pack("<Q", claim) + whole[8:])
 
 
-def test_tensors_that_do_not_fit(tmp_path, whole):
+def test_tensors_that_do_not_fit_raise(tmp_path, whole):
     header, body = taken_apart(whole)
     entry = header["fc.bias"]
     assert entry["dtype"] == "F32"
@@ -140,7 +140,7 @@ def test_tensors_that_do_not_fit(tmp_path, whole):
     refused(tmp_path, whole + b"more")
 
 
-def test_numbers_that_are_none_are_refused(tmp_path, whole):
+def test_nan_and_infinite_values_raise(tmp_path, whole):
     header, body = taken_apart(whole)
     start, _ = header["fc.bias"]["data_offsets"]
     for number in (float("nan"), float("inf")):
@@ -149,7 +149,7 @@ def test_numbers_that_are_none_are_refused(tmp_path, whole):
 
 
 def mutated(whole: bytes, folder: Path, chances: int) -> None:
-    """Read ``chances`` mutated files under a limit of memory; run in a process of its own."""
+    """Read ``chances`` mutated files under a memory limit; runs in its own process."""
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -170,10 +170,10 @@ def mutated(whole: bytes, folder: Path, chances: int) -> None:
         try:
             modelfile.read(path)
         except ModelFileError as error:
-            said = str(error)
+            message = str(error)
         else:
             return
-        assert str(path) in said
+        assert str(path) in message
 
     one()
 

@@ -1,4 +1,4 @@
-"""Class names in the forms that people have them in."""
+"""Class names in the forms that people store them in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from resnetkit.errors import WeightsError
-from resnetkit.models.weights.classnames import names_of, read_classes
+from resnetkit.models.weights.classnames import parse_names, read_classes
 
 NAMES = ["tench", "goldfish", "great white shark"]
 KERAS = {"2": ["n01484850", "great white shark"], "0": ["n01440764", "tench"]}
@@ -62,7 +62,7 @@ def test_every_form_gives_the_names_in_the_order_of_the_logits(tmp_path, name):
         ("a.csv", '"a, b"\nc\n', ["a, b", "c"]),
     ],
 )
-def test_numbers_in_names_stay_names(tmp_path, name, text, names):
+def test_numbers_in_names_are_kept(tmp_path, name, text, names):
     (tmp_path / name).write_text(text)
     assert read_classes(tmp_path / name) == names
 
@@ -77,8 +77,8 @@ def test_numbers_in_names_stay_names(tmp_path, name, text, names):
         ),
         ("a.txt", b"1 a\n2 b\n3 c", r"ImageFolder sorts as text \(1, 10, 100, 2\)"),
         ("a.json", b'{"0": "1", "1": "2", "2": "0"}', "either could be the index"),
-        ("a.json", b'{"0": {"a": 1}, "1": "b"}', "a name is text; got a dict"),
-        ("a.json", b'{"0": ["a", "b"], "1": ["c", "d"]}', "a name is text; got a list"),
+        ("a.json", b'{"0": {"a": 1}, "1": "b"}', "a name must be text; got a dict"),
+        ("a.json", b'{"0": ["a", "b"], "1": ["c", "d"]}', "a name must be text; got a list"),
         ("a.json", b'[{"file": "a"}]', "expected an index .* in each row; got file"),
         ("a.json", b'{"classes": ["a", "b"], "class_to_idx": {"b": 0, "a": 1}}', "differently"),
         ("a.json", b"[]", "expected class names by index or a list"),
@@ -93,18 +93,18 @@ def test_numbers_in_names_stay_names(tmp_path, name, text, names):
         ("a.txt", b"{0: print('x')}", "as JSON or a printed Python value"),
     ],
 )
-def test_other_forms_are_refused_by_name(tmp_path, name, content, words):
+def test_other_forms_raise(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=words):
         read_classes(tmp_path / name)
 
 
-def test_values_of_checkpoints_are_told_apart_by_their_types():
-    assert names_of({2: "0", 0: "1", 1: "2"}, "x") == ["1", "2", "0"]
-    assert names_of({"2": 0, "0": 1, "1": 2}, "x") == ["2", "0", "1"]
+def test_types_tell_indices_from_names():
+    assert parse_names({2: "0", 0: "1", 1: "2"}, "x") == ["1", "2", "0"]
+    assert parse_names({"2": 0, "0": 1, "1": 2}, "x") == ["2", "0", "1"]
 
 
-def test_a_folder_without_folders_names_no_classes(tmp_path):
+def test_a_folder_without_sub_folders_raises(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(WeightsError, match="has no sub-folders"):
         read_classes(tmp_path)

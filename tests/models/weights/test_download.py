@@ -19,7 +19,7 @@ def left_over(cache):
     return {p.name for p in cache.iterdir() if not p.name.endswith(".lock")}
 
 
-def test_a_file_arrives_whole_with_its_hash_beside_it(site, cache):
+def test_a_download_is_complete_and_its_hash_recorded(site, cache):
     path = fetch(site.published, progress=False)
     assert path == cache / f"net-{site.digest[:8]}.pth"
     assert path.read_bytes() == site.content
@@ -50,13 +50,13 @@ def test_a_file_in_the_cache_of_pytorch_is_used(site, cache):
 
 
 @pytest.mark.parametrize("fault", ["cut", "close", "503", "500", "429", "408", "wrong part"])
-def test_faults_that_pass_are_waited_for(site, cache, fault):
+def test_transient_errors_are_retried(site, cache, fault):
     site.faults = [fault, fault]
     assert fetch(site.published, progress=False).read_bytes() == site.content
     assert len(site.requests) == 3
 
 
-def test_it_goes_on_where_it_broke(site, cache):
+def test_a_broken_download_resumes(site, cache):
     site.faults = ["cut", "503", "cut"]
     fetch(site.published, progress=False)
     half = len(site.content) // 2
@@ -70,16 +70,16 @@ def test_only_attempts_without_a_new_byte_count(site, cache):
     assert fetch(site.published, progress=False).read_bytes() == site.content
 
 
-def test_a_later_process_goes_on_where_this_one_gave_up(site, cache):
+def test_a_later_process_resumes(site, cache):
     site.faults = ["cut", *["503"] * ATTEMPTS]
-    with pytest.raises(DownloadError, match=r"503.*5 times in a row; what has arrived is kept"):
+    with pytest.raises(DownloadError, match=r"503.*5 times in a row; the bytes received are kept"):
         fetch(site.published, progress=False)
     assert not (cache / f"net-{site.digest[:8]}.pth").exists()
     fetch(site.published, progress=False)
     assert site.requests[-1][1] == f"bytes={len(site.content) // 2}-"
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(site, cache):
+def test_a_changed_file_is_downloaded_again(site, cache):
     site.faults = ["cut", *["503"] * ATTEMPTS]
     with pytest.raises(DownloadError):
         fetch(site.address + "/model.pth", progress=False)
@@ -88,7 +88,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(site, cache
 
 
 @pytest.mark.parametrize("etag", ['"two"', None, 'W/"weak"'])
-def test_a_server_that_goes_on_with_a_changed_file_is_asked_from_its_beginning(site, cache, etag):
+def test_a_server_that_continues_a_changed_file_is_noticed(site, cache, etag):
     site.faults = ["cut", *["503"] * ATTEMPTS]
     with pytest.raises(DownloadError):
         fetch(site.address + "/model.pth", progress=False)
@@ -101,26 +101,26 @@ def test_a_server_that_goes_on_with_a_changed_file_is_asked_from_its_beginning(s
     ]
 
 
-def test_a_rest_that_does_not_fit_begins_anew(site, cache):
+def test_a_wrong_range_restarts_the_download(site, cache):
     site.faults = ["cut", "wrong part"]
     assert fetch(site.published, progress=False).read_bytes() == site.content
     assert [w for _, w in site.requests] == [None, f"bytes={len(site.content) // 2}-", None]
 
 
-def test_an_answer_without_sense_is_told(site, cache):
+def test_an_invalid_content_length_raises(site, cache):
     site.length = "many"
     with pytest.raises(DownloadError, match=r"Content-Length 'many', 5 times in a row$"):
         fetch(site.published, progress=False)
 
 
-def test_a_server_that_never_goes_on_is_given_up(site, cache):
+def test_a_server_that_never_resumes_raises(site, cache):
     site.faults = ["cut", "wrong part"] * 20
     with pytest.raises(DownloadError, match="5 times in a row"):
         fetch(site.published, progress=False)
 
 
 @pytest.mark.parametrize("note", [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"url": 3}'])
-def test_a_damaged_note_beside_a_part_is_none(site, cache, note):
+def test_a_damaged_note_is_ignored(site, cache, note):
     site.faults = ["cut", *["503"] * ATTEMPTS]
     with pytest.raises(DownloadError):
         fetch(site.published, progress=False)
@@ -130,7 +130,7 @@ def test_a_damaged_note_beside_a_part_is_none(site, cache, note):
     assert site.requests[-1][1] is None
 
 
-def test_a_damaged_record_is_none(site, cache):
+def test_a_damaged_record_is_ignored(site, cache):
     path = fetch(site.published, progress=False)
     record = path.with_name(path.name + ".sha256")
     record.write_bytes(b"\xff\xfe\x00")
@@ -139,13 +139,13 @@ def test_a_damaged_record_is_none(site, cache):
     assert len(site.requests) == 1
 
 
-def test_a_server_that_names_no_version_is_asked_for_all_of_it_again(site, cache):
+def test_without_a_version_the_download_restarts(site, cache):
     site.faults, site.etag = ["cut"], None
     assert fetch(site.published, progress=False).read_bytes() == site.content
     assert [wanted for _, wanted in site.requests] == [None, None]
 
 
-def test_a_part_that_is_longer_than_the_file_is_thrown_away(site, cache):
+def test_a_partial_file_longer_than_the_file_is_discarded(site, cache):
     site.faults = ["cut", *["503"] * ATTEMPTS]
     with pytest.raises(DownloadError):
         fetch(site.address + "/model.pth", progress=False)
@@ -154,37 +154,37 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away(site, cache):
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-def test_what_is_not_there_is_not_asked_for_again(site, cache, status):
+def test_missing_files_are_not_retried(site, cache, status):
     site.faults = [str(status)]
-    with pytest.raises(DownloadError, match=f"answers {status} .*check the address"):
+    with pytest.raises(DownloadError, match=f"answered {status} .*check the address"):
         fetch(site.published, progress=False)
     assert len(site.requests) == 1
     assert left_over(cache) == set()
 
 
-def test_a_flipped_bit_is_found_and_the_file_fetched_anew(site, cache, caplog):
+def test_a_flipped_bit_restarts_the_download(site, cache, caplog):
     site.faults = ["flip"]
     assert fetch(site.published, progress=False).read_bytes() == site.content
-    assert "arrived with the SHA-256" in caplog.text
+    assert "arrived with SHA-256" in caplog.text
     assert [wanted for _, wanted in site.requests] == [None, None]
 
 
-def test_a_file_that_stays_wrong_is_refused_and_not_kept(site, cache):
+def test_a_file_with_another_hash_is_not_kept(site, cache):
     site.files = dict.fromkeys(site.files, b"something else")
-    with pytest.raises(WeightsError, match=f"its name promises {site.digest[:8]}") as caught:
+    with pytest.raises(WeightsError, match=f"its name says {site.digest[:8]}") as caught:
         fetch(site.published, progress=False)
     assert hashlib.sha256(b"something else").hexdigest()[:16] in str(caught.value)
     assert isinstance(caught.value, RuntimeError)  # what PyTorch raises
     assert left_over(cache) == set()
 
 
-def test_the_hash_can_be_left_unchecked(site, cache):
+def test_the_hash_check_can_be_skipped(site, cache):
     site.files = dict.fromkeys(site.files, b"something else")
     path = fetch(site.published, progress=False, check_hash=False)
     assert path.read_bytes() == b"something else"
 
 
-def test_rot_in_the_cache_is_found_at_the_next_use(site, cache, caplog):
+def test_a_damaged_cached_file_is_downloaded_again(site, cache, caplog):
     path = fetch(site.address + "/model.pth", progress=False)
     path.write_bytes(site.content[:-1] + b"?")
     assert fetch(site.address + "/model.pth", progress=False).read_bytes() == site.content
@@ -192,7 +192,7 @@ def test_rot_in_the_cache_is_found_at_the_next_use(site, cache, caplog):
     assert len(site.requests) == 2
 
 
-def test_an_empty_record_does_not_count(site, cache):
+def test_an_empty_record_is_ignored(site, cache):
     path = fetch(site.published, progress=False)
     path.with_name(path.name + ".sha256").write_text("")
     path.write_bytes(b"?")
@@ -206,7 +206,7 @@ def test_equal_names_from_two_addresses_are_two_files(site, cache):
     assert (first.read_bytes(), second.read_bytes()) == (site.content, b"other")
 
 
-def test_a_mirror_stands_for_the_published_host(site, cache, monkeypatch):
+def test_a_mirror_replaces_the_published_host(site, cache, monkeypatch):
     monkeypatch.setenv("RESNETKIT_MIRROR", site.address + "/")
     url = f"https://download.pytorch.org/models/net-{site.digest[:8]}.pth"
     assert fetch(url, progress=False).read_bytes() == site.content
@@ -225,36 +225,36 @@ def test_offline_says_where_the_file_belongs(site, cache, monkeypatch):
 @pytest.mark.parametrize(
     "url", ["http://example.org/a.pth", "ftp://example.org/a", "file:///etc/a"]
 )
-def test_other_addresses_are_refused(cache, url):
+def test_other_schemes_raise(cache, url):
     with pytest.raises(DownloadError, match="expected an https:// address"):
         fetch(url)
 
 
-def test_a_mirror_inside_a_house_may_be_plain(monkeypatch):
+def test_a_mirror_may_use_plain_http(monkeypatch):
     monkeypatch.setenv("RESNETKIT_MIRROR", "http://mirror.internal:8080/pytorch")
     check_scheme("http://mirror.internal:8080/pytorch/models/a.pth")
     with pytest.raises(DownloadError):
         check_scheme("http://mirror.internal/pytorch/models/a.pth")
 
 
-def test_an_address_without_a_name_is_refused(cache):
+def test_an_address_without_a_file_name_raises(cache):
     with pytest.raises(DownloadError, match="names no file"):
         fetch("https://example.org/")
 
 
-def test_a_redirect_to_an_open_line_is_refused(site, cache):
+def test_a_redirect_to_plain_http_raises(site, cache):
     site.faults = ["http://example.org/a.pth"]
-    with pytest.raises(DownloadError, match=r"example.org/a.pth is not fetched"):
+    with pytest.raises(DownloadError, match=r"example.org/a.pth was not fetched"):
         fetch(site.published, progress=False)
 
 
-def test_a_cache_that_cannot_be_made_is_told(tmp_path):
+def test_a_cache_that_cannot_be_created_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DownloadError, match="TORCH_HOME"):
         fetch("https://example.org/a.pth", tmp_path / "file" / "below")
 
 
-def test_a_cache_that_cannot_be_written_to_is_read(site, cache, monkeypatch):
+def test_a_read_only_cache_is_used(site, cache, monkeypatch):
     path = fetch(site.published, progress=False)
     monkeypatch.setattr(download.os, "access", lambda *_: False)
     assert fetch(site.published, progress=False) == path
@@ -266,7 +266,7 @@ def _refuse(path):
     raise PermissionError(13, "Permission denied", str(path))
 
 
-def test_a_file_whose_lock_is_another_users_is_read_all_the_same(site, cache, monkeypatch):
+def test_a_file_locked_by_another_user_is_read(site, cache, monkeypatch):
     path = fetch(site.published, progress=False)
     monkeypatch.setattr(download, "locked", _refuse)
     assert fetch(site.published, progress=False) == path
@@ -280,7 +280,7 @@ def test_a_file_whose_lock_is_another_users_is_read_all_the_same(site, cache, mo
 
 
 @pytest.mark.parametrize("refused", ["sha256", "publish", "write_text"])
-def test_what_the_system_refuses_is_told(site, cache, monkeypatch, refused):
+def test_permission_errors_name_the_cache(site, cache, monkeypatch, refused):
     fetch(site.published, progress=False)
     monkeypatch.setattr(download, refused, lambda path, *_: _refuse(path))
     with pytest.raises(DownloadError, match=r"cannot be used .*Permission denied.*TORCH_HOME"):
@@ -306,15 +306,15 @@ def test_two_users_share_a_cache(site, cache, monkeypatch):
         assert shown.stdout == f"{path}\n", shown.stderr
 
 
-def test_two_processes_at_once_fetch_once(site, cache):
+def test_two_processes_download_once(site, cache):
     site.delay = 0.5
     code = "from resnetkit.models.weights.download import fetch; print(fetch(sys.argv[1]))"
     code = f"import sys; {code}"
     command = [sys.executable, "-c", code, site.published]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = {process.communicate(timeout=120)[0] for process in both}
+    printed = {process.communicate(timeout=120)[0] for process in both}
     assert [process.returncode for process in both] == [0, 0]
-    assert said == {f"{cache / site.published.rpartition('/')[2]}\n"}
+    assert printed == {f"{cache / site.published.rpartition('/')[2]}\n"}
     assert len(site.requests) == 1
 
 

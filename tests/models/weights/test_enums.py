@@ -72,7 +72,7 @@ def test_verify_takes_members_and_names():
 
 
 @pytest.mark.parametrize("module", [models, torchvision.models])
-def test_verify_refuses_with_the_same_types(module):
+def test_verify_raises_the_same_types(module):
     with pytest.raises(KeyError):
         module.ResNet50_Weights.verify("IMAGENET1K_V3")
     with pytest.raises(TypeError):
@@ -81,14 +81,14 @@ def test_verify_refuses_with_the_same_types(module):
         module.ResNet50_Weights.verify(3)
 
 
-def test_an_unknown_member_is_told_in_words():
+def test_an_unknown_member_raises():
     expected = "ResNet50_Weights has no member 'IMAGENET1K_V3'. Did you mean IMAGENET1K_V"
     with pytest.raises(UnknownWeightsError) as caught:
         ResNet50_Weights.verify("IMAGENET1K_V3")
     assert str(caught.value).startswith(expected)
 
 
-def test_importing_the_models_imports_neither_torchvision_nor_pictures():
+def test_importing_the_models_imports_neither_torchvision_nor_pillow():
     code = "import sys, resnetkit.models; print({'torchvision', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

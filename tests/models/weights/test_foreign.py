@@ -18,7 +18,7 @@ SAME_TENSORS = {n: n.replace("plain", "resnet") for n in QUICK if "plain" in n}
 
 
 def shapes(name, **options):
-    """The state dict of a network as empty tensors, which cost nothing."""
+    """Return a network's state dict with expanded tensors, which take no memory."""
     with torch.device("meta"):
         state = get_model(name, **options).state_dict()
     return {n: torch.zeros((), dtype=t.dtype).expand(t.shape) for n, t in state.items()}
@@ -58,7 +58,7 @@ def test_the_deepest_is_recognised():
         ("wide_resnet50_2", {"num_classes": 5, "shortcut": "C"}),
     ],
 )
-def test_options_that_shapes_tell_are_found(name, options):
+def test_options_are_inferred_from_shapes(name, options):
     found = recognise(shapes(name, **options))
     assert (found.architecture, found.options) == (name, options)
     assert json.loads(json.dumps(found.options)) == options
@@ -87,45 +87,47 @@ def test_a_network_among_others_is_found(prefix):
     head = {"head.fc.weight": torch.zeros(7, 2048), "head.fc.bias": torch.zeros(7)}
     found = recognise({**state, **head, "neck.weight": torch.zeros(2, 2)})
     assert (found.architecture, found.options) == ("resnet50", {"num_classes": 7})
-    assert said(found, f"left out what is not in '{prefix}': 1, first neck.weight")
+    assert notes_with(found, f"left out tensors outside '{prefix}': 1, first neck.weight")
     twice = {f"teacher.{n}": t for n, t in shapes("resnet18").items()}
     both = {**twice, **state}
     with pytest.raises(WeightsError, match=r"holds 2 networks: .*--prefix"):
         recognise(both)
     assert recognise(both, prefix="teacher").architecture == "resnet18"
-    assert said(recognise({**both, **head}, prefix=prefix), "the file also has 'teacher'") != []
+    assert (
+        notes_with(recognise({**both, **head}, prefix=prefix), "the file also has 'teacher'") != []
+    )
 
 
-def said(found, words):
+def notes_with(found, words):
     return [note for note in found.notes if words in note]
 
 
-def test_what_tensors_cannot_tell_is_said_and_can_be_decided():
+def test_assumptions_are_noted_and_can_be_overridden():
     bottleneck, flat = shapes("resnet50"), shapes("cifar_plain20")
-    assert said(recognise(bottleneck), "took V1.5")
-    assert said(recognise(bottleneck), "dilate in place of a stride")
-    assert said(recognise(bottleneck), "timm's with a blur")
+    assert notes_with(recognise(bottleneck), "assumed V1.5")
+    assert notes_with(recognise(bottleneck), "dilate instead of striding")
+    assert notes_with(recognise(bottleneck), "timm's with a blur")
     v1 = recognise(bottleneck, options={"stride_on": "1x1"})
-    assert (v1.options["stride_on"], said(v1, "V1")) == ("1x1", [])
-    assert said(recognise(flat), "took a residual net with shortcuts of option A")
+    assert (v1.options["stride_on"], notes_with(v1, "V1")) == ("1x1", [])
+    assert notes_with(recognise(flat), "assumed a residual net with shortcuts of option A")
     plain = recognise(flat, options={"shortcut": "none"})
-    assert (plain.architecture, said(plain, "residual")) == ("cifar_plain20", [])
+    assert (plain.architecture, notes_with(plain, "residual")) == ("cifar_plain20", [])
     named = recognise(flat, architecture="cifar_plain20")
     assert (named.architecture, named.options) == ("cifar_plain20", {"num_classes": 10})
-    assert said(named, "residual") == []
-    assert said(recognise(shapes("resnet18", stem="small")), "no pooling")
+    assert notes_with(named, "residual") == []
+    assert notes_with(recognise(shapes("resnet18", stem="small")), "no pooling")
     assert len(recognise(shapes("resnet18")).notes) == 1  # see below
 
 
-def test_tensors_that_no_layer_uses_are_named_and_dropped():
+def test_unused_tensors_are_noted_and_dropped():
     state = shapes("cifar_resnet20")
     state["layer1.0.conv3.weight"] = torch.zeros(64, 16, 1, 1)
     state["layer1.0.bn3.weight"] = torch.zeros(64)
     state["layer1.0.bn3.num_batches_tracked"] = torch.tensor(0)
     found = recognise(state)
     dropped = "layer1.0.conv3.weight, layer1.0.bn3.weight, layer1.0.bn3.num_batches_tracked"
-    assert said(found, "dropped") == [
-        f"dropped, since no layer of cifar_resnet20 uses them: {dropped}"
+    assert notes_with(found, "dropped") == [
+        f"dropped, because no layer of cifar_resnet20 uses them: {dropped}"
     ]
     assert "layer1.0.conv3.weight" not in found.tensors
 
@@ -136,13 +138,13 @@ def test_tensors_that_no_layer_uses_are_named_and_dropped():
         ("layer1.0.se.weight", (3,), r"1 is unknown here, first layer1.0.se.weight \(3,\)"),
         ("layer2.1.bn1.bias", None, r"1 tensor is missing, first layer2.1.bn1.bias \(128,\)"),
         ("layer3.1.conv1.weight", (256, 9, 3, 3), r"9, 3, 3\), expected \(256, 256, 3, 3\)"),
-        ("layer3.1.conv1.weight", None, r"\[2, 2, 1, 2\] layers.*Beside resnet18: "),
-        ("layer1.0.conv1.weight", None, r"is no ResNet: its first tensors are conv1.weight"),
+        ("layer3.1.conv1.weight", None, r"\[2, 2, 1, 2\] layers.*Compared with resnet18: "),
+        ("layer1.0.conv1.weight", None, r"is not a ResNet: its first tensors are conv1.weight"),
         ("layer1.0.conv2.bias", (64,), r"1 is unknown here, first layer1.0.conv2.bias"),
         ("fc.weight", (1000,), r"fc.weight is \(1000,\), expected \(1000, 512\)"),
     ],
 )
-def test_what_does_not_fit_shows_the_first_difference(changed, shape, words):
+def test_a_mismatch_shows_the_first_difference(changed, shape, words):
     state = shapes("resnet18")
     if shape is None:
         del state[changed]
@@ -152,8 +154,8 @@ def test_what_does_not_fit_shows_the_first_difference(changed, shape, words):
         recognise(state)
 
 
-def test_a_named_architecture_that_does_not_fit_is_told():
-    with pytest.raises(WeightsError, match=r"is no resnet34 .*missing, first layer1\.2\.conv1"):
+def test_a_named_architecture_that_does_not_fit_raises():
+    with pytest.raises(WeightsError, match=r"is not a resnet34 .*missing, first layer1\.2\.conv1"):
         recognise(shapes("resnet18"), architecture="resnet34")
     with pytest.raises(WeightsError, match="Did you mean resnet50 or resnet34"):
         recognise(shapes("resnet18"), architecture="resnet35")
@@ -173,7 +175,7 @@ class LambdaLayer(nn.Module):
 
 
 class Block(nn.Module):
-    """A CIFAR block as people write it from the paper, with layers that it never calls."""
+    """A CIFAR block as people write it from the paper, with layers it never calls."""
 
     def __init__(self, inplanes, planes, stride):
         super().__init__()
@@ -224,9 +226,9 @@ def test_another_persons_cifar_net_gives_the_same_logits(n, name, tmp_path):
         assert torch.equal(model(x), theirs(x))
     assert header.classes == tuple("0123456")
     assert header.preprocessing.crop_size == 32
-    assert [said(found, w) != [] for w in ("dropped", "option A", "--classes", "prepared")] == [
-        True
-    ] * 4
+    assert [
+        notes_with(found, w) != [] for w in ("dropped", "option A", "--classes", "prepared")
+    ] == [True] * 4
 
 
 @pytest.fixture
@@ -251,8 +253,8 @@ def test_class_names_come_from_a_file(file, tmp_path, name, text):
     model, header = read(tmp_path / "m.safetensors")
     assert header.classes == ("ant", "bee", "cat")
     assert model.conv1.weight.dtype == torch.float32
-    assert said(found, "torch.float16 became the network's own type")
-    assert said(found, "--classes") == []
+    assert notes_with(found, "converted torch.float16 to the network's dtype")
+    assert notes_with(found, "--classes") == []
 
 
 @pytest.mark.parametrize(
@@ -266,12 +268,12 @@ def test_class_names_come_from_a_file(file, tmp_path, name, text):
         ("{", "expected class names by index"),
     ],
 )
-def test_class_names_that_do_not_fit_are_told(file, tmp_path, text, words):
+def test_class_names_that_do_not_fit_raise(file, tmp_path, text, words):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(WeightsError, match=words):
         convert(file, tmp_path / "m.safetensors", classes=tmp_path / "a.json")
     assert not (tmp_path / "m.safetensors").exists()
-    with pytest.raises(WeightsError, match="is no file"):
+    with pytest.raises(WeightsError, match="is not a file"):
         convert(file, tmp_path / "m.safetensors", classes=tmp_path / "b.json")
 
 
@@ -281,12 +283,12 @@ def test_names_and_preprocessing_can_be_given(file, tmp_path):
     found = convert(file, target, classes=["a", "b", "c"], preprocessing=sizes)
     header = read(target)[1]
     assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (70, 64)
-    assert said(found, "prepared") == []
+    assert notes_with(found, "prepared") == []
     with pytest.raises(WeightsError, match="1000 class names for 3 logits"):
         convert(file, target, classes="imagenet")
 
 
-def test_options_that_cannot_be_and_places_that_cannot_be_written_to_are_told(file, tmp_path):
+def test_invalid_options_and_targets_raise(file, tmp_path):
     for options in ({"num_classes": -1}, {"width": -1}):
         with pytest.raises(WeightsError, match=r"cannot be built with .*=-1"):
             convert(file, tmp_path / "m.safetensors", options=options)
@@ -307,10 +309,10 @@ def test_one_logit_with_a_sigmoid_becomes_two_with_the_same_probability(tmp_path
     theirs = torchvision.models.resnet18(num_classes=1).eval()
     torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
     for classes in (None, ["dog"], ["a", "b", "c"]):
-        with pytest.raises(WeightsError, match=r"one logit.*Name both, the one at 0 first"):
+        with pytest.raises(WeightsError, match=r"one logit.*Name both classes, the one at 0 first"):
             convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=classes)
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=["cat", "dog"])
-    assert said(found, "0 for 'cat' and itself for 'dog'")
+    assert notes_with(found, "0 for 'cat' and itself for 'dog'")
     model, header = read(tmp_path / "m.safetensors")
     assert header.classes == ("cat", "dog")
     x = 3 * torch.randn(4, 3, 64, 64)
@@ -325,7 +327,7 @@ def test_one_logit_with_a_sigmoid_becomes_two_with_the_same_probability(tmp_path
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["fc.bias", "layer3.0.conv1.weight", "bn1.running_var"])
-def test_values_that_are_no_numbers_are_refused_and_named(tmp_path, value, name):
+def test_nan_and_infinite_values_raise(tmp_path, value, name):
     state = models.resnet18(num_classes=3).state_dict()
     state[name].view(-1)[1] = value
     torch.save(state, tmp_path / "a.pth")
@@ -336,7 +338,7 @@ def test_values_that_are_no_numbers_are_refused_and_named(tmp_path, value, name)
     assert not (tmp_path / "m.safetensors").exists()
 
 
-def test_what_overflows_in_the_networks_own_type_is_refused(tmp_path):
+def test_values_that_overflow_in_the_networks_dtype_raise(tmp_path):
     state = {n: t.double() for n, t in models.resnet18(num_classes=3).state_dict().items()}
     state["fc.bias"][0] = 1e300
     torch.save(state, tmp_path / "a.pth")
@@ -354,33 +356,33 @@ def test_what_overflows_in_the_networks_own_type_is_refused(tmp_path):
         {"class_to_idx": {"bee": 1, "ant": 0, "cat": 2}, "classes": ("ant", "bee", "cat")},
     ],
 )
-def test_class_names_in_the_checkpoint_are_taken(tmp_path, saved):
+def test_class_names_in_the_checkpoint_are_used(tmp_path, saved):
     torch.save({"model": models.resnet18(num_classes=3).state_dict(), **saved}, tmp_path / "a.pth")
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
     assert read(tmp_path / "m.safetensors")[1].classes == ("ant", "bee", "cat")
-    assert said(found, "took the class names under")
+    assert notes_with(found, "took the class names under")
     given = ["x", "y", "z"]
     convert(tmp_path / "a.pth", tmp_path / "n.safetensors", classes=given)
     assert read(tmp_path / "n.safetensors")[1].classes == ("x", "y", "z")
 
 
-def test_class_names_in_the_checkpoint_that_do_not_fit_are_told(tmp_path):
+def test_class_names_in_the_checkpoint_that_do_not_fit_are_noted(tmp_path):
     state = models.resnet18(num_classes=3).state_dict()
     torch.save({"model": state, "classes": ["a", "b"]}, tmp_path / "a.pth")
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
-    assert said(found, "'classes' names 2 classes, not 3: left out")
+    assert notes_with(found, "'classes' names 2 classes, not 3: left out")
     two = {"classes": ["a", "b", "c"], "class_to_idx": {"b": 0, "a": 1, "c": 2}}
     torch.save({"model": state, **two}, tmp_path / "b.pth")
     with pytest.raises(WeightsError, match="classes and class_to_idx name the classes differently"):
         convert(tmp_path / "b.pth", tmp_path / "n.safetensors")
 
 
-def test_names_that_were_made_up_match_no_folder_in_another_order(tmp_path):
-    """ImageFolder sorts 0 to 11 as text; logit 2 of its network is the folder 10."""
+def test_generated_names_match_no_folder(tmp_path):
+    """ImageFolder sorts 0 to 11 as text, so logit 2 of its network is folder 10."""
     torch.save(models.resnet18(num_classes=12).state_dict(), tmp_path / "a.pth")
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
     assert read(tmp_path / "m.safetensors")[1].classes[:2] == ("class 0", "class 1")
-    assert said(found, "ImageFolder, which sorts as text")
+    assert notes_with(found, "ImageFolder, which sorts as text")
     for i in range(12):
         (tmp_path / "photos" / "train" / str(i)).mkdir(parents=True)
         (tmp_path / "photos" / "val" / str(i)).mkdir(parents=True)
@@ -391,11 +393,11 @@ def test_names_that_were_made_up_match_no_folder_in_another_order(tmp_path):
         assert list(read(tmp_path / name)[1].classes) == theirs
 
 
-def test_a_file_without_head_is_converted_and_told(tmp_path):
+def test_a_file_without_head_is_converted(tmp_path):
     state = models.resnet18(num_classes=0).state_dict()
     save_file(state, tmp_path / "a.safetensors")
     found = convert(tmp_path / "a.safetensors", tmp_path / "m.safetensors")
-    assert said(found, "no head")
+    assert notes_with(found, "no head")
     assert read(tmp_path / "m.safetensors")[0](torch.zeros(1, 3, 32, 32)).shape == (1, 512)
 
 
@@ -414,14 +416,14 @@ def test_a_published_file_is_known_whatever_its_name(tmp_path, monkeypatch):
     header = read(tmp_path / "m.safetensors")[1]
     assert header.classes == tuple(member.meta["categories"])
     assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (232, 224)
-    assert said(found, "it is ResNet50_Weights.IMAGENET1K_V2")
-    assert not said(found, "prepared") + said(found, "--classes")
+    assert notes_with(found, "this is ResNet50_Weights.IMAGENET1K_V2")
+    assert not notes_with(found, "prepared") + notes_with(found, "--classes")
 
 
 @pytest.mark.parametrize("before", ["", "module.backbone."])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_a_deep_stem_is_refused_by_name(name, before):
-    """As timm's resnet18d and resnet50d have it."""
+def test_a_deep_stem_raises(name, before):
+    """Such as in timm's resnet18d and resnet50d."""
     state = getattr(models, name)(num_classes=3).state_dict()
     state = {n: t for n, t in state.items() if n != "conv1.weight"}
     for place, shape in ((0, (32, 3, 3, 3)), (3, (32, 32, 3, 3)), (6, (64, 32, 3, 3))):
@@ -435,7 +437,7 @@ def test_a_deep_stem_is_refused_by_name(name, before):
         recognise({f"{before}{n}": t for n, t in state.items()})
 
 
-def test_what_tensors_do_not_show_of_basic_blocks_is_said():
+def test_assumptions_on_basic_blocks_are_noted():
     state = models.resnet18(num_classes=3).state_dict()
     assert any("resnetblur18" in note for note in recognise(state).notes)
     assert not any("resnetblur18" in n for n in recognise(state, architecture="resnet18").notes)

@@ -1,4 +1,4 @@
-"""Checkpoints as other code writes them give the logits of that code, or are asked about."""
+"""Checkpoints from other code give that code's logits, or raise a question to the user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from resnetkit.models.weights.modelfile import read
 
 
 def _trained(net: nn.Module, seed: int = 1) -> nn.Module:
-    """Norms with statistics that are not the initial ones, so that a mix-up shows."""
+    """Give the norms statistics that differ from the initial ones, so that a mix-up shows."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and tensor.ndim == 1:
@@ -70,14 +70,14 @@ for prefix in (None, "encoder_k"):
 """
 
 
-def test_which_of_two_networks_is_meant_is_asked_whatever_the_hash_seed(tmp_path, net):
+def test_two_networks_need_a_prefix_whatever_the_hash_seed(tmp_path, net):
     torch.manual_seed(4)
     other = torchvision.models.resnet18(num_classes=5).state_dict()
     state = {f"module.encoder_q.{n}": t for n, t in net.state_dict().items()}
     state |= {f"module.encoder_k.{n}": t for n, t in other.items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "moco.pth.tar")
     command = [sys.executable, "-c", SAVE_TWO, str(tmp_path / "moco.pth.tar")]
-    said = {
+    messages = {
         subprocess.run(
             command,
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
@@ -87,15 +87,15 @@ def test_which_of_two_networks_is_meant_is_asked_whatever_the_hash_seed(tmp_path
         ).stdout
         for seed in "01"
     }
-    assert len(said) == 1
-    first, second = next(iter(said)).splitlines()
+    assert len(messages) == 1
+    first, second = next(iter(messages)).splitlines()
     assert "2 networks: 'state_dict.module.encoder_k', 'state_dict.module.encoder_q'" in first
     assert "--prefix state_dict.module.encoder_k" in first
     assert second == f"encoder_k {float(other['conv1.weight'].sum())}"
 
 
 @pytest.mark.parametrize("names", [("online", "target"), ("student", "teacher"), ("", "ema.")])
-def test_each_of_two_networks_can_be_had(names, net, x):
+def test_each_of_two_networks_can_be_selected(names, net, x):
     torch.manual_seed(4)
     other = _trained(torchvision.models.resnet18(num_classes=3), 5)
     places = [name and f"{name.rstrip('.')}." for name in names]
@@ -126,7 +126,7 @@ def test_heads_beside_two_bodies_belong_to_the_nearer_one(net, x):
 
 
 def _with_head(net, **modules):
-    """The body of ``net``, without its own head, and the head that is given."""
+    """Return the body of ``net`` with other modules instead of its head."""
     body = {n: t for n, t in net.state_dict().items() if not n.startswith("fc.")}
     return body | {f"{m}.{n}": t for m, v in modules.items() for n, t in v.state_dict().items()}
 
@@ -150,7 +150,7 @@ HEADS = {
 @pytest.mark.parametrize("name", ["fc", "classifier", "linear", "head", "my_output"])
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("place", ["", "backbone.", "module.net.encoder."])
-def test_a_linear_head_is_found_in_any_wrapping_and_place(net, x, name, kind, place):
+def test_a_linear_head_is_found_under_any_name_and_prefix(net, x, name, kind, place):
     head = HEADS[kind]
     body = {f"{place}{n}": t for n, t in _with_head(net).items()}
     state = _with_head(net, **{name: head})
@@ -165,7 +165,7 @@ def test_a_linear_head_is_found_in_any_wrapping_and_place(net, x, name, kind, pl
         assert torch.allclose(_logits(found, x), expected, atol=1e-5)
 
 
-def test_a_convolution_of_one_pixel_is_a_linear_head(net, x):
+def test_a_1x1_convolution_is_a_linear_head(net, x):
     convolution = nn.Conv2d(512, 3, 1)
     found = recognise(_with_head(net, last=convolution))
     with torch.no_grad():
@@ -191,7 +191,7 @@ MORE = {
 
 @pytest.mark.parametrize("kind", MORE)
 @pytest.mark.parametrize("place", ["", "backbone."])
-def test_a_head_of_more_layers_is_refused_and_the_body_can_be_had(net, x, kind, place):
+def test_a_head_of_several_layers_raises_but_the_body_loads(net, x, kind, place):
     state = {f"{place}{n}": t for n, t in _with_head(net).items()}
     state |= {n: t for n, t in _with_head(net, **MORE[kind]).items() if n not in net.state_dict()}
     if "fc" in MORE[kind]:
@@ -207,7 +207,7 @@ def test_a_head_of_more_layers_is_refused_and_the_body_can_be_had(net, x, kind, 
         assert torch.equal(_logits(found, x), body)
 
 
-def test_two_heads_are_asked_about_in_every_kind_of_file(net, x, tmp_path):
+def test_two_heads_raise_in_every_format(net, x, tmp_path):
     used = nn.Linear(512, 3)
     state = {**net.state_dict(), **{f"classifier.{n}": t for n, t in used.state_dict().items()}}
     torch.save(state, tmp_path / "a.pth")
@@ -233,7 +233,7 @@ def test_two_heads_are_asked_about_in_every_kind_of_file(net, x, tmp_path):
 
 
 class HFConv(nn.Module):
-    """transformers' ``ResNetConvLayer``: Hugging Face's names of the same layers."""
+    """The layer ``ResNetConvLayer`` of transformers, with its parameter names."""
 
     def __init__(self, inside, outside, kernel=3, stride=1, active=True):
         super().__init__()
@@ -266,7 +266,7 @@ class HFBlock(nn.Module):
 
 
 class HFResNet(nn.Module):
-    """``ResNetForImageClassification``, from its public parameter names."""
+    """The network ``ResNetForImageClassification``, with its public parameter names."""
 
     def __init__(self, depths, widths, basic, classes, **options):
         super().__init__()
@@ -360,19 +360,19 @@ def test_layouts_that_people_have_give_the_same_logits(kind, net, x):
     assert _same(found, net, x)
 
 
-def test_other_networks_are_not_taken_for_resnets():
+def test_other_networks_raise():
     for name in ("squeezenet1_0", "mobilenet_v2", "resnet18"):
         state = torchvision.models.get_model(name).state_dict()
         if name == "resnet18":  # each block with a layer that ours have not
             state = {n.replace("layer2.0.bn2", "layer2.0.se.bn2"): t for n, t in state.items()}
-        with pytest.raises(WeightsError, match=r"is no ResNet|is a ResNet of|is no "):
+        with pytest.raises(WeightsError, match=r"is not a ResNet|is a ResNet of|is not a "):
             recognise(state)
 
 
 # Files that hold something else
 
 
-def test_modules_and_programs_get_the_lines_that_save_their_tensors(net, tmp_path):
+def test_modules_and_scripts_show_how_to_save_their_tensors(net, tmp_path):
     torch.save(net, tmp_path / "module.pth")
     with pytest.raises(
         WeightsError, match=r"(?s)load\('module.pth', weights_only=False.*torch.save"
@@ -397,7 +397,7 @@ def test_an_archive_around_a_checkpoint_is_named(net, tmp_path):
 
 @pytest.mark.parametrize("name", ["zip.pth", "old.pth", "a.safetensors"])
 @pytest.mark.parametrize("share", [0.2, 0.7, 0.999])
-def test_a_file_cut_anywhere_is_said_to_be_cut(net, tmp_path, name, share):
+def test_a_file_cut_anywhere_is_reported_as_cut(net, tmp_path, name, share):
     if name.endswith("pth"):
         torch.save(
             net.fc.state_dict(), tmp_path / name, _use_new_zipfile_serialization=name[0] == "z"
@@ -426,10 +426,10 @@ NESTS = st.lists(st.sampled_from(["state_dict", "model", "ema", "weights", "my"]
     second=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_wrappings_give_equal_logits_or_a_question_in_any_order(
+def test_any_wrapping_and_order_gives_equal_logits_or_an_error(
     prefix, nests, head, outside, second, order
 ):
-    """Networks of 4 channels, which are made quickly."""
+    """Uses networks of width 4, which are quick to build."""
     torch.manual_seed(0)
     small = _trained(get_model("resnet18", width=4, num_classes=3))
     x = torch.randn(1, 3, 32, 32)
@@ -464,13 +464,13 @@ def test_wrappings_give_equal_logits_or_a_question_in_any_order(
             assert torch.equal(first, small(x))
 
 
-def test_every_pair_of_networks_in_a_file_is_asked_about_by_the_same_words():
+def test_the_error_for_several_networks_does_not_depend_on_order():
     torch.manual_seed(0)
     small = get_model("resnet18", width=4, num_classes=3).state_dict()
-    said = set()
+    messages = set()
     for order in itertools.permutations(["a", "b", "c"]):
         state = {f"{p}.{n}": t + ord(p) for p in order for n, t in small.items()}
         with pytest.raises(WeightsError) as caught:
             recognise(state)
-        said.add(str(caught.value))
-    assert len(said) == 1
+        messages.add(str(caught.value))
+    assert len(messages) == 1

@@ -74,7 +74,7 @@ def test_two_names_may_share_their_memory(tmp_path):
 @pytest.mark.parametrize(
     "options", [{"in_channels": -1}, {"width": -4}, {"num_classes": -3}, {"in_channels": 2**62}]
 )
-def test_options_that_no_network_can_have_are_named(tmp_path, options):
+def test_invalid_options_are_named(tmp_path, options):
     model, header = make(options={**OPTIONS, **options})
     modelfile.write(tmp_path / "m", model.state_dict(), header)
     (name, value), *_ = options.items()
@@ -102,7 +102,7 @@ def test_cut_short(file, keep):
         modelfile.read(file)
 
 
-def test_flipped_bits_in_the_header_are_named_or_harmless(file):
+def test_flipped_bits_in_the_header_raise_or_are_harmless(file):
     whole = file.read_bytes()
     length = struct.unpack("<Q", whole[:8])[0]
     for position in range(0, 8 + length, 37):
@@ -118,7 +118,7 @@ def test_other_files(tmp_path):
     with pytest.raises(ModelFileError, match=r"it is a PyTorch file.*resnet convert .*x\.pth"):
         modelfile.read(tmp_path / "x.pth")
     (tmp_path / "x.txt").write_text("hello, this is some text")
-    with pytest.raises(ModelFileError, match="no resnetkit model file"):
+    with pytest.raises(ModelFileError, match="not a resnetkit model file"):
         modelfile.read(tmp_path / "x.txt")
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ModelFileError, match="without the entry 'resnetkit'"):
@@ -133,7 +133,7 @@ def test_other_files(tmp_path):
 
 
 def rewrite(file, **changes):
-    """The same tensors under a header with other values."""
+    """Write the same tensors with other values in the header."""
     model, header = make()
     content = {**json.loads(header.to_json()), **changes}
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
@@ -146,7 +146,7 @@ def test_convert_leaves_a_model_file_alone(file, tmp_path):
     assert not (tmp_path / "other.safetensors").exists()
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_a_full_disk_raises(tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("No space left on device")
 
@@ -170,7 +170,7 @@ def test_a_newer_version_says_to_upgrade(file):
         ({"architecture": "resnet19"}, "Unknown model 'resnet19'.*resnet18"),
         ({"architecture": "resnet18"}, "does not fit its architecture resnet18"),
         ({"options": {"num_classes": 3, "depth": 7}}, "cannot be built.*depth"),
-        ({"options": {"num_classes": 4, "width": 4}}, "fc.weight is .* not .4, 16."),
+        ({"options": {"num_classes": 4, "width": 4}}, "fc.weight is .* not .*4, 16."),
         ({"options": {"num_classes": 10**12, "width": 10**9}}, "does not fit|cannot be built"),
         ({"classes": ["a"]}, "1 class names for 3 logits"),
         ({"classes": "abc"}, "classes is str"),
@@ -193,7 +193,7 @@ def test_missing_and_unknown_tensors(file):
         modelfile.read(file)
 
 
-def test_the_first_version_is_read_for_ever():
+def test_the_first_version_is_still_read():
     """``format_v1.safetensors`` was written by version 0.1.0; it never changes."""
     model, header = modelfile.read(FIXTURES / "format_v1.safetensors")
     assert header.classes == ("a", "ü", "花")
@@ -203,7 +203,7 @@ def test_the_first_version_is_read_for_ever():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_without_a_head_says_what_it_is_and_what_to_do(tmp_path, flat_folder):
+def test_a_model_without_a_head_says_what_to_do(tmp_path, flat_folder):
     file = tmp_path / "body.safetensors"
     net = get_model("cifar_resnet20", width=4, num_classes=0)
     header = Header("cifar_resnet20", {"width": 4, "num_classes": 0}, (), Preprocessing(32, 32))

@@ -1,4 +1,4 @@
-"""How other code prepared its images: said by files and flags, or guessed aloud."""
+"""How other code prepared its images: from files, flags, or noted assumptions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def file(net, tmp_path):
 
 @pytest.fixture
 def photo(tmp_path):
-    """Smooth, with noise, and of odd sides."""
+    """A smooth image with noise and odd sides."""
     rng = np.random.default_rng(3)
     small = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
     pixels = np.asarray(small.resize((533, 401), Image.Resampling.BICUBIC)).astype(int)
@@ -123,7 +123,7 @@ TIMM = {
         ("preprocessing.yaml", None, (100, 80, "bilinear", False)),
     ],
 )
-def test_files_beside_the_tensors_or_given_say_how(file, tmp_path, name, content, expected):
+def test_preprocessing_comes_from_config_files(file, tmp_path, name, content, expected):
     if content is None:
         (tmp_path / name).write_text(
             "resize: 100\ncrop: 80\nmean: 0.5, 0.4, 0.3\nstd: [0.2, 0.3, 0.4]"
@@ -132,14 +132,14 @@ def test_files_beside_the_tensors_or_given_say_how(file, tmp_path, name, content
     else:
         (tmp_path / name).write_text(json.dumps(content))
         found = convert(tmp_path, tmp_path / "m")  # the folder of a model hub
-        assert any(f"took how images are prepared from {name}" in note for note in found.notes)
+        assert any(f"took the preprocessing from {name}" in note for note in found.notes)
     made = read_header(tmp_path / "m").preprocessing
     assert (made.resize_size, made.crop_size, made.interpolation, made.squash) == expected
     assert (made.mean, made.std, made.decoder) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "full")
     assert not any("does not say how its images" in note for note in found.notes)
 
 
-def test_a_config_beside_the_tensors_names_classes_and_the_stride(tmp_path):
+def test_config_json_gives_classes_and_the_stride(tmp_path):
     torch.manual_seed(0)
     state = torchvision.models.resnet50(num_classes=2).state_dict()
     torch.save(state, tmp_path / "pytorch_model.bin")
@@ -155,18 +155,20 @@ def test_a_config_beside_the_tensors_names_classes_and_the_stride(tmp_path):
         convert(tmp_path, tmp_path / "n")
 
 
-def test_a_network_whose_tensors_only_look_like_ours_is_refused_by_its_config(file, tmp_path):
+def test_config_json_with_an_unsupported_network_raises(file, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**TIMM, "architecture": "resnetblur18.x"}))
-    with pytest.raises(WeightsError, match=r"says resnetblur18, which is no network here.*--arch"):
+    with pytest.raises(
+        WeightsError, match=r"says resnetblur18, which is not a network here.*--arch"
+    ):
         convert(file, tmp_path / "m")
     assert convert(file, tmp_path / "m", architecture="resnet18").architecture == "resnet18"
 
 
-def test_a_network_for_blue_first_gives_the_same_logits(net, file, photo, tmp_path):
-    """Keras's mode `caffe`: BGR, 0 to 255, the mean of each colour subtracted."""
+def test_a_bgr_network_gives_the_same_logits(net, file, photo, tmp_path):
+    """Keras's mode `caffe`: BGR, 0 to 255, minus the mean of each channel."""
     given = {"resize": 64, "crop": 64, "mean": "103.939,116.779,123.68", "std": 1, "bgr": True}
     found = convert(file, tmp_path / "m", preprocessing=given)
-    assert any("turned its first convolution round" in note for note in found.notes)
+    assert any("reversed its first convolution" in note for note in found.notes)
     model, header = read(tmp_path / "m")
     image = v2.functional.center_crop(v2.functional.resize(Image.open(photo), 64), [64, 64])
     pixels = np.asarray(image).astype(np.float32)[None, :, :, ::-1]
@@ -184,13 +186,13 @@ def test_a_network_for_blue_first_gives_the_same_logits(net, file, photo, tmp_pa
     ("given", "words"),
     [
         ({"center": 3}, "preprocessing: unknown center; known: resize_size"),
-        ({"interpolation": "cubic"}, "interpolation is nearest, .*; got 'cubic'"),
-        ({"mean": "a,b,c"}, "mean is one number or one for each channel; got 'a,b,c'"),
-        ({"mean": "104,117,124"}, "mean and std on a scale to 255 go together"),
-        ({"squash": True, "decoder": "scaled"}, "squash and bilinear need the decoder full"),
+        ({"interpolation": "cubic"}, "interpolation must be one of nearest, .*; got 'cubic'"),
+        ({"mean": "a,b,c"}, "mean must be one number, or one for each channel; got 'a,b,c'"),
+        ({"mean": "104,117,124"}, "on a scale of 0 to 255, give both mean and std"),
+        ({"squash": True, "decoder": "scaled"}, "decoder scaled needs bilinear interpolation"),
     ],
 )
-def test_fields_that_cannot_be_are_told(file, tmp_path, given, words):
+def test_invalid_fields_raise(file, tmp_path, given, words):
     with pytest.raises(WeightsError, match=words):
         convert(file, tmp_path / "m", preprocessing=given)
 
@@ -202,11 +204,11 @@ def test_fields_that_cannot_be_are_told(file, tmp_path, given, words):
         ("a.yaml", "a: [", "cannot be read as YAML or JSON"),
         ("a.json", json.dumps({**CLIP, "do_center_crop": False}), "no center crop is given"),
         ("a.json", json.dumps({**CLIP, "do_rescale": False}), "must not be false"),
-        ("a.json", json.dumps({**VIT, "size": {"height": 9, "width": 8}}), "are not square"),
-        ("a.json", json.dumps({**CLIP, "image_std": None}), "cannot be understood: TypeError"),
+        ("a.json", json.dumps({**VIT, "size": {"height": 9, "width": 8}}), "images must be square"),
+        ("a.json", json.dumps({**CLIP, "image_std": None}), "has unexpected content: TypeError"),
     ],
 )
-def test_files_that_cannot_be_are_told(tmp_path, name, content, words):
+def test_invalid_files_raise(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(WeightsError, match=words):
         read_preprocessing(tmp_path / name)
@@ -227,15 +229,15 @@ MEAN = (0.485, 0.456, 0.406)
         (["--resize", "96", "--squash"], (96, 96, MEAN, "full", True)),
     ],
 )  # fmt: skip
-def test_flags_decide_and_what_they_leave_open_is_said(file, tmp_path, flags, expected):
+def test_flags_override_and_assumptions_are_noted(file, tmp_path, flags, expected):
     result = CliRunner().invoke(app, ["convert", str(file), str(tmp_path / "m"), *flags])
     assert result.exit_code == 0, result.output
     made = read_header(tmp_path / "m").preprocessing
     assert (made.resize_size, made.crop_size, made.mean, made.decoder, made.squash) == expected
-    said = result.stderr
-    assert ("does not say how its images" in said) == (not flags)
-    assert ("no size was given" in said) == ("--mean" in flags)
-    assert ("took ImageNet's mean or deviation" in said) == bool(flags and "--mean" not in flags)
+    output = result.stderr
+    assert ("does not say how its images" in output) == (not flags)
+    assert ("no size was given" in output) == ("--mean" in flags)
+    assert ("assumed ImageNet's mean or std" in output) == bool(flags and "--mean" not in flags)
     assert (
         resnet18(num_classes=3).state_dict().keys() == read(tmp_path / "m")[0].state_dict().keys()
     )
@@ -249,7 +251,7 @@ def test_flags_decide_and_what_they_leave_open_is_said(file, tmp_path, flags, ex
         ({"model_args": {"aa_layer": "blurpc"}}, "says resnet18 with aa_layer='blurpc'"),
     ],
 )
-def test_arguments_of_timm_that_no_tensor_shows_are_asked_about(file, tmp_path, changes, words):
+def test_timm_arguments_that_tensors_do_not_show_raise(file, tmp_path, changes, words):
     config = {**TIMM, "architecture": "resnet18.a1_in1k", "global_pool": "avg"}
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(WeightsError, match=rf"{words}.*--arch resnet18"):
@@ -257,7 +259,7 @@ def test_arguments_of_timm_that_no_tensor_shows_are_asked_about(file, tmp_path, 
     convert(file, tmp_path / "m.safetensors", architecture="resnet18")
 
 
-def test_arguments_of_timm_that_change_nothing_are_taken(file, tmp_path):
+def test_harmless_timm_arguments_are_accepted(file, tmp_path):
     usual = {"num_classes": 3, "in_chans": 3, "global_pool": "avg", "output_stride": 32}
     config = {**TIMM, "architecture": "resnet18.a1_in1k", "model_args": {**usual, "drop_rate": 0.1}}
     (tmp_path / "config.json").write_text(json.dumps(config))

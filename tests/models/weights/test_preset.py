@@ -13,7 +13,7 @@ from resnetkit.models import ImageClassification
 SIZES = [(64, 48), (301, 517), (517, 301), (256, 256), (20, 300), (40, 40)]
 
 
-def picture(size, mode="RGB", seed=0):
+def make_image(size, mode="RGB", seed=0):
     width, height = size
     noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 4))
     made = Image.fromarray(noise.astype(np.uint8), "RGBA" if mode != "RGB" else None)
@@ -26,9 +26,9 @@ def presets(**options):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resize_size", [232, 256])
-def test_pictures_and_tensors_come_out_equal(size, resize_size):
+def test_images_and_tensors_give_equal_results(size, resize_size):
     ours, theirs = presets(crop_size=224, resize_size=resize_size)
-    image = picture(size)
+    image = make_image(size)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     batch = torch.stack([pixels, 255 - pixels])
     for given in (image, pixels, batch, pixels.float() / 255):
@@ -37,26 +37,26 @@ def test_pictures_and_tensors_come_out_equal(size, resize_size):
 
 @pytest.mark.parametrize("mode", list(InterpolationMode)[:3])
 @pytest.mark.parametrize("antialias", [True, False])
-def test_other_settings_come_out_equal(mode, antialias):
+def test_other_settings_give_equal_results(mode, antialias):
     options = {"crop_size": 40, "resize_size": 50, "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
     ours, theirs = presets(**options, interpolation=mode, antialias=antialias)
-    image = picture((90, 70))
+    image = make_image((90, 70))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if antialias:  # for a picture it cannot be turned off, and torchvision warns
+    if antialias:  # for an image it cannot be turned off, and torchvision warns
         assert torch.equal(ours(image), theirs(image))
     assert torch.equal(ours(pixels), theirs(pixels))
     assert ours.interpolation is mode
     assert repr(ours) == repr(theirs)
 
 
-def test_one_channel_is_left_alone_where_one_is_expected():
+def test_one_channel_is_kept_if_one_is_expected():
     ours, theirs = presets(crop_size=32, resize_size=32, mean=(0.5,), std=(0.5,))
-    image = picture((50, 40)).convert("L")
+    image = make_image((50, 40)).convert("L")
     assert torch.equal(ours(image), theirs(image))
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_real_photos_come_out_equal(name):
+def test_real_photos_give_equal_results(name):
     photo = Image.open(Path(sklearn.datasets.__file__).parent / "images" / name)
     for resize_size in (232, 256):
         ours, theirs = presets(crop_size=224, resize_size=resize_size)
@@ -65,7 +65,7 @@ def test_real_photos_come_out_equal(name):
 
 def test_grey_is_repeated_over_the_channels():
     ours = ImageClassification(crop_size=32, resize_size=40)
-    grey = picture((60, 50)).convert("L")
+    grey = make_image((60, 50)).convert("L")
     assert torch.equal(ours(grey), ours(grey.convert("RGB")))
     pixels = torch.from_numpy(np.array(grey))[None]
     assert torch.equal(ours(pixels), ours(pixels.repeat(3, 1, 1)))
@@ -79,7 +79,7 @@ def test_sixteen_bits_keep_the_upper_eight():
     assert torch.equal(ours(deep), ours(Image.new("L", (8, 8), 0x80)))
 
 
-def test_thirty_two_bits_are_taken_for_eight_or_sixteen_by_what_they_hold():
+def test_32_bits_are_read_as_8_or_16_by_their_values():
     ours = ImageClassification(crop_size=8, resize_size=8)
     shades = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     assert torch.equal(ours(shades.convert("I")), ours(shades))
@@ -89,7 +89,7 @@ def test_thirty_two_bits_are_taken_for_eight_or_sixteen_by_what_they_hold():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
-def test_transparency_lies_on_white(mode):
+def test_transparency_is_laid_over_white(mode):
     ours = ImageClassification(crop_size=8, resize_size=8)
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0)).convert(mode if mode != "P" else "RGBA")
     if mode == "P":
@@ -98,9 +98,9 @@ def test_transparency_lies_on_white(mode):
     assert torch.equal(ours(clear), ours(Image.new("RGB", (8, 8), "white")))
 
 
-def test_transparent_tensors_are_laid_on_white_as_pictures_are():
+def test_transparent_tensors_are_laid_over_white_like_images():
     ours = ImageClassification(crop_size=30, resize_size=30)
-    image = picture((30, 30), "RGBA")
+    image = make_image((30, 30), "RGBA")
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     assert (ours(pixels) - ours(image)).abs().max() < 0.02  # Pillow rounds in its own way
     as_floats = ours(pixels.float() / 255)
@@ -112,12 +112,12 @@ def test_transparent_tensors_are_laid_on_white_as_pictures_are():
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "1"])
 def test_other_colours_are_converted(mode):
     ours = ImageClassification(crop_size=16, resize_size=16)
-    image = picture((20, 20)).convert(mode)
+    image = make_image((20, 20)).convert(mode)
     assert torch.equal(ours(image), ours(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("given", [torch.zeros(5, 8, 8), torch.zeros(8, 8), Image.new("F", (8, 8))])
-def test_what_is_no_picture_is_refused(given):
+def test_other_inputs_raise(given):
     with pytest.raises(ValueError, match=r"channels|mode F"):
         ImageClassification(crop_size=8)(given)
 

@@ -74,7 +74,7 @@ def test_members_and_their_names_are_weights(x, site, cache, monkeypatch):
     site.files[member.url.removeprefix("https://download.pytorch.org")] = buffer.getvalue()
     fetch(member.url, progress=False, check_hash=False)
     names = ("DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", member)
-    with pytest.raises(WeightsError, match="its name promises f37072fd"):
+    with pytest.raises(WeightsError, match="its name says f37072fd"):
         resnet18(weights=member, progress=False)
     monkeypatch.setattr("resnetkit.models.weights.download.hash_in_name", lambda name: "")
     for source in names:
@@ -85,19 +85,21 @@ def test_members_and_their_names_are_weights(x, site, cache, monkeypatch):
     assert any(path.name.endswith("mine.pth") for path in elsewhere.iterdir())
 
 
-def test_names_that_mean_nothing_are_told(tmp_path):
+def test_unknown_names_raise(tmp_path):
     with pytest.raises(UnknownWeightsError, match=r"has no member 'IMAGENET_V1'. Did you mean"):
         resnet18(weights="IMAGENET_V1")
-    with pytest.raises(WeightsError, match=r"gone.pth is no file; expected a .safetensors or .pth"):
+    with pytest.raises(
+        WeightsError, match=r"gone.pth is not a file; expected a .safetensors or .pth"
+    ):
         resnet18(weights=tmp_path / "gone.pth")
-    with pytest.raises(WeightsError, match="no published weights; got 'DEFAULT'"):
+    with pytest.raises(WeightsError, match="no published weights, so 'DEFAULT'"):
         cifar_resnet20(weights="DEFAULT")
     with pytest.raises(TypeError, match="ResNet18_Weights"):
         resnet18(weights=get_weight("ResNet50_Weights.DEFAULT"))
 
 
 class _Hub(types.ModuleType):
-    """Stands for huggingface_hub: a folder of files, and a note of what was asked."""
+    """A stand-in for huggingface_hub: a folder of files, and the requests so far."""
 
     def __init__(self, folder):
         super().__init__("huggingface_hub")
@@ -142,14 +144,14 @@ def test_the_hub_is_asked_for_safetensors_and_then_for_a_pytorch_file(net, x, hu
         resnet18(weights="hf://a/b")
 
 
-def test_the_hub_is_the_one_we_think_it_is():
+def test_hub_errors_have_the_expected_base_classes():
     errors = pytest.importorskip("huggingface_hub.errors")
     assert issubclass(errors.LocalEntryNotFoundError, errors.EntryNotFoundError)
     assert issubclass(errors.HfHubHTTPError, OSError)
     assert issubclass(errors.HFValidationError, ValueError)
 
 
-def test_the_hub_explains_what_it_needs(hub, monkeypatch):
+def test_hub_errors_say_what_to_do(hub, monkeypatch):
     with pytest.raises(WeightsError, match="expected hf://owner/name"):
         resnet18(weights="hf://resnet18")
     with pytest.raises(DownloadError, match="could not be fetched"):
@@ -199,7 +201,7 @@ def test_an_object_inside_a_number_of_numpy_is_not_read(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x80\x02}q\x00."])
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_damaged_files_are_told(tmp_path, name, content):
+def test_damaged_files_raise(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=name):
         resnet18(weights=tmp_path / name)
@@ -208,24 +210,24 @@ def test_damaged_files_are_told(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no file of tensors: it is empty"),
-        (b"<!DOCTYPE html><html>log in</html>", "it is a web page, such as a log-in"),
+        (b"", "not a file of tensors: it is empty"),
+        (b"<!DOCTYPE html><html>log in</html>", "it is a web page, such as a login"),
         (b"\n  <html>", "it is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
         (b"\x1f\x8b\x08\0" + bytes(60), "it is a gzip archive: unpack it"),
         (bytes(257) + b"ustar\x0000", "it is a tar archive: unpack it"),
         (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file, such as Keras writes"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_what_is_no_file_of_tensors_is_named_for_what_it_is(tmp_path, name, content, words):
+def test_other_files_are_named_by_kind(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=words) as caught:
         load_tensors(tmp_path / name)
     assert "run code" not in str(caught.value)
 
 
-def test_the_content_says_of_which_kind_a_file_is(net, x, tmp_path):
+def test_content_decides_the_format(net, x, tmp_path):
     save_file(net.state_dict(), tmp_path / "a.bin")
     torch.save(net.state_dict(), tmp_path / "b.safetensors")
     for name in ("a.bin", "b.safetensors"):
@@ -233,13 +235,13 @@ def test_the_content_says_of_which_kind_a_file_is(net, x, tmp_path):
 
 
 @pytest.mark.parametrize("spoilt", ["cut", "page", "empty"])
-def test_what_an_address_gives_is_only_kept_if_it_is_whole(net, x, site, cache, spoilt):
+def test_a_download_is_kept_only_if_it_can_be_read(net, x, site, cache, spoilt):
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     whole = buffer.getvalue()
     bad = {"cut": whole[:100_000], "page": b"<html>busy</html>", "empty": b""}[spoilt]
     site.files["/net.pth"] = bad
-    with pytest.raises(WeightsError, match=r"/net\.pth gave a file that is not kept"):
+    with pytest.raises(WeightsError, match=r"/net\.pth was not kept"):
         load_tensors(site.address + "/net.pth", progress=False)
     assert [p.name for p in cache.iterdir() if not p.name.endswith(".lock")] == []
     site.files["/net.pth"] = whole
@@ -252,10 +254,10 @@ def test_a_cached_file_that_cannot_be_read_is_named(site, cache):
         load_tensors(site.address + "/model.pth", progress=False)
 
 
-def test_a_file_cut_short_is_told(file):
+def test_a_file_cut_short_raises(file):
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(
-        WeightsError, match=r"is damaged or cut short.*copy or download it again"
+        WeightsError, match=r"is damaged or cut short.*Copy or download it again"
     ) as caught:
         resnet18(weights=file)
     assert "internal" not in str(caught.value)
@@ -284,7 +286,7 @@ def _wrapped(state):
 
 
 @pytest.mark.parametrize("kind", ["plain", "parallel", "compiled and parallel"])
-def test_wrappings_are_taken_off_safetensors_too(net, x, tmp_path, kind):
+def test_wrappers_are_removed_from_safetensors(net, x, tmp_path, kind):
     state = dict(_wrapped(net.state_dict())[kind])
     save_file(state, tmp_path / "net.safetensors")
     assert same(resnet18(weights=tmp_path / "net.safetensors"), net, x)
@@ -294,7 +296,7 @@ def test_wrappings_are_taken_off_safetensors_too(net, x, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", _wrapped({}))
-def test_wrappings_are_taken_off(net, x, tmp_path, kind):
+def test_wrappers_are_removed(net, x, tmp_path, kind):
     torch.save(_wrapped(net.state_dict())[kind], tmp_path / "net.pth")
     model = resnet18(weights=tmp_path / "net.pth")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -304,16 +306,16 @@ def test_wrappings_are_taken_off(net, x, tmp_path, kind):
         assert same(model, net, x)
 
 
-def test_what_was_chosen_among_several_is_noted(tmp_path, net):
+def test_the_selected_network_is_noted(tmp_path, net):
     torch.save(_wrapped(net.state_dict())["equal beside"], tmp_path / "net.pth")
     note = "took the network under 'ema'; the file also has 'model'"
     assert note in load_tensors(tmp_path / "net.pth").notes
 
 
-def test_averaged_weights_beside_others_are_asked_about(tmp_path, net, x):
+def test_ema_weights_beside_others_need_a_prefix(tmp_path, net, x):
     state = net.state_dict()
     torch.save({"model": {n: t * 0 for n, t in state.items()}, "ema": state}, tmp_path / "net.pth")
-    with pytest.raises(WeightsError, match=r"2 networks: 'ema', 'model'\. Name .* --prefix"):
+    with pytest.raises(WeightsError, match=r"2 networks: 'ema', 'model'\. Select one: --prefix"):
         resnet18(weights=tmp_path / "net.pth")
     found = load_tensors(tmp_path / "net.pth", prefix="ema")
     model = resnet18(num_classes=4)
@@ -330,7 +332,7 @@ def test_averaged_weights_beside_others_are_asked_about(tmp_path, net, x):
         ({"state_dict": {"epoch": 3}}, "holds no tensors"),
     ],
 )
-def test_files_without_tensors_are_told(tmp_path, content, words):
+def test_files_without_tensors_raise(tmp_path, content, words):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=words):
         load_tensors(tmp_path / "net.pth")
@@ -348,13 +350,13 @@ def test_another_number_of_classes_makes_a_new_head(net, x, file, caplog):
 
 
 @pytest.mark.parametrize("options", [{"num_classes": 0}, {"include_top": False}])
-def test_a_network_without_head_takes_the_rest(net, file, options, x):
+def test_a_network_without_head_loads_the_body(net, file, options, x):
     model = resnet18(weights=file, **options)
     assert torch.equal(model.conv1.weight, net.conv1.weight)
     assert not [n for n in model.state_dict() if n.startswith("fc.")]
 
 
-def test_a_file_without_head_is_told(net, tmp_path, caplog):
+def test_a_file_without_head_is_logged(net, tmp_path, caplog):
     torch.save({n: t for n, t in net.state_dict().items() if n[:2] != "fc"}, tmp_path / "a.pth")
     assert resnet18(weights=tmp_path / "a.pth").fc.out_features == 1000
     assert "has no classes, the network 1000" in caplog.text
@@ -382,7 +384,7 @@ def test_grey_weights_grow_to_three_channels(tmp_path):
         assert torch.allclose(model(x.expand(-1, 3, -1, -1)), grey(x), atol=1e-4)
 
 
-def test_counts_of_batches_may_be_absent_or_superfluous(net, x, file, tmp_path):
+def test_batch_counts_may_be_missing_or_extra(net, x, file, tmp_path):
     old = {n: t for n, t in net.state_dict().items() if "num_batches" not in n}
     torch.save(old, tmp_path / "old.pth")
     assert same(resnet18(weights=tmp_path / "old.pth"), net, x)
@@ -391,7 +393,7 @@ def test_counts_of_batches_may_be_absent_or_superfluous(net, x, file, tmp_path):
         assert torch.allclose(frozen(x), net(x), atol=1e-4)
 
 
-def test_what_does_not_fit_shows_the_first_names_and_shapes(net, file):
+def test_a_mismatch_shows_the_first_names_and_shapes(net, file):
     from resnetkit.models import resnet34
 
     with pytest.raises(WeightsError, match=r"missing, first layer1\.0\.conv3\.weight \(256, 64"):
@@ -406,29 +408,29 @@ def test_what_does_not_fit_shows_the_first_names_and_shapes(net, file):
         resnet18(weights=file, norm_layer=lambda c: nn.GroupNorm(8, c))
 
 
-def test_what_does_not_fit_is_not_first_said_to_be_adapted(file, caplog):
+def test_a_mismatch_logs_no_adaptation(file, caplog):
     with pytest.raises(WeightsError):
         resnet18(weights=file, width=16, num_classes=9, in_channels=1)
     assert caplog.records == []
 
 
-def test_options_that_no_tensor_shows_are_logged_beside_published_weights(monkeypatch, caplog):
+def test_hidden_options_are_logged_for_published_weights(monkeypatch, caplog):
     state = resnet50().state_dict()
     monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda *a, **k: state)
     caplog.set_level(logging.INFO)
     resnet50(weights="DEFAULT", stride_on="3x3")
     assert caplog.records == []
     resnet50(weights="DEFAULT", stride_on="1x1")
-    assert "was trained with stride_on='3x3', the network has '1x1'" in caplog.text
+    assert "was trained with stride_on='3x3', but this network has '1x1'" in caplog.text
     resnet50(weights="DEFAULT", replace_stride_with_dilation=[False, False, True])
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
-def test_options_that_no_tensor_shows_are_logged_beside_a_file(tmp_path, caplog):
+def test_hidden_options_are_logged_for_a_file(tmp_path, caplog):
     torch.save(resnet50(num_classes=2).state_dict(), tmp_path / "a.pth")
     caplog.set_level(logging.INFO)
     resnet50(weights=tmp_path / "a.pth", stride_on="1x1")
-    assert "cannot tell whether it was trained with stride_on='1x1'" in caplog.text
+    assert "does not show whether it was trained with stride_on='1x1'" in caplog.text
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 

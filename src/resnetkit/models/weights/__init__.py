@@ -1,4 +1,4 @@
-"""Files of weights: the published ones, model files, and other people's checkpoints."""
+"""Weight files: the published ones, model files, and checkpoints from other code."""
 
 from .enums import *  # noqa: F403
 from .enums import Weights as Weights

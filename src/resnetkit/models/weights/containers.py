@@ -1,4 +1,4 @@
-"""What a file is that is no file of tensors, in words."""
+"""Messages for files that do not hold tensors: what the file is, and what to do."""
 
 from __future__ import annotations
 
@@ -18,33 +18,38 @@ _ARCHIVES = {
 }
 
 
-def what_it_is(start: bytes) -> str:
-    """Name the kind of a file by its first 512 bytes, and say what to do with it."""
+def describe_content(start: bytes) -> str:
+    """Return what kind of file begins with these 512 bytes, and what to do with it."""
     if not start:
         return "it is empty"
     begins = start[:20].decode("utf-8", "replace")
     if re.match(rb"\s*<", start):
-        return f"it is a web page, such as a log-in or error page (it begins with {begins!r})"
+        return f"it is a web page, such as a login or error page (it begins with {begins!r})"
     if start.startswith(b"version https://git-lfs"):
         return (
-            f"it begins with {begins!r}: a pointer of Git LFS that stands for the real file. Get "
-            "that with `git lfs pull`, or download it from the page of the repository"
+            f"it is a Git LFS pointer, not the file itself (it begins with {begins!r}). Run "
+            "`git lfs pull`, or download the file from the repository's web page"
         )
     archive = "a tar archive" if start[257:262] == b"ustar" else None
     for magic, kind in _ARCHIVES.items():
         archive = kind if start.startswith(magic) else archive
     if archive is not None:
-        return f"it is {archive}: unpack it, and give the file that is in it"
+        return f"it is {archive}: unpack it, and pass the file inside"
     if start.startswith(b"\x89HDF"):
         return (
-            "it is an HDF5 file, such as Keras writes, and not from PyTorch: load it with Keras, "
-            "and build the same network in PyTorch to copy its weights"
+            "it is an HDF5 file, such as Keras writes, not a PyTorch file: load it with Keras, and "
+            "copy its weights into the same network in PyTorch"
         )
-    return f"it is neither safetensors nor from torch.save (it begins with {begins!r})"
+    return f"it was written by neither safetensors nor torch.save (it begins with {begins!r})"
 
 
 def check_archive(path: Path, start: bytes, name: str) -> None:
-    """Make sure that a file that begins as a zip archive is one that ``torch.save`` wrote.
+    """Raise unless a file that begins like a zip archive was written by ``torch.save``.
+
+    Args:
+        path: the file.
+        start: its first bytes.
+        name: what messages call it.
 
     Raises:
         WeightsError: it is cut short, a TorchScript program, or an archive of other files.
@@ -53,22 +58,22 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = archive.namelist()
+            members = archive.namelist()
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise WeightsError(
-            f"{name} is damaged or cut short, since its table of contents at the end is not "
-            "there: copy or download it again"
+            f"{name} is damaged or cut short: the table of contents at its end is missing. Copy or "
+            "download it again"
         ) from error
-    parts = {part for file in inside for part in Path(file).parts}
-    if "constants.pkl" in parts or "code" in parts:
+    names = {part for member in members for part in Path(member).parts}
+    if "constants.pkl" in names or "code" in names:
         raise WeightsError(
-            f"{name} is a TorchScript program, not a file of tensors. Save its tensors alone:\n"
+            f"{name} is a TorchScript program, not a file of tensors. Save only its tensors:\n"
             f"  model = torch.jit.load({path.name!r})\n"
             f"  torch.save(model.state_dict(), 'weights.pth')"
         )
-    if "data.pkl" not in parts:
-        first = ", ".join(sorted(inside)[:3]) or "nothing"
+    if "data.pkl" not in names:
+        first = ", ".join(sorted(members)[:3]) or "nothing"
         raise WeightsError(
-            f"{name} is a zip archive of other files ({first}): unpack it, and give the file of "
-            "tensors that is in it"
+            f"{name} is a zip archive of other files ({first}): unpack it, and pass the file of "
+            "tensors inside"
         )

@@ -1,4 +1,4 @@
-"""Other people's checkpoints -> one model file, with the names of the classes."""
+"""Checkpoints from other code -> one model file, with class names and preprocessing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ...runtime import pytorch_defaults
 from ...storage import sha256
 from ..architectures import ARCHITECTURES
 from ..registry import list_weights
-from .classnames import check_names, read_classes, said_names
+from .classnames import check_names, read_classes, select_names
 from .download import hash_in_name
 from .enums import WeightsEnum, imagenet_classes
 from .foreign import Recognised, recognise
-from .prepared import architecture_beside, beside, checked
+from .prepared import normalize_fields, read_hub_configs, read_timm_architecture
 from .reading import check_finite, read_tensors
 from .resolve import FILE_KINDS
 
@@ -36,173 +36,194 @@ def convert(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Recognised:
-    """Recognise the state dict in ``source``, a file or a folder of a model hub, and write it as a
-    model file.
+    """Write the checkpoint in ``source`` as a model file, and return what was recognised.
 
     Args:
+        source: a file, or a folder of a model hub.
+        target: the model file to write.
         architecture, options: as in `recognise`.
-        classes: names in the order of the logits; or a file or folder with them (see
-            `classnames.read_classes`); or ``"imagenet"``. By default those of published
-            weights, or those that the file holds (``class_to_idx`` and the like).
-        preprocessing: fields of `resnetkit.data.transforms.Preprocessing`, mean and deviation
-            also on a scale to 255; ``bgr`` if the network takes the colours in that order. By
-            default those of published weights, or what ``config.json`` and
-            ``preprocessor_config.json`` beside the file say; or else resize to 256 and crop to
-            224 px, or 32 px for nets with the small stem. The decoder is ``"full"``, so that the
-            model sees the pixels that its own code saw.
-        prefix: which network to take, if the file has several: what its names begin with.
-        head: which linear layer is the head, if several could be; ``none`` takes no head.
+        classes: names in the order of the logits; a file or folder with them (see
+            `classnames.read_classes`); or ``"imagenet"``. By default those of the published
+            weights, or those stored in the file (``class_to_idx`` and similar keys).
+        preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; mean and std may be on
+            a scale of 0 to 255; ``bgr`` if the network takes the channels in that order. By
+            default those of the published weights, or of ``config.json`` and
+            ``preprocessor_config.json`` beside the file; else resize to 256 and crop to 224 px,
+            or 32 px for networks with the small stem. The decoder is ``"full"``, so that the
+            model sees the same pixels as in its own code.
+        prefix: which network to take if the file has several: the prefix of its names.
+        head: which linear layer is the head if several could be; ``none`` for no head.
 
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or has another number of
             classes than there are names.
     """
     from ...data.transforms import Preprocessing
-    from .modelfile import Header, is_one, write
+    from .modelfile import Header, is_model_file, write
 
-    file = _file_of(Path(source))
-    if is_one(file):
+    file = _find_checkpoint(Path(source))
+    if is_model_file(file):
         raise WeightsError(f"{file} is a model file already; there is nothing to convert")
     _check_architecture(file, architecture)
-    fields, settings, labels, notes = beside(file)
-    settings |= options or {}
-    head = "none" if settings.get("num_classes") == 0 else head
-    checkpoint, published = read_tensors(file, prefix=prefix, head=head), _published(file)
-    found = recognise(checkpoint, architecture=architecture, options=settings, source=str(file))
+    fields, known_options, hub_names, notes = read_hub_configs(file)
+    known_options |= options or {}
+    head = "none" if known_options.get("num_classes") == 0 else head
+    checkpoint = read_tensors(file, prefix=prefix, head=head)
+    published = find_published(file)
+    found = recognise(
+        checkpoint, architecture=architecture, options=known_options, source=str(file)
+    )
     check_finite(found.tensors, str(file))
     if published is not None:
-        notes.append(f"it is {published!r}: took its classes and its preprocessing")
+        notes.append(f"this is {published!r}: used its classes and preprocessing")
         classes = published.meta["categories"] if classes is None else classes
-    found, names, said = _with_names(found, classes, {**checkpoint.classes, **labels}, file)
-    fields |= checked(preprocessing or {}, "preprocessing")
-    found, taken, guessed = _with_input(found, fields, published)
-    made = Preprocessing.from_dict(taken)
-    metrics = _published_metrics(published)
-    header = Header(found.architecture, found.options, names, made, metrics=metrics)
-    write(Path(target), found.tensors, header)
-    notes = [*found.notes, *notes, *said, *guessed]
-    return Recognised(found.architecture, found.options, found.tensors, tuple(notes))
+    stored_names = {**checkpoint.classes, **hub_names}
+    found, names, name_notes = _resolve_names(found, classes, stored=stored_names, source=file)
+    fields |= normalize_fields(preprocessing or {}, "preprocessing")
+    found, fields, input_notes = _resolve_input(found, fields, published=published)
+    header = Header(
+        architecture=found.architecture,
+        options=found.options,
+        classes=names,
+        preprocessing=Preprocessing.from_dict(fields),
+        metrics=_published_metrics(published),
+    )
+    write(Path(target), found.tensors, header=header)
+    return replace(found, notes=(*found.notes, *notes, *name_notes, *input_notes))
 
 
-def _file_of(source: Path) -> Path:
-    """The file of tensors in a folder of a model hub; ``source`` itself if it is no folder."""
+def _find_checkpoint(source: Path) -> Path:
+    """Return the file of tensors in a folder of a model hub; ``source`` itself if it is a file."""
     if not source.is_dir():
         return source
-    there = sorted(path for path in source.iterdir() if path.suffix.lower() in FILE_KINDS)
-    for name in ("model.safetensors", "pytorch_model.bin"):  # as the hub's libraries choose
-        if source / name in there:
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in FILE_KINDS)
+    for name in ("model.safetensors", "pytorch_model.bin"):  # the hub's libraries prefer these
+        if source / name in files:
             return source / name
-    if len(there) != 1:
-        shown = ", ".join(path.name for path in there[:5]) or "none"
-        raise WeightsError(f"{source} has {len(there)} checkpoints ({shown}); name one file")
-    return there[0]
+    if len(files) != 1:
+        shown = ", ".join(path.name for path in files[:5]) or "none"
+        raise WeightsError(f"{source} has {len(files)} checkpoints ({shown}); pass one file")
+    return files[0]
 
 
 def _check_architecture(file: Path, given: str | None) -> None:
-    """Make sure that a config.json does not name a network whose tensors only look like ours."""
-    named, arguments = architecture_beside(file)
+    """Raise if config.json names a network whose tensors only look like one of ours."""
+    named, arguments = read_timm_architecture(file)
     if named is None or given is not None:
         return
     if arguments:
-        said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise WeightsError(
-            f"config.json beside {file} says {named} with {said}, which no network here has, "
-            f"although its tensors look like one. If it makes no difference: --arch {named}"
+            f"config.json beside {file} says {named} with {shown}, which no network here has, "
+            f"although the tensors may look like {named}. If the difference does not matter, pass "
+            f"--arch {named}"
         )
     if named not in ARCHITECTURES:
         raise WeightsError(
-            f"config.json beside {file} says {named}, which is no network here, although its "
-            "tensors may look like one. If you know it is the same, name the network: --arch"
+            f"config.json beside {file} says {named}, which is not a network here, although the "
+            "tensors may look like one. If you know which network is the same, pass --arch"
         )
 
 
-def _with_input(
-    found: Recognised, fields: Mapping[str, Any], published: WeightsEnum | None
+def _resolve_input(
+    found: Recognised, fields: Mapping[str, Any], *, published: WeightsEnum | None
 ) -> tuple[Recognised, dict[str, Any], list[str]]:
-    """The network for RGB, its preprocessing, and what was guessed of that. A network that takes
-    BGR becomes one that takes RGB: its first convolution is turned round, and so are mean and
-    deviation, which change no number but the order of the sum."""
+    """Return the network for RGB, all fields of its preprocessing, and notes on what was assumed.
+
+    A network that takes BGR becomes one that takes RGB: the order of the first convolution's
+    input channels, of mean and of std is reversed. Only the order of summation changes.
+    """
     from ...data.transforms import STATISTICS
 
     given = {key: value for key, value in fields.items() if key != "bgr"}
     channels = found.options.get("in_channels", 3)
     if channels not in STATISTICS:
         raise WeightsError(
-            f"its first convolution takes {channels} channels, and images have 1 (grey), 3 (RGB) "
-            "or 4 (RGB and transparency); no model file can feed it"
+            f"the first convolution takes {channels} channels, but images have 1 (grey), 3 (RGB) "
+            "or 4 (RGB and transparency), so a model file cannot use this network"
         )
     usual = dict(zip(("mean", "std"), STATISTICS[channels], strict=True))
     for key in usual.keys() & given.keys():
-        given[key] = given[key] * channels if len(given[key]) == 1 else given[key]
+        if len(given[key]) == 1:
+            given[key] = given[key] * channels
         if len(given[key]) != channels:
-            has = len(given[key])
-            raise WeightsError(f"it takes {channels} channels; {key} is given for {has}")
-    taken = {**_input_sizes(found, published), **usual, "decoder": "full", **given}
+            raise WeightsError(
+                f"the network takes {channels} channels, but {key} has {len(given[key])} values"
+            )
+    resolved = {**_default_sizes(found, published), **usual, "decoder": "full", **given}
     notes = []
-    if channels != 3:
-        form = "1 channel: images are read as grey"
-        other = "4 channels: images are read as RGB and transparency"
-        notes.append(f"it takes {form if channels == 1 else other}")
-    sizes = f"shorter side {taken['resize_size']}, crop {taken['crop_size']} px"
+    if channels == 1:
+        notes.append("the network takes 1 channel: images are read as grey")
+    elif channels == 4:
+        notes.append("the network takes 4 channels: images are read as RGB and transparency")
+    sizes = f"shorter side {resolved['resize_size']}, crop {resolved['crop_size']} px"
     if published is None and not given.keys() & {"resize_size", "mean"}:
         notes.append(
-            f"the file does not say how its images were prepared; taken: {sizes}, ImageNet's mean "
-            "and deviation, RGB. --preprocessing, --resize, --crop, --mean and --std decide"
+            f"the file does not say how its images were prepared; assumed {sizes}, ImageNet's mean "
+            "and std, RGB. Change it with --preprocessing, --resize, --crop, --mean and --std"
         )
     elif published is None:
         if "resize_size" not in given:
-            notes.append(f"no size was given; taken: {sizes} (--resize, --crop)")
+            notes.append(f"no size was given; assumed {sizes} (--resize, --crop)")
         if not {"mean", "std"} <= given.keys():
-            notes.append("took ImageNet's mean or deviation, since not both were given")
-    if taken["decoder"] == "full":
-        notes.append("images are decoded in full, as other code does; --decoder scaled is faster")
+            notes.append("assumed ImageNet's mean or std, because not both were given")
+    if resolved["decoder"] == "full":
+        notes.append("images are decoded in full, as in other code; --decoder scaled is faster")
     if fields.get("bgr") and channels == 3:
         weight = found.tensors["conv1.weight"].flip(1)
         found = replace(found, tensors={**found.tensors, "conv1.weight": weight})
-        taken |= {key: list(taken[key])[::-1] for key in ("mean", "std") if key in given}
-        notes.append("it takes BGR: turned its first convolution round, so that it takes RGB")
-    return found, taken, notes
+        resolved |= {key: list(resolved[key])[::-1] for key in ("mean", "std") if key in given}
+        notes.append("the network takes BGR: reversed its first convolution to take RGB")
+    return found, resolved, notes
 
 
-def _with_names(
+def _resolve_names(
     found: Recognised,
     classes: Sequence[str] | str | Path | None,
-    said: Mapping[str, object],
+    *,
+    stored: Mapping[str, object],
     source: Path,
 ) -> tuple[Recognised, tuple[str, ...], list[str]]:
-    """The network, the names of its logits, and notes. One logit with a sigmoid becomes two: since
-    ``softmax([0, z])[1] = sigmoid(z)``, a row of zeros before it gives the same probability."""
+    """Return the network, the names of its logits, and notes.
+
+    A network with one logit z and a sigmoid gets two logits, 0 and z. This gives the same
+    probability, because softmax([0, z])[1] = sigmoid(z).
+    """
     count = found.options["num_classes"]
     notes: list[str] = []
-    names = None if classes is None else _given_names(classes)
+    names = None if classes is None else _read_given_names(classes)
     if names is None:
-        names, notes = said_names(said, max(count, 2) if count else 0, str(source))
+        names, notes = select_names(stored, max(count, 2) if count else 0, source=str(source))
     if count == 1:
         if names is None or len(names) != 2:
             raise WeightsError(
-                f"{source} has one logit, which a sigmoid makes the probability of the second of "
-                f"two classes; got {len(names or ())} class names. Name both, the one at 0 first: "
-                "--classes FILE (Python: classes=['cat', 'dog']). A network that gives a number, "
-                "not a class, cannot become a model file; --head none takes its body"
+                f"{source} has one logit, which a sigmoid turns into the probability of the second "
+                f"of two classes; got {len(names or ())} class names. Name both classes, the one "
+                "at 0 first: --classes FILE (Python: classes=['cat', 'dog']). A network that "
+                "predicts a number instead of a class cannot become a model file; --head none "
+                "converts its body"
             )
         head = {n: found.tensors[n] for n in ("fc.weight", "fc.bias")}
         doubled = {n: torch.cat([torch.zeros_like(t), t]) for n, t in head.items()}
-        options = {**found.options, "num_classes": 2}
-        found = replace(found, options=options, tensors={**found.tensors, **doubled})
+        found = replace(
+            found,
+            options={**found.options, "num_classes": 2},
+            tensors={**found.tensors, **doubled},
+        )
         notes.append(
             f"its one logit became two, 0 for {names[0]!r} and itself for {names[1]!r}: their "
-            "softmax is its sigmoid"
+            "softmax equals its sigmoid"
         )
         count = 2
     if names is None:
-        names, more = _made_up(count)
+        names, more = _make_names(count)
         notes += more
     if len(names) != count:
         raise WeightsError(f"{len(names)} class names for {count} logits; expected one for each")
     return found, tuple(names), notes
 
 
-def _given_names(classes: Sequence[str] | str | Path) -> list[str]:
+def _read_given_names(classes: Sequence[str] | str | Path) -> list[str]:
     if classes == "imagenet":
         return imagenet_classes()
     if isinstance(classes, str | Path):
@@ -210,21 +231,22 @@ def _given_names(classes: Sequence[str] | str | Path) -> list[str]:
     return check_names(classes, "classes")
 
 
-def _made_up(count: int) -> tuple[list[str], list[str]]:
+def _make_names(count: int) -> tuple[list[str], list[str]]:
+    """Return names for a file that has none, and notes."""
     if count == 0:
         return [], ["the file has no head: the model gives the pooled vector, not classes"]
     if count <= 10:
         names = [str(i) for i in range(count)]
-        return names, [f"the {count} classes have numbers for names; --classes gives names"]
+        return names, [f"the {count} classes are named by number; set names with --classes"]
     return [f"class {i}" for i in range(count)], [
-        f"the file does not name its {count} classes, which are called `class 0` and so on. "
-        "--classes gives names; --classes FOLDER those of the training data in the order of "
-        "ImageFolder, which sorts as text (0, 1, 10, 11, 2)"
+        f"the file does not name its {count} classes, so they are called `class 0` and so on. Set "
+        "names with --classes; --classes FOLDER uses the folders of the training data, in the "
+        "order of ImageFolder, which sorts as text (0, 1, 10, 11, 2)"
     ]
 
 
-def _published(path: Path) -> WeightsEnum | None:
-    """The published weights whose file this is, by its hash; its name does not matter."""
+def find_published(path: Path) -> WeightsEnum | None:
+    """Return the published weights in this file, or None. Its SHA-256 decides, not its name."""
     digest = sha256(path)
     for member in itertools.chain.from_iterable(list_weights().values()):
         if digest.startswith(hash_in_name(member.url)):
@@ -233,19 +255,20 @@ def _published(path: Path) -> WeightsEnum | None:
 
 
 def _published_metrics(published: WeightsEnum | None) -> dict[str, Any]:
-    """What was published of the weights, as shares: beside it stands what is measured later."""
+    """Return the published accuracy as fractions, under a key of its own."""
     if published is None:
         return {}
-    measured = published.meta["_metrics"]["ImageNet-1K"]
-    shares = {"accuracy": measured["acc@1"] / 100, "top5_accuracy": measured["acc@5"] / 100}
-    return {"published": {"weights": repr(published), "data": "ImageNet-1K", **shares}}
+    percent = published.meta["_metrics"]["ImageNet-1K"]
+    fractions = {"accuracy": percent["acc@1"] / 100, "top5_accuracy": percent["acc@5"] / 100}
+    return {"published": {"weights": repr(published), "data": "ImageNet-1K", **fractions}}
 
 
-def _input_sizes(found: Recognised, published: WeightsEnum | None) -> dict[str, Any]:
+def _default_sizes(found: Recognised, published: WeightsEnum | None) -> dict[str, Any]:
     if published is not None:
         preset: Any = published.transforms()
         return {"resize_size": preset.resize_size[0], "crop_size": preset.crop_size[0]}
     known = ARCHITECTURES.get(found.architecture)
     numbers = {**(known.numbers if known else {}), **found.options}
-    small = numbers.get("stem") == "small"
-    return {"resize_size": 32, "crop_size": 32} if small else {"resize_size": 256, "crop_size": 224}
+    if numbers.get("stem") == "small":
+        return {"resize_size": 32, "crop_size": 32}
+    return {"resize_size": 256, "crop_size": 224}

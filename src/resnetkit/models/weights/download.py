@@ -1,13 +1,13 @@
-"""Files from an ``https://`` address, into PyTorch's own cache: whole, checked, fetched once.
+"""Files from ``https://`` addresses in PyTorch's cache: complete, checked, downloaded once.
 
-A download that breaks is resumed where it stopped, by this process or by a later one, and retried
-with growing pauses. Processes that want the same file wait for one of them. The full SHA-256 is
-written beside the file (as ``sha256sum -c`` reads it) and checked again whenever it is used.
+A broken download is resumed where it stopped, by this process or a later one, and retried with
+growing pauses. If several processes want the same file, one downloads it and the others wait. The
+SHA-256 is written beside the file (in the format of ``sha256sum -c``) and checked at every use.
 
 Environment:
     ``TORCH_HOME``: the cache is ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch`` by default).
-    ``RESNETKIT_MIRROR``: an address that has the published files in place of
-    ``https://download.pytorch.org``, under the same path.
+    ``RESNETKIT_MIRROR``: an address that serves the published files instead of
+    ``https://download.pytorch.org``, under the same paths.
     ``RESNETKIT_OFFLINE=1``: never use the network.
 """
 
@@ -26,9 +26,11 @@ import torch
 
 from ...errors import DownloadError, WeightsError
 from ...storage import locked, publish, sha256, write_text
-from .http import Split, check_scheme, fill
+from .http import PartialDownload, check_scheme, complete_download
 
 PUBLISHED_HOST = "https://download.pytorch.org"
+
+_OTHER_CACHE = "set TORCH_HOME to a folder you can write to"
 
 _log = logging.getLogger(__name__)
 
@@ -40,69 +42,66 @@ def fetch(
     *,
     progress: bool = True,
     check_hash: bool = True,
-    examine: Callable[[Path], object] | None = None,
+    validate: Callable[[Path], object] | None = None,
     brief: bool = False,
 ) -> Path:
-    """The local path of the file at ``url``, downloaded if it is not there yet.
+    """Return the local path of the file at ``url``, downloading it if it is not cached.
 
     Args:
         url: ``https://``; plain ``http://`` only from this machine or from the mirror.
-        folder: where to keep it; by default PyTorch's cache.
-        file_name: by default the last part of the address. Where that ends with 8 or more hex
-            digits (``resnet18-f37072fd.pth``), they are the beginning of the file's SHA-256.
+        folder: where to keep the file; by default PyTorch's cache.
+        file_name: by default the last part of the address. If it ends with 8 or more hex digits
+            (``resnet18-f37072fd.pth``), they are the first digits of the file's SHA-256.
         progress: show a bar on standard error.
-        check_hash: hold the file to those digits.
-        examine: called with what has arrived before it gets its name, where no hash tells whether
-            it is whole; what it raises goes on, and the file is not kept.
+        check_hash: compare the file with those digits.
+        validate: called with the downloaded file before it is kept, if its name has no digits to
+            compare. If it raises, the file is deleted and the error propagates.
+        brief: give up at the first failure, or after 4 seconds without data.
 
     Raises:
-        DownloadError: it cannot be fetched, or RESNETKIT_OFFLINE is set and it is not there.
-        WeightsError: what arrives has another hash than its name says, again and again.
+        DownloadError: it cannot be fetched, or it is not cached and RESNETKIT_OFFLINE is set.
+        WeightsError: its SHA-256 is not the one in its name, twice in a row.
     """
-    address = _address(url)
+    address = _resolve_address(url)
     folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / (file_name or _name(url))
+    path = folder / (file_name or _cache_name(url))
     prefix = hash_in_name(path.name) if check_hash else ""
     try:
-        return _fetch_once(url, address, path, prefix, progress, examine, brief)
+        with _cache_lock(path) as unwritable:
+            if path.is_file() and _is_intact(path, prefix, record=not unwritable):
+                return path
+            if unwritable:
+                raise DownloadError(
+                    f"{path} is missing or damaged, and cannot be written ({unwritable}); "
+                    f"{_OTHER_CACHE}, or ask the owner to delete it"
+                )
+            if is_offline():
+                raise DownloadError(
+                    f"{path} is missing or damaged, and RESNETKIT_OFFLINE is set: fetch {url} "
+                    "on another machine and put it there, or unset RESNETKIT_OFFLINE"
+                )
+            _download(
+                address,
+                path,
+                prefix=prefix,
+                progress=progress,
+                validate=validate,
+                brief=brief,
+            )
+        return path
     except WeightsError:
         raise
-    except OSError as error:  # such as files of another user in a shared cache
+    except OSError as error:  # such as another user's files in a shared cache
         raise DownloadError(f"{path} cannot be used ({error}); {_OTHER_CACHE}") from error
 
 
-def _fetch_once(
-    url: str,
-    address: str,
-    path: Path,
-    prefix: str,
-    progress: bool,
-    examine: Callable[[Path], object] | None,
-    brief: bool,
-) -> Path:
-    with _one_at_a_time(path) as unwritable:
-        if path.is_file() and _is_intact(path, prefix, record=not unwritable):
-            return path
-        if unwritable:
-            raise DownloadError(
-                f"{path} is missing or damaged, and cannot be written ({unwritable}); "
-                f"{_OTHER_CACHE}, or ask its owner to delete it"
-            )
-        if is_offline():
-            raise DownloadError(
-                f"{path} is missing or damaged, and RESNETKIT_OFFLINE is set: fetch {url} "
-                "on another machine and put it there, or unset RESNETKIT_OFFLINE"
-            )
-        _download(address, path, prefix, progress, examine, brief)
-    return path
-
-
 def is_offline() -> bool:
-    """Whether RESNETKIT_OFFLINE forbids the network."""
+    """Return whether RESNETKIT_OFFLINE forbids the network."""
     return os.environ.get("RESNETKIT_OFFLINE", "0") not in ("", "0")
 
 
-def _address(url: str) -> str:
+def _resolve_address(url: str) -> str:
+    """Return the address to fetch: at the mirror, if there is one for this host."""
     mirror = os.environ.get("RESNETKIT_MIRROR", "").rstrip("/")
     if mirror and url.startswith(PUBLISHED_HOST + "/"):
         url = mirror + url.removeprefix(PUBLISHED_HOST)
@@ -110,32 +109,36 @@ def _address(url: str) -> str:
     return url
 
 
-def _name(url: str) -> str:
+def _cache_name(url: str) -> str:
     name = Path(unquote(urlsplit(url).path)).name
     if not name:
         raise DownloadError(f"{url} names no file; expected an address that ends with a file name")
     if hash_in_name(name):
         return name
-    # Only a name with a hash means one file; many addresses end with "model.pth".
+    # Without a hash a name is ambiguous: many addresses end with "model.pth".
     return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}_{name}"
 
 
 def hash_in_name(name: str) -> str:
-    """The beginning of the SHA-256 that a published name ends with; "" if there is none."""
-    found = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
-    return found[1] if found else ""
+    """Return the first digits of the SHA-256 that a published file name ends with; "" if none."""
+    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
+    return match[1] if match else ""
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[str]:
-    """Holds the file's lock. In a cache that others have filled the folder or the lock may be
-    theirs: then it gives the reason why ``path`` may be read but not written, instead of ""."""
-    unwritable, folder = "", path.parent
+def _cache_lock(path: Path) -> Iterator[str]:
+    """Hold the file's lock and yield "", or yield the reason why the cache is read-only.
+
+    In a shared cache, the folder or the lock may belong to another user. The file can still be
+    read then.
+    """
+    unwritable = ""
+    folder = path.parent
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DownloadError(f"{folder} cannot be made ({error}); {_OTHER_CACHE}") from error
+            raise DownloadError(f"{folder} cannot be created ({error}); {_OTHER_CACHE}") from error
         if os.access(folder, os.W_OK):
             try:
                 held.enter_context(locked(path.with_name(f".{path.name}.lock")))
@@ -146,64 +149,69 @@ def _one_at_a_time(path: Path) -> Iterator[str]:
         yield unwritable
 
 
-_OTHER_CACHE = "set TORCH_HOME to a folder that can"
-
-
-def _record_of(path: Path) -> Path:
+def _record_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _is_intact(path: Path, prefix: str, record: bool) -> bool:
-    """True for a file with the recorded hash; what is not recorded yet is checked, and recorded if
-    ``record``."""
-    found, recorded = sha256(path), _recorded(path)
+def _is_intact(path: Path, prefix: str, *, record: bool) -> bool:
+    """Return whether a file has its recorded SHA-256, and the SHA-256 digits in its name.
+
+    If none is recorded yet and ``record`` is True, the file's SHA-256 is recorded.
+    """
+    found = sha256(path)
+    recorded = _read_record(path)
     for expected in (recorded, prefix):
         if not found.startswith(expected):
-            said = f"{found[:16]}..., expected {expected[:16]}..."
-            _log.warning("%s is damaged: its SHA-256 is %s", path, said)
+            _log.warning(
+                "%s is damaged: its SHA-256 is %s..., expected %s...",
+                path,
+                found[:16],
+                expected[:16],
+            )
             return False
     if not recorded and record:
         _write_record(path, found)
     return True
 
 
-def _recorded(path: Path) -> str:
-    record = _record_of(path)
-    found = re.match(b"[0-9a-f]{64}", record.read_bytes()) if record.is_file() else None
-    return found[0].decode() if found else ""
+def _read_record(path: Path) -> str:
+    record = _record_path(path)
+    match = re.match(b"[0-9a-f]{64}", record.read_bytes()) if record.is_file() else None
+    return match[0].decode() if match else ""
 
 
 def _write_record(path: Path, digest: str) -> None:
-    write_text(_record_of(path), f"{digest}  {path.name}\n")
+    write_text(_record_path(path), f"{digest}  {path.name}\n")
 
 
 def _download(
     url: str,
     path: Path,
+    *,
     prefix: str,
     progress: bool,
-    examine: Callable[[Path], object] | None = None,
-    brief: bool = False,
+    validate: Callable[[Path], object] | None,
+    brief: bool,
 ) -> None:
-    part = Split(path.with_name(f".{path.name}.part"), url)
-    for _ in range(2):  # a second time from the first byte, if it arrives damaged
-        fill(part, path.name, progress, brief)
-        digest = sha256(part.path)
+    partial = PartialDownload(path.with_name(f".{path.name}.part"), url)
+    for _ in range(2):  # if it arrives damaged, once more from the first byte
+        complete_download(partial, path.name, progress=progress, brief=brief)
+        digest = sha256(partial.path)
         if digest.startswith(prefix):
-            if examine and not prefix:
+            if validate and not prefix:
                 try:
-                    examine(part.path)
+                    validate(partial.path)
                 except Exception:
-                    part.discard()
+                    partial.discard()
                     raise
-            publish(part.path, path)
+            publish(partial.path, path)
             _write_record(path, digest)
-            part.discard()
+            partial.discard()
             return
-        _log.warning("%s arrived with the SHA-256 %s..., not %s...", url, digest[:8], prefix)
-        part.discard()
+        _log.warning("%s arrived with SHA-256 %s..., expected %s...", url, digest[:8], prefix)
+        partial.discard()
     raise WeightsError(
-        f"{url} has the SHA-256 {digest[:16]}..., but its name promises {prefix}...: the host (or "
-        "something on the way) serves another file. Nothing was kept; try another network or set "
+        f"{url} has SHA-256 {digest[:16]}..., but its name says {prefix}...: the server, or a "
+        "proxy in between, sent another file. It was not kept. Try another network, or set "
         "RESNETKIT_MIRROR"
     )

@@ -1,4 +1,4 @@
-"""The published weights, one line each, bound to the preprocessing that they expect.
+"""The published weights, one line each, with the preprocessing they expect.
 
 >>> weights = ResNet50_Weights.DEFAULT
 >>> weights, weights.meta["_metrics"]["ImageNet-1K"]["acc@1"], weights.meta["categories"][0]
@@ -38,11 +38,11 @@ __all__ = [
 
 @dataclass(eq=False)
 class Weights:
-    """One published file: where it lies, the preprocessing that it expects, and its facts.
+    """One published file: its address, the preprocessing it expects, and facts about it.
 
     Args:
-        url: ``https://`` address; its name ends with the first 8 hex digits of its SHA-256.
-        transforms: called without arguments, makes the preprocessing.
+        url: ``https://`` address; the file name ends with the first 8 hex digits of its SHA-256.
+        transforms: makes the preprocessing when called without arguments.
         meta: ``categories`` (class names in the order of the logits), ``num_params``, ``min_size``
             (of the input, in pixels), ``recipe`` (address), ``_metrics`` (accuracy in percent),
             ``_ops`` (1e9 multiply-adds at 224 px), ``_file_size`` (MiB), ``_docs``.
@@ -53,38 +53,42 @@ class Weights:
     meta: dict[str, Any]
 
     def __eq__(self, other: object) -> bool:
-        # An enum looks its members up by value, and two equal partials do not compare equal.
+        # Enum compares members by value, but equal partials do not compare equal.
         if not isinstance(other, Weights):
             return NotImplemented
-        return (self.url, self.meta, _parts(self.transforms)) == (
+        return (self.url, self.meta, _comparable(self.transforms)) == (
             other.url,
             other.meta,
-            _parts(other.transforms),
+            _comparable(other.transforms),
         )
 
 
-def _parts(function: Any) -> Any:
+def _comparable(function: Any) -> Any:
+    """Return a value that is equal for equal partials."""
     if isinstance(function, partial):
         return function.func, function.args, function.keywords
     return function
 
 
 class WeightsEnum(Enum):
-    """Base of the enums below: each member's value is a `Weights`."""
+    """Base of the weight enums: each member's value is a `Weights`."""
 
     @classmethod
     def verify(cls, obj: Any) -> Self | None:
-        """The member that ``obj`` is or names (``"IMAGENET1K_V1"``, with or without the enum's
-        name before it); None stays None.
+        """Return the member that ``obj`` is or names; None for None.
+
+        Args:
+            obj: a member; its name (``"IMAGENET1K_V1"``), also after the enum's name and a dot; or
+                None.
 
         Raises:
-            UnknownWeightsError: a KeyError; no member has that name.
+            UnknownWeightsError: no member has that name; also a KeyError.
             TypeError: ``obj`` is something else, such as another network's weights.
         """
         if obj is None or isinstance(obj, cls):
             return obj
         if not isinstance(obj, str):
-            raise TypeError(f"weights are a member of {cls.__name__} or its name; got {obj!r}")
+            raise TypeError(f"weights must be a member of {cls.__name__} or its name; got {obj!r}")
         name = obj.removeprefix(f"{cls.__name__}.")
         if name not in cls.__members__:
             nearest = difflib.get_close_matches(name.upper(), cls.__members__, n=1)
@@ -105,13 +109,15 @@ class WeightsEnum(Enum):
         """Return the tensors by name, downloaded at the first call; see `download`.
 
         Args:
-            model_dir, file_name: where to keep the file, if not in PyTorch's own cache.
+            model_dir: the folder to keep the file in; by default PyTorch's cache.
             map_location: device of the tensors, as in ``torch.load``.
             progress: show a bar on standard error.
-            check_hash: hold the file to the SHA-256 prefix in its name.
+            check_hash: compare the file with the SHA-256 prefix in its name.
+            file_name: the name to keep the file under; by default the last part of the address.
 
         Raises:
-            DownloadError: it could not be fetched. WeightsError: it is damaged.
+            DownloadError: it could not be fetched.
+            WeightsError: it is damaged.
         """
         folder = None if model_dir is None else Path(model_dir)
         path = fetch(self.url, folder, file_name, progress=progress, check_hash=check_hash)
@@ -119,14 +125,17 @@ class WeightsEnum(Enum):
 
     @property
     def url(self) -> str:
+        """The address of the file."""
         return self.value.url  # type: ignore[no-any-return]
 
     @property
     def transforms(self) -> Callable[..., nn.Module]:
+        """A function that makes the preprocessing."""
         return self.value.transforms  # type: ignore[no-any-return]
 
     @property
     def meta(self) -> dict[str, Any]:
+        """Facts about the weights; see `Weights`."""
         return self.value.meta  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -137,14 +146,16 @@ class WeightsEnum(Enum):
 
 
 def imagenet_classes() -> list[str]:
-    """The 1000 class names of ImageNet-1K, in the order of the logits."""
+    """Return the 1000 class names of ImageNet-1K, in the order of the logits."""
     path = Path(__file__).with_name("imagenet_classes.txt")
     return path.read_text(encoding="utf-8").splitlines()
 
 
 def imagenet_ids() -> list[str]:
-    """Their 1000 WordNet ids, by which the folders of ImageNet are called; sorted, which is what
-    the order of the logits comes from."""
+    """Return the 1000 WordNet ids of ImageNet-1K, in the order of the logits.
+
+    ImageNet's folders have these names; the order of the logits is their sorted order.
+    """
     path = Path(__file__).with_name("imagenet_ids.txt")
     return path.read_text(encoding="utf-8").split()
 
@@ -169,10 +180,13 @@ def _w(
     mebibytes: float,
     recipe: str,
 ) -> Weights:
+    """Return the `Weights` of one row of the table below."""
     if recipe in (_PAPER, _RX, _WR):  # 90 epochs, tested as in the paper
-        resize_size, docs = 256, "Trained for 90 epochs with a recipe close to the paper's."
-    else:  # 232 is what suits networks that were trained on crops of 176 px
-        resize_size, docs = 232, "Trained longer, with label smoothing, mixup and averaging."
+        resize_size = 256
+        docs = "Trained for 90 epochs with a recipe close to the paper's."
+    else:  # 232 px suits networks that were trained on crops of 176 px
+        resize_size = 232
+        docs = "Trained longer, with label smoothing, mixup and averaging."
     meta = {
         "min_size": (1, 1),
         "categories": _CATEGORIES,
@@ -188,59 +202,79 @@ def _w(
 
 
 # fmt: off
-# A row: file, parameters, 1e9 multiply-adds, top-1 and top-5 accuracy in percent, MiB, recipe.
+# Columns: file, parameters, 1e9 multiply-adds, top-1 and top-5 accuracy in percent, MiB, recipe.
 class ResNet18_Weights(WeightsEnum):
+    """The published weights of ResNet-18."""
+
     IMAGENET1K_V1 = _w("resnet18-f37072fd", 11689512, 1.814, 69.758, 89.078, 44.661, _PAPER)
     DEFAULT = IMAGENET1K_V1
 
 
 class ResNet34_Weights(WeightsEnum):
+    """The published weights of ResNet-34."""
+
     IMAGENET1K_V1 = _w("resnet34-b627a593", 21797672, 3.664, 73.314, 91.42, 83.275, _PAPER)
     DEFAULT = IMAGENET1K_V1
 
 
 class ResNet50_Weights(WeightsEnum):
+    """The published weights of ResNet-50."""
+
     IMAGENET1K_V1 = _w("resnet50-0676ba61", 25557032, 4.089, 76.13, 92.862, 97.781, _PAPER)
     IMAGENET1K_V2 = _w("resnet50-11ad3fa6", 25557032, 4.089, 80.858, 95.434, 97.79, _NEW_50)
     DEFAULT = IMAGENET1K_V2
 
 
 class ResNet101_Weights(WeightsEnum):
+    """The published weights of ResNet-101."""
+
     IMAGENET1K_V1 = _w("resnet101-63fe2227", 44549160, 7.801, 77.374, 93.546, 170.511, _PAPER)
     IMAGENET1K_V2 = _w("resnet101-cd907fc2", 44549160, 7.801, 81.886, 95.78, 170.53, _NEW)
     DEFAULT = IMAGENET1K_V2
 
 
 class ResNet152_Weights(WeightsEnum):
+    """The published weights of ResNet-152."""
+
     IMAGENET1K_V1 = _w("resnet152-394f9c45", 60192808, 11.514, 78.312, 94.046, 230.434, _PAPER)
     IMAGENET1K_V2 = _w("resnet152-f82ba261", 60192808, 11.514, 82.284, 96.002, 230.474, _NEW)
     DEFAULT = IMAGENET1K_V2
 
 
 class ResNeXt50_32X4D_Weights(WeightsEnum):
+    """The published weights of ResNeXt-50 32x4d."""
+
     IMAGENET1K_V1 = _w("resnext50_32x4d-7cdf4587", 25028904, 4.23, 77.618, 93.698, 95.789, _RX)
     IMAGENET1K_V2 = _w("resnext50_32x4d-1a0047aa", 25028904, 4.23, 81.198, 95.34, 95.833, _NEW)
     DEFAULT = IMAGENET1K_V2
 
 
 class ResNeXt101_32X8D_Weights(WeightsEnum):
+    """The published weights of ResNeXt-101 32x8d."""
+
     IMAGENET1K_V1 = _w("resnext101_32x8d-8ba56ff5", 88791336, 16.414, 79.312, 94.526, 339.586, _RX)
     IMAGENET1K_V2 = _w("resnext101_32x8d-110c445d", 88791336, 16.414, 82.834, 96.228, 339.673, _FIX)
     DEFAULT = IMAGENET1K_V2
 
 
 class ResNeXt101_64X4D_Weights(WeightsEnum):
+    """The published weights of ResNeXt-101 64x4d."""
+
     IMAGENET1K_V1 = _w("resnext101_64x4d-173b62eb", 83455272, 15.46, 83.246, 96.454, 319.318, _X64)
     DEFAULT = IMAGENET1K_V1
 
 
 class Wide_ResNet50_2_Weights(WeightsEnum):
+    """The published weights of Wide ResNet-50-2."""
+
     IMAGENET1K_V1 = _w("wide_resnet50_2-95faca4d", 68883240, 11.398, 78.468, 94.086, 131.82, _WR)
     IMAGENET1K_V2 = _w("wide_resnet50_2-9ba9bcbe", 68883240, 11.398, 81.602, 95.758, 263.124, _FIX)
     DEFAULT = IMAGENET1K_V2
 
 
 class Wide_ResNet101_2_Weights(WeightsEnum):
+    """The published weights of Wide ResNet-101-2."""
+
     IMAGENET1K_V1 = _w("wide_resnet101_2-32ee1156", 126886696, 22.753, 78.848, 94.284, 242.896, _WR)
     IMAGENET1K_V2 = _w("wide_resnet101_2-d733dc28", 126886696, 22.753, 82.51, 96.02, 484.747, _NEW)
     DEFAULT = IMAGENET1K_V2

@@ -1,7 +1,7 @@
-"""Other people's checkpoints: which ResNet is it, by names and shapes.
+"""Which ResNet a checkpoint from other code holds, by names and shapes.
 
-What tensors cannot tell (where a stride stands, whether a shortcut without parameters is there) is
-taken as most nets have it, and said.
+What tensors do not show (where a stride is, or whether a shortcut without parameters exists) is
+assumed to be as in most networks, and noted.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from ...errors import WeightsError
 from ..architectures import ARCHITECTURES, Architecture
 from ..blocks import BasicBlock, Bottleneck
 from ..registry import get_skeleton
-from .reading import Checkpoint, differences, drop_unused, unwrap
-from .resolve import options_of
+from .reading import Checkpoint, describe_differences, drop_unused, unwrap
+from .resolve import infer_options
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a bare state dict turned out to be.
+    """The architecture of a state dict, and its tensors.
 
     Args:
         architecture: a name in the registry.
-        options: what its builder needs beside it; JSON values, ``num_classes`` always among them.
-        tensors: under the names and in the types of that network.
+        options: keyword arguments of its builder; JSON values, always with ``num_classes``.
+        tensors: with the names and dtypes of that network.
         notes: what was assumed, renamed or dropped, a sentence each.
     """
 
@@ -39,7 +39,7 @@ class Recognised:
 
 @dataclass(frozen=True)
 class Facts:
-    """What names and shapes say of a ResNet."""
+    """What names and shapes show of a ResNet."""
 
     block: type[BasicBlock | Bottleneck]
     layers: list[int]
@@ -47,8 +47,8 @@ class Facts:
     width_per_group: int
     stem: str
     width: int
-    shortcut: str  # "A" stands for no projections: it may be a plain net too
-    sizes: dict[str, int]
+    shortcut: str  # "A" means no projections: it may also be a plain net
+    sizes: dict[str, int]  # num_classes and in_channels
 
 
 def recognise(
@@ -60,85 +60,96 @@ def recognise(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Recognised:
-    """Find the architecture in the registry that ``found`` holds the tensors of.
+    """Return the architecture in the registry that these tensors belong to.
 
     Args:
-        found: tensors by name, also nested under other names, or with prefixes such as
-            ``module.``.
-        architecture: its name, where it is known.
-        options: what else is known of it, such as ``{"stride_on": "1x1"}``.
-        source: what to call it in messages.
+        found: tensors by name; may be nested, or have prefixes such as ``module.``.
+        architecture: its name, if known.
+        options: its options, as far as known, such as ``{"stride_on": "1x1"}``.
+        source: what messages call the tensors.
         prefix, head: as in `resnetkit.models.weights.reading.read_tensors`.
 
     Raises:
-        WeightsError: it fits none (or not the one that was named); the message shows the first
-            names and shapes that differ.
+        WeightsError: the tensors fit no architecture, or not the given one; the message shows the
+            first names and shapes that differ.
     """
-    given = dict(options or {})
-    if given.get("num_classes") == 0:
+    known_options = dict(options or {})
+    if known_options.get("num_classes") == 0:
         head = "none"
     checkpoint = found
     if not isinstance(checkpoint, Checkpoint):
-        checkpoint = unwrap(checkpoint, source, prefix, head)
+        checkpoint = unwrap(checkpoint, source, prefix=prefix, head=head)
     if checkpoint.unclear:
         raise WeightsError(f"{source} {checkpoint.unclear}")
     tensors = dict(checkpoint.tensors)
-    facts = _facts(tensors)
+    facts = _read_facts(tensors)
     if facts is None:
         name = architecture or "darknet53"
         if architecture is None and not any(n.startswith("layer1.0.conv.") for n in tensors):
-            raise WeightsError(_no_resnet(tensors, source))
-        sizes, ambiguities = {"num_classes": 0, **options_of(tensors)}, []
+            raise WeightsError(_describe_other_network(tensors, source))
+        inferred: dict[str, Any] = {"num_classes": 0, **infer_options(tensors)}
+        assumptions = []
     else:
-        name = architecture or _name(facts, given, tensors, source)
-        sizes = _options(facts, ARCHITECTURES.get(name.lower()))
-        ambiguities = _ambiguities(facts, name, architecture, given)
-    chosen = {**sizes, **given}
-    if chosen.get("in_channels") == 3:
-        del chosen["in_channels"]
-    fitted, changes = _fit(tensors, name, chosen, source)
-    return Recognised(name, chosen, fitted, (*checkpoint.notes, *changes, *ambiguities))
+        name = architecture or _match_architecture(
+            facts, known_options, tensors=tensors, source=source
+        )
+        inferred = _options_for(facts, ARCHITECTURES.get(name.lower()))
+        assumptions = _describe_assumptions(
+            facts, name, is_given=architecture is not None, options=known_options
+        )
+    resolved = {**inferred, **known_options}
+    if resolved.get("in_channels") == 3:
+        del resolved["in_channels"]
+    fitted, changes = _fit_tensors(tensors, name, options=resolved, source=source)
+    notes = (*checkpoint.notes, *changes, *assumptions)
+    return Recognised(name, resolved, tensors=fitted, notes=notes)
 
 
-def _facts(tensors: Mapping[str, Tensor]) -> Facts | None:
-    stem, first = tensors.get("conv1.weight"), tensors.get("layer1.0.conv1.weight")
+def _read_facts(tensors: Mapping[str, Tensor]) -> Facts | None:
+    """Return what the tensors show, or None if they are not a ResNet's."""
+    stem = tensors.get("conv1.weight")
+    first = tensors.get("layer1.0.conv1.weight")
     if stem is None or first is None or stem.ndim != 4 or first.ndim != 4:
         return None
     layers: list[int] = []
     while f"layer{len(layers) + 1}.0.conv1.weight" in tensors:
-        stage, depth = f"layer{len(layers) + 1}", 0
+        stage = f"layer{len(layers) + 1}"
+        depth = 0
         while f"{stage}.{depth}.conv1.weight" in tensors:
             depth += 1
         layers.append(depth)
     block = BasicBlock if first.shape[-1] == 3 else Bottleneck
-    groups, width_per_group, width = 1, 64, stem.shape[0]
+    width = stem.shape[0]
+    groups = 1
+    width_per_group = 64
     inner = tensors.get("layer1.0.conv2.weight")
     if block is Bottleneck and inner is not None and inner.ndim == 4:
         groups = max(1, inner.shape[0] // max(1, inner.shape[1]))
         width_per_group = inner.shape[0] // groups * 64 // max(1, width)
     projected = {n.removesuffix(".downsample.0.weight") for n in tensors if ".downsample.0.w" in n}
     return Facts(
-        block,
-        layers,
-        groups,
-        width_per_group,
-        "small" if stem.shape[-1] == 3 else "imagenet",
-        width,
-        _shortcut(layers, projected, block.expansion),
-        {"num_classes": 0, **options_of(tensors)},
+        block=block,
+        layers=layers,
+        groups=groups,
+        width_per_group=width_per_group,
+        stem="small" if stem.shape[-1] == 3 else "imagenet",
+        width=width,
+        shortcut=_shortcut_option(layers, projected, expansion=block.expansion),
+        sizes={"num_classes": 0, **infer_options(tensors)},
     )
 
 
-def _shortcut(layers: list[int], projected: set[str], expansion: int) -> str:
+def _shortcut_option(layers: list[int], projected: set[str], expansion: int) -> str:
+    """Return A, B or C, from the names of the blocks that have a projection."""
     every = {f"layer{i + 1}.{j}" for i, depth in enumerate(layers) for j in range(depth)}
-    changing = {f"layer{i + 1}.0" for i in range(len(layers)) if i > 0 or expansion > 1}
+    reshaping = {f"layer{i + 1}.0" for i in range(len(layers)) if i > 0 or expansion > 1}
     if not projected:
         return "A"
-    return "C" if projected == every != changing else "B"
+    return "C" if projected == every != reshaping else "B"
 
 
-def _options(facts: Facts, known: Architecture | None) -> dict[str, Any]:
-    """The options with which ``known`` becomes the net of these facts, as far as they tell."""
+def _options_for(facts: Facts, known: Architecture | None) -> dict[str, Any]:
+    """Return the options that make ``known`` fit the facts, as far as options can."""
     options: dict[str, Any] = dict(facts.sizes)
     if known is None:
         return options
@@ -152,26 +163,26 @@ def _options(facts: Facts, known: Architecture | None) -> dict[str, Any]:
     return options
 
 
-def _name(
-    facts: Facts, given: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
+def _match_architecture(
+    facts: Facts, options: Mapping[str, Any], *, tensors: Mapping[str, Tensor], source: str
 ) -> str:
-    """The architecture that needs the fewest options; residual nets before plain ones."""
+    """Return the architecture that needs the fewest options; residual nets before plain ones."""
     candidates = []
     for name, known in ARCHITECTURES.items():
         numbers = known.numbers
-        same = (known.block, known.layers) == (facts.block, facts.layers)
-        grouped = (numbers.get("groups", 1), numbers.get("width_per_group", 64))
-        if same and grouped == (facts.groups, facts.width_per_group):
-            plain = numbers.get("shortcut") == "none" and given.get("shortcut") != "none"
-            candidates.append((plain, len(_options(facts, known)), name))
+        same_blocks = (known.block, known.layers) == (facts.block, facts.layers)
+        widths = (numbers.get("groups", 1), numbers.get("width_per_group", 64))
+        if same_blocks and widths == (facts.groups, facts.width_per_group):
+            is_plain = numbers.get("shortcut") == "none" and options.get("shortcut") != "none"
+            candidates.append((is_plain, len(_options_for(facts, known)), name))
     if candidates:
         return min(candidates)[-1]
     nearest = min(ARCHITECTURES, key=lambda name: _distance(facts, ARCHITECTURES[name]))
-    own = get_skeleton(nearest, **_options(facts, ARCHITECTURES[nearest])).state_dict()
+    expected = get_skeleton(nearest, **_options_for(facts, ARCHITECTURES[nearest])).state_dict()
     raise WeightsError(
         f"{source} is a ResNet of {facts.block.__name__}s with {facts.layers} layers, groups="
         f"{facts.groups} and width_per_group={facts.width_per_group}, which no architecture here "
-        f"has. Beside {nearest}: {'; '.join(differences(own, tensors))}"
+        f"has. Compared with {nearest}: {'; '.join(describe_differences(expected, tensors))}"
     )
 
 
@@ -185,57 +196,59 @@ def _distance(facts: Facts, known: Architecture) -> tuple[object, ...]:
     )
 
 
-def _ambiguities(
-    facts: Facts, name: str, architecture: str | None, given: Mapping[str, Any]
+def _describe_assumptions(
+    facts: Facts, name: str, *, is_given: bool, options: Mapping[str, Any]
 ) -> list[str]:
-    said = []
-    if facts.block is Bottleneck and "stride_on" not in given:
-        said.append(
-            "V1 and V1.5 have the same tensors: took V1.5, the stride on the 3x3; V1 is --set "
-            "stride_on=1x1. Nets that dilate in place of a stride have them too (--set "
-            "replace_stride_with_dilation=...), and so have timm's with a blur or pooling before "
-            "the stride (resnetblur, resnetaa, ...), which no option here makes"
+    """Return a note for each property that tensors do not show and the caller did not give."""
+    notes = []
+    if facts.block is Bottleneck and "stride_on" not in options:
+        notes.append(
+            "V1 and V1.5 have the same tensors: assumed V1.5, with the stride on the 3x3. For V1 "
+            "use --set stride_on=1x1. Networks that dilate instead of striding also have the same "
+            "tensors (--set replace_stride_with_dilation=...), and so do timm's with a blur or "
+            "pooling before the stride (resnetblur, resnetaa, ...), which are not supported"
         )
-    if facts.block is BasicBlock and architecture is None:
-        said.append(
-            "took the usual strides and pooling, which tensors do not show: timm's with a blur "
-            "(resnetblur18), output_stride=16 or another pooling have the same tensors, and no "
-            f"option here makes them. If it is a {name}, --arch {name} leaves this note out"
+    if facts.block is BasicBlock and not is_given:
+        notes.append(
+            "assumed the usual strides and pooling, which tensors do not show: timm's networks "
+            "with a blur (resnetblur18), output_stride=16 or another pooling have the same "
+            f"tensors and are not supported. If it is a {name}, --arch {name} removes this note"
         )
-    if facts.shortcut == "A" and architecture is None and "shortcut" not in given:
-        said.append(
-            "there are no projections: took a residual net with shortcuts of option A; a plain "
+    if facts.shortcut == "A" and not is_given and "shortcut" not in options:
+        notes.append(
+            "there are no projections: assumed a residual net with shortcuts of option A. A plain "
             "net has the same tensors: --set shortcut=none"
         )
     if facts.stem == "small" and len(facts.layers) == 4:
-        said.append("the first convolution is 3x3: took stride 1 and no pooling behind it")
-    return said
+        notes.append("the first convolution is 3x3: assumed stride 1 and no pooling after it")
+    return notes
 
 
-def _fit(
-    tensors: dict[str, Tensor], name: str, options: dict[str, Any], source: str
+def _fit_tensors(
+    tensors: dict[str, Tensor], name: str, *, options: dict[str, Any], source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors as the network ``name`` has them, and what was changed for that."""
+    """Return the tensors as the network ``name`` has them, and notes on what changed."""
     try:
-        own = get_skeleton(name, **options).state_dict()
-    except (TypeError, ValueError) as error:  # an unknown name, or an option that cannot be
-        raise WeightsError(f"{source} cannot be taken for {name}: {error}") from error
-    given, notes = dict(tensors), []
-    unused = drop_unused(own, given)
+        expected = get_skeleton(name, **options).state_dict()
+    except (TypeError, ValueError) as error:  # an unknown name, or an invalid option
+        raise WeightsError(f"{source} cannot be read as {name}: {error}") from error
+    given = dict(tensors)
+    notes = []
+    unused = drop_unused(expected, given)
     if unused:
-        notes.append(f"dropped, since no layer of {name} uses them: {', '.join(unused)}")
-    differing = differences(own, given)
-    if differing:
-        raise WeightsError(f"{source} is no {name} ({options}): {'; '.join(differing)}")
-    types = {str(given[n].dtype) for n in own if given[n].dtype != own[n].dtype}
-    if types:
-        notes.append(f"{', '.join(sorted(types))} became the network's own type")
-    return {n: given[n].to(own[n].dtype) for n in own}, notes
+        notes.append(f"dropped, because no layer of {name} uses them: {', '.join(unused)}")
+    differences = describe_differences(expected, given)
+    if differences:
+        raise WeightsError(f"{source} is not a {name} ({options}): {'; '.join(differences)}")
+    dtypes = {str(given[n].dtype) for n in expected if given[n].dtype != expected[n].dtype}
+    if dtypes:
+        notes.append(f"converted {', '.join(sorted(dtypes))} to the network's dtype")
+    return {n: given[n].to(expected[n].dtype) for n in expected}, notes
 
 
-def _no_resnet(tensors: Mapping[str, Tensor], source: str) -> str:
+def _describe_other_network(tensors: Mapping[str, Tensor], source: str) -> str:
     first = ", ".join(f"{n} {tuple(t.shape)}" for n, t in list(tensors.items())[:3])
     return (
-        f"{source} is no ResNet: its first tensors are {first}; expected conv1.weight, bn1.weight, "
-        "..., layer1.0.conv1.weight. For other nets there is nothing to convert to"
+        f"{source} is not a ResNet: its first tensors are {first}; expected conv1.weight, "
+        "bn1.weight, ..., layer1.0.conv1.weight. Other networks cannot be converted"
     )

@@ -1,4 +1,4 @@
-"""One file over as many connections as it takes: resumed where it broke, retried with pauses."""
+"""Download one file over HTTP, over as many connections as it takes: resumed and retried."""
 
 from __future__ import annotations
 
@@ -18,169 +18,201 @@ from urllib.parse import urlsplit
 from ...errors import DownloadError
 from ...storage import discard, write_text
 
-ATTEMPTS = 5  # in a row without a single new byte
-PAUSE = 1.0  # seconds before the second attempt; doubles with each
-TIMEOUT = 30.0  # seconds without an answer
-BRIEF = 4.0  # the same, for a single attempt at what can be done without
-CHUNK = 1 << 20
+ATTEMPTS = 5  # in a row without a new byte
+PAUSE = 1.0  # seconds before the second attempt; doubles with each further one
+TIMEOUT = 30.0  # seconds to wait for data
+BRIEF_TIMEOUT = 4.0  # the same, for the single attempt of a brief download
+CHUNK = 1 << 20  # bytes
 
 _log = logging.getLogger(__name__)
 
 
 def check_scheme(url: str) -> None:
-    parts, mirror = urlsplit(url), os.environ.get("RESNETKIT_MIRROR", "")
-    here = parts.hostname in ("127.0.0.1", "::1", "localhost")
-    plain = here or (mirror != "" and parts.netloc == urlsplit(mirror).netloc)
-    if parts.scheme == "https" or (parts.scheme == "http" and plain):
+    """Raise unless ``url`` is https, or plain http from this machine or from the mirror.
+
+    Raises:
+        DownloadError: it is another address.
+    """
+    parts = urlsplit(url)
+    mirror = os.environ.get("RESNETKIT_MIRROR", "")
+    is_local = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    is_mirror = mirror != "" and parts.netloc == urlsplit(mirror).netloc
+    if parts.scheme == "https" or (parts.scheme == "http" and (is_local or is_mirror)):
         return
     raise DownloadError(
-        f"{url} is not fetched, since anybody on the way could change it: expected "
-        "an https:// address"
+        f"{url} was not fetched, because anyone on the network could change it: expected an "
+        "https:// address"
     )
 
 
-class Split:
-    """What has arrived of a file so far, and what tells whether the rest would belong to it."""
+class PartialDownload:
+    """The part of a file that has arrived, and a note that tells whether the rest fits it."""
 
     def __init__(self, path: Path, url: str) -> None:
-        self.path, self.url = path, url
-        self.note = path.with_name(path.name + ".json")
+        self.path = path
+        self.url = url
+        self.note_path = path.with_name(path.name + ".json")
 
     @property
     def size(self) -> int:
+        """The number of bytes that have arrived."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def validator(self) -> str:
-        """The ETag or date of the version that the bytes are of; "" where none is known."""
-        return str(self._noted().get("validator") or "") if self.size else ""
+        """Return the ETag or date of the version these bytes belong to; "" if unknown."""
+        return str(self._read_note().get("validator") or "") if self.size else ""
 
     def begin(self, headers: Any) -> None:
+        """Write the note for a response that starts from the first byte."""
         total = headers.get("Content-Length")
         note = {"url": self.url, "validator": _version(headers), "total": total}
-        write_text(self.note, json.dumps(note))
+        write_text(self.note_path, json.dumps(note))
 
-    def misfit(self, headers: Any) -> str:
-        """Why the rest with these ``headers`` does not continue what is here; "" if it does."""
-        given, _, total = headers.get("Content-Range", "").partition("/")
-        if not given.startswith(f"bytes {self.size}-"):
-            return "it is another part than was asked for"
-        noted, version = self._noted(), _version(headers)
+    def mismatch(self, headers: Any) -> str:
+        """Return why a response with these headers does not continue the file; "" if it does."""
+        sent, _, total = headers.get("Content-Range", "").partition("/")
+        if not sent.startswith(f"bytes {self.size}-"):
+            return "it is a different range from the one requested"
+        note = self._read_note()
+        version = _version(headers)
         before = self.validator()
-        comparable = version and version.startswith('"') == before.startswith('"')  # ETags, dates
+        # An ETag can only be compared with an ETag, and a date with a date.
+        comparable = version and version.startswith('"') == before.startswith('"')
         if comparable and version != before:
-            return "it is of another version of the file"
-        if total.isdigit() and noted.get("total") not in (None, total):
-            return f"the file has {total} bytes now, it had {noted['total']}"
+            return "it is from another version of the file"
+        if total.isdigit() and note.get("total") not in (None, total):
+            return f"the file now has {total} bytes instead of {note['total']}"
         return ""
 
-    def _noted(self) -> dict[str, Any]:
-        """What was written down at the beginning; {} for nothing, and for a damaged note."""
-        if not self.note.is_file():
+    def _read_note(self) -> dict[str, Any]:
+        """Return the note; {} if it is missing, damaged or for another address."""
+        if not self.note_path.is_file():
             return {}
         try:
-            note = json.loads(self.note.read_bytes())
+            note = json.loads(self.note_path.read_bytes())
         except ValueError as error:
-            _log.info("%s is damaged, so the download begins anew: %s", self.note, error)
+            _log.info("%s is damaged; starting the download again: %s", self.note_path, error)
             return {}
         return note if isinstance(note, dict) and note.get("url") == self.url else {}
 
     def discard(self) -> None:
+        """Delete the bytes and the note."""
         self.path.unlink(missing_ok=True)
-        discard(self.note)
+        discard(self.note_path)
 
 
 def _version(headers: Any) -> str:
-    """What tells one version of a file from the next: a strong ETag, or else a date."""
+    """Return what identifies a version of a file: a strong ETag, or else a date."""
     etag = headers.get("ETag") or ""
     return str(etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or "")
 
 
-def fill(part: Split, name: str, progress: bool, brief: bool = False) -> None:
-    """Bring ``part`` to its full size, over as many connections as it takes; ``brief`` gives up at
-    the first that fails or stays silent for a few seconds."""
-    failures, most = 0, part.size
-    attempts, timeout = (1, BRIEF) if brief else (ATTEMPTS, TIMEOUT)
+def complete_download(
+    partial: PartialDownload, name: str, *, progress: bool, brief: bool = False
+) -> None:
+    """Fetch the rest of ``partial``.
+
+    Args:
+        partial: the file so far.
+        name: what the progress bar calls it.
+        progress: show a bar on standard error.
+        brief: give up at the first failure, or after 4 seconds without data.
+
+    Raises:
+        DownloadError: the server refused, or every attempt failed.
+    """
+    failures = 0
+    most = partial.size
+    attempts = 1 if brief else ATTEMPTS
+    timeout = BRIEF_TIMEOUT if brief else TIMEOUT
     while True:
         try:
-            return _receive(part, name, progress, timeout)
+            return _receive(partial, name, progress=progress, timeout=timeout)
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            if not _may_pass(error):
-                raise _failed(part, error, attempts) from error
-            failures = 1 if part.size > most else failures + 1
+            if not _is_transient(error):
+                raise _make_error(partial, error, attempts=attempts) from error
+            failures = 1 if partial.size > most else failures + 1
             if failures >= attempts:
-                raise _failed(part, error, attempts) from error
-            most, pause = max(most, part.size), PAUSE * 2 ** (failures - 1)
-            _log.info("%s: %s; trying again in %.0f s", part.url, error, pause)
+                raise _make_error(partial, error, attempts=attempts) from error
+            most = max(most, partial.size)
+            pause = PAUSE * 2 ** (failures - 1)
+            _log.info("%s: %s; trying again in %.0f s", partial.url, error, pause)
         time.sleep(pause)
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 416, 425, 429) or error.code >= 500
     kinds = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
     return isinstance(error, kinds)
 
 
-def _failed(part: Split, error: Exception, attempts: int) -> Exception:
-    if isinstance(error, urllib.error.HTTPError) and not _may_pass(error):
-        part.discard()
-        said = f"the server answers {error.code} {error.reason}; check the address"
-    elif _may_pass(error):
-        said = f"{error}" + (f", {attempts} times in a row" if attempts > 1 else "")
-        if part.size:
-            said += "; what has arrived is kept, and the next attempt goes on from there"
-    else:  # such as a full disk, or an address that is not fetched
-        said = str(error)
-    return DownloadError(f"{part.url} could not be fetched: {' '.join(said.split())}")
+def _make_error(partial: PartialDownload, error: Exception, *, attempts: int) -> DownloadError:
+    """Return the error to raise; what cannot be resumed is deleted."""
+    if isinstance(error, urllib.error.HTTPError) and not _is_transient(error):
+        partial.discard()
+        reason = f"the server answered {error.code} {error.reason}; check the address"
+    elif _is_transient(error):
+        reason = f"{error}" + (f", {attempts} times in a row" if attempts > 1 else "")
+        if partial.size:
+            reason += "; the bytes received are kept, and the next attempt resumes from there"
+    else:  # such as a full disk, or a redirect to plain http
+        reason = str(error)
+    return DownloadError(f"{partial.url} could not be fetched: {' '.join(reason.split())}")
 
 
-def _receive(part: Split, name: str, progress: bool, timeout: float) -> None:
-    request = urllib.request.Request(part.url, headers={"User-Agent": "resnetkit"})
-    validator = part.validator()
+def _receive(partial: PartialDownload, name: str, *, progress: bool, timeout: float) -> None:
+    """Request the missing bytes once, and append them."""
+    request = urllib.request.Request(partial.url, headers={"User-Agent": "resnetkit"})
+    validator = partial.validator()
     if validator:
-        request.add_header("Range", f"bytes={part.size}-")
-        request.add_header("If-Range", validator)  # the whole file, if it has changed
+        request.add_header("Range", f"bytes={partial.size}-")
+        request.add_header("If-Range", validator)  # sends the whole file if it has changed
     else:
-        part.discard()
+        partial.discard()
     try:
         response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what we have is no beginning of what is there
-            part.discard()
+        if error.code == 416:  # we have more bytes than the server's file
+            partial.discard()
         raise
     with response:
         resumed = response.status == 206
-        if resumed and (misfit := part.misfit(response.headers)):
-            part.discard()
-            raise http.client.HTTPException(f"the answer does not fit what is here: {misfit}")
+        if resumed and (mismatch := partial.mismatch(response.headers)):
+            partial.discard()
+            raise http.client.HTTPException(
+                f"the response does not continue the partial file: {mismatch}"
+            )
         if not resumed:
-            part.begin(response.headers)
-        with part.path.open("ab" if resumed else "wb") as file:
-            _copy(response, file, name, progress)
+            partial.begin(response.headers)
+        with partial.path.open("ab" if resumed else "wb") as file:
+            _copy(response, file, name=name, progress=progress)
 
 
-def _copy(response: Any, file: BinaryIO, name: str, progress: bool) -> None:
+def _copy(response: Any, file: BinaryIO, *, name: str, progress: bool) -> None:
     length = response.headers.get("Content-Length")
     if length is not None and not length.isdecimal():
-        raise http.client.HTTPException(f"the server answers with the Content-Length {length!r}")
+        raise http.client.HTTPException(f"the server sent Content-Length {length!r}")
     expected = None if length is None else file.tell() + int(length)
-    with _bar(name, file.tell(), expected, progress) as advance:
+    with _progress_bar(name, file.tell(), total=expected, progress=progress) as advance:
         while block := response.read(CHUNK):
             file.write(block)
             advance(file.tell())
     if expected is not None and file.tell() != expected:
-        raise http.client.HTTPException(f"it ended after {file.tell()} of {expected} bytes")
+        raise http.client.HTTPException(
+            f"the response ended after {file.tell()} of {expected} bytes"
+        )
 
 
 @contextlib.contextmanager
-def _bar(
-    name: str, done: int, total: int | None, progress: bool
+def _progress_bar(
+    name: str, done: int, *, total: int | None, progress: bool
 ) -> Iterator[Callable[[int], None]]:
-    """Yields what is called with the number of bytes so far."""
+    """Yield a function to call with the number of bytes received so far."""
     if not progress or total is None:
         yield lambda _: None
         return
-    from ...progress import bar  # draws with rich, which only shows when there is something to show
+    from ...progress import bar  # imports rich, so only when there is something to show
 
     shown = 0
     with bar(f"{name} (MiB)", -(-total // CHUNK)) as advance:

@@ -1,26 +1,30 @@
-"""The tensors of any checkpoint -> those of one ResNet, under our names.
+"""The tensors of a checkpoint -> those of one ResNet, under this package's names.
 
-A network is found by the names of its blocks and the shapes around them; what comes before these
-names, and where in the file they lie, does not matter. The order of the tensors decides nothing.
+A network is found by the names of its blocks and the shapes around them. The prefix of the names
+and the order of the tensors do not matter.
+
+Below, ``root`` is the prefix of a network's names, such as ``state_dict.module.backbone.`` or "".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...errors import WeightsError
-from .heads import Head, common_parts, find_head
+from .heads import Head, count_shared_parts, find_head
 
 _BLOCK = re.compile(r"(.*?)([^.\d]*)(\d+)([^.\d]*)\.0\.conv1\.weight")
-_HUGGING_FACE = "embedder.embedder.convolution.weight"
+_TRANSFORMERS = "embedder.embedder.convolution.weight"
 _DARKNET = "layer1.0.conv.weight"
-# What a file holds beside networks: nothing there is a layer of one.
-_JUNK = re.compile(r"(^|\.)(\w*optim\w*|\w*scheduler\w*|scaler|callbacks|loops|\w*rng\w*)\.")
+# Training state beside networks; none of it is a layer.
+_TRAINING_STATE = re.compile(
+    r"(^|\.)(\w*optim\w*|\w*scheduler\w*|scaler|callbacks|loops|\w*rng\w*)\."
+)
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class Body:
     """The layers of one network up to its pooling.
 
     Args:
-        root: what its names begin with, such as ``state_dict.module.backbone.``, or nothing.
-        names: ours by theirs.
-        channels: of its last map.
+        root: the prefix of its names.
+        names: this package's names by the file's names.
+        channels: channels of its last map.
     """
 
     root: str
@@ -39,91 +43,124 @@ class Body:
 
     @property
     def label(self) -> str:
-        """What a user types for it."""
+        """The value of ``--prefix`` that selects it."""
         return self.root.rstrip(".") or "."
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``tensors`` of one network under our names; ``notes`` say what was chosen; ``unclear`` says
-    why there is no head, although the file has something that could be one."""
+    """One network of a checkpoint.
+
+    Args:
+        tensors: by this package's names.
+        notes: what was selected and left out.
+        unclear: why no head was taken, if the file has something that could be one; else "".
+    """
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
     unclear: str = ""
 
 
-def arrange(
-    tensors: Mapping[str, Tensor], source: str, prefix: str | None = None, head: str | None = None
+def extract_network(
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    prefix: str | None = None,
+    head: str | None = None,
 ) -> Layout | None:
-    """Find the network among ``tensors``; None if there is no residual network.
+    """Return the network among ``tensors``, or None if there is no residual network.
 
     Args:
-        prefix: which network to take, if there are several: what its names begin with.
-        head: which linear layer is the head; ``none`` leaves it out.
+        tensors: by the file's names.
+        source: what messages call the file.
+        prefix: which network to take if there are several: the prefix of its names.
+        head: which linear layer is the head; ``none`` leaves the head out.
 
     Raises:
         WeightsError: there are several networks and no ``prefix``, or no such prefix or head.
     """
-    useful = {n: t for n, t in tensors.items() if not _JUNK.search(n) and n != "n_averaged"}
-    bodies = _bodies(useful)
+    useful = {n: t for n, t in tensors.items() if not _TRAINING_STATE.search(n)}
+    useful.pop("n_averaged", None)
+    bodies = _find_bodies(useful)
     if not bodies:
         return None
-    body, notes = _select(bodies, useful, source, prefix)
-    _refuse_deep_stem(useful, body.root, source)
-    others = [other.root for other in bodies if other is not body]
-    layers = {name for each in bodies for name in each.names}  # only looked up in
-    rest = {n: t for n, t in useful.items() if n not in layers and t.ndim > 0}
-    mine = {n: t for n, t in rest.items() if _belongs(n, body.root, others)}
-    found = find_head(mine, body.root, body.channels, head, source, several=bool(others))
-    left = [
+    body, notes = _select_body(bodies, useful, source=source, prefix=prefix)
+    _refuse_deep_stem(useful, body.root, source=source)
+    other_roots = [other.root for other in bodies if other is not body]
+    body_names = {name for each in bodies for name in each.names}  # only tested for membership
+    rest = {n: t for n, t in useful.items() if n not in body_names and t.ndim > 0}
+    near = {n: t for n, t in rest.items() if _is_nearest(n, body.root, other_roots)}
+    found = find_head(
+        near,
+        body.root,
+        channels=body.channels,
+        wanted=head,
+        source=source,
+        several=bool(other_roots),
+    )
+    left_out = [
         n for n in rest if n not in found.used and (n in found.left or not n.startswith(body.root))
     ]
-    if left:
+    if left_out:
         where = repr(body.root) if body.root else "the network"
-        notes.append(f"left out what is not in {where}: {len(left)}, first {min(left)}")
-    taken = _under_our_names(useful, body, found, set(left), others)
-    return Layout(taken, (*notes, *found.notes), found.unclear)
+        notes.append(f"left out tensors outside {where}: {len(left_out)}, first {min(left_out)}")
+    renamed = _rename_tensors(
+        useful, body, head=found, left_out=set(left_out), other_roots=other_roots
+    )
+    return Layout(renamed, (*notes, *found.notes), unclear=found.unclear)
 
 
-def _refuse_deep_stem(tensors: Mapping[str, Tensor], root: str, source: str) -> None:
-    """Refuse a network that begins with several convolutions. One of them alone would be taken for
-    the first layer of another network."""
+def _refuse_deep_stem(tensors: Mapping[str, Tensor], root: str, *, source: str) -> None:
+    """Raise if the network begins with several convolutions.
+
+    Otherwise one of them could be mistaken for the first layer of another network.
+    """
     stem = re.compile(rf"{re.escape(root)}conv1\.\d+\.weight")
     found = [name for name, tensor in tensors.items() if tensor.ndim == 4 and stem.fullmatch(name)]
     if found:
         shown = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in found)
         raise WeightsError(
-            f"{source} begins with several convolutions ({shown}): a deep stem, as timm's "
-            "resnet50d, resnet26t and resnet50s have. The networks here have one convolution there"
+            f"{source} begins with several convolutions ({shown}): a deep stem, as in timm's "
+            "resnet50d, resnet26t and resnet50s. The networks here have one convolution there"
         )
 
 
-def _belongs(name: str, root: str, others: Sequence[str]) -> bool:
-    """Whether a tensor outside all bodies is at least as near to this one as to the others."""
-    return all(common_parts(name, root) >= common_parts(name, other) for other in others)
+def _is_nearest(name: str, root: str, other_roots: Sequence[str]) -> bool:
+    """Return whether a tensor outside all bodies is at least as near to ``root`` as to others."""
+    shared = count_shared_parts(name, root)
+    return all(shared >= count_shared_parts(name, other) for other in other_roots)
 
 
-def _under_our_names(
-    tensors: Mapping[str, Tensor], body: Body, head: Head, left: set[str], others: Sequence[str]
+def _rename_tensors(
+    tensors: Mapping[str, Tensor],
+    body: Body,
+    *,
+    head: Head,
+    left_out: set[str],
+    other_roots: Sequence[str],
 ) -> dict[str, Tensor]:
-    """The body, the head, and what else lies inside the body, which nothing here knows."""
-    taken = {}
+    """Return body and head under this package's names, and unknown layers inside the body."""
+    renamed = {}
     for name, tensor in tensors.items():
         if name in body.names:
-            taken[body.names[name]] = tensor
+            renamed[body.names[name]] = tensor
         elif name in head.used:
             ours = head.used[name]
-            taken[ours] = tensor.flatten(1) if ours == "fc.weight" else tensor
-        elif name not in left and name.startswith(body.root) and _belongs(name, body.root, others):
-            taken[name.removeprefix(body.root)] = tensor
-    if "fc.weight" in taken and "fc.bias" not in taken and taken["fc.weight"].ndim == 2:
-        taken["fc.bias"] = taken["fc.weight"].new_zeros(len(taken["fc.weight"]))
-    return taken
+            renamed[ours] = tensor.flatten(1) if ours == "fc.weight" else tensor
+        elif (
+            name not in left_out
+            and name.startswith(body.root)
+            and _is_nearest(name, body.root, other_roots)
+        ):
+            renamed[name.removeprefix(body.root)] = tensor
+    if "fc.weight" in renamed and "fc.bias" not in renamed and renamed["fc.weight"].ndim == 2:
+        renamed["fc.bias"] = renamed["fc.weight"].new_zeros(len(renamed["fc.weight"]))
+    return renamed
 
 
-def _bodies(tensors: Mapping[str, Tensor]) -> list[Body]:
-    """The networks in the file, sorted by where they lie."""
+def _find_bodies(tensors: Mapping[str, Tensor]) -> list[Body]:
+    """Return the networks in the file, sorted by root."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     found: list[Body | None] = []
     for name, tensor in tensors.items():
@@ -132,27 +169,36 @@ def _bodies(tensors: Mapping[str, Tensor]) -> list[Body]:
         if match := _BLOCK.fullmatch(name):
             root, before, number, after = match.groups()
             groups.setdefault((root, before, after), []).append(int(number))
-        elif name.endswith(_HUGGING_FACE):
-            found.append(_of_hugging_face(tensors, name.removesuffix(_HUGGING_FACE)))
+        elif name.endswith(_TRANSFORMERS):
+            found.append(_body_of_transformers(tensors, name.removesuffix(_TRANSFORMERS)))
         elif f".{name}".endswith(f".{_DARKNET}"):
-            found.append(_of_darknet(tensors, name.removesuffix(_DARKNET)))
+            found.append(_body_of_darknet(tensors, name.removesuffix(_DARKNET)))
     for (root, before, after), numbers in sorted(groups.items()):
-        found.append(_of_stages(tensors, root, (before, after), sorted(numbers)))
+        found.append(
+            _body_of_stages(tensors, root, affixes=(before, after), numbers=sorted(numbers))
+        )
     return sorted((body for body in found if body is not None), key=lambda body: body.root)
 
 
-def _of_stages(
-    tensors: Mapping[str, Tensor], root: str, around: tuple[str, str], numbers: list[int]
+def _body_of_stages(
+    tensors: Mapping[str, Tensor], root: str, *, affixes: tuple[str, str], numbers: list[int]
 ) -> Body | None:
-    """A network whose stages are called ``layer1``, ``layer2``; ``4``, ``5``; ``stage0``, ..."""
-    before, after = around
-    first = min(1, numbers[0]) if around == ("layer", "") else numbers[0]
+    """Return a network with numbered stages: ``layer1``, ``layer2``; ``4``, ``5``; ``stage0``.
+
+    Args:
+        tensors: all of the file's.
+        root: the prefix before the stages.
+        affixes: what stands before and after the number in a stage's name.
+        numbers: the stages' numbers, sorted.
+    """
+    before, after = affixes
+    first = min(1, numbers[0]) if affixes == ("layer", "") else numbers[0]
     if first not in numbers:
         return None
     stages = {f"{root}{before}{n}{after}.": f"layer{n - first + 1}." for n in numbers}
     names = {}
     for theirs, ours in stages.items():
-        shortcuts = _shortcuts(tensors, theirs)
+        shortcuts = _find_shortcuts(tensors, theirs)
         for name in tensors:
             if name.startswith(theirs):
                 block, dot, inner = name.removeprefix(theirs).partition(".")
@@ -160,13 +206,14 @@ def _of_stages(
                     if inner.startswith(f"{shortcut}."):
                         inner = f"downsample{inner.removeprefix(shortcut)}"
                 names[name] = f"{ours}{block}{dot}{inner}"
-    stem, root = _stem(tensors, root, names, tensors[f"{next(iter(stages))}0.conv1.weight"])
-    channels = _channels(tensors, {ours: theirs for theirs, ours in names.items()})
-    return Body(root, {**stem, **names}, channels)
+    first_conv = tensors[f"{next(iter(stages))}0.conv1.weight"]
+    stem, root = _find_stem(tensors, root, stage_names=names, planes=first_conv.shape[1])
+    channels = _last_channels(tensors, {ours: theirs for theirs, ours in names.items()})
+    return Body(root, {**stem, **names}, channels=channels)
 
 
-def _shortcuts(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
-    """What projections are called in a stage: a 1x1 convolution and its norm, in sequence."""
+def _find_shortcuts(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
+    """Return the names of projections in a stage: a 1x1 convolution, then a norm."""
     found = {"shortcut"}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"\d+\.(\w+)\.0\.weight", name.removeprefix(stage))
@@ -177,41 +224,47 @@ def _shortcuts(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
     return sorted(found)
 
 
-def _stem(
-    tensors: Mapping[str, Tensor], root: str, stages: Mapping[str, str], first: Tensor
+def _find_stem(
+    tensors: Mapping[str, Tensor], root: str, *, stage_names: Mapping[str, str], planes: int
 ) -> tuple[dict[str, str], str]:
-    """The names of the first convolution and its norm, and where the network begins: at ``root``,
-    or one level above it (stages in a list)."""
+    """Return the names of the first convolution and its norm, and the network's root.
+
+    The root is ``root``, or one level above it if the stages are in a list. ``planes`` is the
+    number of channels that the first stage takes.
+    """
     above = root[: root.rstrip(".").rfind(".") + 1]
-    for place in dict.fromkeys((root, above)):
-        outside = {n: t for n, t in tensors.items() if n.startswith(place) and n not in stages}
-        own = {n: n.removeprefix(place) for n in outside}
+    for candidate in dict.fromkeys((root, above)):
+        outside = {
+            n: t for n, t in tensors.items() if n.startswith(candidate) and n not in stage_names
+        }
+        own = {n: n.removeprefix(candidate) for n in outside}
         usual = {n: ours for n, ours in own.items() if ours.startswith(("conv1.", "bn1."))}
-        if f"{place}conv1.weight" in usual:
-            return usual, place
+        if f"{candidate}conv1.weight" in usual:
+            return usual, candidate
         convolutions = [
             n
             for n, t in outside.items()
-            if t.ndim == 4 and n.endswith(".weight") and len(t) == first.shape[1]
+            if t.ndim == 4 and n.endswith(".weight") and len(t) == planes
         ]
         norms = [
             n.removesuffix("running_mean")
             for n, t in outside.items()
-            if n.endswith(".running_mean") and len(t) == first.shape[1]
+            if n.endswith(".running_mean") and len(t) == planes
         ]
         if len(convolutions) == len(norms) == 1:
-            parts = {convolutions[0].removesuffix("weight"): "conv1.", norms[0]: "bn1."}
-            return {
+            modules = {convolutions[0].removesuffix("weight"): "conv1.", norms[0]: "bn1."}
+            renamed = {
                 n: ours + n.removeprefix(theirs)
-                for theirs, ours in parts.items()
+                for theirs, ours in modules.items()
                 for n in outside
                 if n.startswith(theirs)
-            }, place
+            }
+            return renamed, candidate
     return {}, root
 
 
-def _of_hugging_face(tensors: Mapping[str, Tensor], root: str) -> Body:
-    """The names of transformers' ``ResNetModel``."""
+def _body_of_transformers(tensors: Mapping[str, Tensor], root: str) -> Body:
+    """Return a network with the names of Hugging Face transformers' ``ResNetModel``."""
     names = {}
     kinds = {"convolution": "conv", "normalization": "bn"}
     for name in tensors:
@@ -223,61 +276,68 @@ def _of_hugging_face(tensors: Mapping[str, Tensor], root: str) -> Body:
             r"\.(convolution|normalization)\.(\w+)",
             inner,
         ):
-            stage, block, layer, shortcut, kind, what = match.groups()
-            place = f"layer{int(stage) + 1}.{block}"
+            stage, block, layer, shortcut, kind, tensor = match.groups()
+            prefix = f"layer{int(stage) + 1}.{block}"
             if shortcut:
-                names[name] = f"{place}.downsample.{int(kind == 'normalization')}.{what}"
+                names[name] = f"{prefix}.downsample.{int(kind == 'normalization')}.{tensor}"
             else:
-                names[name] = f"{place}.{kinds[kind]}{int(layer) + 1}.{what}"
-    return Body(root, names, _channels(tensors, {ours: theirs for theirs, ours in names.items()}))
+                names[name] = f"{prefix}.{kinds[kind]}{int(layer) + 1}.{tensor}"
+    channels = _last_channels(tensors, {ours: theirs for theirs, ours in names.items()})
+    return Body(root, names, channels=channels)
 
 
-def _of_darknet(tensors: Mapping[str, Tensor], root: str) -> Body:
+def _body_of_darknet(tensors: Mapping[str, Tensor], root: str) -> Body:
     own = {n: n.removeprefix(root) for n in tensors if n.startswith(root)}
     names = {n: ours for n, ours in own.items() if re.match(r"(conv1|bn1|layer\d+)\.", ours)}
-    last = [n for n in names if n.endswith(".expand.conv.weight")]
-    return Body(root, names, max((len(tensors[n]) for n in last), default=0))
+    expansions = [n for n in names if n.endswith(".expand.conv.weight")]
+    channels = max((len(tensors[n]) for n in expansions), default=0)
+    return Body(root, names, channels=channels)
 
 
-def _channels(tensors: Mapping[str, Tensor], theirs: Mapping[str, str]) -> int:
-    """Of the last map: what the last convolution of the first block of the last stage gives."""
+def _last_channels(tensors: Mapping[str, Tensor], theirs: Mapping[str, str]) -> int:
+    """Return the channels of the last map, or 0 if unknown.
+
+    They are the output of the last convolution in the first block of the last stage. ``theirs``
+    has the file's names by this package's names.
+    """
     stage = 1
     while f"layer{stage + 1}.0.conv1.weight" in theirs:
         stage += 1
     block = f"layer{stage}.0."
     if f"{block}conv1.weight" not in theirs:
         return 0
-    basic = tensors[theirs[f"{block}conv1.weight"]].shape[-1] == 3
-    last = theirs.get(f"{block}conv{2 if basic else 3}.weight")
+    is_basic = tensors[theirs[f"{block}conv1.weight"]].shape[-1] == 3
+    last = theirs.get(f"{block}conv{2 if is_basic else 3}.weight")
     return 0 if last is None else len(tensors[last])
 
 
-def _select(
-    bodies: list[Body], tensors: Mapping[str, Tensor], source: str, prefix: str | None
+def _select_body(
+    bodies: list[Body], tensors: Mapping[str, Tensor], *, source: str, prefix: str | None
 ) -> tuple[Body, list[str]]:
-    """The network that ``prefix`` names, or the only one there is."""
-    chosen = bodies
+    """Return the network that ``prefix`` names, or the only one, and notes."""
+    candidates = bodies
     if prefix is not None:
-        chosen = _named(bodies, prefix)
-        there = ", ".join(repr(body.label) for body in bodies)
-        if not chosen:
-            raise WeightsError(f"{source} has no network under {prefix!r}; it has {there}")
-    there = ", ".join(repr(body.label) for body in chosen)
-    if len(chosen) > 1 and not _equal(chosen, tensors):
+        candidates = _match_prefix(bodies, prefix)
+        if not candidates:
+            listed = ", ".join(repr(body.label) for body in bodies)
+            raise WeightsError(f"{source} has no network under {prefix!r}; it has {listed}")
+    if len(candidates) > 1 and not _are_equal(candidates, tensors):
+        listed = ", ".join(repr(body.label) for body in candidates)
+        label = candidates[0].label
         raise WeightsError(
-            f"{source} holds {len(chosen)} networks: {there}. Name the one to take: "
-            f"--prefix {chosen[0].label} (training: --set weights_prefix={chosen[0].label}; "
-            f"Python: prefix={chosen[0].label!r})"
+            f"{source} holds {len(candidates)} networks: {listed}. Select one: --prefix {label} "
+            f"(training: --set weights_prefix={label}; Python: prefix={label!r})"
         )
-    others = ", ".join(repr(body.label) for body in bodies if body is not chosen[0])
-    took = f"took the network under {chosen[0].label!r}; the file also has {others}"
-    return chosen[0], [took] if others else []
+    selected = candidates[0]
+    others = ", ".join(repr(body.label) for body in bodies if body is not selected)
+    note = f"took the network under {selected.label!r}; the file also has {others}"
+    return selected, [note] if others else []
 
 
-def _named(bodies: list[Body], prefix: str) -> list[Body]:
-    """Those that lie exactly there; or whose place ends so; or that lie below."""
+def _match_prefix(bodies: list[Body], prefix: str) -> list[Body]:
+    """Return the bodies whose root equals ``prefix``; else ends with it; else contains it."""
     wanted = "" if prefix == "." else f"{prefix.rstrip('.')}."
-    tests = (
+    tests: tuple[Callable[[str], bool], ...] = (
         lambda root: root == wanted,
         lambda root: bool(wanted) and f".{root}".endswith(f".{wanted}"),
         lambda root: bool(wanted) and f".{wanted}" in f".{root}",
@@ -288,21 +348,21 @@ def _named(bodies: list[Body], prefix: str) -> list[Body]:
     return []
 
 
-def _equal(bodies: list[Body], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether all hold the same numbers, in the body and beside it."""
+def _are_equal(bodies: list[Body], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether all networks have equal tensors, including those near the body."""
 
-    def content(body: Body) -> dict[str, Tensor]:
-        others = [other.root for other in bodies if other is not body]
+    def collect(body: Body) -> dict[str, Tensor]:
+        other_roots = [other.root for other in bodies if other is not body]
         found = {}
         for name, tensor in tensors.items():
-            own = common_parts(name, body.root)
-            nearest = max(common_parts(name, other) for other in others)
+            own = count_shared_parts(name, body.root)
+            nearest = max(count_shared_parts(name, other) for other in other_roots)
             if own > nearest or (own == nearest and not body.root):
                 tail = ".".join(name.split(".")[own:])
                 found[body.names.get(name, tail)] = tensor
         return found
 
-    first, *rest = map(content, bodies)
+    first, *rest = map(collect, bodies)
     return all(
         first.keys() == other.keys()
         and all(torch.equal(tensor, other[name]) for name, tensor in first.items())

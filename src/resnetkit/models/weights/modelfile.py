@@ -1,8 +1,8 @@
-"""Idea 1: a model is one file.
+"""A model is one file: read and write ``model.safetensors``.
 
-``model.safetensors`` holds the tensors, and in its header one JSON entry, ``resnetkit``, with the
-architecture and its options, the classes, the preprocessing, the measured metrics, the recipe and
-the digests of the data. The same model gives the same bytes. Nothing in it can execute.
+The file holds the tensors. One JSON entry in its header, ``resnetkit``, holds the architecture and
+its options, the classes, the preprocessing, the measured metrics, the recipe and the digests of the
+data. The same model gives the same bytes. Nothing in the file can execute.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from ...storage import atomic
 from ..registry import get_skeleton
 
 FORMAT_VERSION = 1
-MAX_HEADER = 64 * 2**20  # bytes; a header that claims more is refused unread
+MAX_HEADER = 64 * 2**20  # bytes; a larger header is refused without reading it
 KEY = "resnetkit"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a model file knows beside its tensors.
+    """What a model file holds besides its tensors.
 
     Args:
         architecture: a name in the registry.
-        options: what its builder was called with; JSON values.
-        classes: names of the logits, in order.
-        preprocessing: how a picture becomes the input.
+        options: the keyword arguments of its builder; JSON values.
+        classes: names in the order of the logits.
+        preprocessing: how an image becomes the network's input.
         metrics: what was measured with these weights.
-        recipe: what they were trained with.
-        data: name of the data set, and ``{part: {"count", "digests"}}`` of the parts it saw.
+        recipe: the recipe they were trained with.
+        data: name of the dataset, and ``{split: {"count", "digests"}}`` of the splits it used.
     """
 
     architecture: str
@@ -52,6 +52,7 @@ class Header:
     data: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """Return the header's JSON entry; equal headers give equal text."""
         content = {
             "format_version": FORMAT_VERSION,
             "architecture": self.architecture,
@@ -63,7 +64,8 @@ class Header:
             "data": self.data,
         }
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        # A name that is no text comes back from its escape.
+        # Class names from file names may hold lone surrogates, which UTF-8 cannot encode. As
+        # escapes, JSON reads them back.
         return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -71,67 +73,74 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
     """Write a model file, atomically.
 
     Args:
-        tensors: the network's ``state_dict``; memory layout and device do not matter, nor whether
-            two names share their memory.
+        path: the file.
+        tensors: the network's ``state_dict``, on any device and in any memory layout; names may
+            share memory.
+        header: everything else.
 
     Raises:
-        OutputError: there is no writing to ``path``.
+        OutputError: ``path`` cannot be written.
     """
-    plain = {name: _own(tensor.detach().cpu()) for name, tensor in tensors.items()}
+    copies = {name: _copy_contiguous(t.detach().cpu()) for name, t in tensors.items()}
     with atomic(path) as temporary:
         try:
-            save_file(plain, temporary, metadata={KEY: header.to_json()})
-        except SafetensorError as error:  # its word for a full disk, too
+            save_file(copies, temporary, metadata={KEY: header.to_json()})
+        except SafetensorError as error:  # also raised when the disk is full
             raise OutputError(f"{path} cannot be written ({error})") from error
 
 
 def read_header(path: str | Path) -> Header:
-    """What a model file says of itself; its tensors are not read.
+    """Return a model file's header without reading its tensors.
 
     Raises:
-        ModelFileError: no such file, no model file, a damaged one, or one of a newer version.
+        ModelFileError: the file is missing, not a model file, damaged, or of a newer version.
     """
     path = Path(path)
     content = _read_json(path)
     version = content.get("format_version")
-    if type(version) is not int or version < 1:  # True is an int, too
-        raise ModelFileError(f"{path}: its header has no format_version; it is damaged")
+    if type(version) is not int or version < 1:  # isinstance would accept True
+        raise ModelFileError(f"{path}: its header is damaged (no format_version)")
     if version > FORMAT_VERSION:
         raise ModelFileError(
             f"{path} has format version {version}; this resnetkit reads up to {FORMAT_VERSION}. "
             "Upgrade it: pip install --upgrade resnetkit"
         )
     try:
-        options, recipe = _typed(content, "options", dict), _typed(content, "recipe", dict)
+        options = _get_field(content, "options", kind=dict)
+        recipe = _get_field(content, "recipe", kind=dict)
         return Header(
-            architecture=_typed(content, "architecture", str),
+            architecture=_get_field(content, "architecture", kind=str),
             options=options,
-            classes=_names(content),
-            preprocessing=_preprocessing(content, options, recipe),
-            metrics=_typed(content, "metrics", dict),
+            classes=_get_classes(content),
+            preprocessing=_get_preprocessing(content, options, recipe=recipe),
+            metrics=_get_field(content, "metrics", kind=dict),
             recipe=recipe,
-            data=_typed(content, "data", dict),
+            data=_get_field(content, "data", kind=dict),
         )
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from None
 
 
 def check_has_classes(header: Header, path: str | Path) -> None:
-    """Make sure that a model names classes.
+    """Raise unless a model has classes to predict.
+
+    Args:
+        header: the model's header.
+        path: what the message calls the model.
 
     Raises:
-        ModelFileError: it has no head.
+        ModelFileError: the network has no head.
     """
     if not header.classes:
         raise ModelFileError(
-            f"{path} is a network without a head: it turns an image into a vector, and names no "
-            "class. `resnet predict --embeddings FILE` writes these vectors; `resnet train DATA "
-            "--weights MODEL` trains a head for your classes"
+            f"{path} is a network without a head: it turns an image into a vector and predicts no "
+            "class. To write these vectors, run `resnet predict --embeddings FILE`. To train a "
+            "head for your classes, run `resnet train DATA --weights MODEL`"
         )
 
 
-def is_one(path: Path) -> bool:
-    """Whether a file is a model file, of any version, damaged or not."""
+def is_model_file(path: Path) -> bool:
+    """Return whether a file has a model file's header; its values are not checked."""
     try:
         _read_json(path)
     except ModelFileError:
@@ -141,11 +150,10 @@ def is_one(path: Path) -> bool:
 
 @pytorch_defaults()
 def read(path: str | Path) -> tuple[nn.Module, Header]:
-    """The network in eval mode, on the CPU, in fp32, and its header.
+    """Return the network, in eval mode on the CPU in fp32, and its header.
 
     Raises:
-        ModelFileError: as `read_header`, and where tensors are missing or have other shapes than
-            the architecture.
+        ModelFileError: as in `read_header`; or the tensors do not fit the architecture.
     """
     path = Path(path)
     header = read_header(path)
@@ -157,32 +165,33 @@ def read(path: str | Path) -> tuple[nn.Module, Header]:
         model = get_skeleton(header.architecture, **header.options)  # allocates nothing
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path}: its architecture cannot be built ({error})") from error
-    _check_tensors(path, model, tensors, header)
-    # The file's tensors begin at any multiple of 8 bytes, where some kernels take another path and
-    # end in other last bits. A copy begins where PyTorch's own tensors do.
-    model.load_state_dict({name: _own(t) for name, t in tensors.items()}, assign=True)
+    _check_tensors(path, model, tensors=tensors, header=header)
+    # The file's tensors start at multiples of 8 bytes, where some kernels take another path and
+    # give other last bits. Copies have the alignment of PyTorch's own tensors.
+    model.load_state_dict({name: _copy_contiguous(t) for name, t in tensors.items()}, assign=True)
     return model.eval(), header
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _copy_contiguous(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _check_tensors(
-    path: Path, model: nn.Module, tensors: dict[str, Tensor], header: Header
+    path: Path, model: nn.Module, *, tensors: dict[str, Tensor], header: Header
 ) -> None:
+    """Raise unless names, shapes, dtypes and the number of classes fit, and values are finite."""
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in expected]
     for name, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        if name in expected and (shape, tensor.dtype) != (
-            tuple(expected[name].shape),
-            expected[name].dtype,
-        ):
-            problems.append(f"{name} is {tensor.dtype} {shape}, not {tuple(expected[name].shape)}")
+        found = (tensor.dtype, tuple(tensor.shape))
+        wanted = found
+        if name in expected:
+            wanted = (expected[name].dtype, tuple(expected[name].shape))
+        if found != wanted:
+            problems.append(f"{name} is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}")
         elif not bool(torch.isfinite(tensor).all()):
-            problems.append(f"{name} has numbers that are infinite or none")
+            problems.append(f"{name} has infinite or NaN values")
     logits = header.options.get("num_classes")
     if logits != len(header.classes):
         problems.append(f"{len(header.classes)} class names for {logits} logits")
@@ -195,71 +204,78 @@ def _check_tensors(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Return the header's JSON entry, without checking its values."""
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelFileError(f"{path} {what}; expected a model file (model.safetensors)")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelFileError(f"{path} {problem}; expected a model file (model.safetensors)")
     size = path.stat().st_size
-    not_one = f"{path} is no resnetkit model file"
+    not_a_model = f"{path} is not a resnetkit model file"
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if start[:2] in (b"PK", b"\x80\x02"):
             raise ModelFileError(
-                f"{not_one}: it is a PyTorch file (.pth). To make one of it: "
+                f"{not_a_model}: it is a PyTorch file (.pth). To convert it: "
                 f"resnet convert {path} model.safetensors"
             )
         if length > MAX_HEADER:
             raise ModelFileError(
-                f"{not_one}: it does not begin as a safetensors file does (its header would have "
-                f"{length:,} bytes). Give the model.safetensors that training wrote first"
+                f"{not_a_model}: it does not begin like a safetensors file (its header would have "
+                f"{length:,} bytes). Pass the model.safetensors that training wrote"
             )
         if length == 0 or 8 + length > size:
-            raise ModelFileError(f"{not_one}, or it is cut short ({size:,} bytes)")
+            raise ModelFileError(f"{not_a_model}, or is cut short ({size:,} bytes)")
         header = file.read(length)
     try:
         metadata = json.loads(header).get("__metadata__", {})
         content = json.loads(metadata[KEY])
     except KeyError:
-        raise ModelFileError(f"{not_one}: a safetensors file without the entry {KEY!r}") from None
+        raise ModelFileError(
+            f"{not_a_model}: it is a safetensors file without the entry {KEY!r}"
+        ) from None
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelFileError(f"{not_one}, or its header is damaged ({error})") from None
+        raise ModelFileError(f"{not_a_model}, or its header is damaged ({error})") from None
     if not isinstance(content, dict):
-        raise ModelFileError(f"{not_one}: its header is damaged")
+        raise ModelFileError(f"{not_a_model}: its header is damaged")
     return content
 
 
-def _preprocessing(
-    content: dict[str, Any], options: dict[str, Any], recipe: dict[str, Any]
+def _get_preprocessing(
+    content: dict[str, Any], options: dict[str, Any], *, recipe: dict[str, Any]
 ) -> Preprocessing:
-    """How images become the input of the network, which has as many channels as it takes."""
-    found = Preprocessing.from_dict(_typed(content, "preprocessing", dict))
-    taken = options.get("in_channels", 3)
-    if taken in range(1, 1000) and taken not in STATISTICS:
+    """Return the preprocessing, with as many channels as the network's input.
+
+    Files of older versions get the values that those versions used.
+    """
+    preprocessing = Preprocessing.from_dict(_get_field(content, "preprocessing", kind=dict))
+    channels = options.get("in_channels", 3)
+    if channels in range(1, 1000) and channels not in STATISTICS:
         raise ModelFileError(
-            f"its network takes {taken!r} channels, and images have 1, 3 or 4: resnetkit.models "
-            "can use it in Python, with inputs that you make"
+            f"its network takes {channels!r} channels, but images have 1, 3 or 4. Use it from "
+            "Python, with resnetkit.models and inputs you make yourself"
         )
-    if found.channels == 3 and taken in (1, 4):  # converted by a version that knew colour alone
-        mean, std = STATISTICS[taken]
-        found = replace(found, mean=mean, std=std)
-    if found.channels != taken and taken in list(STATISTICS):  # others no network can have
+    if preprocessing.channels == 3 and channels in (1, 4):  # by a version that knew only colour
+        mean, std = STATISTICS[channels]
+        preprocessing = replace(preprocessing, mean=mean, std=std)
+    # Other values of in_channels are not those of a network, and fail when it is built.
+    if preprocessing.channels != channels and channels in list(STATISTICS):
         raise ModelFileError(
-            f"its header is damaged: its images have {found.channels} channels, its network takes "
-            f"{taken}"
+            f"its header is damaged: its images have {preprocessing.channels} channels, its "
+            f"network takes {channels}"
         )
-    if recipe and "value_range" not in recipe:  # trained when each image decided for itself
-        found = replace(found, value_range="image")
-    return found
+    if recipe and "value_range" not in recipe:  # by a version that used each image's own range
+        preprocessing = replace(preprocessing, value_range="image")
+    return preprocessing
 
 
-def _names(content: dict[str, Any]) -> tuple[str, ...]:
-    classes = _typed(content, "classes", list)
+def _get_classes(content: dict[str, Any]) -> tuple[str, ...]:
+    classes = _get_field(content, "classes", kind=list)
     if not all(isinstance(name, str) for name in classes):
-        raise ModelFileError("its header is damaged (a class is no text)")
+        raise ModelFileError("its header is damaged (a class name is not text)")
     return tuple(classes)
 
 
-def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
+def _get_field(content: dict[str, Any], key: str, *, kind: type) -> Any:
     value = content.get(key)
     if not isinstance(value, kind):
         raise ModelFileError(f"its header is damaged ({key} is {type(value).__name__})")

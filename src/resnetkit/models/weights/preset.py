@@ -1,4 +1,4 @@
-"""The preprocessing that published weights expect: one picture -> one tensor of pixels."""
+"""The preprocessing that published weights expect: one image -> one normalised tensor."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(nn.Module):
-    """Resize the shorter side, cut out the centre, scale to 0..1, normalise.
+    """Resize the shorter side, crop the centre, scale to 0..1, normalise.
+
+    If ``mean`` has three values, a grey image is repeated over three channels, and a transparent
+    one is laid over white. Of 16-bit grey, the upper 8 bits are used. A PIL image of mode ``I``
+    does not say which value is white: if none is over 255, it is read as 8-bit.
 
     Args:
-        crop_size: side of the square that is cut out, in pixels.
-        resize_size: length of the shorter side before that, in pixels.
-        mean, std: of each channel, in the range 0..1; those of ImageNet by default.
+        crop_size: side of the cropped square, in pixels.
+        resize_size: length of the shorter side before the crop, in pixels.
+        mean, std: of each channel, in the range 0..1; ImageNet's by default.
         interpolation: torchvision's ``InterpolationMode``, or its value such as ``"bilinear"``.
-        antialias: smooth before shrinking a tensor; PIL pictures always are.
+        antialias: smooth a tensor before shrinking it; PIL images are always smoothed.
 
     Shape:
-        A PIL picture, or a tensor ``(..., C, H, W)`` of uint8 in 0..255 or floats in 0..1; answers
-        float32 ``(..., 3, crop_size, crop_size)``. Where three channels are expected, grey pictures
-        are repeated and transparent ones are laid on white; ValueError for other numbers of
-        channels. Of 16 bits of grey the upper 8 count; a PIL picture of mode ``I`` does not say
-        what is white, so that one with no number over 255 is taken for 8 bits.
+        Input: a PIL image, or a tensor ``(..., C, H, W)`` of uint8 in 0..255 or floats in 0..1.
+        Output: float32 ``(..., 3, crop_size, crop_size)``.
+
+    Raises:
+        ValueError: the image has another number of channels, or PIL mode ``F``.
     """
 
     def __init__(
@@ -51,12 +55,13 @@ class ImageClassification(nn.Module):
 
     @property
     def interpolation(self) -> InterpolationMode:
-        """The mode as torchvision's enum, which is imported only here: that takes a second."""
+        """The mode as torchvision's enum, imported here because the import takes a second."""
         from torchvision.transforms import InterpolationMode
 
         return InterpolationMode(self._interpolation)
 
     def forward(self, img: Image | Tensor) -> Tensor:
+        """Return the network's input for an image."""
         from torchvision.transforms import functional as F
 
         image: Any = _to_rgb(img) if len(self.mean) == 3 else img
@@ -73,10 +78,10 @@ class ImageClassification(nn.Module):
         return f"{type(self).__name__}({lines}\n)"
 
     def describe(self) -> str:
-        """The steps in one sentence."""
+        """Return the steps in one sentence."""
         return (
-            f"Takes a PIL picture or a tensor (..., C, H, W), resizes its shorter side to "
-            f"{self.resize_size[0]} pixels ({self._interpolation}), cuts out the central "
+            f"Takes a PIL image or a tensor (..., C, H, W), resizes its shorter side to "
+            f"{self.resize_size[0]} pixels ({self._interpolation}), crops the central "
             f"{self.crop_size[0]}x{self.crop_size[0]}, scales the values to 0..1, and normalises "
             f"them with mean={self.mean} and std={self.std}."
         )
@@ -92,12 +97,13 @@ def _pil_to_rgb(image: Image) -> Image:
     from PIL import Image
 
     if image.mode == "F":
-        raise ValueError("the picture has mode F, whose range is unknown; convert it to L or RGB")
-    if image.mode.startswith("I"):  # 16 bits of grey, of which RGB keeps the upper 8
-        wide = image.convert("I")
-        top: Any = wide.getextrema()[1]
-        deep = image.mode != "I" or image.format == "PPM" or top > 255
-        return (wide.point(lambda v: v / 256) if deep else wide).convert("L").convert("RGB")
+        raise ValueError("the image has mode F, whose range is unknown; convert it to L or RGB")
+    if image.mode.startswith("I"):  # 16-bit grey; RGB keeps the upper 8 bits
+        grey = image.convert("I")
+        largest: Any = grey.getextrema()[1]
+        if image.mode != "I" or image.format == "PPM" or largest > 255:
+            grey = grey.point(lambda v: v / 256)
+        return grey.convert("L").convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
@@ -112,10 +118,11 @@ def _tensor_to_rgb(image: Tensor) -> Tensor:
         return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
     if channels not in (2, 4):
         raise ValueError(
-            "a picture has the shape (..., C, H, W) with 3 channels, 1 (grey), 2 or 4 (transparent)"
-            f"; got {tuple(image.shape)}"
+            "expected an image (..., C, H, W) with 3 channels, 1 (grey), 2 or 4 (transparent); got "
+            f"shape {tuple(image.shape)}"
         )
-    colour, alpha = image[..., :-1, :, :], image[..., -1:, :, :]
+    colour = image[..., :-1, :, :]
+    alpha = image[..., -1:, :, :]
     white = 1.0 if image.is_floating_point() else float(torch.iinfo(image.dtype).max)
     mixed = white - (white - colour.double()) * (alpha / white)
     mixed = mixed if image.is_floating_point() else mixed.round()

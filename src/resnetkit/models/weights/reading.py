@@ -1,4 +1,4 @@
-"""A file with tensors -> the tensors by name. Nothing in the file is ever executed."""
+"""A file of weights -> its tensors by name. Nothing in the file is ever executed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from ...errors import WeightsError
 from .classnames import WRAPPERS
-from .containers import check_archive, what_it_is
-from .layouts import arrange
+from .containers import check_archive, describe_content
+from .layouts import extract_network
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read from a file.
+    """The network read from a file.
 
     Args:
         tensors: by name, in the file's order.
-        notes: what was done to get them.
-        unclear: why there is no head, although the file has something that could be one.
-        classes: what the file says of its classes, by the name under which it says so.
+        notes: what was selected or dropped to get them.
+        unclear: why no head was taken, if the file has something that could be one; else "".
+        classes: class names stored in the file, by the key they are stored under.
     """
 
     tensors: dict[str, Tensor]
@@ -45,36 +45,37 @@ def read_tensors(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Checkpoint:
-    """Read safetensors or what ``torch.save`` wrote, and take the network out of it: without
-    the prefixes of wrappers, under our names.
+    """Read a safetensors or ``torch.save`` file and return the network in it.
+
+    Prefixes of wrappers are removed, and tensors get the names this package uses.
 
     Args:
-        path: the file; its content says what it is, whatever its name ends with.
+        path: the file. Its content decides its format, whatever its suffix.
         map_location: device of the tensors, as in ``torch.load``.
-        source: what messages call it, if not by its path.
-        prefix: which network to take, if the file has several: what its names begin with.
-        head: which linear layer is the head, if several could be; ``none`` takes no head.
+        source: what messages call the file; its path by default.
+        prefix: which network to take if the file has several: the prefix of its names.
+        head: which linear layer is the head if several could be; ``none`` for no head.
 
     Raises:
-        WeightsError: the file is missing, damaged, holds no tensors, or holds Python objects; or
-            it has several networks, and no ``prefix`` says which to take.
+        WeightsError: the file is missing or damaged, holds no tensors, holds Python objects, or
+            has several networks while ``prefix`` is None.
     """
     name = source or str(path)
     if not path.is_file():
-        raise WeightsError(f"{name} is no file; expected a .safetensors or .pth file")
+        raise WeightsError(f"{name} is not a file; expected a .safetensors or .pth file")
     try:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
         raise WeightsError(f"{name} cannot be read: {error.strerror or error}") from error
-    if start[4:9] == b"\0\0\0\0{":  # the length of a header in 8 bytes, and the header
-        found: object = _read_safetensors(path, map_location, name)
+    if start[4:9] == b"\0\0\0\0{":  # safetensors: 8 bytes of header length, then a JSON header
+        content: object = _read_safetensors(path, map_location, name=name)
     elif start.startswith((b"PK\x03\x04", b"\x80")):
-        check_archive(path, start, name)
-        found = _read_pickle(path, map_location, name)
+        check_archive(path, start, name=name)
+        content = _read_pickle(path, map_location, name=name)
     else:
-        raise WeightsError(f"{name} is no file of tensors: {what_it_is(start)}")
-    return unwrap(found, name, prefix, head)
+        raise WeightsError(f"{name} is not a file of tensors: {describe_content(start)}")
+    return unwrap(content, name, prefix=prefix, head=head)
 
 
 def _read_safetensors(path: Path, map_location: Any, name: str) -> dict[str, Tensor]:
@@ -89,123 +90,146 @@ def _read_safetensors(path: Path, map_location: Any, name: str) -> dict[str, Ten
 
 def _read_pickle(path: Path, map_location: Any, name: str) -> object:
     try:
-        # Opened here, because torch.load would go by what the name ends with.
-        with torch.serialization.safe_globals(_plain_values()), path.open("rb") as file:
+        # Opened here, because torch.load would decide by the file's suffix.
+        with torch.serialization.safe_globals(_safe_types()), path.open("rb") as file:
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"the Python object {named[1]}" if named else "something other than tensors"
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"the Python object {match[1]}" if match else "something other than tensors"
         raise WeightsError(
             f"{name} holds {what}, and reading that could run code. If you trust the file, save "
-            f"its tensors alone where its code is installed:\n"
+            f"only its tensors, where its code is installed:\n"
             f"  model = torch.load({path.name!r}, weights_only=False)\n"
             f"  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         if isinstance(error, EOFError) or "EOF" in str(error):
             raise WeightsError(f"{name} is cut short: copy or download it again") from error
-        said = str(error).partition(". ")[0]  # PyTorch goes on about its own insides
-        raise WeightsError(f"{name} is damaged or no PyTorch file: {said}") from error
+        reason = str(error).partition(". ")[0]  # the rest is about PyTorch's internals
+        raise WeightsError(f"{name} is damaged or not a PyTorch file: {reason}") from error
 
 
-def _plain_values() -> list[Any]:
-    """What training scripts save beside tensors and what holds nothing but values: arguments in a
-    Namespace, and the best accuracy as a NumPy number (under its old and its new module name)."""
+def _safe_types() -> list[Any]:
+    """Return types that training scripts save beside tensors, and that hold only values.
+
+    These are ``argparse.Namespace``, for arguments, and NumPy numbers, such as the best accuracy,
+    under NumPy's old and new module names.
+    """
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
-    older = (scalar, "numpy.core.multiarray.scalar")
-    return [argparse.Namespace, scalar, older, np.dtype, *numbers]
+    old_scalar = (scalar, "numpy.core.multiarray.scalar")
+    return [argparse.Namespace, scalar, old_scalar, np.dtype, *numbers]
 
 
 def unwrap(
-    found: object, source: str, prefix: str | None = None, head: str | None = None
+    content: object, source: str, *, prefix: str | None = None, head: str | None = None
 ) -> Checkpoint:
-    """Take the network out of what a training script saved; see `read_tensors`.
+    """Return the network in what a training script saved.
+
+    Args:
+        content: nested mappings and lists with tensors in them.
+        source: what messages call it.
+        prefix, head: as in `read_tensors`.
 
     Raises:
-        WeightsError: there are no tensors in it, or several networks.
+        WeightsError: it has no tensors, or several networks.
     """
-    if not isinstance(found, Mapping | list | tuple):
-        raise WeightsError(f"{source} holds a {type(found).__name__}; expected tensors by name")
-    maps: dict[str, dict[str, Tensor]] = {}
+    if not isinstance(content, Mapping | list | tuple):
+        raise WeightsError(f"{source} holds a {type(content).__name__}; expected tensors by name")
+    groups: dict[str, dict[str, Tensor]] = {}
     classes: dict[str, Any] = {}
-    _flatten(found, "", maps, classes, ())
-    tensors = {f"{place}{name}": t for place, own in maps.items() for name, t in own.items()}
+    _flatten(content, "", groups=groups, classes=classes, parents=())
+    tensors = {f"{path}{name}": t for path, group in groups.items() for name, t in group.items()}
     if not any(tensor.ndim > 1 for tensor in tensors.values()):
-        if not isinstance(found, Mapping):
-            raise WeightsError(f"{source} holds a {type(found).__name__}; expected tensors by name")
-        raise WeightsError(f"{source} holds no tensors: found {_describe(found)}")
-    layout = arrange(tensors, source, prefix, head)
+        if not isinstance(content, Mapping):
+            raise WeightsError(
+                f"{source} holds a {type(content).__name__}; expected tensors by name"
+            )
+        raise WeightsError(f"{source} holds no tensors: found {_describe(content)}")
+    layout = extract_network(tensors, source, prefix=prefix, head=head)
     if layout is None:
-        return Checkpoint(_other_network(maps, source, prefix), (), "", classes)
-    return Checkpoint(layout.tensors, layout.notes, layout.unclear, classes)
+        others = _extract_other_network(groups, source, prefix=prefix)
+        return Checkpoint(others, classes=classes)
+    return Checkpoint(layout.tensors, layout.notes, unclear=layout.unclear, classes=classes)
 
 
 def _flatten(
-    found: object,
-    place: str,
-    maps: dict[str, dict[str, Tensor]],
+    content: object,
+    path: str,
+    *,
+    groups: dict[str, dict[str, Tensor]],
     classes: dict[str, Any],
-    above: tuple[int, ...],
+    parents: tuple[int, ...],
 ) -> None:
-    """Collect the tensors of all mappings and lists, by the place of these; and what is said of
-    classes."""
-    if id(found) in above:  # it holds itself
+    """Collect tensors by the path of the mapping or list that holds them, and class names."""
+    if id(content) in parents:  # it contains itself
         return
-    pairs = found.items() if isinstance(found, Mapping) else enumerate(found)  # type: ignore[arg-type]
+    pairs = content.items() if isinstance(content, Mapping) else enumerate(content)  # type: ignore[arg-type]
     for key, value in pairs:
         if isinstance(value, Tensor):
-            maps.setdefault(place, {})[str(key)] = value.detach()
+            groups.setdefault(path, {})[str(key)] = value.detach()
         elif key in WRAPPERS and isinstance(value, Mapping | list | tuple) and value:
             classes.setdefault(str(key), value)
         elif isinstance(value, Mapping | list | tuple):
-            _flatten(value, f"{place}{key}.", maps, classes, (*above, id(found)))
+            _flatten(
+                value,
+                f"{path}{key}.",
+                groups=groups,
+                classes=classes,
+                parents=(*parents, id(content)),
+            )
 
 
-def _other_network(
-    maps: Mapping[str, dict[str, Tensor]], source: str, prefix: str | None
+def _extract_other_network(
+    groups: Mapping[str, dict[str, Tensor]], source: str, *, prefix: str | None
 ) -> dict[str, Tensor]:
-    """The one state dict in the file, of a network that is no ResNet, without the name that all
-    its tensors begin with."""
-    states = sorted(place for place, own in maps.items() if any(t.ndim > 1 for t in own.values()))
-    inner = [p for p in states if not any(other != p and other.startswith(p) for other in states)]
-    inner = [place for place in inner if "optim" not in place] or inner
+    """Return the only state dict in a file without a ResNet, without its common prefix."""
+    paths = sorted(p for p, group in groups.items() if any(t.ndim > 1 for t in group.values()))
+    inner = [p for p in paths if not any(other != p and other.startswith(p) for other in paths)]
+    inner = [path for path in inner if "optim" not in path] or inner
     if prefix is not None:
-        inner = [place for place in inner if f".{prefix.rstrip('.')}." in f".{place}"]
+        inner = [path for path in inner if f".{prefix.rstrip('.')}." in f".{path}"]
     if len(inner) != 1:
-        there = ", ".join(repr(place.rstrip(".") or ".") for place in states)
+        listed = ", ".join(repr(path.rstrip(".") or ".") for path in paths)
         raise WeightsError(
-            f"{source} holds no ResNet, and tensors in {len(states)} places: {there}; --prefix "
-            "(Python: prefix=...) names one of them"
+            f"{source} holds no ResNet, and has tensors under {len(paths)} keys: {listed}. Select "
+            "one with --prefix (Python: prefix=...)"
         )
-    tensors = {name: t for name, t in maps[inner[0]].items() if name != "n_averaged"}
-    while "conv1.weight" not in tensors and _share_a_root(tensors):
+    tensors = {name: t for name, t in groups[inner[0]].items() if name != "n_averaged"}
+    while "conv1.weight" not in tensors and _share_prefix(tensors):
         tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor], most: int = 3) -> list[str]:
-    """What differs between the names and shapes of a network and of a file, in words: at most
-    ``most`` of each kind."""
-    missing = [name for name in own if name not in given]
-    surplus = [name for name in given if name not in own]
-    shapes = [n for n in own if n in given and own[n].shape != given[n].shape]
-    said = []
+def describe_differences(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], most: int = 3
+) -> list[str]:
+    """Return sentences on how names and shapes differ, showing at most ``most`` of each kind.
+
+    Args:
+        expected: the network's tensors.
+        given: the file's tensors.
+        most: how many names to show for each kind of difference.
+    """
+    missing = [name for name in expected if name not in given]
+    unknown = [name for name in given if name not in expected]
+    reshaped = [n for n in expected if n in given and expected[n].shape != given[n].shape]
+    sentences = []
     if missing:
-        named = [f"{n} {tuple(own[n].shape)}" for n in missing[:most]]
+        shown = [f"{n} {tuple(expected[n].shape)}" for n in missing[:most]]
         count = "1 tensor is" if len(missing) == 1 else f"{len(missing)} tensors are"
-        said.append(f"{count} missing, first {', '.join(named)}")
-    if surplus:
-        named = [f"{n} {tuple(given[n].shape)}" for n in surplus[:most]]
-        count = "1 is" if len(surplus) == 1 else f"{len(surplus)} are"
-        said.append(f"{count} unknown here, first {', '.join(named)}")
-    for n in shapes[:most]:
-        said.append(f"{n} is {tuple(given[n].shape)}, expected {tuple(own[n].shape)}")
-    return said
+        sentences.append(f"{count} missing, first {', '.join(shown)}")
+    if unknown:
+        shown = [f"{n} {tuple(given[n].shape)}" for n in unknown[:most]]
+        count = "1 is" if len(unknown) == 1 else f"{len(unknown)} are"
+        sentences.append(f"{count} unknown here, first {', '.join(shown)}")
+    for n in reshaped[:most]:
+        sentences.append(f"{n} is {tuple(given[n].shape)}, expected {tuple(expected[n].shape)}")
+    return sentences
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Make sure that a network of these tensors gives numbers.
+    """Raise if a network with these tensors would give NaN or infinite outputs.
 
     Raises:
         WeightsError: values are NaN or infinite, or a variance is negative.
@@ -215,48 +239,52 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         "NaN or infinite": [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())],
         "negative variances": [name for name, t in variances.items() if bool((t < 0).any())],
     }
-    for kind, wrong in kinds.items():
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    for kind, names in kinds.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise WeightsError(
-                f"{source} has values that are {kind} in {', '.join(wrong[:3])}{more}. Its "
-                "training diverged, or the file is damaged: take an earlier checkpoint"
+                f"{source} has values that are {kind} in {', '.join(names[:3])}{more}. Its "
+                "training diverged, or the file is damaged: use an earlier checkpoint"
             )
 
 
-def drop_unused(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
-    """Take out of ``given`` what the network ``own`` has no use for, and give the names.
+def drop_unused(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """Remove from ``given`` the layers that the network never calls, and return their names.
 
-    That is a third (fourth, ...) convolution or norm in blocks that have two (three): some code
-    makes them and never calls them. The counts of a norm's batches may come and go in silence,
-    since they only matter to norms without momentum.
+    These are a third (fourth, ...) convolution or norm in a block that has two (three): some code
+    creates them without using them. A norm's ``num_batches_tracked`` is added or removed without a
+    note, because it matters only to norms without momentum.
+
+    Args:
+        expected: the network's tensors.
+        given: the file's tensors; changed in place.
     """
-    for name in [n for n in (*own, *given) if n.endswith("num_batches_tracked")]:
-        if name not in own:
-            if _in_surplus_layer(name, own) is None:
-                given.pop(name, None)
-        else:
+    for name in [n for n in (*expected, *given) if n.endswith("num_batches_tracked")]:
+        if name in expected:
             given.setdefault(name, torch.zeros((), dtype=torch.long))
-    unused = [name for name in given if name not in own and _in_surplus_layer(name, own)]
+        elif not _is_surplus(name, expected):
+            given.pop(name, None)
+    unused = [name for name in given if name not in expected and _is_surplus(name, expected)]
     for name in unused:
         del given[name]
     return unused
 
 
-def _in_surplus_layer(name: str, own: Mapping[str, Tensor]) -> re.Match[str] | None:
-    found = re.fullmatch(r"(layer\d+\.\d+\.)(?:conv|bn)(\d+)\.\w+", name)
-    if found is None:
-        return None
-    block, number = found[1], int(found[2])
-    known = f"{block}conv1.weight" in own and f"{block}conv{number}.weight" not in own
-    return found if known else None
+def _is_surplus(name: str, expected: Mapping[str, Tensor]) -> bool:
+    """Return whether a tensor is of a convolution or norm beyond those the block has."""
+    match = re.fullmatch(r"(layer\d+\.\d+\.)(?:conv|bn)(\d+)\.\w+", name)
+    if match is None:
+        return False
+    block = match[1]
+    number = int(match[2])
+    return f"{block}conv1.weight" in expected and f"{block}conv{number}.weight" not in expected
 
 
-def _describe(found: Mapping[Any, Any]) -> str:
-    shown = [f"{key!r}: {type(value).__name__}" for key, value in list(found.items())[:6]]
-    return "{" + ", ".join(shown) + (", ...}" if len(found) > 6 else "}")
+def _describe(content: Mapping[Any, Any]) -> str:
+    shown = [f"{key!r}: {type(value).__name__}" for key, value in list(content.items())[:6]]
+    return "{" + ", ".join(shown) + (", ...}" if len(content) > 6 else "}")
 
 
-def _share_a_root(names: Iterable[str]) -> bool:
-    roots = {name.partition(".")[0] if "." in name else "" for name in names}
-    return len(roots) == 1 and "" not in roots
+def _share_prefix(names: Iterable[str]) -> bool:
+    prefixes = {name.partition(".")[0] if "." in name else "" for name in names}
+    return len(prefixes) == 1 and "" not in prefixes

@@ -1,4 +1,7 @@
-"""Weights from wherever they are -> into a network, also one with another head or input."""
+"""What ``weights=`` may be -> a file -> its tensors in a network.
+
+The network may have another number of classes or input channels than the file.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ from torch import Tensor, nn
 from ...errors import DownloadError, UnknownWeightsError, WeightsError
 from .download import fetch, is_offline
 from .enums import WeightsEnum
-from .reading import Checkpoint, differences, drop_unused, read_tensors
+from .reading import Checkpoint, describe_differences, drop_unused, read_tensors
 
 Source = WeightsEnum | str | os.PathLike[str]
-"""A member; its name; a local ``.pth`` or ``.safetensors``; ``https://...``; ``hf://owner/name``"""
+"""An enum member, its name, a local file, ``https://...`` or ``hf://owner/name[@revision]``."""
 
 FILE_KINDS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".weights")
-"""What files of weights end with, whether they exist or not."""
+"""Suffixes that mark a string as a file of weights, whether or not the file exists."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 _log = logging.getLogger(__name__)
 
 
-def build(
+def build_network(
     construct: Callable[..., Network],
     options: Mapping[str, Any],
     weights: Source | None,
@@ -37,50 +40,57 @@ def build(
 ) -> Network:
     """Construct a network and load weights into it.
 
-    The number of classes and of input channels are those of the weights unless ``options`` say
-    otherwise.
+    The numbers of classes and input channels are those of the weights, unless ``options`` sets
+    them.
 
     Args:
         construct: makes the network from keyword options.
-        options: what the caller asked for.
+        options: the options the caller passed.
         weights: what to load; None for random weights.
-        published: the enum that gives names such as ``DEFAULT`` their meaning.
+        published: the enum that ``weights`` may name a member of, such as ``DEFAULT``.
         progress: show a bar while weights are downloaded.
 
     Raises:
         UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
-        TypeError: the member of another network's enum.
+        TypeError: ``weights`` is a member of another network's enum.
     """
     if weights is None:
         return construct(**options)
-    member = member_of(weights, published)
-    if member is not None:  # construct first: a wrong option must not cost a download
+    member = resolve_weights(weights, published)
+    if member is not None:  # construct first, so that a wrong option does not cost a download
         model = construct(**{"num_classes": len(member.meta["categories"]), **options})
-        tensors = load_tensors(member, published, progress).tensors
+        tensors = load_tensors(member, published, progress=progress).tensors
     else:
-        checkpoint = load_tensors(weights, published, progress)
+        checkpoint = load_tensors(weights, published, progress=progress)
         if checkpoint.unclear and "num_classes" not in options:
             raise WeightsError(f"{weights} {checkpoint.unclear}")
         for note in (*checkpoint.notes, *filter(None, [checkpoint.unclear])):
             _log.warning("%s: %s", weights, note)
         tensors = checkpoint.tensors
-        model = construct(**{**options_of(tensors), **options})
-    source = member if member is not None else weights
-    load_into(model, tensors, str(source))
-    _say_what_changes(str(source), options, member is not None)
+        model = construct(**{**infer_options(tensors), **options})
+    source = str(weights if member is None else member)
+    load_into(model, tensors, source=source)
+    _log_hidden_options(source, options, is_published=member is not None)
     return model
 
 
-def _say_what_changes(source: str, options: Mapping[str, Any], published: bool) -> None:
-    """Options that no tensor shows: the weights load, but perhaps into another network."""
-    given = {n: options.get(n) for n in ("stride_on", "replace_stride_with_dilation")}
-    if published and given.pop("stride_on") not in (None, "3x3"):
-        told = "%s was trained with stride_on='3x3', the network has %r: it will do worse"
-        _log.warning(told, source, options["stride_on"])
-    for name, value in given.items():
+def _log_hidden_options(source: str, options: Mapping[str, Any], *, is_published: bool) -> None:
+    """Log options that tensors do not show: the weights load, but may fit another network."""
+    hidden = {name: options.get(name) for name in ("stride_on", "replace_stride_with_dilation")}
+    if is_published and hidden.pop("stride_on") not in (None, "3x3"):
+        _log.warning(
+            "%s was trained with stride_on='3x3', but this network has %r: expect lower accuracy",
+            source,
+            options["stride_on"],
+        )
+    for name, value in hidden.items():
         if value is not None:
-            told = "%s cannot tell whether it was trained with %s=%r, as the network has it"
-            _log.info(told, source, name, value)
+            _log.info(
+                "%s does not show whether it was trained with %s=%r, which this network has",
+                source,
+                name,
+                value,
+            )
 
 
 def load_tensors(
@@ -91,47 +101,51 @@ def load_tensors(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Checkpoint:
-    """The tensors by name that ``source`` stands for; ``published`` gives the meaning of names,
-    ``prefix`` and ``head`` are those of `resnetkit.models.weights.reading.read_tensors`.
+    """Return the tensors of ``source``, by name.
+
+    Args:
+        source: an enum member, its name, a file, ``https://...`` or ``hf://owner/name``.
+        published: the enum that ``source`` may name a member of.
+        progress: show a bar while weights are downloaded.
+        prefix, head: as in `resnetkit.models.weights.reading.read_tensors`.
 
     Raises:
         UnknownWeightsError, WeightsError, DownloadError: see `resnetkit.errors`.
-        TypeError: a member of another network's enum.
+        TypeError: ``source`` is a member of another network's enum.
     """
-    member = member_of(source, published)
+    member = resolve_weights(source, published)
     if member is not None:
         return Checkpoint(member.get_state_dict(progress=progress, check_hash=True))
     text = os.fspath(source)  # type: ignore[arg-type]
     if text.startswith(("https://", "http://")):
-        return _from_address(text, progress, prefix, head)
+        return _read_url(text, progress, prefix=prefix, head=head)
     if text.startswith("hf://"):
-        return read_tensors(_from_hub(text), prefix=prefix, head=head)
+        return read_tensors(_fetch_from_hub(text), prefix=prefix, head=head)
     return read_tensors(Path(text).expanduser(), prefix=prefix, head=head)
 
 
-def member_of(source: Source, published: type[WeightsEnum] | None) -> WeightsEnum | None:
+def resolve_weights(source: Source, published: type[WeightsEnum] | None) -> WeightsEnum | None:
     """Return the published weights that ``source`` names, or None if it is a file or an address.
 
-    A file is what exists, lies in a folder (``./best``), ends like one (`FILE_KINDS`), or is a
-    ``Path``. The name of a member always means the member: for a file called ``DEFAULT``, write
-    ``./DEFAULT``.
+    ``source`` is a file if it is a ``Path``, exists, contains a slash (``./best``), or has one of
+    the suffixes in `FILE_KINDS`. The name of a member always means the member: for a file called
+    ``DEFAULT``, write ``./DEFAULT``.
 
     Raises:
-        UnknownWeightsError: it is a word that is no member's name and no file.
-        WeightsError: it is such a word, or a member, and ``published`` is None.
-        TypeError: a member of another network's enum.
+        UnknownWeightsError: it is neither a member's name nor a file.
+        WeightsError: it is not a file, and ``published`` is None.
+        TypeError: it is a member of another network's enum.
     """
     if isinstance(source, os.PathLike):
         return None
-    if isinstance(source, str):
-        named = published and source.removeprefix(f"{published.__name__}.") in published.__members__
+    if isinstance(source, str) and source and not _names_member(source, published):
         path = Path(source).expanduser()
-        a_file = re.search(r"[/\\:]", source) or path.suffix.lower() in FILE_KINDS
-        if not named and source and (a_file or path.exists()):
+        looks_like_file = re.search(r"[/\\:]", source) or path.suffix.lower() in FILE_KINDS
+        if looks_like_file or path.exists():
             return None
     if published is None:
         raise WeightsError(
-            f"this model has no published weights; got {source!r}, expected a file, "
+            f"This network has no published weights, so {source!r} does not apply. Pass a file, "
             "https://... or hf://owner/name"
         )
     try:
@@ -140,36 +154,42 @@ def member_of(source: Source, published: type[WeightsEnum] | None) -> WeightsEnu
         raise UnknownWeightsError(f"{error} There is no file {str(source)!r} either.") from None
 
 
-def local_file(source: str) -> Path:
-    """The file on this machine that a path, ``https://...`` or ``hf://owner/name`` stands for.
+def _names_member(source: str, published: type[WeightsEnum] | None) -> bool:
+    if published is None:
+        return False
+    return source.removeprefix(f"{published.__name__}.") in published.__members__
+
+
+def resolve_file(source: str) -> Path:
+    """Return the local file for a path, ``https://...`` or ``hf://owner/name``, fetched if needed.
 
     Raises:
-        WeightsError, DownloadError: there is no such file, or it cannot be fetched.
+        WeightsError: there is no such file.
+        DownloadError: it cannot be fetched.
     """
     if source.startswith(("https://", "http://")):
         return fetch(source)
-    path = _from_hub(source) if source.startswith("hf://") else Path(source).expanduser()
+    path = _fetch_from_hub(source) if source.startswith("hf://") else Path(source).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"{source} is no file (looked from {Path.cwd()}); expected a model file, .pth, "
+            f"{source} is not a file (looked in {Path.cwd()}); expected a model file, .pth, "
             ".safetensors, https://..., hf://owner/name or the name of published weights"
         )
     return path
 
 
-def _from_address(url: str, progress: bool, prefix: str | None, head: str | None) -> Checkpoint:
-    what = f"{url} gave a file that is not kept; what arrived"
+def _read_url(url: str, progress: bool, *, prefix: str | None, head: str | None) -> Checkpoint:
     read = functools.partial(read_tensors, prefix=prefix, head=head)
-    path = fetch(url, progress=progress, examine=lambda part: read(part, source=what))
+    download = f"The download from {url} was not kept: it"
+    path = fetch(url, progress=progress, validate=lambda file: read(file, source=download))
     try:
         return read(path)
-    except WeightsError as error:  # it was fetched by other code, or only as a file
-        raise WeightsError(
-            f"{error}. To have it fetched again from {url}, delete {path}"
-        ) from error
+    except WeightsError as error:  # cached by other code, or fetched without being read
+        raise WeightsError(f"{error}. To download it again from {url}, delete {path}") from error
 
 
-def _from_hub(address: str) -> Path:
+def _fetch_from_hub(address: str) -> Path:
+    """Return the local copy of ``hf://owner/name[@revision]``: its safetensors, or its .bin."""
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
@@ -178,20 +198,23 @@ def _from_hub(address: str) -> Path:
     name, _, revision = address.removeprefix("hf://").partition("@")
     if name.count("/") != 1:
         raise WeightsError(f"{address!r}: expected hf://owner/name or hf://owner/name@revision")
-    where: dict[str, Any] = {"revision": revision or None, "local_files_only": is_offline()}
+    settings: dict[str, Any] = {"revision": revision or None, "local_files_only": is_offline()}
     try:
         try:
-            return Path(hf_hub_download(name, "model.safetensors", **where))
-        except errors.LocalEntryNotFoundError:  # a kind of the next, but it means: no connection
+            return Path(hf_hub_download(name, "model.safetensors", **settings))
+        except errors.LocalEntryNotFoundError:  # a subclass of the next, but means: no connection
             raise
         except errors.EntryNotFoundError:  # older repositories
-            return Path(hf_hub_download(name, "pytorch_model.bin", **where))
+            return Path(hf_hub_download(name, "pytorch_model.bin", **settings))
     except (errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise DownloadError(f"{address} could not be fetched: {error}") from error
 
 
-def options_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The options of a network that ``tensors`` fit without change of head and input."""
+def infer_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return ``num_classes`` and ``in_channels`` of the network that ``tensors`` come from.
+
+    An option is absent if its tensor is.
+    """
     options = {}
     for option, name, axis in (("num_classes", "fc.weight", 0), ("in_channels", "conv1.weight", 1)):
         if name in tensors and tensors[name].ndim > axis:
@@ -200,50 +223,63 @@ def options_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy ``tensors`` into ``model``, in the model's own type.
+    """Copy ``tensors`` into ``model``, in the model's dtype.
 
-    Where the model has another number of classes, its head stays as it was made; where it has
-    another number of input channels, the first convolution is adapted. Both are said in the log.
+    If the numbers of classes differ, the model keeps its own head. If the numbers of input
+    channels differ, the first convolution is adapted. Both are logged.
+
+    Args:
+        model: the network to fill.
+        tensors: by name; left unchanged.
+        source: what messages call the tensors.
 
     Raises:
-        WeightsError: names or shapes differ elsewhere; it shows the first that do.
+        WeightsError: other names or shapes differ; the message shows the first of them.
     """
-    own, given = model.state_dict(), dict(tensors)
-    unused = drop_unused(own, given)
+    expected = model.state_dict()
+    given = dict(tensors)
+    unused = drop_unused(expected, given)
     notes = [f"has tensors that no layer here uses: {', '.join(unused)}"] if unused else []
-    notes += [*_adapt_head(own, given), *_adapt_input(own, given)]
-    differing = differences(own, given)
-    if differing:
-        raise WeightsError(f"{source} does not fit this network: {'; '.join(differing)}")
+    notes += _adapt_head(expected, given)
+    notes += _adapt_input(expected, given)
+    differences = describe_differences(expected, given)
+    if differences:
+        raise WeightsError(f"{source} does not fit this network: {'; '.join(differences)}")
     model.load_state_dict(given)
     for note in notes:
         _log.warning("%s %s", source, note)
 
 
-def _adapt_head(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
-    names = [n for n in ("fc.weight", "fc.bias") if n in own or n in given]
-    wanted, got = (options_of(tensors).get("num_classes", 0) for tensors in (own, given))
-    if wanted == got:
+def _adapt_head(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """Replace the head in ``given`` by the network's, if the numbers of classes differ."""
+    names = [n for n in ("fc.weight", "fc.bias") if n in expected or n in given]
+    wanted = infer_options(expected).get("num_classes", 0)
+    found = infer_options(given).get("num_classes", 0)
+    if wanted == found:
         return []
     for name in names:
         given.pop(name, None)
     if not wanted:
         return []
-    given.update({name: own[name] for name in names})
-    has = f"has {got or 'no'} classes, the network {wanted}"
-    return [f"{has}: the head is new and knows nothing yet"]
+    given.update({name: expected[name] for name in names})
+    return [f"has {found or 'no'} classes, the network {wanted}: the head is new and untrained"]
 
 
-def _adapt_input(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
-    wanted, got = (options_of(tensors).get("in_channels") for tensors in (own, given))
-    if wanted is None or got is None or wanted == got:
+def _adapt_input(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """Change the first convolution in ``given`` to the network's number of input channels."""
+    wanted = infer_options(expected).get("in_channels")
+    found = infer_options(given).get("in_channels")
+    if wanted is None or found is None or wanted == found:
         return []
-    weight = given["conv1.weight"]
-    if wanted == 1:  # what a grey picture, repeated over the channels, would give
-        weight, how = weight.sum(1, keepdim=True), "summed"
-    else:  # scaled, so that the sums stay as large as the layers behind expect them
-        repeats = [channel % got for channel in range(wanted)]
-        weight, how = weight[:, repeats] * (got / wanted), "repeated"
-    given["conv1.weight"] = weight
-    has = f"has {got} input channels, the network {wanted}"
-    return [f"{has}: the first convolution is {how} over them"]
+    weight = given["conv1.weight"]  # (planes, channels, k, k)
+    if wanted == 1:  # gives what a grey image, repeated over the channels, would give
+        given["conv1.weight"] = weight.sum(1, keepdim=True)
+        how = "summed"
+    else:  # scaled, so that the next layers still see sums of the same size
+        repeats = [channel % found for channel in range(wanted)]
+        given["conv1.weight"] = weight[:, repeats] * (found / wanted)
+        how = "repeated"
+    return [
+        f"has {found} input channels, the network {wanted}: the first convolution is {how} over "
+        "them"
+    ]
