@@ -21,9 +21,9 @@ from resnetkit.models import get_model
 from resnetkit.models.weights import modelfile
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
-from resnetkit.training.outcomes import totals
+from resnetkit.training.outcomes import loss_and_correct
 from resnetkit.training.param_groups import make_optimizer
-from resnetkit.training.recipe import load as load_recipe
+from resnetkit.training.recipe import load_recipe
 from resnetkit.training.state import State
 
 
@@ -128,7 +128,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         identity = {"data": {"classes": ["a", "b", "c"]}}
         state = State(model, make_optimizer(model, settings), identity)
         where, weights = Runtime(torch.device("cpu"), "fp32"), torch.tensor([1.0, 2.0, 0.5])
-        loss, _ = totals(loop.training_step(state, batch, settings, where, 0.1, weights))
+        loss, _ = loss_and_correct(loop.training_step(state, batch, settings, where, 0.1, weights))
         updated.append((loss, [p.detach().clone() for p in model.parameters()]))
     assert updated[0][0] == pytest.approx(updated[1][0], rel=1e-6)
     for first, second in zip(updated[0][1], updated[1][1], strict=True):
@@ -246,7 +246,7 @@ def test_weights_that_are_not_finite_are_never_saved(flat_folder, small, tmp_pat
     monkeypatch.setattr(loop, "training_step", breaking)
     with pytest.raises(TrainingError, match=r"fc\.weight is no longer finite after step 3"):
         train(flat_folder, out=tmp_path / "run", **small, checkpoint_seconds=0)
-    assert checkpoint.read(tmp_path / "run" / "state").values["step"] == 2
+    assert checkpoint.read_newest(tmp_path / "run" / "state").values["step"] == 2
 
 
 def test_unknown_settings_and_models(flat_folder):

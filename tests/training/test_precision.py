@@ -16,9 +16,9 @@ from resnetkit.errors import RecipeError, TrainingError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
-from resnetkit.training.outcomes import totals
+from resnetkit.training.outcomes import loss_and_correct
 from resnetkit.training.param_groups import make_optimizer
-from resnetkit.training.recipe import load
+from resnetkit.training.recipe import load_recipe
 from resnetkit.training.state import State
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ FP16 = Runtime(CPU, "fp16")
 def make(settings, precision="fp16"):
     """A state and its recipe."""
     base = {"image_size": 16, "resize_size": 16, "epochs": 1, "batch_size": 6, "optimizer": "sgd"}
-    recipe = load("fast").with_settings({**base, **settings, "precision": precision})
+    recipe = load_recipe("fast").with_settings({**base, **settings, "precision": precision})
     torch.manual_seed(0)
     model = get_model("cifar_resnet20", width=4, num_classes=3)
     where = Runtime(CPU, precision)
@@ -68,7 +68,7 @@ def test_steps_equal_the_plain_loop_with_a_scaler():
     scaler = torch.amp.GradScaler("cpu")
     for number in range(4):
         given = batch(number)
-        loss, _ = totals(loop.training_step(state, given, recipe, FP16, 0.1))
+        loss, _ = loss_and_correct(loop.training_step(state, given, recipe, FP16, 0.1))
         with torch.autocast("cpu", torch.float16):
             logits = model(normalize(given.images, recipe.preprocessing()))
         expected = F.cross_entropy(logits.float(), given.labels)
@@ -146,14 +146,14 @@ def test_a_resumed_run_has_the_same_bits(flat_folder, small, tmp_path, monkeypat
     stop = 5
     with pytest.raises(KeyboardInterrupt):
         train(flat_folder, out=tmp_path / "broken", show_plan=False, **settings)
-    scaler = checkpoint.read(tmp_path / "broken" / "state").values["scaler"]
+    scaler = checkpoint.read_newest(tmp_path / "broken" / "state").values["scaler"]
     assert (scaler["scale"], scaler["_growth_tracker"]) == (2**15, 2)
     stop = None
     train(tmp_path / "broken", resume=True)
     for name in ("model.safetensors", "last.safetensors", "history.csv"):
         assert (tmp_path / "broken" / name).read_bytes() == (whole / name).read_bytes()
     scalers = [
-        checkpoint.read(tmp_path / n / "state").values["scaler"] for n in ("whole", "broken")
+        checkpoint.read_newest(tmp_path / n / "state").values["scaler"] for n in ("whole", "broken")
     ]
     assert scalers[0] == scalers[1]
 

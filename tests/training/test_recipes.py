@@ -33,7 +33,7 @@ class Stop(Exception):
 
 
 def shortened(name, **more):
-    chosen = recipe.load(name)
+    chosen = recipe.load_recipe(name)
     width = {"width": NETWORKS[chosen.model]} if chosen.model else {}
     length = {"steps": 7} if chosen.steps else {"epochs": 2}
     return {**SMALLER, **length, "model_options": {**chosen.model_options, **width}, **more}
@@ -46,7 +46,7 @@ def observed(monkeypatch, stop_before=math.inf):
     def step(state, batch, chosen, where, rate, *args):
         if len(steps) == stop_before:
             raise Stop
-        old = None if state.average is None else state.average.model.fc.weight.clone()
+        old = None if state.ema is None else state.ema.model.fc.weight.clone()
         result = real(state, batch, chosen, where, rate, *args)
         groups = state.optimizer.param_groups
         steps.append(
@@ -58,7 +58,7 @@ def observed(monkeypatch, stop_before=math.inf):
                 "momentum": (state.optimizer.momentum, state.optimizer.nesterov),
                 "side": batch.images.shape[-1],
                 "pictures": batch.indices.tolist(),
-                "averaged": old is not None and not torch.equal(old, state.average.model.fc.weight),
+                "averaged": old is not None and not torch.equal(old, state.ema.model.fc.weight),
             }
         )
         return result
@@ -69,8 +69,8 @@ def observed(monkeypatch, stop_before=math.inf):
 
 def from_random():
     """The recipes that begin from chance (of the others: test_start.py), deep nets marked slow."""
-    for name in recipe.builtin():
-        chosen = recipe.load(name)
+    for name in recipe.builtin_recipes():
+        chosen = recipe.load_recipe(name)
         deep = str(chosen.model) in ("resnet34", "resnet50") or chosen.model is None
         if chosen.weights == "none":
             yield pytest.param(name, marks=[pytest.mark.slow] if deep else [])
@@ -94,7 +94,7 @@ def test_a_recipe_runs_and_reaches_optimiser_and_loader(name, flat_folder, tmp_p
         assert step["side"] == chosen.train_size(number // BATCHES)
         assert set(Counter(step["pictures"]).values()) == {chosen.repeats}
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
-    assert recipe.load(run.folder / "recipe.yaml") == chosen
+    assert recipe.load_recipe(run.folder / "recipe.yaml") == chosen
     published = yaml.safe_load((recipe.resources.files("resnetkit.training") / "recipes" /
                                 f"{name}.yaml").read_text())  # fmt: skip
     for key in set(published) - set(shortened(name)) - {"epochs"}:
@@ -138,10 +138,10 @@ def test_a_broken_run_ends_in_the_same_bits(name, flat_folder, tmp_path, monkeyp
 def test_only_training_pictures_are_decoded_larger(layout, request, save, tmp_path):
     data = folder.read(request.getfixturevalue(f"{layout}_folder"))  # 40 x 36 px
     settings = {"image_size": 16, "resize_size": 16, "decode_size": 24}
-    prepared = prepare(data, recipe.load("fast").with_settings(settings), 0)
+    prepared = prepare(data, recipe.load_recipe("fast").with_settings(settings), 0)
     assert {prepared.train[i].shape for i in range(len(prepared.train))} == {(24, 26, 3)}
     assert {prepared.val[i].shape for i in range(len(prepared.val))} == {(16, 17, 3)}
-    preset = recipe.load("fast").with_settings(settings).preprocessing()
+    preset = recipe.load_recipe("fast").with_settings(settings).preprocessing()
     assert (preset.resize_size, prepared.val.preprocessing) == (16, preset)
     expected = preset.pixels(prepared.val.split.path(0))
     assert np.array_equal(prepared.val[0], expected)

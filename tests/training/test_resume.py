@@ -17,8 +17,8 @@ import torch
 from resnetkit import evaluate, load, storage, train
 from resnetkit.data import folder
 from resnetkit.errors import Interrupted, OutputError, TrainingError
-from resnetkit.training import checkpoint, loop, plan, preparation
-from resnetkit.training.interrupts import Interrupts, leave
+from resnetkit.training import checkpoint, defaults, loop, measure, preparation
+from resnetkit.training.interrupts import Interrupts, raise_interrupted
 from resnetkit.training.run import RunFolder
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
@@ -67,7 +67,7 @@ def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkey
             stop_after(patch, steps)
             with pytest.raises(Stop):
                 train(flat_folder, out=out, resume=True, workers=steps, **settings)
-        saved = checkpoint.read(out / "state").values
+        saved = checkpoint.read_newest(out / "state").values
         assert saved["batch"] == {1: 1, 2: 3, 4: 2}[steps]  # five batches make an epoch
     run = train(flat_folder, out=out, resume=True, **settings)
     same(whole.folder, run.folder)
@@ -78,17 +78,17 @@ def test_a_run_keeps_batch_size_and_epochs_of_the_device_it_began_on(
     flat_folder, small, tmp_path, monkeypatch
 ):
     open_ = {**small, "batch_size": None, "epochs": None, "checkpoint_seconds": 0}
-    monkeypatch.setattr(plan, "EPOCHS", (1, 2))
-    here = plan.DeviceDefaults(batch_size=12, images_shown=10**6, largest_size=128)
-    there = plan.DeviceDefaults(batch_size=7, images_shown=1, largest_size=128)
-    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", here)
+    monkeypatch.setattr(defaults, "EPOCHS", (1, 2))
+    here = defaults.DeviceDefaults(batch_size=12, images_shown=10**6, largest_size=128)
+    there = defaults.DeviceDefaults(batch_size=7, images_shown=1, largest_size=128)
+    monkeypatch.setitem(defaults.DEVICE_DEFAULTS, "cpu", here)
     whole = train(flat_folder, out=tmp_path / "whole", **open_)
     assert (whole.recipe.batch_size, whole.recipe.epochs) == (12, 2)
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
         with pytest.raises(Stop):
             train(flat_folder, out=tmp_path / "run", **open_)
-    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", there)
+    monkeypatch.setitem(defaults.DEVICE_DEFAULTS, "cpu", there)
     train(flat_folder, out=tmp_path / "run", resume=True, **open_)
     same(whole.folder, tmp_path / "run")
 
@@ -193,8 +193,8 @@ def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, 
     before = torch.get_num_threads()
     settings = {**small, "threads": None, "checkpoint_seconds": 0}
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(plan, "cores", lambda: 4)
-    monkeypatch.setattr(plan, "fastest", lambda step, most: 3)
+    monkeypatch.setattr(measure, "cores", lambda: 4)
+    monkeypatch.setattr(measure, "fewest_fast_threads", lambda step, most: 3)
     try:
         torch.set_num_threads(4)
         with monkeypatch.context() as patch:
@@ -202,7 +202,7 @@ def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, 
             with pytest.raises(Stop):
                 train(flat_folder, out=tmp_path / "run", **settings)
         assert "threads: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
-        monkeypatch.setattr(plan, "fastest", lambda step, most: 1)
+        monkeypatch.setattr(measure, "fewest_fast_threads", lambda step, most: 1)
         train(flat_folder, out=tmp_path / "run", resume=True, **settings)
         assert torch.get_num_threads() == 4  # the caller's own number is left alone
     finally:
@@ -227,9 +227,9 @@ def test_a_signal_is_noted_first_and_stops_the_second_time(request):
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupts.asked == signal.SIGINT
+        assert interrupts.received == signal.SIGINT
         with pytest.raises(Interrupted) as caught:
-            leave(interrupts.asked, "resnet train --resume x")
+            raise_interrupted(interrupts.received, "resnet train --resume x")
         assert caught.value.exit_code == 130
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -247,7 +247,7 @@ def command(data, out):
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(flat_folder, tmp_path):
     process = subprocess.Popen(command(flat_folder, tmp_path / "run"), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not checkpoint.generations(tmp_path / "run" / "state"):
+    while not checkpoint.list_generations(tmp_path / "run" / "state"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -269,7 +269,7 @@ def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
         start = steps[-1] if steps else -1
         deadline = time.monotonic() + 120
         while process.poll() is None:  # wait until this process has saved something new
-            saved = checkpoint.read(out / "state")
+            saved = checkpoint.read_newest(out / "state")
             if saved is not None and saved.values["step"] > start:
                 break
             assert time.monotonic() < deadline
@@ -278,7 +278,7 @@ def test_killed_ten_times_at_any_moment(flat_folder, tmp_path):
         process.kill()
         process.wait()
         kills += 1
-        saved = checkpoint.read(out / "state").values
+        saved = checkpoint.read_newest(out / "state").values
         assert saved["step"] >= start
         steps.append(saved["step"])
         mid_epoch += saved["batch"] > 0
@@ -296,9 +296,9 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
         with pytest.raises(Stop):
             train(flat_folder, out=tmp_path / "run", **settings)
     state = tmp_path / "run" / "state"
-    saved = checkpoint.read(state)
+    saved = checkpoint.read_newest(state)
     del saved.values["identity"]["recipe"]["shallow_share"]
-    checkpoint.write(state, saved)
+    checkpoint.write_generation(state, saved)
     with pytest.raises(TrainingError, match=r"shallow_share was 0\.0 and is 0\.5"):
         train(flat_folder, out=tmp_path / "run", resume=True, **settings, shallow_share=0.5)
     assert train(flat_folder, out=tmp_path / "run", resume=True, **settings).model.exists()

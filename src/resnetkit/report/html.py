@@ -18,7 +18,7 @@ from ..models.registry import get_skeleton
 from ..storage import write_text
 from . import charts
 from .charts import Line
-from .record import Record, read
+from .record import Record, best_epoch, read
 from .thumbnails import SIDE, thumbnails
 
 WORST, UNSURE, DOUBTFUL = 24, 12, 24
@@ -151,7 +151,7 @@ def best_row(record: Record) -> dict[str, float] | None:
     """The epoch whose model was kept."""
     if not record.history:
         return None
-    return max(record.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    return best_epoch(record.history)
 
 
 def _predicted(found: Evaluation) -> list[dict[str, Any]]:

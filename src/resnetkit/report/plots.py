@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..storage import atomic
 from .fonts import drawing
+from .record import best_epoch
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9721a", "#666666"
 LONGEST = 30  # characters of a name beside the matrix
@@ -49,7 +50,7 @@ def _curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    best = max(history, key=lambda row: row["val_accuracy"])
+    best = best_epoch(history)
     axes.annotate(
         f"{best['val_accuracy']:.2%}",
         (best["epoch"], best["val_accuracy"]),
