@@ -153,13 +153,13 @@ def test_averaged_weights_are_evaluated_and_kept(flat_folder, small, tmp_path):
     assert losses[0] == losses[1]  # the average follows the trained network and does not lead it
 
 
-def test_a_picture_under_two_classes_is_told(flat_folder, small, tmp_path, capsys):
+def test_a_note_names_images_in_two_classes(flat_folder, small, tmp_path, capsys):
     shutil.copy(flat_folder / "red" / "003.png", flat_folder / "blue" / "copy.png")
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
     text = capsys.readouterr().err
-    assert "2 picture(s) lie under more than one class: " in text
+    assert "2 images are in more than one class: " in text
     assert "red/003.png" in text
-    assert "training pictures a class are few" in text
+    assert "training images per class are few" in text
 
 
 def test_a_given_validation_part_is_used(split_folder, small, tmp_path):
@@ -191,14 +191,12 @@ def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, t
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("train/red", r"Not one picture of class 'red' can be read.*the first.*red/000\.png"),
-        ("train", r"Not one picture of train can be read; the first: .*blue/000\.png"),
-        ("validation", r"Not one picture of val can be read; the first: .*blue/100\.png"),
+        ("train/red", r"No image of class 'red' can be read.*The first error.*red/000\.png"),
+        ("train", r"No image of train can be read\. The first error: .*blue/000\.png"),
+        ("validation", r"No image of val can be read\. The first error: .*blue/100\.png"),
     ],
 )
-def test_what_is_left_without_broken_pictures_has_to_be_enough(
-    split_folder, small, tmp_path, broken, message
-):
+def test_too_few_readable_images_are_an_error(split_folder, small, tmp_path, broken, message):
     for path in (split_folder / broken).rglob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match=message):
@@ -206,10 +204,12 @@ def test_what_is_left_without_broken_pictures_has_to_be_enough(
     assert not (tmp_path / "run").exists()
 
 
-def test_parts_too_small_for_batch_norm_are_told_before_a_run_begins(flat_folder, small, tmp_path):
+def test_micro_batches_too_small_for_batch_norm_are_an_error_before_the_run(
+    flat_folder, small, tmp_path
+):
     settings = {**small, "model": "resnet18", "model_options": {"width": 4}, "image_size": 64}
     settings["train_sizes"] = [0.5, 0.5]
-    with pytest.raises(RecipeError, match=r"1 picture\(s\) of 32 px come to one .* --batch-size"):
+    with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one\. .* --batch-size"):
         train(flat_folder, out=tmp_path / "run", **{**settings, "accumulate": 8})
     assert not (tmp_path / "run").exists()
 
@@ -300,10 +300,10 @@ def test_grey_and_transparent_images_train_and_are_used(tmp_path, small, channel
     assert modelfile.read_header(again.model).options["in_channels"] == channels
 
 
-def test_channels_that_do_not_fit_the_network_are_told(flat_folder, small):
+def test_channels_that_do_not_fit_the_network_are_an_error(flat_folder, small):
     small = {**small, "model_options": {"in_channels": 1}}
-    with pytest.raises(RecipeError, match="channels is 3, and the network takes 1"):
+    with pytest.raises(RecipeError, match="channels is 3, but in_channels of the network is 1"):
         train(flat_folder, **small, channels=3)
     small["model_options"] = {"in_channels": 2}
-    with pytest.raises(RecipeError, match=r"1, 3 or 4 channels; got .* 2"):
+    with pytest.raises(RecipeError, match="in_channels is 2; images have 1, 3 or 4 channels"):
         train(flat_folder, **small)

@@ -9,7 +9,7 @@ from resnetkit.errors import RecipeError, TrainingError
 from resnetkit.training.lr_finder import HIGHEST, LOWEST, find_lr, suggest_rate
 
 
-def test_the_suggestion_lies_below_the_lowest_loss():
+def test_the_suggestion_is_below_the_rate_of_the_lowest_loss():
     rates = [10 ** (-6 + step / 10) for step in range(61)]
     # A loss that falls to its least at 1e-2 and rises beyond, as a noisy quadratic does.
     losses = [2 + (math.log10(rate) + 2) ** 2 / 4 for rate in rates]
@@ -56,5 +56,5 @@ def test_it_shows_the_batches_of_the_recipe_and_only_in_one_process(
     plain, balanced = (find_lr(flat_folder, **small, sampling=s) for s in ("shuffled", "balanced"))
     assert plain.losses != balanced.losses
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="by one process: leave out torchrun"):
+    with pytest.raises(RecipeError, match=r"in one process\. Start it without torchrun"):
         find_lr(flat_folder, **small)

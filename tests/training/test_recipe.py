@@ -67,7 +67,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
         ({"scale_jitter": [2, 1]}, "scale_jitter: expected two numbers above 0, the smaller"),
         (
             {"scale_jitter": [1, 2], "crop_padding": 4},
-            "scale_jitter: goes not together with crop_padding",
+            "scale_jitter: cannot be combined with crop_padding",
         ),
         ({"seed": 2**70}, "seed: less than 9223372036854775808"),
         ({"lr": float("inf")}, "lr: a finite number, got inf"),
@@ -76,7 +76,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
         ({"model": "resnet19"}, "model: Unknown model 'resnet19'. Did you mean resnet18"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named(settings, message):
+def test_a_value_that_is_not_valid_is_named(settings, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe("fast").with_settings(settings)
 
@@ -87,7 +87,7 @@ def test_unknown_recipe_and_files(tmp_path):
     with pytest.raises(RecipeError, match="does not exist"):
         load_recipe(tmp_path / "gone.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(RecipeError, match="no valid YAML"):
+    with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(RecipeError, match="holds a list"):
@@ -96,7 +96,7 @@ def test_unknown_recipe_and_files(tmp_path):
 
 def test_a_recipe_in_another_encoding_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_text("epochs: 3", encoding="utf-16")
-    with pytest.raises(RecipeError, match=r"mine\.yaml is no text in UTF-8"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml is not UTF-8 text"):
         load_recipe(tmp_path / "mine.yaml")
 
 
@@ -105,7 +105,7 @@ def test_settings_are_yaml():
     assert parsed == {"flip": False, "lr": 1e-4, "crop_scale": [0.5, 1], "model": "resnet34"}
     with pytest.raises(RecipeError, match="--set takes key=value; got 'flip'"):
         parse_settings(["flip"])
-    with pytest.raises(RecipeError, match="the value is no valid YAML"):
+    with pytest.raises(RecipeError, match="the value is not valid YAML"):
         parse_settings(["crop_scale=[1"])
 
 

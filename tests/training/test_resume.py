@@ -102,20 +102,20 @@ def test_resume_by_the_folder_alone(flat_folder, small, tmp_path, monkeypatch, c
             train(flat_folder, out=tmp_path / "run", **settings)
     capsys.readouterr()
     train(tmp_path / "run", resume=True)
-    assert "Going on with" in capsys.readouterr().err
+    assert "Resuming" in capsys.readouterr().err
     same(whole.folder, tmp_path / "run")
 
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     again = train(tmp_path / "run", resume=True)
-    assert "finished already; nothing was changed" in capsys.readouterr().err
+    assert "already finished; nothing was changed" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     assert again.metrics == whole.metrics
 
 
-def test_nothing_to_resume_begins_and_says_so(flat_folder, small, tmp_path, capsys, monkeypatch):
+def test_without_anything_to_resume_a_run_starts(flat_folder, small, tmp_path, capsys, monkeypatch):
     settings = {**small, "epochs": 1}
     train(flat_folder, out=tmp_path / "new", resume=True, **settings)
-    assert "nothing to resume" in capsys.readouterr().err
+    assert "Nothing to resume" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     first = train(flat_folder, resume=True, **settings)
     assert first.folder.name == "squares-cifar_resnet20"
@@ -158,13 +158,13 @@ def test_a_run_that_is_named_brings_its_own_recipe_and_folder(flat_folder, small
         TrainingError, match=r"(?s)not the run.*recipe: name was 'fast' and is 'demo'"
     ):
         train(tmp_path / "run", recipe="demo", resume=True)
-    with pytest.raises(OutputError, match=r"is resumed where it lies, not in .*other"):
+    with pytest.raises(OutputError, match=r"is resumed in place, not in .*other"):
         train(tmp_path / "run", out=tmp_path / "other", resume=True)
     own = tmp_path / "run" / "recipe.yaml"
     train(tmp_path / "run", recipe=own, out=tmp_path / "run", resume=True)
 
 
-def test_changed_data_are_told_where_the_length_is_given_in_steps(flat_folder, small, tmp_path):
+def test_changed_data_are_an_error_if_the_length_is_given_in_steps(flat_folder, small, tmp_path):
     settings = {**small, "epochs": None, "steps": 7}
     train(flat_folder, out=tmp_path / "run", **settings)
     for number in range(12):
@@ -177,7 +177,7 @@ def test_a_finished_run_without_its_state_is_not_trained_again(flat_folder, smal
     run = train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
     before = run.model.stat().st_mtime_ns
     shutil.rmtree(tmp_path / "run" / "state")
-    with pytest.raises(OutputError, match="is a finished run, and its folder state is gone"):
+    with pytest.raises(OutputError, match="is a finished run without its state folder"):
         train(tmp_path / "run", resume=True)
     assert run.model.stat().st_mtime_ns == before
 
@@ -306,9 +306,9 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
 
 def test_a_finished_run_is_trained_on_with_the_command_it_names(flat_folder, small, tmp_path):
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
-    with pytest.raises(TrainingError, match="To train on from its last weights") as told:
+    with pytest.raises(TrainingError, match="To train on from its last weights") as caught:
         train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 3})
-    words = shlex.split(str(told.value).splitlines()[-1])
+    words = shlex.split(str(caught.value).splitlines()[-1])
     assert words[:3] == ["resnet", "train", str(flat_folder)]
     assert words[3::2] == ["--recipe", "--weights", "--epochs"]
     recipe, weights, epochs = words[4::2]
@@ -324,7 +324,7 @@ def test_photos_of_one_name_in_two_places(flat_folder, small, tmp_path, capsys, 
     first = train(flat_folder, **settings)
     capsys.readouterr()
     second = train(other, resume=True, **settings)
-    assert "nothing to resume of these photos" in capsys.readouterr().err
+    assert "Nothing to resume for these photos" in capsys.readouterr().err
     assert second.folder.name == first.folder.name + "-2"
     third = train(other, **settings)
     assert third.folder.name == first.folder.name + "-3"
@@ -352,9 +352,7 @@ def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
         assert (run.folder / file).read_bytes() == (again.folder / file).read_bytes()
 
 
-def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
-    flat_folder, small, tmp_path, monkeypatch
-):
+def test_the_split_of_an_older_version_can_be_kept(flat_folder, small, tmp_path, monkeypatch):
     settings = {**small, "epochs": 2, "seed": 3}
     whole = train(flat_folder, out=tmp_path / "whole", **settings)
     train(flat_folder, out=tmp_path / "run", **settings)
@@ -364,14 +362,14 @@ def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
             preparation, "split_dataset", lambda *given: folder.split_dataset(*given[:-1], 99)
         )
         with pytest.raises(
-            TrainingError, match=r"not the split .* on the other side of it"
-        ) as told:
+            TrainingError, match=r"(?s)not the split .* in the other split"
+        ) as caught:
             train(tmp_path / "run", resume=True)
-        said = str(told.value)
+        text = str(caught.value)
         split = tmp_path / "run" / "split.csv"
         recipe = tmp_path / "run" / "recipe.yaml"
-        assert re.search(r"such as \w+/\d+.png \(was (train|val), is (train|val)\)", said)
-        typed = f"resnet train {split} --recipe {recipe} --out {tmp_path / 'run'} --resume"
-        assert typed in said
+        assert re.search(r"such as \w+/\d+.png \(was (train|val), is (train|val)\)", text)
+        command = f"resnet train {split} --recipe {recipe} --out {tmp_path / 'run'} --resume"
+        assert command in text
         run = train(split, recipe, out=tmp_path / "run", resume=True)
     assert run.metrics["accuracy"] == whole.metrics["accuracy"]

@@ -45,12 +45,12 @@ def test_it_is_the_same_function_until_it_is_trained(name, options, left):
     ],
 )
 def test_blocks_that_are_not_the_identity_cannot_be_left_out(name, options):
-    with pytest.raises(RecipeError, match=r"layer1\.1 is not.*--weights none.*shortcut A or B"):
+    with pytest.raises(RecipeError, match=r"layer1\.1 does not.*--weights none.*shortcut A or B"):
         shallow_model(get_model(name, **options), HALF)
 
 
 def test_only_resnets_grow():
-    with pytest.raises(RecipeError, match="darknet53 is none"):
+    with pytest.raises(RecipeError, match="darknet53 is not one"):
         shallow_model(get_model("darknet53"), Recipe(model="darknet53", shallow_share=0.5))
 
 
