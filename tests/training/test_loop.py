@@ -79,7 +79,7 @@ def test_the_same_bits_with_any_number_of_workers(flat_folder, small, tmp_path, 
 
 
 def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
-    """The loop against a few lines of plain PyTorch with the same pictures and numbers."""
+    """The loop against a few lines of plain PyTorch with the same images and random numbers."""
     settings = {
         **small, "epochs": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1,
         "schedule": "constant", "weight_decay": 0.0, "channels_last": False,
@@ -127,8 +127,11 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         settings = recipe.with_settings({"accumulate": splits})
         identity = {"data": {"classes": ["a", "b", "c"]}}
         state = State(model, make_optimizer(model, settings), identity)
-        where, weights = Runtime(torch.device("cpu"), "fp32"), torch.tensor([1.0, 2.0, 0.5])
-        loss, _ = loss_and_correct(loop.training_step(state, batch, settings, where, 0.1, weights))
+        runtime = Runtime(torch.device("cpu"), "fp32")
+        weights = torch.tensor([1.0, 2.0, 0.5])
+        loss, _ = loss_and_correct(
+            loop.training_step(state, batch, settings, runtime, 0.1, weights)
+        )
         updated.append((loss, [p.detach().clone() for p in model.parameters()]))
     assert updated[0][0] == pytest.approx(updated[1][0], rel=1e-6)
     for first, second in zip(updated[0][1], updated[1][1], strict=True):
@@ -176,9 +179,9 @@ def test_the_split_that_was_made_is_a_manifest(trained, small, tmp_path):
     (data / "split.csv").unlink()
 
 
-def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, tmp_path):
+def test_unreadable_images_stop_the_run_before_it_starts(flat_folder, small, tmp_path):
     for name in ("blue/001.png", "red/002.png"):
-        (flat_folder / name).write_bytes(b"no picture")
+        (flat_folder / name).write_bytes(b"not an image")
     with pytest.raises(
         DataError, match=r"(?s)2 picture.*blue/001\.png.*red/002\.png.*--on-error skip"
     ):
@@ -198,7 +201,7 @@ def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, t
 )
 def test_too_few_readable_images_are_an_error(split_folder, small, tmp_path, broken, message):
     for path in (split_folder / broken).rglob("*.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"not an image")
     with pytest.raises(DataError, match=message):
         train(split_folder, out=tmp_path / "run", **{**small, "on_error": "skip"})
     assert not (tmp_path / "run").exists()
@@ -224,7 +227,7 @@ def test_nothing_is_overwritten(flat_folder, small, tmp_path, monkeypatch):
     assert names == ["squares-cifar_resnet20", "squares-cifar_resnet20-2"]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_pictures(flat_folder, small, tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(flat_folder, small, tmp_path):
     settings = {**small, "optimizer": "sgd", "lr": 1e30, "schedule": "constant"}
     with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+.*--lr.*\.png"):
         train(flat_folder, out=tmp_path / "run", **settings)

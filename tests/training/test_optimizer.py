@@ -98,7 +98,7 @@ def a_few_steps(kind, layout, *, late):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimisers_have_the_bits_of_pytorchs(kind, layout):
-    # SGD of torch.optim cannot take up momentum for a part of a group later; see the next test.
+    # SGD of torch.optim cannot start momentum for some of a group later; see the next test.
     late = "fc" if "sgd" not in kind else "layer1.0.relu"
     ours, theirs = a_few_steps(kind, layout, late=late)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -198,7 +198,7 @@ def test_cosine_with_its_linear_start_is_pytorchs():
 
 
 def test_torchvision_v2_has_the_references_rate_at_the_start_of_each_epoch():
-    batches = 1251  # ImageNet's pictures over 1,024
+    batches = 1251  # ImageNet's images over 1,024
     recipe = load_recipe("torchvision-v2")
     rates = [learning_rate(recipe, batches * epoch, batches * 600) for epoch in range(600)]
     assert rates == pytest.approx(rates_of_torch(600, 5), rel=1e-6, abs=1e-9)
@@ -206,7 +206,7 @@ def test_torchvision_v2_has_the_references_rate_at_the_start_of_each_epoch():
 
 @pytest.mark.parametrize("name", ["torchvision-v1", "paper-imagenet"])
 def test_thirty_sixty_ninety(name):
-    batches = 5004  # ImageNet's pictures over 256
+    batches = 5004  # ImageNet's images over 256
     recipe = load_recipe(name)
     assert recipe.epochs == 90
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

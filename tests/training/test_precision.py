@@ -31,9 +31,9 @@ def make(settings, precision="fp16"):
     recipe = load_recipe("fast").with_settings({**base, **settings, "precision": precision})
     torch.manual_seed(0)
     model = get_model("cifar_resnet20", width=4, num_classes=3)
-    where = Runtime(CPU, precision)
+    runtime = Runtime(CPU, precision)
     identity = {"data": {"classes": ["a", "b", "c"]}}
-    return State(model, make_optimizer(model, recipe), identity, scaler=where.scaler()), recipe
+    return State(model, make_optimizer(model, recipe), identity, scaler=runtime.scaler()), recipe
 
 
 def batch(number):
@@ -51,8 +51,9 @@ def test_a_scale_changes_no_bit(optimizer, monkeypatch):
     for precision in ("fp32", "fp16"):
         state, recipe = make(settings, precision)
         for number in range(4):
-            weights, where = torch.tensor([1.0, 2.0, 0.5]), Runtime(CPU, precision)
-            outcome = loop.training_step(state, batch(number), recipe, where, 0.01, weights)
+            weights = torch.tensor([1.0, 2.0, 0.5])
+            runtime = Runtime(CPU, precision)
+            outcome = loop.training_step(state, batch(number), recipe, runtime, 0.01, weights)
             state.step += 1
         found.append((outcome, state.model.state_dict()))
     assert torch.equal(found[0][0], found[1][0])

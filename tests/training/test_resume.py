@@ -135,7 +135,7 @@ def test_another_recipe_or_other_data_are_listed(flat_folder, small, tmp_path):
         train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 1})
 
 
-def test_another_label_of_the_same_picture_is_other_data(flat_folder, small, tmp_path):
+def test_another_label_of_the_same_image_is_other_data(flat_folder, small, tmp_path):
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
     split = (tmp_path / "run" / "split.csv").read_text().splitlines()
     taken = next(row.split(",")[0] for row in split if row.endswith("blue,train"))
@@ -336,7 +336,7 @@ def test_photos_of_one_name_in_two_places(flat_folder, small, tmp_path, capsys, 
 
 
 def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
-    """And the split that it made can be trained on where it lies."""
+    """The split that the run made can also be trained on from its folder."""
     name = os.fsdecode(b"caf\xe9")
     try:
         (flat_folder / "red").rename(flat_folder / name)
