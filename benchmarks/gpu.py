@@ -58,7 +58,7 @@ from resnetkit.data.folder import Split
 from resnetkit.data.loader import Batch, Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
 from resnetkit.runtime import Runtime
-from resnetkit.training import parallel, recipe
+from resnetkit.training import distributed, recipe
 from resnetkit.training.loop import training_step
 from resnetkit.training.optimizer import Optimizer
 from resnetkit.training.outcomes import Outcomes
@@ -93,14 +93,14 @@ class Own:
     ) -> None:
         settings = {"image_size": args.size, "resize_size": args.size, "batch_size": args.batch}
         settings |= {"lr": RATE, "precision": where.precision, "compile": compiled}
-        self.recipe = recipe.load("torchvision-v1").with_settings(settings)
+        self.recipe = recipe.load_recipe("torchvision-v1").with_settings(settings)
         model = models.resnet50(num_classes=CLASSES).train()
         self.where = where = where.for_network(model)
         self.model = model.to(where.device, memory_format=where.memory_format)
         self.optimizer = make_optimizer(self.model, self.recipe)
         identity = {"data": {"classes": [str(number) for number in range(CLASSES)]}}
         self.state = State(self.model, self.optimizer, identity, scaler=where.scaler())
-        self.state.network = parallel.wrap(self.model, self.recipe, where)
+        self.state.network = distributed.wrap_model(self.model, self.recipe, where)
         self.split = split
 
     def run(self, batches: Iterable[Batch]) -> None:
@@ -108,8 +108,8 @@ class Own:
         for batch in batches:
             outcome = training_step(self.state, batch, self.recipe, self.where, RATE)
             outcomes.add(outcome, batch.indices)
-            outcomes.read(1)
-        outcomes.read(0)
+            outcomes.read_oldest(1)
+        outcomes.read_oldest(0)
 
 
 class Plain:

@@ -53,7 +53,7 @@ def start(data: Path, out: Path) -> int:
 
 def saved(out: Path) -> dict[str, int]:
     """Where the newest generation is; step -1 where there is none yet."""
-    newest = checkpoint.read(out / "state")
+    newest = checkpoint.read_newest(out / "state")
     return {"step": -1, "batch": 0} if newest is None else newest.values
 
 

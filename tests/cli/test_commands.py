@@ -65,8 +65,8 @@ def test_train_evaluate_predict(flat_folder, tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     plan = done.stderr.decode()
     for text in (
-        "42 + 6 pictures, 3 classes",
-        "No validation part was given",
+        "42 training + 6 validation images, 3 classes",
+        "There is no validation split",
         "from a few measured steps",
         "epoch 3/3",
         "runs/squares-cifar_resnet20",

@@ -23,12 +23,12 @@ def saved(folder, *steps):
     """A folder with generations of these steps, as a run leaves them."""
     before = None
     for step in steps:
-        before = checkpoint.write(folder, snapshot(step), before)
+        before = checkpoint.write_generation(folder, snapshot(step), before)
     return before
 
 
 def step_in(folder):
-    found = checkpoint.read(folder)
+    found = checkpoint.read_newest(folder)
     if found is None:
         return None
     assert found.tensors["w"].tolist() == [[float(found.values["step"])] * 2] * 3
@@ -37,10 +37,10 @@ def step_in(folder):
 
 def test_the_newest_is_read_and_two_generations_are_kept(tmp_path):
     state = tmp_path / "state"
-    assert checkpoint.read(state) is None
+    assert checkpoint.read_newest(state) is None
     newest = saved(state, 5, 17, 23)
-    assert checkpoint.read(state).values == snapshot(23).values
-    assert checkpoint.read(state).generation == newest
+    assert checkpoint.read_newest(state).values == snapshot(23).values
+    assert checkpoint.read_newest(state).generation == newest
     names = sorted(path.name for path in state.iterdir())
     assert [name[:7] for name in names] == ["000002-", "000003-", "manifes"]
     digest = storage.sha256(newest)
@@ -61,12 +61,14 @@ def test_a_damaged_newest_generation_falls_back_aloud(tmp_path, capsys, how):
         path.write_bytes(contents[: len(contents) // 2 if how == "cut" else 0])
     elif how == "folder":
         path.mkdir()
-    found = checkpoint.read(tmp_path)
+    found = checkpoint.read_newest(tmp_path)
     assert found.values["step"] == 17
     assert ("damaged" in capsys.readouterr().err) == (how != "remove")
     if how == "folder":
         path.rmdir()
-    newer = checkpoint.write(tmp_path, snapshot(31), found.generation)  # and life goes on
+    newer = checkpoint.write_generation(
+        tmp_path, snapshot(31), found.generation
+    )  # and life goes on
     assert set(tmp_path.glob("0*")) == {found.generation, newer}  # both of them whole
     assert step_in(tmp_path) == 31
 
@@ -76,7 +78,7 @@ def test_two_damaged_generations_are_an_error(tmp_path):
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(TrainingError, match=r"No saved state can be read.*000002.*000001"):
-        checkpoint.read(tmp_path)
+        checkpoint.read_newest(tmp_path)
 
 
 def test_files_that_are_not_ours_stay(tmp_path):
@@ -88,7 +90,7 @@ def test_files_that_are_not_ours_stay(tmp_path):
     ours = [".000007.0123456789abcdef", ".manifest.json.0123456789abcdef"]
     for name in ours:  # what a killed run leaves
         (tmp_path / name).write_text("")
-    checkpoint.write(tmp_path, snapshot(31))
+    checkpoint.write_generation(tmp_path, snapshot(31))
     left = {path.name for path in tmp_path.iterdir()}
     assert left >= {*strange, "folder"}
     assert not left & set(ours)
@@ -97,7 +99,7 @@ def test_files_that_are_not_ours_stay(tmp_path):
 
 def test_a_state_that_is_read_does_not_hang_on_its_file(tmp_path):
     path = saved(tmp_path, 17)
-    found = checkpoint.read(tmp_path)
+    found = checkpoint.read_newest(tmp_path)
     with path.open("r+b") as file:  # in place: a mapping of the file would change
         file.write(b"\xff" * path.stat().st_size)
     assert found.tensors["w"].tolist() == [[17.0] * 2] * 3
@@ -139,7 +141,7 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
         newest = saved(folder, 1, 2)
         if damaged:
             newest.write_bytes(b"")
-        before, calls = checkpoint.read(folder), 0
+        before, calls = checkpoint.read_newest(folder), 0
 
         def failing(*args, **kwargs):
             nonlocal calls
@@ -151,16 +153,16 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
         with monkeypatch.context() as patch:
             patch.setattr(os, operation, failing)
             try:
-                checkpoint.write(folder, snapshot(2, epoch=1), before.generation)
+                checkpoint.write_generation(folder, snapshot(2, epoch=1), before.generation)
                 done = True
             except Stop:
                 pass
-        left = checkpoint.read(folder)
+        left = checkpoint.read_newest(folder)
         assert left.values in (snapshot(2, epoch=1).values, before.values)
         assert not done or left.values["epoch"] == 1
-        checkpoint.write(folder, snapshot(4), left.generation)
+        checkpoint.write_generation(folder, snapshot(4), left.generation)
         assert step_in(folder) == 4
-        assert set(checkpoint.generations(folder)[1][2:]) == {left.generation}
+        assert set(checkpoint.list_generations(folder)[1][2:]) == {left.generation}
     assert n > 1
 
 
@@ -170,7 +172,7 @@ def test_saving_goes_on_in_the_background_and_its_errors_come_back(tmp_path, mon
     checkpoints.save(snapshot(2))
     checkpoints.wait()
     assert step_in(tmp_path / "state") == 2
-    assert checkpoints.due()
+    assert checkpoints.is_due()
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -21,9 +21,9 @@ from resnetkit.models import get_model
 from resnetkit.models.weights import modelfile
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
-from resnetkit.training.outcomes import totals
+from resnetkit.training.outcomes import loss_and_correct
 from resnetkit.training.param_groups import make_optimizer
-from resnetkit.training.recipe import load as load_recipe
+from resnetkit.training.recipe import load_recipe
 from resnetkit.training.state import State
 
 
@@ -79,7 +79,7 @@ def test_the_same_bits_with_any_number_of_workers(flat_folder, small, tmp_path, 
 
 
 def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
-    """The loop against a few lines of plain PyTorch with the same pictures and numbers."""
+    """The loop against a few lines of plain PyTorch with the same images and random numbers."""
     settings = {
         **small, "epochs": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1,
         "schedule": "constant", "weight_decay": 0.0, "channels_last": False,
@@ -127,8 +127,11 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         settings = recipe.with_settings({"accumulate": splits})
         identity = {"data": {"classes": ["a", "b", "c"]}}
         state = State(model, make_optimizer(model, settings), identity)
-        where, weights = Runtime(torch.device("cpu"), "fp32"), torch.tensor([1.0, 2.0, 0.5])
-        loss, _ = totals(loop.training_step(state, batch, settings, where, 0.1, weights))
+        runtime = Runtime(torch.device("cpu"), "fp32")
+        weights = torch.tensor([1.0, 2.0, 0.5])
+        loss, _ = loss_and_correct(
+            loop.training_step(state, batch, settings, runtime, 0.1, weights)
+        )
         updated.append((loss, [p.detach().clone() for p in model.parameters()]))
     assert updated[0][0] == pytest.approx(updated[1][0], rel=1e-6)
     for first, second in zip(updated[0][1], updated[1][1], strict=True):
@@ -153,13 +156,13 @@ def test_averaged_weights_are_evaluated_and_kept(flat_folder, small, tmp_path):
     assert losses[0] == losses[1]  # the average follows the trained network and does not lead it
 
 
-def test_a_picture_under_two_classes_is_told(flat_folder, small, tmp_path, capsys):
+def test_a_note_names_images_in_two_classes(flat_folder, small, tmp_path, capsys):
     shutil.copy(flat_folder / "red" / "003.png", flat_folder / "blue" / "copy.png")
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
     text = capsys.readouterr().err
-    assert "2 picture(s) lie under more than one class: " in text
+    assert "2 images are in more than one class: " in text
     assert "red/003.png" in text
-    assert "training pictures a class are few" in text
+    assert "training images per class are few" in text
 
 
 def test_a_given_validation_part_is_used(split_folder, small, tmp_path):
@@ -176,9 +179,9 @@ def test_the_split_that_was_made_is_a_manifest(trained, small, tmp_path):
     (data / "split.csv").unlink()
 
 
-def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, tmp_path):
+def test_unreadable_images_stop_the_run_before_it_starts(flat_folder, small, tmp_path):
     for name in ("blue/001.png", "red/002.png"):
-        (flat_folder / name).write_bytes(b"no picture")
+        (flat_folder / name).write_bytes(b"not an image")
     with pytest.raises(
         DataError, match=r"(?s)2 picture.*blue/001\.png.*red/002\.png.*--on-error skip"
     ):
@@ -191,25 +194,25 @@ def test_unreadable_pictures_stop_the_run_before_it_begins(flat_folder, small, t
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("train/red", r"Not one picture of class 'red' can be read.*the first.*red/000\.png"),
-        ("train", r"Not one picture of train can be read; the first: .*blue/000\.png"),
-        ("validation", r"Not one picture of val can be read; the first: .*blue/100\.png"),
+        ("train/red", r"No image of class 'red' can be read.*The first error.*red/000\.png"),
+        ("train", r"No image of train can be read\. The first error: .*blue/000\.png"),
+        ("validation", r"No image of val can be read\. The first error: .*blue/100\.png"),
     ],
 )
-def test_what_is_left_without_broken_pictures_has_to_be_enough(
-    split_folder, small, tmp_path, broken, message
-):
+def test_too_few_readable_images_are_an_error(split_folder, small, tmp_path, broken, message):
     for path in (split_folder / broken).rglob("*.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"not an image")
     with pytest.raises(DataError, match=message):
         train(split_folder, out=tmp_path / "run", **{**small, "on_error": "skip"})
     assert not (tmp_path / "run").exists()
 
 
-def test_parts_too_small_for_batch_norm_are_told_before_a_run_begins(flat_folder, small, tmp_path):
+def test_micro_batches_too_small_for_batch_norm_are_an_error_before_the_run(
+    flat_folder, small, tmp_path
+):
     settings = {**small, "model": "resnet18", "model_options": {"width": 4}, "image_size": 64}
     settings["train_sizes"] = [0.5, 0.5]
-    with pytest.raises(RecipeError, match=r"1 picture\(s\) of 32 px come to one .* --batch-size"):
+    with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one\. .* --batch-size"):
         train(flat_folder, out=tmp_path / "run", **{**settings, "accumulate": 8})
     assert not (tmp_path / "run").exists()
 
@@ -224,7 +227,7 @@ def test_nothing_is_overwritten(flat_folder, small, tmp_path, monkeypatch):
     assert names == ["squares-cifar_resnet20", "squares-cifar_resnet20-2"]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_pictures(flat_folder, small, tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(flat_folder, small, tmp_path):
     settings = {**small, "optimizer": "sgd", "lr": 1e30, "schedule": "constant"}
     with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+.*--lr.*\.png"):
         train(flat_folder, out=tmp_path / "run", **settings)
@@ -246,7 +249,7 @@ def test_weights_that_are_not_finite_are_never_saved(flat_folder, small, tmp_pat
     monkeypatch.setattr(loop, "training_step", breaking)
     with pytest.raises(TrainingError, match=r"fc\.weight is no longer finite after step 3"):
         train(flat_folder, out=tmp_path / "run", **small, checkpoint_seconds=0)
-    assert checkpoint.read(tmp_path / "run" / "state").values["step"] == 2
+    assert checkpoint.read_newest(tmp_path / "run" / "state").values["step"] == 2
 
 
 def test_unknown_settings_and_models(flat_folder):
@@ -300,10 +303,10 @@ def test_grey_and_transparent_images_train_and_are_used(tmp_path, small, channel
     assert modelfile.read_header(again.model).options["in_channels"] == channels
 
 
-def test_channels_that_do_not_fit_the_network_are_told(flat_folder, small):
+def test_channels_that_do_not_fit_the_network_are_an_error(flat_folder, small):
     small = {**small, "model_options": {"in_channels": 1}}
-    with pytest.raises(RecipeError, match="channels is 3, and the network takes 1"):
+    with pytest.raises(RecipeError, match="channels is 3, but in_channels of the network is 1"):
         train(flat_folder, **small, channels=3)
     small["model_options"] = {"in_channels": 2}
-    with pytest.raises(RecipeError, match=r"1, 3 or 4 channels; got .* 2"):
+    with pytest.raises(RecipeError, match="in_channels is 2; images have 1, 3 or 4 channels"):
         train(flat_folder, **small)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from resnetkit.errors import RecipeError, TrainingError
-from resnetkit.training.lr_finder import HIGHEST, LOWEST, find_lr, suggest
+from resnetkit.training.lr_finder import HIGHEST, LOWEST, find_lr, suggest_rate
 
 
-def test_the_suggestion_lies_below_the_lowest_loss():
+def test_the_suggestion_is_below_the_rate_of_the_lowest_loss():
     rates = [10 ** (-6 + step / 10) for step in range(61)]
     # A loss that falls to its least at 1e-2 and rises beyond, as a noisy quadratic does.
     losses = [2 + (math.log10(rate) + 2) ** 2 / 4 for rate in rates]
-    found = suggest(rates, losses)
+    found = suggest_rate(rates, losses)
     # Smoothing by 0.9 is late by nine steps, so the least is seen up to 10**0.9 too high.
     assert 1e-2 / 3 <= found.suggestion <= 1e-2 * 10**0.9 / 3
     assert found.losses[0] == pytest.approx(losses[0])
@@ -24,7 +24,7 @@ def test_smoothing_is_the_weighted_mean_of_what_came_before():
     import numpy as np
 
     losses = [3.0, 2.0, 2.5, 1.0, 0.5, 1.5]
-    found = suggest([1e-6] * 6, losses)
+    found = suggest_rate([1e-6] * 6, losses)
     for last in range(6):
         weights = 0.9 ** np.arange(last, -1, -1)
         assert found.losses[last] == pytest.approx(np.average(losses[: last + 1], weights=weights))
@@ -32,9 +32,9 @@ def test_smoothing_is_the_weighted_mean_of_what_came_before():
 
 def test_a_loss_that_never_falls_is_an_error():
     with pytest.raises(TrainingError, match="The loss never fell at rates from 1e-06 to 3"):
-        suggest([1e-6, 1e-5, 1e-4, 1e-3], [1.0, 2.0, 3.0, 4.0])
+        suggest_rate([1e-6, 1e-5, 1e-4, 1e-3], [1.0, 2.0, 3.0, 4.0])
     with pytest.raises(TrainingError, match="never fell"):
-        suggest([], [])
+        suggest_rate([], [])
 
 
 def test_it_finds_a_rate_that_trains(flat_folder, small, tmp_path):
@@ -56,5 +56,5 @@ def test_it_shows_the_batches_of_the_recipe_and_only_in_one_process(
     plain, balanced = (find_lr(flat_folder, **small, sampling=s) for s in ("shuffled", "balanced"))
     assert plain.losses != balanced.losses
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="by one process: leave out torchrun"):
+    with pytest.raises(RecipeError, match=r"in one process\. Start it without torchrun"):
         find_lr(flat_folder, **small)

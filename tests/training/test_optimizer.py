@@ -11,12 +11,12 @@ from resnetkit.models import resnet18
 from resnetkit.training.loss import class_weights
 from resnetkit.training.optimizer import Optimizer
 from resnetkit.training.param_groups import make_optimizer
-from resnetkit.training.recipe import load
+from resnetkit.training.recipe import load_recipe
 from resnetkit.training.schedule import learning_rate
 
 
 def test_onecycle_is_linear_up_and_cosine_down():
-    recipe = load("fast").with_settings({"lr": 0.01, "warmup": 0.25})
+    recipe = load_recipe("fast").with_settings({"lr": 0.01, "warmup": 0.25})
     steps = 400
     rates = [learning_rate(recipe, step, steps) for step in range(steps)]
     assert rates[0] == pytest.approx(0.01 / 25)
@@ -37,21 +37,23 @@ def test_onecycle_is_linear_up_and_cosine_down():
 
 
 def test_constant():
-    recipe = load("classic")
+    recipe = load_recipe("classic")
     assert {learning_rate(recipe, step, 50) for step in range(50)} == {1e-4}
 
 
 def test_norms_and_biases_do_not_decay():
     model = resnet18(num_classes=4)
-    decayed, others = make_optimizer(model, load("fast")).param_groups
+    decayed, others = make_optimizer(model, load_recipe("fast")).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)].rsplit(".", 1)[-1] for p in decayed["params"]} == {"weight"}
     assert all("bn" in names[id(p)] or "downsample.1" in names[id(p)] or "bias" in names[id(p)]
                for p in others["params"])  # fmt: skip
-    assert decayed["weight_decay"] == load("fast").weight_decay
+    assert decayed["weight_decay"] == load_recipe("fast").weight_decay
     assert others["weight_decay"] == 0
     assert sum(len(g["params"]) for g in (decayed, others)) == len(list(model.parameters()))
-    both = make_optimizer(model, load("fast").with_settings({"decay_norms": True})).param_groups
+    both = make_optimizer(
+        model, load_recipe("fast").with_settings({"decay_norms": True})
+    ).param_groups
     assert both[1]["weight_decay"] == both[0]["weight_decay"]
 
 
@@ -74,7 +76,7 @@ def a_few_steps(kind, layout, *, late):
         models.append(model)
         sgd = {"optimizer": "sgd", "momentum": options.get("momentum", 0.0)}
         settings = sgd if kind.startswith("sgd") else {"optimizer": kind}
-        ours = make_optimizer(model, load("fast").with_settings({**settings, "lr": 0.01}))
+        ours = make_optimizer(model, load_recipe("fast").with_settings({**settings, "lr": 0.01}))
         groups = [
             {"params": group["params"], "weight_decay": group["weight_decay"]}
             for group in ours.param_groups
@@ -96,7 +98,7 @@ def a_few_steps(kind, layout, *, late):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimisers_have_the_bits_of_pytorchs(kind, layout):
-    # SGD of torch.optim cannot take up momentum for a part of a group later; see the next test.
+    # SGD of torch.optim cannot start momentum for some of a group later; see the next test.
     late = "fc" if "sgd" not in kind else "layer1.0.relu"
     ours, theirs = a_few_steps(kind, layout, late=late)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -148,7 +150,7 @@ assert "torch._dynamo" not in sys.modules
 
 def test_steps_divide_by_ten_at_each_milestone():
     changes = {"schedule": "steps", "lr": 1.0, "milestones": [0.5, 0.75], "warmup": 0.1}
-    recipe = load("fast").with_settings(changes)
+    recipe = load_recipe("fast").with_settings(changes)
     rates = [learning_rate(recipe, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.04)
     assert rates[10] == rates[49] == 1.0
@@ -161,7 +163,7 @@ def test_class_weights_are_those_of_scikit_learn():
 
     labels = [0] * 10 + [1] * 2 + [2] * 5
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels)
-    recipe = load("fast")
+    recipe = load_recipe("fast")
     assert class_weights(recipe, [10, 2, 5], torch.device("cpu")) is None
     balanced = recipe.with_settings({"class_weights": "balanced"})
     found = class_weights(balanced, [10, 2, 5], torch.device("cpu"))
@@ -185,7 +187,7 @@ def rates_of_torch(steps, rising):
 
 
 def test_cosine_with_its_linear_start_is_pytorchs():
-    recipe = load("fast").with_settings({"schedule": "cosine", "lr": 0.5, "warmup": 0.1})
+    recipe = load_recipe("fast").with_settings({"schedule": "cosine", "lr": 0.5, "warmup": 0.1})
     rates = [learning_rate(recipe, step, 300) for step in range(300)]
     assert rates == pytest.approx(rates_of_torch(300, 30), rel=1e-6, abs=1e-12)
     assert rates[0] == pytest.approx(0.005)
@@ -196,16 +198,16 @@ def test_cosine_with_its_linear_start_is_pytorchs():
 
 
 def test_torchvision_v2_has_the_references_rate_at_the_start_of_each_epoch():
-    batches = 1251  # ImageNet's pictures over 1,024
-    recipe = load("torchvision-v2")
+    batches = 1251  # ImageNet's images over 1,024
+    recipe = load_recipe("torchvision-v2")
     rates = [learning_rate(recipe, batches * epoch, batches * 600) for epoch in range(600)]
     assert rates == pytest.approx(rates_of_torch(600, 5), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["torchvision-v1", "paper-imagenet"])
 def test_thirty_sixty_ninety(name):
-    batches = 5004  # ImageNet's pictures over 256
-    recipe = load(name)
+    batches = 5004  # ImageNet's images over 256
+    recipe = load_recipe(name)
     assert recipe.epochs == 90
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30, gamma=0.1)
@@ -218,14 +220,14 @@ def test_thirty_sixty_ninety(name):
 
 
 def test_paper_cifar10_divides_after_32000_and_48000_of_64000_steps():
-    recipe = load("paper-cifar10")
+    recipe = load_recipe("paper-cifar10")
     places = (0, 31_999, 32_000, 47_999, 48_000, 63_999)
     rates = [learning_rate(recipe, step, recipe.steps) for step in places]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 def test_momentum_is_nesterovs_or_plain():
-    sgd = load("fast").with_settings({"optimizer": "sgd"})
+    sgd = load_recipe("fast").with_settings({"optimizer": "sgd"})
     for settings, expected in [({}, True), ({"nesterov": False}, False), ({"momentum": 0}, False)]:
         optimizer = make_optimizer(resnet18(), sgd.with_settings(settings))
         assert optimizer.nesterov is expected

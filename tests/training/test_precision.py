@@ -16,9 +16,9 @@ from resnetkit.errors import RecipeError, TrainingError
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
-from resnetkit.training.outcomes import totals
+from resnetkit.training.outcomes import loss_and_correct
 from resnetkit.training.param_groups import make_optimizer
-from resnetkit.training.recipe import load
+from resnetkit.training.recipe import load_recipe
 from resnetkit.training.state import State
 
 CPU = torch.device("cpu")
@@ -28,12 +28,12 @@ FP16 = Runtime(CPU, "fp16")
 def make(settings, precision="fp16"):
     """A state and its recipe."""
     base = {"image_size": 16, "resize_size": 16, "epochs": 1, "batch_size": 6, "optimizer": "sgd"}
-    recipe = load("fast").with_settings({**base, **settings, "precision": precision})
+    recipe = load_recipe("fast").with_settings({**base, **settings, "precision": precision})
     torch.manual_seed(0)
     model = get_model("cifar_resnet20", width=4, num_classes=3)
-    where = Runtime(CPU, precision)
+    runtime = Runtime(CPU, precision)
     identity = {"data": {"classes": ["a", "b", "c"]}}
-    return State(model, make_optimizer(model, recipe), identity, scaler=where.scaler()), recipe
+    return State(model, make_optimizer(model, recipe), identity, scaler=runtime.scaler()), recipe
 
 
 def batch(number):
@@ -51,8 +51,9 @@ def test_a_scale_changes_no_bit(optimizer, monkeypatch):
     for precision in ("fp32", "fp16"):
         state, recipe = make(settings, precision)
         for number in range(4):
-            weights, where = torch.tensor([1.0, 2.0, 0.5]), Runtime(CPU, precision)
-            outcome = loop.training_step(state, batch(number), recipe, where, 0.01, weights)
+            weights = torch.tensor([1.0, 2.0, 0.5])
+            runtime = Runtime(CPU, precision)
+            outcome = loop.training_step(state, batch(number), recipe, runtime, 0.01, weights)
             state.step += 1
         found.append((outcome, state.model.state_dict()))
     assert torch.equal(found[0][0], found[1][0])
@@ -68,7 +69,7 @@ def test_steps_equal_the_plain_loop_with_a_scaler():
     scaler = torch.amp.GradScaler("cpu")
     for number in range(4):
         given = batch(number)
-        loss, _ = totals(loop.training_step(state, given, recipe, FP16, 0.1))
+        loss, _ = loss_and_correct(loop.training_step(state, given, recipe, FP16, 0.1))
         with torch.autocast("cpu", torch.float16):
             logits = model(normalize(given.images, recipe.preprocessing()))
         expected = F.cross_entropy(logits.float(), given.labels)
@@ -146,14 +147,14 @@ def test_a_resumed_run_has_the_same_bits(flat_folder, small, tmp_path, monkeypat
     stop = 5
     with pytest.raises(KeyboardInterrupt):
         train(flat_folder, out=tmp_path / "broken", show_plan=False, **settings)
-    scaler = checkpoint.read(tmp_path / "broken" / "state").values["scaler"]
+    scaler = checkpoint.read_newest(tmp_path / "broken" / "state").values["scaler"]
     assert (scaler["scale"], scaler["_growth_tracker"]) == (2**15, 2)
     stop = None
     train(tmp_path / "broken", resume=True)
     for name in ("model.safetensors", "last.safetensors", "history.csv"):
         assert (tmp_path / "broken" / name).read_bytes() == (whole / name).read_bytes()
     scalers = [
-        checkpoint.read(tmp_path / n / "state").values["scaler"] for n in ("whole", "broken")
+        checkpoint.read_newest(tmp_path / n / "state").values["scaler"] for n in ("whole", "broken")
     ]
     assert scalers[0] == scalers[1]
 

@@ -40,8 +40,8 @@ def test_thumbnails_stay_on_the_side_of_their_photo(tmp_path):
         assert not train & val
         assert len(val) == 6
         assert found.notes == (
-            "32 images look nearly the same as another of their class; they stay on one side of "
-            "the split",
+            "32 images look nearly the same as another of their class; such images stay in "
+            "one split",
         )
 
 
@@ -53,13 +53,13 @@ def test_a_class_of_images_that_all_look_the_same_is_divided(tmp_path):
     assert found.val.split.counts(2) == [2, 2]
 
 
-def test_validation_images_that_are_trained_on_are_told(tmp_path):
+def test_a_note_counts_validation_images_that_are_trained_on(tmp_path):
     for label in "ab":
         for i in range(3):
             save(tmp_path / "train" / label / f"{i}.jpg", i + 10 * (label == "b"))
     shutil.copytree(tmp_path / "train" / "a", tmp_path / "val" / "a")
     found = prepare(folder.read(tmp_path), RECIPE, workers=1)
-    assert found.notes[0].startswith("3 of the 3 validation images are training images too")
+    assert found.notes[0].startswith("3 of the 3 validation images are also training images")
 
 
 def plan_of(folder, out, capsys, small):
@@ -70,20 +70,20 @@ def plan_of(folder, out, capsys, small):
 def test_validation_images_that_are_training_images_are_counted(
     split_folder, small, tmp_path, capsys
 ):
-    assert "training images too" not in plan_of(split_folder, tmp_path / "a", capsys, small)
+    assert "also training images" not in plan_of(split_folder, tmp_path / "a", capsys, small)
     training = sorted((split_folder / "train" / "blue").iterdir())
     for number in (2, 5):
         shutil.copy(training[number], split_folder / "validation" / "blue" / f"copy{number}.png")
     shutil.copy(training[2], training[2].with_name("zzz.png"))  # twice in training: counted once
-    said = plan_of(split_folder, tmp_path / "b", capsys, small)
+    text = " ".join(plan_of(split_folder, tmp_path / "b", capsys, small).split())
     expected = (
-        "2 of the 20 validation images are training images too "
+        "2 of the 20 validation images are also training images "
         "(validation/blue/copy2.png = train/blue/002.png)"
     )
-    assert expected in said
+    assert expected in text
 
 
-def test_training_says_which_colours_come_out_dark(tmp_path, deep_png):
+def test_a_note_names_images_that_come_out_dark(tmp_path, deep_png):
     for label in "ab":
         for i in range(4):
             save(tmp_path / label / f"{i}.jpg", i + 10 * (label == "b"))
@@ -92,6 +92,6 @@ def test_training_says_which_colours_come_out_dark(tmp_path, deep_png):
             (tmp_path / label / f"dark{i}.png").write_bytes(deep_png(dark))
     (note,) = prepare(folder.read(tmp_path), RECIPE, workers=1).notes
     assert note.startswith(
-        "4 of 12 training images looked at, such as a/dark0.png, are images of 16 bits for each "
+        "4 of 12 training images checked, such as a/dark0.png, are images of 16 bits for each "
         "colour, of which at most 14 are used"
     )

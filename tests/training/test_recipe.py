@@ -7,19 +7,19 @@ import yaml
 
 from resnetkit.errors import RecipeError
 from resnetkit.training import recipe as recipes
-from resnetkit.training.recipe import Recipe, load
+from resnetkit.training.recipe import Recipe, load_recipe
 from resnetkit.training.settings import parse_settings
 
 
-@pytest.mark.parametrize("name", recipes.builtin())
+@pytest.mark.parametrize("name", recipes.builtin_recipes())
 def test_built_in_recipes_load_and_survive_yaml(name, tmp_path):
-    recipe = load(name)
+    recipe = load_recipe(name)
     assert recipe.name == name
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
-    assert load(tmp_path / "r.yaml") == recipe
+    assert load_recipe(tmp_path / "r.yaml") == recipe
 
 
-@pytest.mark.parametrize("name", recipes.builtin())
+@pytest.mark.parametrize("name", recipes.builtin_recipes())
 def test_built_in_recipes_open_with_their_command_and_what_was_measured(name):
     path = Path(recipes.__file__).parent / "recipes" / f"{name}.yaml"
     header = path.read_text(encoding="utf-8").split("name:")[0]
@@ -28,7 +28,7 @@ def test_built_in_recipes_open_with_their_command_and_what_was_measured(name):
 
 
 def test_classic_is_the_script_of_every_tutorial():
-    recipe = load("classic")
+    recipe = load_recipe("classic")
     assert (recipe.model, recipe.image_size, recipe.resize_size) == ("resnet34", 224, 256)
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay) == ("adam", 1e-4, 0)
     assert (recipe.batch_size, recipe.epochs, recipe.seed) == (128, 30, 3)
@@ -48,10 +48,10 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     with pytest.raises(
         RecipeError, match=r"Unknown recipe key 'epoch' \(did you mean 'epochs'\?\)"
     ):
-        load("fast").with_settings({"epoch": 3})
+        load_recipe("fast").with_settings({"epoch": 3})
     (tmp_path / "r.yaml").write_text("lerning_rate: 3\n")
     with pytest.raises(RecipeError, match="Unknown recipe key 'lerning_rate'"):
-        load(tmp_path / "r.yaml")
+        load_recipe(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
         ({"scale_jitter": [2, 1]}, "scale_jitter: expected two numbers above 0, the smaller"),
         (
             {"scale_jitter": [1, 2], "crop_padding": 4},
-            "scale_jitter: goes not together with crop_padding",
+            "scale_jitter: cannot be combined with crop_padding",
         ),
         ({"seed": 2**70}, "seed: less than 9223372036854775808"),
         ({"lr": float("inf")}, "lr: a finite number, got inf"),
@@ -76,28 +76,28 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
         ({"model": "resnet19"}, "model: Unknown model 'resnet19'. Did you mean resnet18"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named(settings, message):
+def test_a_value_that_is_not_valid_is_named(settings, message):
     with pytest.raises(RecipeError, match=message):
-        load("fast").with_settings(settings)
+        load_recipe("fast").with_settings(settings)
 
 
 def test_unknown_recipe_and_files(tmp_path):
     with pytest.raises(RecipeError, match=r"Unknown recipe 'clasic' \(did you mean 'classic'\?\)"):
-        load("clasic")
+        load_recipe("clasic")
     with pytest.raises(RecipeError, match="does not exist"):
-        load(tmp_path / "gone.yaml")
+        load_recipe(tmp_path / "gone.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(RecipeError, match="no valid YAML"):
-        load(tmp_path / "bad.yaml")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(RecipeError, match="holds a list"):
-        load(tmp_path / "list.yaml")
+        load_recipe(tmp_path / "list.yaml")
 
 
 def test_a_recipe_in_another_encoding_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_text("epochs: 3", encoding="utf-16")
-    with pytest.raises(RecipeError, match=r"mine\.yaml is no text in UTF-8"):
-        load(tmp_path / "mine.yaml")
+    with pytest.raises(RecipeError, match=r"mine\.yaml is not UTF-8 text"):
+        load_recipe(tmp_path / "mine.yaml")
 
 
 def test_settings_are_yaml():
@@ -105,12 +105,12 @@ def test_settings_are_yaml():
     assert parsed == {"flip": False, "lr": 1e-4, "crop_scale": [0.5, 1], "model": "resnet34"}
     with pytest.raises(RecipeError, match="--set takes key=value; got 'flip'"):
         parse_settings(["flip"])
-    with pytest.raises(RecipeError, match="the value is no valid YAML"):
+    with pytest.raises(RecipeError, match="the value is not valid YAML"):
         parse_settings(["crop_scale=[1"])
 
 
 def test_train_size_grows_from_first_to_last():
-    recipe = load("fast").with_settings(
+    recipe = load_recipe("fast").with_settings(
         {"image_size": 96, "epochs": 10, "train_sizes": [0.5, 0.85]}
     )
     sizes = [recipe.train_size(epoch) for epoch in range(10)]
@@ -122,11 +122,11 @@ def test_train_size_grows_from_first_to_last():
 
 
 def test_yaml_holds_plain_values():
-    assert yaml.safe_load(load("fast").to_yaml())["lr"] == load("fast").lr
+    assert yaml.safe_load(load_recipe("fast").to_yaml())["lr"] == load_recipe("fast").lr
 
 
 def test_epochs_and_steps_take_each_others_place():
-    recipe = load("paper-cifar10")
+    recipe = load_recipe("paper-cifar10")
     assert recipe.with_settings({"seed": 1}).steps == 64_000
     shorter = recipe.with_settings({"epochs": 3})
     assert (shorter.epochs, shorter.steps) == (3, None)
@@ -138,7 +138,7 @@ def test_epochs_and_steps_take_each_others_place():
 def test_the_papers_and_torchvisions_numbers():
     """What was published, in the units in which it was."""
     paper, cifar, v1, v2 = (
-        load(name)
+        load_recipe(name)
         for name in ("paper-imagenet", "paper-cifar10", "torchvision-v1", "torchvision-v2")
     )
     for recipe in (paper, cifar, v1, v2):
@@ -172,7 +172,7 @@ def test_the_augmentation_is_all_that_the_recipe_says():
         "crop_scale": (0.2, 0.3), "crop_padding": 3, "flip": False, "trivial_augment": True,
         "erasing": 0.4,
     }  # fmt: skip
-    augmentation = load("fast").with_settings(settings).augmentation()
+    augmentation = load_recipe("fast").with_settings(settings).augmentation()
     assert {name: getattr(augmentation, name) for name in settings} == settings
-    jitter = load("fast").with_settings({"scale_jitter": [1, 2]}).augmentation()
+    jitter = load_recipe("fast").with_settings({"scale_jitter": [1, 2]}).augmentation()
     assert jitter.scale_jitter == (1, 2)

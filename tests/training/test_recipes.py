@@ -13,7 +13,8 @@ import yaml
 from resnetkit import load as load_model
 from resnetkit import train
 from resnetkit.data import folder
-from resnetkit.training import loop, recipe
+from resnetkit.training import loop
+from resnetkit.training import recipe as recipes
 from resnetkit.training.preparation import prepare
 from resnetkit.training.schedule import learning_rate
 
@@ -25,7 +26,7 @@ SMALLER = {
     "checkpoint_seconds": 0,
 }
 NETWORKS = {"resnet50": 4, "resnet34": 4, "cifar_resnet20": 8}  # and their widths
-BATCHES = 5  # of 8 of the 42 training pictures
+BATCHES = 5  # of 8 of the 42 training images
 
 
 class Stop(Exception):
@@ -33,32 +34,32 @@ class Stop(Exception):
 
 
 def shortened(name, **more):
-    chosen = recipe.load(name)
-    width = {"width": NETWORKS[chosen.model]} if chosen.model else {}
-    length = {"steps": 7} if chosen.steps else {"epochs": 2}
-    return {**SMALLER, **length, "model_options": {**chosen.model_options, **width}, **more}
+    recipe = recipes.load_recipe(name)
+    width = {"width": NETWORKS[recipe.model]} if recipe.model else {}
+    length = {"steps": 7} if recipe.steps else {"epochs": 2}
+    return {**SMALLER, **length, "model_options": {**recipe.model_options, **width}, **more}
 
 
 def observed(monkeypatch, stop_before=math.inf):
     """What each training step is given, and what it does to the averaged weights."""
     real, steps = loop.training_step, []
 
-    def step(state, batch, chosen, where, rate, *args):
+    def step(state, batch, recipe, runtime, lr, *args):
         if len(steps) == stop_before:
             raise Stop
-        old = None if state.average is None else state.average.model.fc.weight.clone()
-        result = real(state, batch, chosen, where, rate, *args)
+        old = None if state.ema is None else state.ema.model.fc.weight.clone()
+        result = real(state, batch, recipe, runtime, lr, *args)
         groups = state.optimizer.param_groups
         steps.append(
             {
-                "rate": rate,
+                "rate": lr,
                 "rates": {group["lr"] for group in groups},
                 "decay": [group["weight_decay"] for group in groups],
                 "optimizer": state.optimizer.kind,
                 "momentum": (state.optimizer.momentum, state.optimizer.nesterov),
                 "side": batch.images.shape[-1],
-                "pictures": batch.indices.tolist(),
-                "averaged": old is not None and not torch.equal(old, state.average.model.fc.weight),
+                "indices": batch.indices.tolist(),
+                "averaged": old is not None and not torch.equal(old, state.ema.model.fc.weight),
             }
         )
         return result
@@ -68,11 +69,11 @@ def observed(monkeypatch, stop_before=math.inf):
 
 
 def from_random():
-    """The recipes that begin from chance (of the others: test_start.py), deep nets marked slow."""
-    for name in recipe.builtin():
-        chosen = recipe.load(name)
-        deep = str(chosen.model) in ("resnet34", "resnet50") or chosen.model is None
-        if chosen.weights == "none":
+    """The recipes with random weights (others: test_initial_weights.py); deep networks are slow."""
+    for name in recipes.builtin_recipes():
+        recipe = recipes.load_recipe(name)
+        deep = str(recipe.model) in ("resnet34", "resnet50") or recipe.model is None
+        if recipe.weights == "none":
             yield pytest.param(name, marks=[pytest.mark.slow] if deep else [])
 
 
@@ -80,21 +81,21 @@ def from_random():
 def test_a_recipe_runs_and_reaches_optimiser_and_loader(name, flat_folder, tmp_path, monkeypatch):
     steps = observed(monkeypatch)
     run = train(flat_folder, name, out=tmp_path / "run", **shortened(name))
-    chosen = run.recipe
-    count = chosen.steps or 2 * BATCHES
+    recipe = run.recipe
+    count = recipe.steps or 2 * BATCHES
     assert len(steps) == count
     assert len(run.history) == 2
     for number, step in enumerate(steps):
-        assert step["rates"] == {step["rate"]} == {learning_rate(chosen, number, count)}
-        others = chosen.weight_decay if chosen.decay_norms else 0
-        assert step["decay"] == [chosen.weight_decay, others]
-        assert step["optimizer"] == chosen.optimizer
-        if chosen.optimizer == "sgd":
-            assert step["momentum"] == (chosen.momentum, chosen.nesterov)
-        assert step["side"] == chosen.train_size(number // BATCHES)
-        assert set(Counter(step["pictures"]).values()) == {chosen.repeats}
+        assert step["rates"] == {step["rate"]} == {learning_rate(recipe, number, count)}
+        others = recipe.weight_decay if recipe.decay_norms else 0
+        assert step["decay"] == [recipe.weight_decay, others]
+        assert step["optimizer"] == recipe.optimizer
+        if recipe.optimizer == "sgd":
+            assert step["momentum"] == (recipe.momentum, recipe.nesterov)
+        assert step["side"] == recipe.train_size(number // BATCHES)
+        assert set(Counter(step["indices"]).values()) == {recipe.repeats}
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
-    assert recipe.load(run.folder / "recipe.yaml") == chosen
+    assert recipes.load_recipe(run.folder / "recipe.yaml") == recipe
     published = yaml.safe_load((recipe.resources.files("resnetkit.training") / "recipes" /
                                 f"{name}.yaml").read_text())  # fmt: skip
     for key in set(published) - set(shortened(name)) - {"epochs"}:
@@ -113,7 +114,7 @@ def test_torchvision_v2_averages_every_so_many_steps(flat_folder, tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision-v2", "paper-cifar10"])
 def test_a_broken_run_ends_in_the_same_bits(name, flat_folder, tmp_path, monkeypatch):
-    """Also where the run ends within an epoch, and with every class as often."""
+    """Also if the run ends within an epoch, and with every class equally often."""
     settings = shortened(name, sampling="balanced", ema=0.9, ema_every=2)
     with monkeypatch.context() as patch:
         whole_steps = observed(patch)
@@ -135,13 +136,13 @@ def test_a_broken_run_ends_in_the_same_bits(name, flat_folder, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("layout", ["flat", "split"])
-def test_only_training_pictures_are_decoded_larger(layout, request, save, tmp_path):
+def test_only_training_images_are_decoded_larger(layout, request, save, tmp_path):
     data = folder.read(request.getfixturevalue(f"{layout}_folder"))  # 40 x 36 px
     settings = {"image_size": 16, "resize_size": 16, "decode_size": 24}
-    prepared = prepare(data, recipe.load("fast").with_settings(settings), 0)
+    prepared = prepare(data, recipes.load_recipe("fast").with_settings(settings), 0)
     assert {prepared.train[i].shape for i in range(len(prepared.train))} == {(24, 26, 3)}
     assert {prepared.val[i].shape for i in range(len(prepared.val))} == {(16, 17, 3)}
-    preset = recipe.load("fast").with_settings(settings).preprocessing()
+    preset = recipes.load_recipe("fast").with_settings(settings).preprocessing()
     assert (preset.resize_size, prepared.val.preprocessing) == (16, preset)
     expected = preset.pixels(prepared.val.split.path(0))
     assert np.array_equal(prepared.val[0], expected)

@@ -17,7 +17,7 @@ import torch
 from resnetkit import evaluate, load, storage, train
 from resnetkit.data import folder
 from resnetkit.errors import OutputError, TrainingError
-from resnetkit.training import checkpoint, loop, plan, preparation
+from resnetkit.training import checkpoint, defaults, loop, measure, preparation
 from resnetkit.training.run import RunFolder
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
@@ -66,7 +66,7 @@ def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkey
             stop_after(patch, steps)
             with pytest.raises(Stop):
                 train(flat_folder, out=out, resume=True, workers=steps, **settings)
-        saved = checkpoint.read(out / "state").values
+        saved = checkpoint.read_newest(out / "state").values
         assert saved["batch"] == {1: 1, 2: 3, 4: 2}[steps]  # five batches make an epoch
     run = train(flat_folder, out=out, resume=True, **settings)
     same(whole.folder, run.folder)
@@ -77,17 +77,17 @@ def test_a_run_keeps_batch_size_and_epochs_of_the_device_it_began_on(
     flat_folder, small, tmp_path, monkeypatch
 ):
     open_ = {**small, "batch_size": None, "epochs": None, "checkpoint_seconds": 0}
-    monkeypatch.setattr(plan, "EPOCHS", (1, 2))
-    here = plan.DeviceDefaults(batch_size=12, images_shown=10**6, largest_size=128)
-    there = plan.DeviceDefaults(batch_size=7, images_shown=1, largest_size=128)
-    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", here)
+    monkeypatch.setattr(defaults, "EPOCHS", (1, 2))
+    here = defaults.DeviceDefaults(batch_size=12, images_shown=10**6, largest_size=128)
+    there = defaults.DeviceDefaults(batch_size=7, images_shown=1, largest_size=128)
+    monkeypatch.setitem(defaults.DEVICE_DEFAULTS, "cpu", here)
     whole = train(flat_folder, out=tmp_path / "whole", **open_)
     assert (whole.recipe.batch_size, whole.recipe.epochs) == (12, 2)
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
         with pytest.raises(Stop):
             train(flat_folder, out=tmp_path / "run", **open_)
-    monkeypatch.setitem(plan.DEVICE_DEFAULTS, "cpu", there)
+    monkeypatch.setitem(defaults.DEVICE_DEFAULTS, "cpu", there)
     train(flat_folder, out=tmp_path / "run", resume=True, **open_)
     same(whole.folder, tmp_path / "run")
 
@@ -101,20 +101,20 @@ def test_resume_by_the_folder_alone(flat_folder, small, tmp_path, monkeypatch, c
             train(flat_folder, out=tmp_path / "run", **settings)
     capsys.readouterr()
     train(tmp_path / "run", resume=True)
-    assert "Going on with" in capsys.readouterr().err
+    assert "Resuming" in capsys.readouterr().err
     same(whole.folder, tmp_path / "run")
 
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     again = train(tmp_path / "run", resume=True)
-    assert "finished already; nothing was changed" in capsys.readouterr().err
+    assert "already finished; nothing was changed" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     assert again.metrics == whole.metrics
 
 
-def test_nothing_to_resume_begins_and_says_so(flat_folder, small, tmp_path, capsys, monkeypatch):
+def test_without_anything_to_resume_a_run_starts(flat_folder, small, tmp_path, capsys, monkeypatch):
     settings = {**small, "epochs": 1}
     train(flat_folder, out=tmp_path / "new", resume=True, **settings)
-    assert "nothing to resume" in capsys.readouterr().err
+    assert "Nothing to resume" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     first = train(flat_folder, resume=True, **settings)
     assert first.folder.name == "squares-cifar_resnet20"
@@ -134,7 +134,7 @@ def test_another_recipe_or_other_data_are_listed(flat_folder, small, tmp_path):
         train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 1})
 
 
-def test_another_label_of_the_same_picture_is_other_data(flat_folder, small, tmp_path):
+def test_another_label_of_the_same_image_is_other_data(flat_folder, small, tmp_path):
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
     split = (tmp_path / "run" / "split.csv").read_text().splitlines()
     taken = next(row.split(",")[0] for row in split if row.endswith("blue,train"))
@@ -157,13 +157,13 @@ def test_a_run_that_is_named_brings_its_own_recipe_and_folder(flat_folder, small
         TrainingError, match=r"(?s)not the run.*recipe: name was 'fast' and is 'demo'"
     ):
         train(tmp_path / "run", recipe="demo", resume=True)
-    with pytest.raises(OutputError, match=r"is resumed where it lies, not in .*other"):
+    with pytest.raises(OutputError, match=r"is resumed in place, not in .*other"):
         train(tmp_path / "run", out=tmp_path / "other", resume=True)
     own = tmp_path / "run" / "recipe.yaml"
     train(tmp_path / "run", recipe=own, out=tmp_path / "run", resume=True)
 
 
-def test_changed_data_are_told_where_the_length_is_given_in_steps(flat_folder, small, tmp_path):
+def test_changed_data_are_an_error_if_the_length_is_given_in_steps(flat_folder, small, tmp_path):
     settings = {**small, "epochs": None, "steps": 7}
     train(flat_folder, out=tmp_path / "run", **settings)
     for number in range(12):
@@ -176,7 +176,7 @@ def test_a_finished_run_without_its_state_is_not_trained_again(flat_folder, smal
     run = train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
     before = run.model.stat().st_mtime_ns
     shutil.rmtree(tmp_path / "run" / "state")
-    with pytest.raises(OutputError, match="is a finished run, and its folder state is gone"):
+    with pytest.raises(OutputError, match="is a finished run without its state folder"):
         train(tmp_path / "run", resume=True)
     assert run.model.stat().st_mtime_ns == before
 
@@ -192,8 +192,8 @@ def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, 
     before = torch.get_num_threads()
     settings = {**small, "threads": None, "checkpoint_seconds": 0}
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(plan, "cores", lambda: 4)
-    monkeypatch.setattr(plan, "fastest", lambda step, most: 3)
+    monkeypatch.setattr(measure, "cores", lambda: 4)
+    monkeypatch.setattr(measure, "fewest_fast_threads", lambda step, most: 3)
     try:
         torch.set_num_threads(4)
         with monkeypatch.context() as patch:
@@ -201,7 +201,7 @@ def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, 
             with pytest.raises(Stop):
                 train(flat_folder, out=tmp_path / "run", **settings)
         assert "threads: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
-        monkeypatch.setattr(plan, "fastest", lambda step, most: 1)
+        monkeypatch.setattr(measure, "fewest_fast_threads", lambda step, most: 1)
         train(flat_folder, out=tmp_path / "run", resume=True, **settings)
         assert torch.get_num_threads() == 4  # the caller's own number is left alone
     finally:
@@ -224,14 +224,14 @@ def test_two_runs_never_write_to_one_folder(flat_folder, small, tmp_path):
 TWICE = """
 import os, signal, time
 from resnetkit.errors import Interrupted
-from resnetkit.training.interrupts import Interrupts, leave
+from resnetkit.training.interrupts import Interrupts, raise_interrupted
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 with Interrupts() as interrupts:
     os.kill(os.getpid(), signal.SIGINT)
-    assert interrupts.asked == signal.SIGINT
+    assert interrupts.received == signal.SIGINT
     try:
-        leave(interrupts.asked, "resnet train --resume x")
+        raise_interrupted(interrupts.received, "resnet train --resume x")
     except Interrupted as error:
         assert error.exit_code == 130
     else:
@@ -268,7 +268,7 @@ def go_on(data, out):
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(flat_folder, tmp_path):
     process = subprocess.Popen(command(flat_folder, tmp_path / "run"), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not checkpoint.generations(tmp_path / "run" / "state"):
+    while not checkpoint.list_generations(tmp_path / "run" / "state"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -289,7 +289,7 @@ def test_killed_six_times_at_any_moment(flat_folder, tmp_path):
         start = steps[-1] if steps else -1
         deadline = time.monotonic() + 120
         while process.poll() is None:  # wait until this process has saved something new
-            saved = checkpoint.read(out / "state")
+            saved = checkpoint.read_newest(out / "state")
             if saved is not None and saved.values["step"] > start:
                 break
             assert time.monotonic() < deadline
@@ -298,7 +298,7 @@ def test_killed_six_times_at_any_moment(flat_folder, tmp_path):
         process.kill()
         process.wait()
         kills += 1
-        saved = checkpoint.read(out / "state").values
+        saved = checkpoint.read_newest(out / "state").values
         assert saved["step"] >= start
         steps.append(saved["step"])
         mid_epoch += saved["batch"] > 0
@@ -315,9 +315,9 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
         with pytest.raises(Stop):
             train(flat_folder, out=tmp_path / "run", **settings)
     state = tmp_path / "run" / "state"
-    saved = checkpoint.read(state)
+    saved = checkpoint.read_newest(state)
     del saved.values["identity"]["recipe"]["shallow_share"]
-    checkpoint.write(state, saved)
+    checkpoint.write_generation(state, saved)
     with pytest.raises(TrainingError, match=r"shallow_share was 0\.0 and is 0\.5"):
         train(flat_folder, out=tmp_path / "run", resume=True, **settings, shallow_share=0.5)
     assert train(flat_folder, out=tmp_path / "run", resume=True, **settings).model.exists()
@@ -325,9 +325,9 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
 
 def test_a_finished_run_is_trained_on_with_the_command_it_names(flat_folder, small, tmp_path):
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
-    with pytest.raises(TrainingError, match="To train on from its last weights") as told:
+    with pytest.raises(TrainingError, match="To train on from its last weights") as caught:
         train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 3})
-    words = shlex.split(str(told.value).splitlines()[-1])
+    words = shlex.split(str(caught.value).splitlines()[-1])
     assert words[:3] == ["resnet", "train", str(flat_folder)]
     assert words[3::2] == ["--recipe", "--weights", "--epochs"]
     recipe, weights, epochs = words[4::2]
@@ -343,7 +343,7 @@ def test_photos_of_one_name_in_two_places(flat_folder, small, tmp_path, capsys, 
     first = train(flat_folder, **settings)
     capsys.readouterr()
     second = train(other, resume=True, **settings)
-    assert "nothing to resume of these photos" in capsys.readouterr().err
+    assert "Nothing to resume for these photos" in capsys.readouterr().err
     assert second.folder.name == first.folder.name + "-2"
     third = train(other, **settings)
     assert third.folder.name == first.folder.name + "-3"
@@ -355,7 +355,7 @@ def test_photos_of_one_name_in_two_places(flat_folder, small, tmp_path, capsys, 
 
 
 def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
-    """And the split that it made can be trained on where it lies."""
+    """The split that the run made can also be trained on from its folder."""
     name = os.fsdecode(b"caf\xe9")
     try:
         (flat_folder / "red").rename(flat_folder / name)
@@ -371,9 +371,7 @@ def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
         assert (run.folder / file).read_bytes() == (again.folder / file).read_bytes()
 
 
-def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
-    flat_folder, small, tmp_path, monkeypatch
-):
+def test_the_split_of_an_older_version_can_be_kept(flat_folder, small, tmp_path, monkeypatch):
     settings = {**small, "epochs": 2, "seed": 3}
     whole = train(flat_folder, out=tmp_path / "whole", **settings)
     train(flat_folder, out=tmp_path / "run", **settings)
@@ -383,14 +381,14 @@ def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
             preparation, "split_dataset", lambda *given: folder.split_dataset(*given[:-1], 99)
         )
         with pytest.raises(
-            TrainingError, match=r"not the split .* on the other side of it"
-        ) as told:
+            TrainingError, match=r"(?s)not the split .* in the other split"
+        ) as caught:
             train(tmp_path / "run", resume=True)
-        said = str(told.value)
+        text = str(caught.value)
         split = tmp_path / "run" / "split.csv"
         recipe = tmp_path / "run" / "recipe.yaml"
-        assert re.search(r"such as \w+/\d+.png \(was (train|val), is (train|val)\)", said)
-        typed = f"resnet train {split} --recipe {recipe} --out {tmp_path / 'run'} --resume"
-        assert typed in said
+        assert re.search(r"such as \w+/\d+.png \(was (train|val), is (train|val)\)", text)
+        command = f"resnet train {split} --recipe {recipe} --out {tmp_path / 'run'} --resume"
+        assert command in text
         run = train(split, recipe, out=tmp_path / "run", resume=True)
     assert run.metrics["accuracy"] == whole.metrics["accuracy"]

@@ -21,8 +21,8 @@ def test_tensorboard_reads_the_rows_of_the_history(flat_folder, small, tmp_path)
 def test_without_tensorboard_the_error_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['torch.utils.tensorboard'] = None\n"
-        "from resnetkit.training.tensorboard import Events\n"
-        f"Events({str(tmp_path)!r})"
+        "from resnetkit.training.tensorboard import TensorBoardLogger\n"
+        f"TensorBoardLogger({str(tmp_path)!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'pip install "resnetkit[tensorboard]"' in done.stderr

@@ -269,9 +269,11 @@ def output(folder: str) -> str | None:
     return OUTPUTS if os.path.lexists(f"{folder}/{MARKER}") else None
 
 
-def is_run(folder: str) -> bool:
-    """Whether a run wrote its beginning here."""
-    return all(os.path.exists(f"{folder}/{name}") for name in ("environment.json", "recipe.yaml"))
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Return whether this is a run folder, finished or not."""
+    return all(
+        os.path.exists(os.path.join(folder, name)) for name in ("environment.json", "recipe.yaml")
+    )
 
 
 def identity(folder: str | os.PathLike[str]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from ..errors import DataError, RecipeError
 from ..evaluation.evaluate import Evaluation, evaluate_split
 from ..evaluation.findings import disagreements
 from ..evaluation.selection import read_dataset_for, select_split
-from .html import best_epoch, count_parameters, curve_panels, recipe_rows, render
+from .html import best_row, count_parameters, curve_panels, recipe_rows, render
 from .record import Record
 from .thumbnails import plain_thumbnails
 
@@ -98,7 +98,7 @@ def write_comparison(
         curves=curve_panels(records, names),
         metrics=metrics,
         parameters=[count_parameters(record) for record in records],
-        best=[best_epoch(record) for record in records],
+        best=[best_row(record) for record in records],
         evaluations=evaluations,
         notes=notes,
         duels=_duels(evaluations, names),

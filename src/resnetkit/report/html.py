@@ -18,7 +18,7 @@ from ..models.registry import get_skeleton
 from ..storage import write_text
 from . import charts
 from .charts import Line
-from .record import Record, read_record
+from .record import Record, best_epoch, read_record
 from .thumbnails import SIDE, explained_thumbnails
 
 # Images shown: with these limits the page takes one or two megabytes.
@@ -48,7 +48,7 @@ def write_page(
         metrics=evaluation.metrics,
         summary=summarize_run(record, evaluation),
         curves=curve_panels([record]),
-        best=best_epoch(record),
+        best=best_row(record),
         rows=[{**metrics, **answers} for metrics, answers in rows],
         matrix=charts.confusion_chart(counts, evaluation.classes),
         confusions=_confusion_rows(evaluation),
@@ -153,11 +153,11 @@ def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[d
     return panels
 
 
-def best_epoch(record: Record) -> dict[str, float] | None:
+def best_row(record: Record) -> dict[str, float] | None:
     """Return the history row of the epoch whose model was kept; None without a history."""
     if not record.history:
         return None
-    return max(record.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    return best_epoch(record.history)
 
 
 def _answer_rows(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..storage import atomic
 from .fonts import figure_fonts
+from .record import best_epoch
 
 BLUE = "#1f5fa8"
 ORANGE = "#d9721a"
@@ -51,7 +52,7 @@ def _draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    best = max(history, key=lambda row: row["val_accuracy"])
+    best = best_epoch(history)
     axes.annotate(
         f"{best['val_accuracy']:.2%}",
         (best["epoch"], best["val_accuracy"]),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.tree import is_run
 from ..errors import ModelFileError
 from ..models.weights import modelfile
 from ..models.weights.modelfile import Header
@@ -48,9 +50,14 @@ class Record:
         return None if self.environment is None else str(self.environment["data"])
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Return whether a run was started in this folder."""
-    return (folder / "recipe.yaml").is_file() and (folder / "environment.json").is_file()
+def epoch_rank(row: dict[str, Any]) -> tuple[float, float]:
+    """Return the rank of an epoch: validation accuracy, and at equal accuracy the lower loss."""
+    return row["val_accuracy"], -row["val_loss"]
+
+
+def best_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the epoch whose model is kept: the first of the highest rank."""
+    return max(history, key=epoch_rank)
 
 
 def read_record(path: str | Path) -> Record:
@@ -68,7 +75,7 @@ def read_record(path: str | Path) -> Record:
         )
     header = modelfile.read_header(file)
     folder = file.parent
-    if not is_run_folder(folder):
+    if not is_run(folder):
         return Record(file, header)
     history: tuple[dict[str, float], ...] = ()
     if (folder / "history.csv").is_file():

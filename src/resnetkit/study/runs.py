@@ -20,7 +20,7 @@ from ..models import summarize
 from ..models.registry import get_skeleton
 from ..progress import say
 from ..storage import write_json, write_text
-from ..training import plan, recipe, start
+from ..training import defaults, initial_weights, measure, recipe
 from ..training.loop import train
 from ..training.recipe import Recipe
 from .images import folder_of
@@ -112,15 +112,17 @@ def compare(
         OutputError: ``out`` holds runs on other pictures or by another recipe.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    chosen = recipe.load(recipe_name or ("study-digits" if data == "digits" else "paper-cifar10"))
+    chosen = recipe.load_recipe(
+        recipe_name or ("study-digits" if data == "digits" else "paper-cifar10")
+    )
     for name in {"model", "seed"} & set(settings):
         raise RecipeError(f"--set {name}=... is not for a study: it has its nets, and --seeds")
     chosen = chosen.with_settings({**settings, "model": nets[0].model})
     where = runtime.pick(device, chosen.precision)
     images = folder_of(data, out)
     dataset = folder.read(images)
-    chosen = plan.choose(chosen, dataset, where)
-    chosen = plan.choose_batch_size(chosen, _training_images(dataset), where)
+    chosen = defaults.fill_defaults(chosen, dataset, where)
+    chosen = defaults.fill_batch_size(chosen, _training_images(dataset), where)
     chosen = chosen.with_settings({"model": None})  # each run has its own
     comparison = Comparison(out, images, tuple(nets), tuple(seeds), chosen)
     comparison = _begin_or_go_on(comparison, minutes, where)
@@ -170,10 +172,10 @@ def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> i
     for net in comparison.nets:
         settings = {**comparison.settings(net, 0), "epochs": 1}
         chosen = comparison.recipe.with_settings(settings)
-        model, _, where = start.begin(chosen, dataset.classes, where)
-        seconds += plan.measure(model, chosen, where, training, val)
+        model, _, where = initial_weights.build_network(chosen, dataset.classes, where)
+        seconds += measure.estimate_seconds(model, chosen, where, training, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
-    most = plan.choose_epochs(comparison.recipe, training, where).epochs
+    most = defaults.fill_epochs(comparison.recipe, training, where).epochs
     assert most is not None
     epochs = max(FEWEST_EPOCHS, min(fitting, most))
     say(f"An epoch of all {len(comparison.nets)} nets takes {seconds:.1f} s; training {epochs}.")

@@ -1,10 +1,10 @@
-"""The full state of a run on disk: two generations, checksummed, atomic.
+"""The full state of a run on disk: two generations, checksummed and atomic.
 
 A generation is one file, ``state/000012-<sha256>.safetensors``: its number in the order of saving,
-and the checksum of what it holds. It gets this name once it is complete, and no file is ever
-written again; so a crash at any write, fsync or rename leaves the generations before it untouched.
-``state/manifest.json`` tells people and monitors which is the newest and where the run is; reading
-the state does not need it.
+and the checksum of its contents. It gets this name once it is complete, and no file is ever written
+again. So a crash at any write, fsync or rename leaves the earlier generations untouched.
+``state/manifest.json`` tells people and monitors which generation is the newest and where the run
+is; reading the state does not need it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from .. import storage
 from ..errors import OutputError, TrainingError
 from ..progress import say
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST = "manifest.json"
+LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 UNFINISHED = re.compile(r"\.(\d{6,}|manifest\.json)\.\w{8,}")
-"""What `storage.temporary` calls a file that a killed run left."""
+"""Names that `storage.temporary` gives to files, which a killed run leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Snapshot:
 
     Args:
         tensors: weights, buffers and moments, by name.
-        values: everything else, as JSON; ``step``, ``epoch`` and ``batch`` say where it is.
-        generation: which one it was read from.
+        values: everything else, as JSON; ``step``, ``epoch`` and ``batch`` give the position.
+        generation: the file it was read from.
     """
 
     tensors: dict[str, Tensor]
@@ -49,30 +50,31 @@ class Snapshot:
 
 
 class Checkpoints:
-    """Saves snapshots into a folder, in a thread, one after another.
+    """Saves snapshots into a folder, one after another, in a thread.
 
     Args:
         folder: ``state/`` of the run.
-        seconds: between two saves, for `due`.
-        resumed: the snapshot that the run goes on from. It is kept until two newer ones are there;
-            one that turned out to be damaged is not.
+        seconds: time between two saves, for `is_due`.
+        resumed: the snapshot that the run resumes. Its generation is kept until there are two newer
+            ones; a newer generation that turned out to be damaged is removed.
     """
 
     def __init__(self, folder: Path, seconds: float, resumed: Snapshot | None = None) -> None:
-        self.folder, self.seconds = folder, seconds
-        self._before = None if resumed is None else resumed.generation
-        self._last = time.monotonic()
+        self.folder = folder
+        self.seconds = seconds
+        self._newest = None if resumed is None else resumed.generation
+        self._last_save = time.monotonic()
         self._pending: Future[Path] | None = None
         self._lock = ExitStack()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def hold(self) -> None:
-        """Hold the folder until this is left: two runs never write to one.
+    def lock(self) -> None:
+        """Lock the folder until this context ends, so that no other run writes to it.
 
         Raises:
-            OutputError: another process holds it.
+            OutputError: another process holds the lock.
         """
         try:
             self._lock.enter_context(storage.locked(self.folder / LOCK, wait=False))
@@ -80,103 +82,106 @@ class Checkpoints:
             raise OutputError(f"Another run is writing to {self.folder.parent} right now") from None
 
     def __exit__(self, *error: object) -> None:
-        """What was saved reaches the disk, also when the run ends by an error."""
+        """Wait for the pending save, even if the run ends with an error, and unlock the folder."""
         if self._pending is not None:
             wait([self._pending])
         self._lock.close()
 
-    def due(self) -> bool:
-        """Whether ``seconds`` have passed since the last save."""
-        return time.monotonic() - self._last >= self.seconds
+    def is_due(self) -> bool:
+        """Return whether ``seconds`` have passed since the last save."""
+        return time.monotonic() - self._last_save >= self.seconds
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write ``snapshot``, whose tensors must not change any more, while training goes on.
+        """Start to write a snapshot, whose tensors must not change, while training goes on.
 
         Raises:
-            OutputError: the save before this one could not be written.
+            OutputError: the previous save failed.
         """
         self.wait()
-        self._last = time.monotonic()
-        # A thread of its own each time: copying tensors gives a thread a team of compute threads,
-        # and as long as that team lives, OpenMP thinks the machine is overbooked and halves the
-        # speed of training.
+        self._last_save = time.monotonic()
+        # Each save has a new thread: copying tensors gives a thread its own pool of compute
+        # threads. While that pool exists, OpenMP thinks that the machine is oversubscribed and
+        # halves the speed of training.
         writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = writer.submit(write, self.folder, snapshot, self._before)
+        self._pending = writer.submit(write_generation, self.folder, snapshot, self._newest)
         writer.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Until what was saved is on the disk.
+        """Wait until the last snapshot is on disk.
 
         Raises:
             OutputError: it could not be written.
         """
-        pending, self._pending = self._pending, None
+        pending = self._pending
+        self._pending = None
         try:
             if pending is not None:
-                self._before = pending.result()
+                self._newest = pending.result()
         except OSError as error:
             raise OutputError(
                 f"The state cannot be saved to {self.folder} ({error.strerror}). What was saved "
-                "before is kept; make room and resume with --resume"
+                "before is kept. Free some space and resume with --resume"
             ) from error
 
     def finish(self) -> None:
-        """Wait, and keep only the newest generation."""
+        """Wait for the last save, and keep only the newest generation."""
         self.wait()
-        _clean(self.folder, {self._before})
+        _remove_generations(self.folder, keep={self._newest})
 
 
-def write(folder: Path, snapshot: Snapshot, before: Path | None = None) -> Path:
-    """Make ``snapshot`` the newest generation, keep that and ``before``, and return its path."""
-    number = max((number for number, _, _ in generations(folder)), default=0) + 1
-    plain = {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}
+def write_generation(folder: Path, snapshot: Snapshot, previous: Path | None = None) -> Path:
+    """Write a snapshot as the newest generation, keep only it and ``previous``, return its path."""
+    number = max((number for number, _, _ in list_generations(folder)), default=0) + 1
+    tensors = {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}
     with storage.temporary(folder / f"{number:06d}") as unfinished:
         try:
-            save_file(plain, unfinished, {"values": json.dumps(snapshot.values)})
-        except SafetensorError as error:  # its word for a full disk, too
+            save_file(tensors, unfinished, {"values": json.dumps(snapshot.values)})
+        except SafetensorError as error:  # it reports a full disk this way, too
             raise OSError(errno.EIO, str(error)) from error
         digest = storage.sha256(unfinished)
         path = folder / f"{number:06d}-{digest}.safetensors"
         storage.publish(unfinished, path)
-    place = {key: snapshot.values[key] for key in ("step", "epoch", "batch")}
-    storage.write_json(folder / MANIFEST, {**place, "files": {path.name: digest}})
-    _clean(folder, {path, before})
+    position = {key: snapshot.values[key] for key in ("step", "epoch", "batch")}
+    storage.write_json(folder / MANIFEST, {**position, "files": {path.name: digest}})
+    _remove_generations(folder, keep={path, previous})
     return path
 
 
-def _clean(folder: Path, keep: set[Path | None]) -> None:
-    """Remove generations, and what killed runs left of them; other files are not ours, such as the
-    ``.nfs...`` of one that is removed while it is open."""
+def _remove_generations(folder: Path, keep: set[Path | None]) -> None:
+    """Remove other generations, and unfinished files of killed runs.
+
+    Other files are not ours, such as the ``.nfs...`` of a file that is removed while it is open.
+    """
     for path in folder.iterdir():
-        ours = GENERATION.fullmatch(path.name) or UNFINISHED.fullmatch(path.name)
-        if ours and path not in keep:
+        is_ours = GENERATION.fullmatch(path.name) or UNFINISHED.fullmatch(path.name)
+        if is_ours and path not in keep:
             storage.discard(path)
 
 
-def generations(folder: Path) -> list[tuple[int, str, Path]]:
-    """Number, checksum and path of what was saved, the newest first."""
+def list_generations(folder: Path) -> list[tuple[int, str, Path]]:
+    """Return number, checksum and path of each generation, the newest first."""
     names = [] if not folder.exists() else [path.name for path in folder.iterdir()]
     matches = [match for match in map(GENERATION.fullmatch, names) if match]
     return sorted(((int(m[1]), m[2], folder / m[0]) for m in matches), reverse=True)
 
 
-def read(folder: Path) -> Snapshot | None:
-    """The newest generation that is whole; None where none was ever saved.
+def read_newest(folder: Path) -> Snapshot | None:
+    """Return the newest intact generation; None if nothing was ever saved.
 
-    Falls back to the one before, and says so.
+    If the newest generation is damaged, print a message and read the one before it.
 
     Raises:
         TrainingError: there are generations, and none can be read.
     """
     problems = []
-    for _, digest, path in generations(folder):
+    for _, digest, path in list_generations(folder):
         try:
             snapshot = _read_generation(path, digest)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             problems.append(f"{path}: {error}")
             continue
         if problems:
-            say(f"The newest saved state is damaged ({problems[0]}); going on from the one before.")
+            say(f"The newest saved state is damaged ({problems[0]}); using the one before it.")
         return snapshot
     if problems:
         raise TrainingError("No saved state can be read. " + "; ".join(problems))
@@ -184,12 +189,16 @@ def read(folder: Path) -> Snapshot | None:
 
 
 def _read_generation(path: Path, digest: str) -> Snapshot:
-    """Raises ValueError, KeyError, OSError or SafetensorError where something is not as written."""
+    """Read a generation.
+
+    Raises:
+        ValueError, KeyError, OSError, SafetensorError: the file is damaged.
+    """
     if storage.sha256(path) != digest:
-        raise ValueError("it has another checksum than it was written with")
+        raise ValueError("its checksum does not match its name")
     with safe_open(path, "pt") as file:
         values = json.loads(file.metadata()["values"])
         names = file.keys()
-        # Copies: a tensor of the file itself keeps the file open, and it could not be removed.
+        # Clone, because a tensor of the file keeps the file open, and it could not be removed.
         tensors = {name: file.get_tensor(name).clone() for name in names}
     return Snapshot(tensors, values, path)

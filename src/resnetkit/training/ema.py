@@ -1,7 +1,7 @@
-"""Averaged weights: a second network that follows the trained one slowly.
+"""EMA: an exponential moving average of the weights over the steps (Polyak averaging).
 
-Its weights are an exponential moving average over the steps (Polyak averaging); it often
-classifies better than the network at any single step, the more so while the rate is high.
+It often classifies better than the network at any single step, especially while the learning rate
+is high.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from torch import nn
 
 
 class ModelEma:
-    """Follows ``model``.
+    """A copy of a network whose weights are the EMA of the trained weights.
 
     Args:
-        decay: the share of the old average that stays at each step, in [0, 1). The first steps
-            use less, ``(1 + step) / (10 + step)``, so that the initial weights are forgotten.
+        model: the network that is trained.
+        decay: share of the old EMA that each update keeps, in [0, 1). The first steps keep less,
+            ``(1 + step) / (10 + step)``, so that the initial weights are forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -26,10 +27,11 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards ``model`` after the step numbered ``step`` (0-based)."""
+        """Move the EMA towards the weights of ``model`` after a step (0-based)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        old, new = self.model.state_dict(), model.state_dict()
+        old = self.model.state_dict()
+        new = model.state_dict()
         floats = [name for name, value in old.items() if value.is_floating_point()]
         torch._foreach_lerp_([old[name] for name in floats], [new[name] for name in floats], weight)
-        for name in old.keys() - floats:  # counters of batches
+        for name in old.keys() - floats:  # batch counters
             old[name].copy_(new[name])

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, leave. A second one stops at once."""
+"""SIGTERM and Ctrl-C: finish the step, save, stop. A second signal stops at once."""
 
 from __future__ import annotations
 
@@ -13,48 +13,52 @@ from ..signals import SIGNALS, Watch
 
 
 class Interrupts:
-    """While this context is open, the first signal is only noted, in ``asked``. A second one has
-    the effect that it had before. Where the main thread is stuck in native code and reaches neither
-    handler, a `signals.Watch` ends the process.
+    """A context in which the first signal is only recorded, in ``received``.
 
-    Outside the main thread, to which Python hands no signals, it does nothing.
+    A second signal has the effect that it had before. If the main thread is stuck in native code
+    and reaches neither handler, a `signals.Watch` ends the process.
+
+    Outside the main thread, to which Python delivers no signals, the context does nothing.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        self._before: dict[int, Any] = {}
+        self.received: int | None = None
+        self._handlers: dict[int, Any] = {}  # the handlers to restore
         self._watch = Watch()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             self._watch.__enter__()
             for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background
-                    self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:  # ignored by background jobs
+                    self._handlers[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        self._restore_handlers()
         self._watch.__exit__(*error)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
         self._watch.answered()
-        self._restore()
-        say("Finishing this step and saving; once more to stop at once.")
+        self._restore_handlers()
+        say("Finishing this step and saving. Repeat to stop at once.")
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}
 
 
-def leave(number: int, how_to_resume: str) -> None:
-    """End the run where everything is saved, after the signal ``number`` to this process or to
-    another one of the run.
+def raise_interrupted(number: int, resume_command: str) -> None:
+    """End a run whose state is saved, after a signal to this or another process of the run.
+
+    Args:
+        number: the number of the signal.
+        resume_command: the command that resumes the run.
 
     Raises:
         Interrupted: always.
     """
-    message = f"Stopped; everything is saved. To go on: {how_to_resume}"
+    message = f"Stopped; everything is saved. To resume: {resume_command}"
     raise Interrupted(message, 128 + number)

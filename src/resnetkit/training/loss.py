@@ -1,4 +1,4 @@
-"""How much each class counts in the loss."""
+"""The weight of each class in the loss."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from .recipe import Recipe
 
 
 def class_weights(recipe: Recipe, counts: Sequence[int], device: torch.device) -> Tensor | None:
-    """Weights of the classes in the loss, of mean 1 over the pictures: total / (classes * count),
-    as scikit-learn's ``balanced``; None where all count the same."""
+    """Return the weight of each class in the loss; None if all classes count the same.
+
+    The weights are those of scikit-learn's ``balanced``, total / (classes * count), whose mean over
+    the images is 1.
+
+    Args:
+        recipe: its ``class_weights`` is "none" or "balanced".
+        counts: number of training images of each class.
+        device: where to put the weights, ``(classes,)`` float32.
+    """
     if recipe.class_weights == "none":
         return None
     numbers = torch.tensor(counts, dtype=torch.float32, device=device)

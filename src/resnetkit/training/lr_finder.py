@@ -1,7 +1,7 @@
-"""The learning-rate finder: a short run whose rate grows, and what its loss says.
+"""The learning-rate finder: a short run with a growing learning rate, and a suggestion.
 
-Smith, arXiv:1506.01186, section 3.3: raise the rate from far too low to far too high, once, and
-look at the loss. It falls while the rate is useful, and rises where it is too high.
+Smith, arXiv:1506.01186, section 3.3: raise the rate once from far too low to far too high, and look
+at the loss. It falls while the rate is useful, and rises when the rate is too high.
 """
 
 from __future__ import annotations
@@ -13,33 +13,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import randomness, runtime
+from .. import randomness
+from .. import runtime as machine
 from ..data import folder
 from ..data.loader import Batch
 from ..errors import RecipeError, TrainingError
 from ..progress import bar
-from . import start
+from .initial_weights import resolve_recipe
 from .loop import training_step
-from .memory_limit import enough_memory
-from .outcomes import totals
+from .out_of_memory import explain_out_of_memory
+from .outcomes import loss_and_correct
 from .session import Session, set_up
 
-LOWEST, HIGHEST, STEPS = 1e-6, 3.0, 120
+LOWEST = 1e-6
+HIGHEST = 3.0
+STEPS = 120
 SMOOTHING = 0.9  # share of the old mean in the next
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """``losses`` are smoothed, one for each of ``rates``; ``suggestion`` is where to set ``lr``."""
+    """What the finder measured.
+
+    Args:
+        rates: the learning rates that were tried, growing.
+        losses: the smoothed loss at each rate.
+        suggestion: a good value for ``lr``.
+    """
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     suggestion: float
 
 
-@runtime.pytorch_defaults()
+@machine.pytorch_defaults()
 @randomness.preserve_generators()
-@runtime.restored_threads()
+@machine.restored_threads()
 def find_lr(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -48,53 +57,55 @@ def find_lr(
     workers: int | None = None,
     **settings: Any,
 ) -> LearningRates:
-    """Train for up to 120 steps at rates from 1e-6 to 3, and suggest the greatest useful one: a
-    third of the rate at which the smoothed loss was lowest. Nothing is written.
+    """Train for up to 120 steps at rates from 1e-6 to 3, and suggest the largest useful rate.
+
+    The suggestion is a third of the rate with the lowest smoothed loss. Nothing is written.
 
     Args:
-        data, recipe, device, workers, settings: as in `train`; the head is not trained alone.
+        data, recipe, device, workers, settings: as in `train`; ``head_share`` is 0.
 
     Raises:
         RecipeError, DataError: as in `train`; or there are several processes.
         TrainingError: the loss never fell.
     """
-    if runtime.world_size() > 1:
-        raise RecipeError("learning rates are tried by one process: leave out torchrun")
-    asked = start.resolve_recipe(recipe, {**settings, "head_share": 0.0})
-    session = set_up(folder.read(data), asked, device, workers)
+    if machine.world_size() > 1:
+        raise RecipeError("The learning-rate finder runs in one process. Start it without torchrun")
+    loaded = resolve_recipe(recipe, {**settings, "head_share": 0.0})
+    session = set_up(folder.read(data), loaded, device, workers)
     state = session.state
     losses: list[float] = []
     with bar("trying learning rates", STEPS) as advance:
         for rate, batch in zip(_rates(), _batches(session), strict=False):
             session.set_phase()
-            with enough_memory(session.recipe, session.runtime):
+            with explain_out_of_memory(session.recipe, session.runtime):
                 outcome = training_step(
                     state, batch, session.recipe, session.runtime, rate, session.class_weights
                 )
-            loss, _ = totals(outcome)
+            loss, _ = loss_and_correct(outcome)
             if not math.isfinite(loss) or (losses and loss > 4 * min(losses) + 1):
                 break
             losses.append(loss)
             state.step += 1
             advance(f"rate {rate:.1e}  loss {loss:.3f}")
-    return suggest(_rates()[: len(losses)], losses)
+    return suggest_rate(_rates()[: len(losses)], losses)
 
 
-def suggest(rates: Sequence[float], losses: Sequence[float]) -> LearningRates:
-    """What the ``losses`` of single steps say about their ``rates``.
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> LearningRates:
+    """Smooth the losses of single steps, and suggest a rate.
 
     Raises:
         TrainingError: the loss never fell.
     """
-    smooth, mean = [], 0.0
+    smooth = []
+    mean = 0.0
     for count, loss in enumerate(losses, 1):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        smooth.append(mean / (1 - SMOOTHING**count))  # without the zero that the mean began with
+        smooth.append(mean / (1 - SMOOTHING**count))  # corrects for the initial mean of 0
     lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
     if lowest < 3:
         raise TrainingError(
-            f"The loss never fell at rates from {LOWEST:g} to {HIGHEST:g}: look at the pictures "
-            "and their classes (`train_batch.png` of a run shows them)"
+            f"The loss never fell at rates from {LOWEST:g} to {HIGHEST:g}. Check the images and "
+            "their classes (`train_batch.png` of a run shows them)"
         )
     return LearningRates(tuple(rates), tuple(smooth), rates[lowest] / 3)
 
@@ -105,7 +116,7 @@ def _rates() -> list[float]:
 
 
 def _batches(session: Session) -> Iterator[Batch]:
-    """Yield the batches of one epoch after another, at the largest size of training."""
+    """Yield the batches of one epoch after another, at the largest training size."""
     image_size = session.recipe.train_size(session.epochs - 1)
     while True:
         yield from session.batches(image_size)

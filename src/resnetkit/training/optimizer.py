@@ -1,4 +1,4 @@
-"""The optimiser: PyTorch's fused kernels, without the second that its classes take to import."""
+"""The optimizer: PyTorch's fused kernels, without the import time of `torch.optim`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from torch.optim.sgd import sgd
 
 
 class Optimizer:
-    """Adam, AdamW (Loshchilov and Hutter, arXiv:1711.05101) or SGD with momentum: PyTorch's fused
-    kernels, one call for each group of parameters.
+    """Adam, AdamW (Loshchilov and Hutter, arXiv:1711.05101) or SGD with momentum.
 
-    The bits are those of the classes in `torch.optim`, which take two seconds of every start,
-    because the first one that is made imports PyTorch's compiler. And what the kernels for the CPU
-    are given lies in one order in memory: they read a gradient as it lies, so that one in another
-    order than its parameter would silently be added to other weights, and they first copy one that
-    is channels_last for nothing (torch 2.15).
+    It calls PyTorch's fused kernels, once per parameter group, and gives the same bits as the
+    classes in `torch.optim`. Those would add two seconds to every start, because creating the first
+    one imports PyTorch's compiler.
+
+    The CPU kernels read tensors in memory order (torch 2.15). A gradient in another order than its
+    parameter would silently be added to the wrong weights, and one that is channels_last would be
+    copied for nothing. So every tensor is passed in the memory order of its parameter.
 
     Args:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-        groups: each with its ``params``, ``weight_decay``, and ``scale`` of the learning rate.
-        lr: the rate until `set_learning_rate` sets another.
-        momentum, nesterov: of SGD.
+        groups: each with its ``params``, its ``weight_decay`` and its ``scale`` of the learning
+            rate.
+        lr: the learning rate until `set_learning_rate` sets another.
+        momentum: momentum of SGD.
+        nesterov: whether SGD uses Nesterov momentum.
     """
 
     # `torch.amp.GradScaler` sets ``found_inf`` around a step in fp16: 1 if a gradient overflowed.
-    # The kernels then change nothing, so that the CPU does not wait for the answer.
+    # The kernels then change nothing, so the CPU does not have to wait for the answer.
     _step_supports_amp_scaling = True
     found_inf: Tensor | None = None
 
@@ -42,7 +45,9 @@ class Optimizer:
         momentum: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        self.kind, self.momentum, self.nesterov = kind, momentum, nesterov
+        self.kind = kind
+        self.momentum = momentum
+        self.nesterov = nesterov
         self.param_groups = [{"lr": lr, **group} for group in groups]
         self.state: defaultdict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
 
@@ -57,6 +62,7 @@ class Optimizer:
                 self._adam(trained, group["lr"], group["weight_decay"])
 
     def zero_grad(self) -> None:
+        """Drop the gradients of all parameters."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -67,9 +73,9 @@ class Optimizer:
             for parameter in trained:
                 if "momentum_buffer" not in self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers = [_rows(self.state[p]["momentum_buffer"], p) for p in trained]
+            buffers = [_in_memory_order(self.state[p]["momentum_buffer"], p) for p in trained]
         sgd(
-            [_rows(p, p) for p in trained],
+            [_in_memory_order(p, p) for p in trained],
             _gradients(trained),
             buffers,
             fused=True,
@@ -92,10 +98,10 @@ class Optimizer:
                 }
         update = adamw if self.kind == "adamw" else adam
         update(
-            [_rows(p, p) for p in trained],
+            [_in_memory_order(p, p) for p in trained],
             _gradients(trained),
-            [_rows(self.state[p]["exp_avg"], p) for p in trained],
-            [_rows(self.state[p]["exp_avg_sq"], p) for p in trained],
+            [_in_memory_order(self.state[p]["exp_avg"], p) for p in trained],
+            [_in_memory_order(self.state[p]["exp_avg_sq"], p) for p in trained],
             [],
             [self.state[p]["step"] for p in trained],
             fused=True,
@@ -111,15 +117,16 @@ class Optimizer:
 
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [_rows(p.grad, p).contiguous() for p in parameters if p.grad is not None]
+    return [_in_memory_order(p.grad, p).contiguous() for p in parameters if p.grad is not None]
 
 
-def _rows(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` seen with the axes in the order in which those of ``like`` lie in memory."""
-    lies_last = like.ndim == 4 and not like.is_contiguous()  # (O, H, W, I) in memory
-    return tensor.permute(0, 2, 3, 1) if lies_last else tensor
+def _in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a view of a tensor with its axes in the memory order of ``like``."""
+    is_channels_last = like.ndim == 4 and not like.is_contiguous()  # (O, H, W, I) in memory
+    return tensor.permute(0, 2, 3, 1) if is_channels_last else tensor
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of each group: ``lr`` times the ``scale`` of the group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+        group["lr"] = lr * group["scale"]

@@ -1,8 +1,8 @@
-"""What training steps reached, read one step late.
+"""The outcomes of training steps, read one step late.
 
-To read a number from a GPU is to wait until the GPU has it, and meanwhile nobody gives it more to
-do. So the numbers of a step start their way to the CPU as soon as the step is queued, and are read
-after the next one is queued.
+Reading a number from a GPU waits for the GPU, which then idles because nothing new is queued. So
+the copy of a step's outcome to the CPU starts as soon as the step is queued, and the outcome is
+read after the next step is queued.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .. import runtime
+from .. import runtime as machine
 from ..data.folder import Split
 from ..data.loader import shares
 from ..errors import TrainingError
@@ -25,68 +25,89 @@ from .state import State
 
 
 @dataclass(frozen=True)
-class _Queued:
+class _Pending:
+    """An outcome on its way to the CPU."""
+
     step: int
-    indices: np.ndarray  # of the images of the whole batch
-    numbers: Callable[[], Tensor]
+    indices: np.ndarray  # (N,) of the images of the whole batch
+    read: Callable[[], Tensor]
 
 
 class Outcomes:
-    """The outcomes of an epoch's steps, on their way into the tally of ``state``.
+    """The outcomes of an epoch's steps, which are added to the tally of the state.
 
     Args:
-        part: the training images, which an error names.
+        state: the state of the run.
+        split: the training images, which errors name.
+        runtime: this rank, and what connects it to the others.
     """
 
-    def __init__(self, state: State, split: Split, where: Runtime) -> None:
-        self.state, self.split, self.where = state, split, where
-        self._queued: deque[_Queued] = deque()
-        self._clock = time.perf_counter()
+    def __init__(self, state: State, split: Split, runtime: Runtime) -> None:
+        self.state = state
+        self.split = split
+        self.runtime = runtime
+        self._pending: deque[_Pending] = deque()
+        self._last_read = time.perf_counter()
 
     def add(self, outcome: Tensor, indices: np.ndarray) -> None:
-        """Start to fetch the outcome of the step that was just queued, and turn to the next."""
-        self._queued.append(_Queued(self.state.step, indices, runtime.fetch(outcome)))
+        """Start to copy the outcome of the current step to the CPU, and advance the state.
+
+        Args:
+            outcome: ``(micro-batches, 2)`` float32, as `training_step` returns it.
+            indices: ``(N,)`` of the images of the whole batch in the training split.
+        """
+        self._pending.append(_Pending(self.state.step, indices, machine.fetch(outcome)))
         self.state.end_step()
 
-    def read(self, keep: int, due: bool = False, signal: int = 0) -> tuple[bool, int]:
-        """Read the oldest outcome, unless only ``keep`` are queued; and agree with the other ranks,
-        in the same exchange, on whether a checkpoint is ``due`` and a ``signal`` came.
+    def read_oldest(self, keep: int, due: bool = False, signal: int = 0) -> tuple[bool, int]:
+        """Add the oldest outcome to the tally, and agree with the other ranks on what to do next.
+
+        All ranks must call this.
+
+        Args:
+            keep: read nothing if no more than this many outcomes are pending.
+            due: whether a checkpoint is due; the main rank decides.
+            signal: the number of the signal that this rank received, or 0.
+
+        Returns:
+            Whether a checkpoint is due, and the number of a signal that any rank received, or 0.
 
         Raises:
-            TrainingError: the loss is not finite; all ranks find the same.
+            TrainingError: the loss is not finite; raised on all ranks.
         """
-        oldest = self._queued.popleft() if len(self._queued) > keep else None
-        loss, correct = (0.0, 0) if oldest is None else totals(oldest.numbers())
-        told = self.where.gather([loss, correct, due, signal])
-        losses, corrects, dues, signals = zip(*told, strict=True)
+        oldest = self._pending.popleft() if len(self._pending) > keep else None
+        loss, correct = (0.0, 0) if oldest is None else loss_and_correct(oldest.read())
+        rows = self.runtime.gather([loss, correct, due, signal])  # one row per rank
+        losses, corrects, dues, signals = zip(*rows, strict=True)
         if oldest is not None:
             self._check_finite(losses, oldest)
-            seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
-            count = len(oldest.indices)
-            self.state.tally.add(sum(losses), int(sum(corrects)), count, seconds)
+            now = time.perf_counter()
+            seconds = now - self._last_read
+            self._last_read = now
+            self.state.tally.add(sum(losses), int(sum(corrects)), len(oldest.indices), seconds)
         return bool(dues[0]), int(max(signals))
 
-    def _check_finite(self, losses: Sequence[float], of: _Queued) -> None:
-        wrong = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-        if not wrong:
+    def _check_finite(self, losses: Sequence[float], outcome: _Pending) -> None:
+        failed = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not failed:
             return
         self.state.check_scale()
-        of_rank = shares(of.indices, len(losses))
-        names = ", ".join(str(self.split.paths[i]) for rank in wrong for i in of_rank[rank])
-        ranks = f" on rank {', '.join(map(str, wrong))}" if len(losses) > 1 else ""
-        exact = " or --set precision=fp32" if self.where.precision == "fp16" else ""
+        by_rank = shares(outcome.indices, len(losses))
+        names = ", ".join(str(self.split.paths[i]) for rank in failed for i in by_rank[rank])
+        ranks = f" on rank {', '.join(map(str, failed))}" if len(losses) > 1 else ""
+        fp32_hint = " or --set precision=fp32" if self.runtime.precision == "fp16" else ""
         raise TrainingError(
-            f"The loss is {losses[wrong[0]]} at step {of.step + 1}. A lower learning rate "
-            f"(--lr){exact} usually helps. The model files of the last whole epoch are kept. "
-            f"Pictures of this batch{ranks}: {names}"
+            f"The loss is {losses[failed[0]]} at step {outcome.step + 1}. A lower learning rate "
+            f"(--lr){fp32_hint} usually helps. The model files of the last complete epoch are "
+            f"kept. Images of this batch{ranks}: {names}"
         )
 
 
-def totals(outcome: Tensor) -> tuple[float, int]:
-    """The loss of a batch and its number of correct images, summed over its parts.
+def loss_and_correct(outcome: Tensor) -> tuple[float, int]:
+    """Return the loss of a batch and its number of correct images, summed over micro-batches.
 
     Args:
-        outcome: ``(parts, 2)`` float32, as `training_step` returns it.
+        outcome: ``(micro-batches, 2)`` float32, as `training_step` returns it.
     """
     losses, corrects = zip(*outcome.tolist(), strict=True)
     return sum(losses), int(sum(corrects))

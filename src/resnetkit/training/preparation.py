@@ -1,4 +1,4 @@
-"""The data of a run: read once, checked, split where no validation part is given."""
+"""The images of a run: read once, checked, and split if there is no validation split."""
 
 from __future__ import annotations
 
@@ -17,42 +17,53 @@ from ..randomness import derive
 from ..runtime import Runtime
 from .recipe import Recipe
 
-LOOKED_AT = 64
-"""Training images of which it is looked at how many bits of each colour they use."""
+MAX_DIM_CHECKED = 64
+"""Number of training images that are checked for how many bits of each color they use."""
 
-MOST_COMPARED = 100_000
-"""Images among which those that look the same are found: a third of a millisecond each."""
+MAX_COMPARED = 100_000
+"""Number of images up to which near duplicates are searched: a third of a millisecond each."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The data of a run, read and split: pictures to train on, pictures to validate on."""
+class PreparedData:
+    """The images of a run, read and split.
 
-    data: Dataset
+    Args:
+        dataset: the classes and all splits.
+        train: the images to train on.
+        val: the images to validate on.
+        digests: the digest of each image of ``train`` and ``val``, in their order.
+        made_split: the validation split was made here, because the dataset has none.
+        skipped: messages about images that cannot be read.
+        conflicting: paths of images with an exact copy in another class.
+        notes: what else the user should know.
+    """
+
+    dataset: Dataset
     train: Images
     val: Images
-    digests: dict[str, list[str]]  # of train and val, in the order of their pictures
+    digests: dict[str, list[str]]
     made_split: bool
     skipped: tuple[str, ...]
-    conflicting: tuple[str, ...]  # pictures whose exact copies have another label
+    conflicting: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
-def prepare(data: Dataset, recipe: Recipe, workers: int) -> Prepared:
-    """Read every picture of the training and validation parts once, and split where needed.
+def prepare(dataset: Dataset, recipe: Recipe, workers: int) -> PreparedData:
+    """Read every image of the training and validation splits once, and make the split if needed.
 
     Raises:
-        DataError: pictures that cannot be read (all of them named), or too few of a class.
+        DataError: images cannot be read (all of them are named), or a class has too few.
     """
-    names: list[str] = [name for name in ("train", "all", "val") if name in data.splits]
-    evaluated = recipe.preprocessing()
-    trained = replace(evaluated, resize_size=recipe.decode_size or evaluated.resize_size)
+    names: list[str] = [name for name in ("train", "all", "val") if name in dataset.splits]
+    val_preset = recipe.preprocessing()
+    train_preset = replace(val_preset, resize_size=recipe.decode_size or val_preset.resize_size)
     scans: dict[str, Scan] = {}
-    total = sum(len(data.splits[name]) for name in names)
-    with bar("reading pictures", total) as advance:
+    total = sum(len(dataset.splits[name]) for name in names)
+    with bar("reading images", total) as advance:
         for name in names:
-            preset = evaluated if name == "val" else trained
-            scans[name] = scan(data.splits[name], preset, workers, advance)
+            preset = val_preset if name == "val" else train_preset
+            scans[name] = scan(dataset.splits[name], preset, workers, advance)
     if recipe.on_error == "fail":
         check_readable(scans)
     skipped = tuple(text for found in scans.values() for text in found.unreadable.values())
@@ -62,109 +73,145 @@ def prepare(data: Dataset, recipe: Recipe, workers: int) -> Prepared:
     images: dict[str, Images] = {}
     for name, found in scans.items():
         readable = [i for i in range(len(found.digests)) if i not in found.unreadable]
-        splits[name] = data.splits[name].select(readable)
-        _check_left(data, name, splits[name], found)
+        splits[name] = dataset.splits[name].select(readable)
+        _check_enough_left(dataset, name, splits[name], found=found)
         digests[name] = [found.digests[i] for i in readable]
         images[name] = found.images.select(splits[name])
-    made_split = "val" not in splits
-    if not made_split:
-        both = (images["train"], images["val"])
-        notes = _shared(splits["train"], splits["val"], digests) + _dim(splits["train"])
-        return Prepared(data, *both, digests, False, skipped, _conflicting(splits, digests), notes)
+    conflicting = _conflicting_paths(splits, digests)
+    if "val" in splits:
+        return PreparedData(
+            dataset=dataset,
+            train=images["train"],
+            val=images["val"],
+            digests=digests,
+            made_split=False,
+            skipped=skipped,
+            conflicting=conflicting,
+            notes=(
+                *_note_shared_images(splits["train"], splits["val"], digests),
+                *_note_dim_images(splits["train"]),
+            ),
+        )
 
-    conflicting = _conflicting(splits, digests)
     whole: str = "all" if "all" in splits else "train"
-    together, notes = _keep_together(images[whole], digests[whole], workers)
-    notes += _dim(splits[whole])
-    divided = split_dataset(splits[whole], data.classes, together, recipe.val_split, recipe.seed)
-    by_path = dict(zip(splits[whole].paths, digests[whole], strict=True))
-    digests = {name: [by_path[path] for path in split.paths] for name, split in divided.items()}
-    rest = {name: split for name, split in data.splits.items() if name != whole}
-    data = Dataset(data.root, data.classes, {**divided, **rest}, data.left_out, data.notes)
-    train, val = (images[whole].select(divided[name]) for name in ("train", "val"))
-    if trained != evaluated:  # validation pictures have the pixels that `evaluate` will give them
-        with bar("reading validation pictures", len(val)) as advance:
-            val = scan(val.split, evaluated, workers, advance).images
-    return Prepared(data, train, val, digests, True, skipped, conflicting, notes)
+    groups, notes = _group_similar_images(images[whole], digests[whole], workers)
+    notes += _note_dim_images(splits[whole])
+    made = split_dataset(splits[whole], dataset.classes, groups, recipe.val_split, recipe.seed)
+    digest_of = dict(zip(splits[whole].paths, digests[whole], strict=True))
+    digests = {name: [digest_of[path] for path in split.paths] for name, split in made.items()}
+    others = {name: split for name, split in dataset.splits.items() if name != whole}
+    dataset = Dataset(
+        dataset.root, dataset.classes, {**made, **others}, dataset.left_out, dataset.notes
+    )
+    train = images[whole].select(made["train"])
+    val = images[whole].select(made["val"])
+    if train_preset != val_preset:  # validation images get the pixels that `evaluate` will read
+        with bar("reading validation images", len(val)) as advance:
+            val = scan(val.split, val_preset, workers, advance).images
+    return PreparedData(
+        dataset=dataset,
+        train=train,
+        val=val,
+        digests=digests,
+        made_split=True,
+        skipped=skipped,
+        conflicting=conflicting,
+        notes=notes,
+    )
 
 
-def _dim(split: Split) -> tuple[str, ...]:
-    """Say how many of some training images are much darker than their authors saw them."""
-    chosen = range(0, len(split), max(1, len(split) // LOOKED_AT))[:LOOKED_AT]
-    named = (".png", ".tif", ".tiff")
-    dim = [split.paths[i] for i in chosen if split.paths[i].lower().endswith(named)]
-    dim = [path for path in dim if is_dim_colour(split.root / path)]
+def _note_dim_images(split: Split) -> tuple[str, ...]:
+    """Return a note if some training images are much darker than their authors saw them."""
+    step = max(1, len(split) // MAX_DIM_CHECKED)
+    checked = range(0, len(split), step)[:MAX_DIM_CHECKED]
+    paths = [split.paths[i] for i in checked]
+    paths = [path for path in paths if path.lower().endswith((".png", ".tif", ".tiff"))]
+    dim = [path for path in paths if is_dim_colour(split.root / path)]
     if not dim:
         return ()
     return (
-        f"{len(dim):,} of {len(chosen):,} training images looked at, such as {dim[0]}, are {DIM}",
+        f"{len(dim):,} of {len(checked):,} training images checked, such as {dim[0]}, are {DIM}",
     )
 
 
-def _shared(train: Split, val: Split, digests: dict[str, list[str]]) -> tuple[str, ...]:
-    """Say how many validation images are exact copies of training images, with an example."""
-    first = dict(zip(reversed(digests["train"]), reversed(range(len(train))), strict=True))
-    copies = [i for i, digest_ in enumerate(digests["val"]) if digest_ in first]
+def _note_shared_images(train: Split, val: Split, digests: dict[str, list[str]]) -> tuple[str, ...]:
+    """Return a note if validation images are exact copies of training images."""
+    first_index = dict(zip(reversed(digests["train"]), reversed(range(len(train))), strict=True))
+    copies = [i for i, image_digest in enumerate(digests["val"]) if image_digest in first_index]
     if not copies:
         return ()
-    example = f"{val.paths[copies[0]]} = {train.paths[first[digests['val'][copies[0]]]]}"
+    original = first_index[digests["val"][copies[0]]]
+    example = f"{val.paths[copies[0]]} = {train.paths[original]}"
     return (
-        f"{len(copies):,} of the {len(val):,} validation images are training images too "
-        f"({example}): the accuracy will be too good. `resnet check` names them",
+        f"{len(copies):,} of the {len(val):,} validation images are also training images "
+        f"({example}), so the measured accuracy will be too high. `resnet check` lists them",
     )
 
 
-def _keep_together(
+def _group_similar_images(
     images: Images, digests: list[str], workers: int
 ) -> tuple[list[str], tuple[str, ...]]:
-    """What a split keeps on one side: copies, and images of a class that look the same."""
-    if len(images) > MOST_COMPARED:
+    """Return the group of each image, and notes. A split keeps every group on one side.
+
+    A group holds exact copies, and images of one class that look nearly the same.
+    """
+    if len(images) > MAX_COMPARED:
         return digests, (
-            f"images that look nearly the same were not looked for among {len(images):,} (only "
-            f"up to {MOST_COMPARED:,}): some may be in both splits",
+            f"with {len(images):,} images (more than {MAX_COMPARED:,}), near duplicates were not "
+            "searched: some may be in both splits",
         )
-    looks = prefetch_map(lambda i: look(images[i]), range(len(images)), workers)
-    together, count = keep_together(images.split.labels, digests, looks)
-    note = f"{count:,} images look nearly the same as another of their class; they stay on one side"
-    return together, (f"{note} of the split",) if count else ()
+    fingerprints = prefetch_map(lambda i: look(images[i]), range(len(images)), workers)
+    groups, count = keep_together(images.split.labels, digests, fingerprints)
+    if not count:
+        return groups, ()
+    return groups, (
+        f"{count:,} images look nearly the same as another of their class; such images stay in "
+        "one split",
+    )
 
 
-def _check_left(data: Dataset, name: str, left: Split, found: Scan) -> None:
-    """Make sure that what could be read of a part is enough to go on with.
+def _check_enough_left(dataset: Dataset, name: str, readable: Split, *, found: Scan) -> None:
+    """Check that the readable images of a split are enough to continue.
 
     Raises:
-        DataError: nothing, or nothing of a class that is to be trained.
+        DataError: no image of the split, or of a class to train on, can be read.
     """
     if not found.unreadable:
         return
     first = next(iter(found.unreadable.values()))
-    if not len(left):
-        raise DataError(f"Not one picture of {name} can be read; the first: {first}")
-    before, now = (split.counts(len(data.classes)) for split in (data.splits[name], left))
-    lost = [c for c, had, has in zip(data.classes, before, now, strict=True) if had > has == 0]
+    if not len(readable):
+        raise DataError(f"No image of {name} can be read. The first error: {first}")
+    counts_before = dataset.splits[name].counts(len(dataset.classes))
+    counts_now = readable.counts(len(dataset.classes))
+    lost = [
+        class_name
+        for class_name, before, now in zip(dataset.classes, counts_before, counts_now, strict=True)
+        if before > now == 0
+    ]
     if lost and name != "val":
         raise DataError(
-            f"Not one picture of class {', '.join(map(repr, lost))} can be read. Mend or remove "
-            f"them, or the class; the first that cannot: {first}"
+            f"No image of class {', '.join(map(repr, lost))} can be read. Repair or remove the "
+            f"images, or remove the class. The first error: {first}"
         )
 
 
-def _conflicting(splits: dict[str, Split], digests: dict[str, list[str]]) -> tuple[str, ...]:
+def _conflicting_paths(splits: dict[str, Split], digests: dict[str, list[str]]) -> tuple[str, ...]:
+    """Return the paths of images with an exact copy in another class."""
     labels: dict[str, set[int]] = {}
     for name, split in splits.items():
-        for digest_, label in zip(digests[name], split.labels, strict=True):
-            labels.setdefault(digest_, set()).add(int(label))
+        for image_digest, label in zip(digests[name], split.labels, strict=True):
+            labels.setdefault(image_digest, set()).add(int(label))
     return tuple(
         split.paths[i]
         for name, split in splits.items()
-        for i, digest_ in enumerate(digests[name])
-        if len(labels[digest_]) > 1
+        for i, image_digest in enumerate(digests[name])
+        if len(labels[image_digest]) > 1
     )
 
 
-def identity_of(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
-    """What makes a run this run: a resumed one must have the same."""
-    data: dict[str, Any] = {"classes": list(prepared.data.classes)}
+def run_identity(prepared: PreparedData, recipe: Recipe) -> dict[str, Any]:
+    """Return what identifies a run; a run can only be resumed with the same values."""
+    data: dict[str, Any] = {"classes": list(prepared.dataset.classes)}
     for name, digests in prepared.digests.items():
         data[f"{name} pictures"] = len(digests)
         data[f"{name} contents"] = digest("".join(digests).encode())
@@ -173,16 +220,17 @@ def identity_of(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
     return {"recipe": recipe.model_dump(mode="json"), "data": data}
 
 
-def check_equal(identity: dict[str, Any], runtime: Runtime) -> None:
-    """Make sure that all ranks are about to do the same: each has read the pictures for itself.
+def check_ranks_agree(identity: dict[str, Any], runtime: Runtime) -> None:
+    """Check that all ranks have the same recipe and images; each rank read the images itself.
 
     Raises:
-        DataError: another one has other pictures, or another recipe.
+        DataError: a rank has other images, or another recipe.
     """
-    seen = runtime.gather([derive(json.dumps(identity, sort_keys=True)) >> 11])  # 52 bits: exact
-    if any(other != seen[0] for other in seen):
-        ranks = ", ".join(str(rank) for rank, other in enumerate(seen) if other != seen[0])
+    fingerprint = derive(json.dumps(identity, sort_keys=True)) >> 11  # 52 bits: exact in float64
+    rows = runtime.gather([fingerprint])
+    if any(row != rows[0] for row in rows):
+        ranks = ", ".join(str(rank) for rank, row in enumerate(rows) if row != rows[0])
         raise DataError(
-            f"rank {ranks} has read other pictures or another recipe than rank 0: every machine "
-            "needs the same files, and the same command"
+            f"Rank {ranks} has read other images or another recipe than rank 0. Every machine "
+            "needs the same files and the same command"
         )

@@ -1,7 +1,8 @@
 """A recipe is data: one validated document says everything about a run.
 
-Recipes are YAML files; the built-in ones lie in ``recipes/``. `load` reads one, `with_settings`
-changes fields of it, `plan` fills in what is left to be found from the data and the machine.
+Recipes are YAML files; the built-in ones are in ``recipes/``. `load_recipe` reads one,
+`Recipe.with_settings` changes fields, and `defaults` fills in what depends on the data and the
+machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from pydantic import (
 from ..data.transforms import STATISTICS, Augmentation, Preprocessing
 from ..errors import RecipeError
 from ..models import get_model_builder
-from .settings import did_you_mean, plain
+from .settings import did_you_mean, plain_message
+
+DEFAULT_MODEL = "resnet18"
+"""The network of a recipe that names none."""
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,16 +35,17 @@ Factor = Annotated[float, Field(ge=1)]
 
 
 class Recipe(BaseModel):
-    """Everything about a run but the data, the place of its results and the machine.
+    """Everything about a run except the data, the run folder and the device.
 
-    Fields that default to None are found by `plan`; a saved recipe holds what was found.
+    Fields that default to None are filled in before training, and a saved recipe holds their
+    values.
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    name: str = "fast"
+    name: str = Field("fast", description="name of the recipe")
     # The network
     model: str | None = Field(
         None,
@@ -51,130 +56,150 @@ class Recipe(BaseModel):
     )
     weights: str = Field(
         "none",
-        description="to begin with: none (random), auto, DEFAULT or another published name, a "
+        description="initial weights: none (random), auto, DEFAULT or another published name, a "
         "model file, .pth or .safetensors, https://... or hf://owner/name",
     )
     weights_prefix: str | None = Field(
-        None, description="which network of that file, if it has several: what its names begin with"
+        None,
+        description="if the weights file holds several networks: the prefix of the parameter names "
+        "of the one to use",
     )
     weights_head: str | None = Field(
-        None, description="which layer of that file is the head, if several could be; or none"
+        None,
+        description="if several layers of the weights file could be the head: the name of the "
+        "head, or none",
     )
-    weights_sha256: str | None = Field(None, description="of the file that was taken")
+    weights_sha256: str | None = Field(None, description="SHA-256 of the weights file that is used")
     freeze: tuple[str, ...] = Field(
-        (), description="parts that are never trained, such as conv1, bn1, layer1"
+        (), description="layers that are never trained, such as conv1, bn1, layer1"
     )
     head_share: Share = Field(
-        0.0, description="share of the steps, at the beginning, in which only the head is trained"
+        0.0, description="share of the steps, at the start, that train only the head"
     )
     shallow_share: Share = Field(
         0.0,
-        description="share of the steps, at the beginning, in which the blocks that zero-init "
-        "makes the identity are left out",
+        description="share of the steps, at the start, that skip the blocks which zero-init makes "
+        "the identity",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="factor on the learning rate from each part to the one below it"
+        1.0,
+        description="factor on the learning rate from each layer to the one before it, which is "
+        "further from the head",
     )
     zero_init_residual: bool = Field(
-        True, description="start a ResNet with every block an identity, or a projection"
+        True, description="start every block of a ResNet as the identity, or as a projection"
     )
-    # The pictures
+    # The images
     image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
-        None, description="side of the square the network is evaluated on, in pixels"
+        None,
+        description="side of the square images in evaluation, in pixels; by default found from the "
+        "training images",
     )
     resize_size: Annotated[int, Field(ge=16, le=2048)] | None = Field(
-        None, description="shorter side before the centre is cut; by default image_size"
+        None,
+        description="shorter side before the center crop, in pixels; by default image_size",
     )
     decode_size: Annotated[int, Field(ge=16, le=2048)] | None = Field(
         None,
-        description="shorter side that larger training pictures are decoded to; by default "
-        "resize_size",
+        description="shorter side that larger training images are decoded to, in pixels; by "
+        "default resize_size",
     )
     train_sizes: tuple[Share, Share] = Field(
         (0.67, 0.85),
-        description="side in training at the start and from half-way on, over image_size",
+        description="image side in training at the start and from half-way on, as a share of "
+        "image_size",
     )
     crop_scale: tuple[Share, Share] = Field(
-        (0.5, 1.0), description="share of the area that a random crop takes"
+        (0.5, 1.0), description="share of the area that a random crop covers"
     )
     crop_padding: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="cut random squares of the picture with so many black pixels around it"
+        None,
+        description="cut random squares of the image with this many black pixels around it, "
+        "instead of crops by crop_scale",
     )
     scale_jitter: tuple[Factor, Factor] | None = Field(
         None,
-        description="cut random squares of the picture scaled to a shorter side between these, "
-        "over the training size",
+        description="cut random squares of the image scaled to a shorter side between these "
+        "multiples of the training size, instead of crops by crop_scale",
     )
-    flip: bool = Field(True, description="mirror every other picture")
-    trivial_augment: bool = Field(False, description="change each picture by TrivialAugment")
-    erasing: Share = Field(0.0, description="share of the pictures of which a random box is erased")
+    flip: bool = Field(True, description="mirror half of the images, at random")
+    trivial_augment: bool = Field(False, description="augment each image with TrivialAugment")
+    erasing: Share = Field(0.0, description="share of the images in which a random box is erased")
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
     cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0 is off")
     sampling: Literal["shuffled", "balanced"] = Field(
         "shuffled", description="balanced: an epoch shows every class equally often"
     )
     repeats: Positive = Field(
-        1, description="copies of a picture in a batch, each augmented anew; fewer pictures each"
+        1,
+        description="repeated augmentation: copies of an image in a batch, each augmented "
+        "differently; batches and epochs then hold fewer different images",
     )
     channels: Literal[1, 3, 4] | None = Field(
         None,
-        description="of the network's input: 1 (grey), 3 (RGB) or 4 (RGB and transparency); by "
-        "default those of the weights to begin with, or else 3",
+        description="input channels of the network: 1 (grayscale), 3 (RGB) or 4 (RGB and alpha); "
+        "by default those of the initial weights, else 3",
     )
     value_range: tuple[float, float] | None = Field(
         None,
-        description="numbers that become black and white in images of 16 or 32 bits of grey; by "
+        description="values that become black and white in grayscale images of 16 or 32 bits; by "
         "default found from the training images",
     )
     val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="share of a flat folder that becomes the validation part"
+        0.15,
+        description="share of the images that is set aside for validation if there is no "
+        "validation split",
     )
     on_error: Literal["fail", "skip"] = Field(
-        "fail", description="what an unreadable picture does to the run"
+        "fail", description="whether an image that cannot be read ends the run or is skipped"
     )
-    # The optimisation
+    # The optimization
     epochs: Positive | None = Field(
         None,
         description="by default between 16 and 300: as many as show 40,000 images on a CPU, "
         "80,000 on an Apple GPU, 160,000 on a CUDA GPU",
     )
-    steps: Positive | None = Field(None, description="length of the run, in place of epochs")
+    steps: Positive | None = Field(None, description="length of the run, instead of epochs")
     batch_size: Positive | None = Field(
         None,
-        description="images a step, of all processes together; by default 16 on a CPU, 64 on an "
-        "Apple GPU, 128 on a CUDA GPU, and no more than there are to train on",
+        description="images per step, of all processes together; by default 16 on a CPU, 64 on an "
+        "Apple GPU, 128 on a CUDA GPU, and at most the number of training images",
     )
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = Field(0.005, description="the greatest learning rate")
-    momentum: Share = Field(0.9, description="of SGD")
-    nesterov: bool = Field(True, description="correct SGD's momentum as Nesterov does")
+    lr: Annotated[float, Field(gt=0)] = Field(0.005, description="the highest learning rate")
+    momentum: Share = Field(0.9, description="momentum of SGD")
+    nesterov: bool = Field(True, description="use Nesterov momentum with SGD")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    decay_norms: bool = Field(False, description="decay norms and biases too")
+    decay_norms: bool = Field(False, description="apply weight decay to norms and biases too")
     schedule: Literal["onecycle", "cosine", "steps", "constant"] = Field(
         "onecycle",
-        description="onecycle and cosine: up to lr, then down half a cosine; steps: a tenth at "
-        "each milestone; constant: lr throughout",
+        description="onecycle and cosine: up to lr, then down half a cosine; steps: divided by ten "
+        "at each milestone; constant: lr throughout",
     )
-    warmup: Share = Field(0.25, description="share of the steps in which the rate grows linearly")
+    warmup: Share = Field(
+        0.25, description="share of the steps in which the learning rate grows linearly"
+    )
     milestones: tuple[Share, ...] = Field(
-        (), description="shares of the run at which the schedule `steps` divides the rate by ten"
+        (),
+        description="shares of the run at which the schedule `steps` divides the learning rate by "
+        "ten",
     )
     label_smoothing: Share = 0.1
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: an error counts the more, the rarer its class is"
+        "none", description="balanced: the rarer a class, the more its images count in the loss"
     )
     accumulate: Positive = Field(
-        1, description="parts in which a batch is computed, where memory is short"
+        1, description="parts in which a batch is computed, which saves memory"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="greatest norm of the gradient of all weights together"
+        None, description="limit of the norm of all gradients together"
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="decay of averaged weights, which are evaluated and kept; 0 is off"
+        0.0, description="decay of the EMA weights, which are then evaluated and saved; 0 is off"
     )
-    ema_every: Positive = Field(1, description="steps between two updates of averaged weights")
+    ema_every: Positive = Field(1, description="steps between two updates of the EMA weights")
     patience: Positive | None = Field(
-        None, description="stop after so many epochs without a better one"
+        None, description="stop after this many epochs without a better one"
     )
     # The machine
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
@@ -182,18 +207,18 @@ class Recipe(BaseModel):
     )
     threads: Positive | None = Field(
         None,
-        description="compute threads of each process; by default measured, and then kept by every "
-        "resume, since another number gives other bits",
+        description="compute threads of each process; by default measured. A resumed run keeps "
+        "its number, because another one changes the result in the last bits",
     )
-    channels_last: bool = Field(True, description="store maps as (N, H, W, C): faster")
+    channels_last: bool = Field(True, description="store feature maps as (N, H, W, C): faster")
     compile: bool = Field(
         False, description="compile the training step with torch.compile; needs a C++ compiler"
     )
     sync_bn: bool = Field(
-        False, description="batch norm over the batch of all processes; on CUDA GPUs"
+        False, description="batch norm over the batch of all processes; CUDA GPUs only"
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
-        30.0, description="between two saves of the state within an epoch"
+        30.0, description="seconds between two saves of the state within an epoch"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -208,29 +233,30 @@ class Recipe(BaseModel):
     @classmethod
     def _is_ordered(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
         if pair is not None and not 0 < pair[0] <= pair[1]:
-            raise ValueError("expected two numbers above 0, the smaller one first")
+            raise ValueError("expected two numbers above 0, the smaller first")
         return pair
 
     @field_validator("value_range")
     @classmethod
     def _is_a_range(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
         if pair is not None and not pair[0] < pair[1]:
-            raise ValueError("expected two numbers, the smaller one first")
+            raise ValueError("expected two numbers, the smaller first")
         return pair
 
     @field_validator("scale_jitter")
     @classmethod
     def _is_the_only_crop(cls, value: Any, others: ValidationInfo) -> Any:
         if value is not None and others.data.get("crop_padding") is not None:
-            raise ValueError("goes not together with crop_padding; set one of them to null")
+            raise ValueError("cannot be combined with crop_padding; set one of them to null")
         return value
 
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
-        """This recipe with other values for some fields. One of epochs and steps that is set
-        takes the place of the other.
+        """Return this recipe with other values for some fields.
+
+        Setting one of epochs and steps clears the other.
 
         Raises:
-            RecipeError: an unknown key (the nearest is named) or a value that does not fit.
+            RecipeError: a key is unknown (the message names the nearest), or a value is not valid.
         """
         for length, other in (("epochs", "steps"), ("steps", "epochs")):
             if settings.get(length) is not None and other not in settings:
@@ -238,15 +264,16 @@ class Recipe(BaseModel):
         return _validate({**self.model_dump(), **settings})
 
     def preprocessing(self) -> Preprocessing:
-        """The evaluation preset of a resolved recipe."""
+        """Return the evaluation preset of a resolved recipe."""
         assert self.image_size is not None
         assert self.resize_size is not None
         mean, std = STATISTICS[self.channels or 3]
-        sizes = self.resize_size, self.image_size
-        return Preprocessing(*sizes, mean, std, value_range=self.value_range)
+        return Preprocessing(
+            self.resize_size, self.image_size, mean, std, value_range=self.value_range
+        )
 
     def augmentation(self) -> Augmentation:
-        """The training augmentation."""
+        """Return the training augmentation."""
         return Augmentation(
             crop_scale=self.crop_scale,
             crop_padding=self.crop_padding,
@@ -257,14 +284,17 @@ class Recipe(BaseModel):
             mean=STATISTICS[self.channels or 3][0],
         )
 
-    def at_once(self, processes: int) -> int:
+    def micro_batch_size(self, processes: int) -> int:
         """Return how many images of a full batch a process computes at once."""
         assert self.batch_size is not None
         return -(-self.batch_size // (self.accumulate * processes))
 
     def train_size(self, epoch: int) -> int:
-        """Side of the training pictures in ``epoch`` (0-based): it grows linearly up to half-way,
-        in steps of 16 px (8 below 64 px), which keeps the maps of all stages whole."""
+        """Return the side of the training images in an epoch (0-based), in pixels.
+
+        It grows linearly until half-way, in steps of 16 px (8 px if image_size is at most 64),
+        which most strides of the network divide.
+        """
         assert self.image_size is not None
         assert self.epochs is not None
         first, last = self.train_sizes
@@ -273,45 +303,48 @@ class Recipe(BaseModel):
         return max(step, round(share * self.image_size / step) * step)
 
     def to_yaml(self) -> str:
+        """Return the recipe as a YAML document."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def builtin() -> list[str]:
-    """Names of the built-in recipes, sorted.
+def builtin_recipes() -> list[str]:
+    """Return the names of the built-in recipes, sorted.
 
-    >>> "classic" in builtin()
+    >>> "classic" in builtin_recipes()
     True
     """
     folder = resources.files(__package__) / "recipes"
     return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def load(recipe: str | Path) -> Recipe:
+def load_recipe(recipe: str | Path) -> Recipe:
     """Read a built-in recipe by its name, or a YAML file.
 
     Raises:
-        RecipeError: there is none of that name, or it does not validate.
+        RecipeError: there is no such recipe, or it is not valid.
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise RecipeError(f"Recipe file {path} does not exist (looked from {Path.cwd()})")
+            raise RecipeError(
+                f"Recipe file {path} does not exist (the current folder is {Path.cwd()})"
+            )
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise RecipeError(f"{recipe} is no text in UTF-8: {error}") from error
-    elif str(recipe) in builtin():
+            raise RecipeError(f"{recipe} is not UTF-8 text: {error}") from error
+    elif str(recipe) in builtin_recipes():
         resource = resources.files(__package__) / "recipes" / f"{recipe}.yaml"
         text = resource.read_text(encoding="utf-8")
     else:
         raise RecipeError(
-            f"Unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), builtin())}. "
-            f"Built in: {', '.join(builtin())}; or give a .yaml file"
+            f"Unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), builtin_recipes())}. "
+            f"Built-in recipes: {', '.join(builtin_recipes())}; or name a .yaml file"
         )
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise RecipeError(f"{recipe} is no valid YAML: {error}") from error
+        raise RecipeError(f"{recipe} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{recipe} holds a {type(values).__name__}; expected `key: value` lines")
     return _validate(values)
@@ -323,14 +356,15 @@ def _validate(values: dict[str, Any]) -> Recipe:
         if key not in known:
             raise RecipeError(
                 f"Unknown recipe key {key!r}{did_you_mean(str(key), known)}. "
-                f"Known: {', '.join(known)}"
+                f"Known keys: {', '.join(known)}"
             )
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            problem, got = f"{'.'.join(map(str, item['loc']))}: {plain(item['msg'])}", item["input"]
-            said = isinstance(got, str) and repr(got) in problem
-            problems.append(problem if said else f"{problem}, got {got!r}")
+            value = item["input"]
+            problem = f"{'.'.join(map(str, item['loc']))}: {plain_message(item['msg'])}"
+            names_value = isinstance(value, str) and repr(value) in problem
+            problems.append(problem if names_value else f"{problem}, got {value!r}")
         raise RecipeError(f"Recipe: {'; '.join(problems)}") from None

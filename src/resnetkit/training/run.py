@@ -1,4 +1,4 @@
-"""The folder of a run: claimed once, filled while it goes, complete at the end."""
+"""A run and its folder: which folder to use, and what it records."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ from typing import Any
 
 from .. import storage
 from ..data.folder import Dataset
+from ..data.tree import is_run
 from ..errors import OutputError
-from ..evaluation.evaluate import evaluate_split
-from ..evaluation.metrics import confusion_counts
-from ..models.weights import modelfile
-from ..models.weights.modelfile import Header
-from ..progress import printable, say
-from ..report import files, html, plots, record
-from ..runtime import environment
-from .checkpoint import Snapshot, read
-from .inputs import draw_inputs
-from .preparation import Prepared
-from .recipe import Recipe, load
-from .session import Session
-from .start import to_share
+from ..progress import counted, printable, say
+from ..report import files
+from ..report.record import best_epoch
+from .checkpoint import Snapshot, read_newest
+from .preparation import PreparedData
+from .recipe import Recipe, load_recipe
 
-FIRST = "environment.json"  # what a run writes first; no person makes a file of this name
+FIRST_FILE = "environment.json"
+"""The first file that a run writes. Users do not create a file with this name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What training leaves: its folder, the best model's file, the resolved recipe, a row for each
-    epoch, the metrics of the best model on the validation part, and the seconds of all epochs."""
+    """A finished run.
+
+    Args:
+        folder: the run folder.
+        model: the model file of the best epoch.
+        recipe: the resolved recipe.
+        history: one row per epoch, as in ``history.csv``.
+        metrics: of the best model on the validation split, as in ``metrics.json``.
+        train_seconds: seconds of all epochs, validation included.
+    """
 
     folder: Path
     model: Path
@@ -48,24 +51,31 @@ class Run:
     @property
     def best_epoch(self) -> int:
         """The epoch (from 1) whose model was kept."""
-        best = max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
-        return int(best["epoch"])
+        return int(best_epoch(self.history)["epoch"])
 
 
 class RunFolder:
-    """Where a run writes. What each file holds is listed in the README."""
+    """The folder that a run writes to. The README lists its files.
 
-    def __init__(self, path: Path, named: bool = True, resumed: bool = False) -> None:
-        self.path, self._named, self._resumed = path, named, resumed
+    Args:
+        path: the folder.
+        is_named: the user named the folder, so it is not numbered.
+        is_resumed: a run in this folder that saved no state yet may be started anew.
+    """
+
+    def __init__(self, path: Path, is_named: bool = True, is_resumed: bool = False) -> None:
+        self.path = path
+        self._is_named = is_named
+        self._is_resumed = is_resumed
 
     @property
     def model(self) -> Path:
-        """The model of the best epoch."""
+        """The model file of the best epoch."""
         return self.path / "model.safetensors"
 
     @property
     def last(self) -> Path:
-        """The model of the last epoch."""
+        """The model file of the last epoch."""
         return self.path / "last.safetensors"
 
     @classmethod
@@ -76,63 +86,71 @@ class RunFolder:
         resume: bool,
         data: str | os.PathLike[str] | None = None,
     ) -> tuple[RunFolder, Snapshot | None]:
-        """The folder to write to, and the state to go on from, if there is one.
+        """Return the run folder, and the saved state to resume if there is one.
 
         Args:
-            out: the folder; by default ``runs/name``, ``runs/name-2``, ...: the first free one, or
-                with ``resume`` the last that was begun with ``data``.
+            out: the folder. By default the first free one of ``runs/name``, ``runs/name-2``, ...;
+                with ``resume``, the last one that was started on ``data``.
+            name: the name under ``runs/``.
+            resume: continue the run in the folder if it has a saved state.
+            data: the photos, which tell the runs of one name apart.
 
         Raises:
-            OutputError: the folder holds something that is not to be resumed.
+            OutputError: the folder holds something that cannot be resumed.
             TrainingError: there is a saved state, and it cannot be read.
         """
-        storage.refuse_unwritable(Path("runs") / name if out is None else Path(out))
-        taken = list(itertools.takewhile(Path.exists, _numbered(name))) if out is None else []
+        default = Path("runs") / name
+        storage.refuse_unwritable(default if out is None else Path(out))
         if not resume:
             storage.refuse_used(None if out is None else Path(out))
-            return cls(Path("runs") / name if out is None else Path(out), out is not None), None
-        if out is None and data is not None:
-            others, taken = taken, _begun_with(taken, data)
-            if not taken:
-                more = f" ({others[-1]} has others; --out resumes it anyway)" if others else ""
-                say(f"There is nothing to resume of these photos yet{more}; beginning.")
-                free = next(path for path in _numbered(name) if not path.exists())
-                return cls(free, named=False), None
-        path = Path(out) if out is not None else taken[-1] if taken else Path("runs") / name
-        saved = read(path / "state") if is_run(path) else None
+            return cls(default if out is None else Path(out), is_named=out is not None), None
+        existing: list[Path] = []
+        if out is None:
+            existing = list(itertools.takewhile(Path.exists, _numbered_paths(name)))
+            if data is not None:
+                others = existing
+                existing = _runs_to_resume(others, data)
+                if not existing:
+                    more = f" ({others[-1]} has others; --out resumes it anyway)" if others else ""
+                    say(f"Nothing to resume for these photos yet{more}; starting a new run.")
+                    free = next(path for path in _numbered_paths(name) if not path.exists())
+                    return cls(free, is_named=False), None
+        newest = existing[-1] if existing else default
+        path = newest if out is None else Path(out)
+        saved = read_newest(path / "state") if is_run(path) else None
         if saved is None and cls(path).is_finished():
             raise OutputError(
-                f"{path} is a finished run, and its folder state is gone: nothing to go on from. "
+                f"{path} is a finished run without its state folder, so it cannot be resumed. "
                 "Name another folder with --out, or remove this one"
             )
         if saved is None:
-            if not is_run(path) and not _stopped_at_once(path):
+            if not is_run(path) and not _has_only_first_file(path):
                 storage.refuse_used(path)
-            say(f"There is nothing to resume in {path} yet; beginning.")
-        return cls(path, resumed=True), saved
+            say(f"Nothing to resume in {path} yet; starting a new run.")
+        return cls(path, is_resumed=True), saved
 
     def recorded_recipe(self) -> Recipe | None:
-        """What the run in this folder was begun with; None where there is none yet."""
-        return load(self.path / "recipe.yaml") if is_run(self.path) else None
+        """Return the recipe that the run in this folder was started with; None without a run."""
+        return load_recipe(self.path / "recipe.yaml") if is_run(self.path) else None
 
     def claim(self) -> None:
-        """Make the folder; of ``runs/name``, ``runs/name-2``, ... the first that is free.
+        """Create the folder: the named one, or the first free one of ``runs/name``, ``-2``, ...
 
         Raises:
-            OutputError: it cannot be made.
+            OutputError: the folder cannot be created.
         """
         try:
-            if self._named:
-                # Looked at again: another run may have been quicker. One to be resumed that saved
-                # nothing yet is begun anew.
-                unsaved = is_run(self.path) or _stopped_at_once(self.path)
-                if not (self._resumed and unsaved):
+            if self._is_named:
+                # Check again, because another run may have been faster. A resumed run that saved
+                # no state yet starts anew.
+                has_no_state = is_run(self.path) or _has_only_first_file(self.path)
+                if not (self._is_resumed and has_no_state):
                     storage.refuse_used(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
                 return
-            for path in _numbered(self.path.name):
+            for path in _numbered_paths(self.path.name):
                 try:
-                    path.mkdir(parents=True)  # fails where another run was first
+                    path.mkdir(parents=True)  # fails if another run was faster
                 except FileExistsError:
                     continue
                 self.path = path
@@ -140,86 +158,105 @@ class RunFolder:
         except OutputError:
             raise
         except OSError as error:
-            raise OutputError(f"cannot write to {error.filename}: {error.strerror}") from error
+            raise OutputError(f"Cannot write to {error.filename}: {error.strerror}") from error
 
     def is_finished(self) -> bool:
-        """Whether everything is written; ``metrics.json`` comes last."""
+        """Return whether every file is written; ``metrics.json`` is the last one."""
         return (self.path / "metrics.json").exists()
 
     def result(self, recipe: Recipe, history: Sequence[dict[str, Any]]) -> Run:
-        """What a finished run hands back."""
+        """Return the finished run in this folder."""
         metrics = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
         with (self.path / "timings.csv").open(encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines))
         seconds = sum(float(row["train_seconds"]) + float(row["val_seconds"]) for row in rows)
-        return Run(self.path, self.model, recipe, tuple(history), metrics, seconds)
+        return Run(
+            folder=self.path,
+            model=self.model,
+            recipe=recipe,
+            history=tuple(history),
+            metrics=metrics,
+            train_seconds=seconds,
+        )
 
-    def longer(self, data: str | os.PathLike[str], recipe: Recipe) -> str:
-        """What to type for the epochs or steps of ``recipe`` that this run, which is finished, did
-        not have."""
-        before = load(self.path / "recipe.yaml")
+    def extend_command(self, data: str | os.PathLike[str], recipe: Recipe) -> str:
+        """Return the command that trains this finished run for longer.
+
+        Args:
+            data: the photos.
+            recipe: its epochs or steps are the wanted total; the command asks for the difference.
+        """
+        before = load_recipe(self.path / "recipe.yaml")
         key = "steps" if recipe.steps is not None else "epochs"
         more = (getattr(recipe, key) or 0) - (getattr(before, key) or 0)
         length = f"--epochs {more}" if key == "epochs" else f"--set steps={more}"
-        files = [shlex.quote(str(self.path / "recipe.yaml")), shlex.quote(str(self.last))]
+        recipe_file = shlex.quote(str(self.path / "recipe.yaml"))
+        weights_file = shlex.quote(str(self.last))
         return (
-            f"resnet train {shlex.quote(str(data))} --recipe {files[0]} --weights {files[1]} "
-            f"{length if more > 0 else ''}"
+            f"resnet train {shlex.quote(str(data))} --recipe {recipe_file} "
+            f"--weights {weights_file} {length if more > 0 else ''}"
         ).rstrip()
 
-    def moved(self, prepared: Prepared) -> str:
-        """In words, how the split that is made now differs from that of this run, although the
-        images are the same, and what to type to go on with the run's own; empty if that is not
-        so."""
-        file = self.path / "split.csv"
-        if not prepared.made_split or not file.is_file():
+    def describe_new_split(self, prepared: PreparedData) -> str:
+        """Describe how the split made now differs from the recorded one, and how to keep that one.
+
+        Returns:
+            The text; empty if no split was made, if the images changed, or if nothing differs.
+        """
+        split_file = self.path / "split.csv"
+        if not prepared.made_split or not split_file.is_file():
             return ""
-        with file.open(encoding="utf-8", newline="") as lines:
+        with split_file.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
         before = {storage.csv_text(row["path"]): row["split"] for row in rows}
-        now = {path: name for name, split in prepared.data.splits.items() for path in split.paths}
-        other = sorted(path for path in now if before.get(path) != now[path])
-        if before.keys() != now.keys() or not other:
+        now = {
+            path: name for name, split in prepared.dataset.splits.items() for path in split.paths
+        }
+        moved = sorted(path for path in now if before.get(path) != now[path])
+        if before.keys() != now.keys() or not moved:
             return ""
-        images = "1 image is" if len(other) == 1 else f"{len(other):,} images are"
-        example = f"{printable(other[0])} (was {before[other[0]]}, is {now[other[0]]})"
-        name, recipe = (shlex.quote(str(self.path / name)) for name in (file.name, "recipe.yaml"))
+        verb = "is" if len(moved) == 1 else "are"
+        example = f"{printable(moved[0])} (was {before[moved[0]]}, is {now[moved[0]]})"
         return (
-            f"{images} on the other side of it, such as {example}. The same images are there: this "
-            "version divides them in another way. To go on with the split that the run began with:"
-            f"\n  resnet train {name} --recipe {recipe} "
+            f"{counted(len(moved), 'image')} {verb} in the other split, such as {example}. The "
+            "images are the same, but this version splits them differently. To resume with the "
+            "split that the run started with:"
+            f"\n  resnet train {shlex.quote(str(split_file))} "
+            f"--recipe {shlex.quote(str(self.path / 'recipe.yaml'))} "
             f"--out {shlex.quote(str(self.path))} --resume"
         )
 
-    def whose_is_first(self, data: str | os.PathLike[str]) -> str:
-        """In words, that the first folder of this name belongs to other photos."""
+    def note_on_other_run(self, data: str | os.PathLike[str]) -> str:
+        """Return a note if this folder is numbered because ``runs/name`` is of other photos."""
         first = self.path.with_name(re.sub(r"-\d+$", "", self.path.name))
         if first == self.path or not is_run(first) or recorded_data(first) == _absolute(data):
             return ""
         return f" ({first} belongs to other photos: {recorded_data(first)})"
 
     def write_text(self, name: str, text: str) -> None:
+        """Write a text file, atomically."""
         storage.write_text(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, atomically."""
         storage.write_json(self.path / name, value)
 
     def write_rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """A CSV file of ``rows``, whole at any time."""
+        """Write a CSV file, atomically. The keys of the first row are the header."""
         files.write_rows(self.path / name, list(rows[0]), (row.values() for row in rows))
 
-    def write_split(self, data: Dataset) -> None:
-        """``split.csv``: path, label and split of every picture; a manifest that can be read."""
+    def write_split(self, dataset: Dataset) -> None:
+        """Write ``split.csv``: path, label and split of every image. It is a valid manifest."""
         rows = [
-            {"path": path, "label": data.classes[label], "split": name}
-            for name, split in data.splits.items()
+            {"path": path, "label": dataset.classes[label], "split": name}
+            for name, split in dataset.splits.items()
             for path, label in zip(split.paths, split.labels, strict=True)
         ]
         self.write_rows("split.csv", rows)
 
 
-def _numbered(name: str) -> Iterator[Path]:
-    """runs/name, runs/name-2, runs/name-3, ..."""
+def _numbered_paths(name: str) -> Iterator[Path]:
+    """Yield ``runs/name``, ``runs/name-2``, ``runs/name-3``, ..."""
     yield Path("runs") / name
     for number in itertools.count(2):
         yield Path("runs") / f"{name}-{number}"
@@ -229,134 +266,49 @@ def _absolute(data: str | os.PathLike[str]) -> str:
     return str(Path(data).absolute())
 
 
-def _begun_with(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
-    """Which of some runs to resume with ``data``: those that were begun with it; else those whose
-    photos lie there no longer, as these may be theirs, moved."""
-    fitting = [run for run in runs if is_run(run) and recorded_data(run) == _absolute(data)]
-    unsaved = [run for run in runs if not is_run(run)]
-    moved = [run for run in runs if is_run(run) and not os.path.exists(recorded_data(run))]
-    return fitting or moved or unsaved
+def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
+    """Return the runs that may be resumed on these photos.
+
+    These are the runs started on ``data``. Without any, they are the runs whose photos are no
+    longer where they were, as these may be the same photos, moved. Without those either, they are
+    the folders that hold no run yet.
+    """
+    same_data = [run for run in runs if is_run(run) and recorded_data(run) == _absolute(data)]
+    no_run = [run for run in runs if not is_run(run)]
+    data_gone = [run for run in runs if is_run(run) and not os.path.exists(recorded_data(run))]
+    return same_data or data_gone or no_run
 
 
-def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether this is the folder of a run, finished or not."""
-    return record.is_run_folder(Path(path))
-
-
-def _stopped_at_once(path: Path) -> bool:
-    """Whether a run wrote its first file there, and was killed before the second."""
-    return path.is_dir() and [p.name for p in path.iterdir() if p.name[0] != "."] == [FIRST]
+def _has_only_first_file(path: Path) -> bool:
+    """Return whether a run wrote its first file here and was killed before the second."""
+    return path.is_dir() and [p.name for p in path.iterdir() if p.name[0] != "."] == [FIRST_FILE]
 
 
 def recorded_data(path: str | os.PathLike[str]) -> str:
-    """The data that the run in this folder was begun with."""
-    environment = json.loads((Path(path) / FIRST).read_text(encoding="utf-8"))
+    """Return the data path that the run in a folder was started with."""
+    environment = json.loads((Path(path) / FIRST_FILE).read_text(encoding="utf-8"))
     return str(environment["data"])
 
 
-def begun_with(
+def recorded_arguments(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
     recipe: str | Path | None,
 ) -> tuple[Path, str | Path, str]:
-    """Folder, recipe and data of the run in ``path``, which is to be resumed. Where a ``recipe`` is
-    given, it stays: what differs from the run's own is listed when the state is read.
+    """Return folder, recipe and data to resume the run in a folder with.
+
+    Args:
+        path: the run folder.
+        out: the folder that the user named, if any.
+        recipe: the recipe that the user named, which stays. If it differs from the recorded one,
+            restoring the state lists the differences.
 
     Raises:
-        OutputError: another folder was asked for.
+        OutputError: ``out`` is another folder.
     """
     if out is not None and Path(out).absolute() != Path(path).absolute():
         raise OutputError(
-            f"{path} is a run, and is resumed where it lies, not in {out}. Leave out --out, or "
-            "name the photos in place of the run"
+            f"{path} is a run, which is resumed in place, not in {out}. Remove --out, or name the "
+            "photos instead of the run"
         )
     return Path(path), recipe or Path(path) / "recipe.yaml", recorded_data(path)
-
-
-def write_beginning(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:
-    """Claim the folder, and write what is known before the first step: recipe, classes, split,
-    environment, and the inputs as the network sees them.
-
-    Returns:
-        The folder that was claimed; its number may differ if another run was quicker.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    prepared = session.prepared
-    run.claim()
-    machine = environment(session.runtime.device)
-    run.write_json(FIRST, {"data": str(Path(data).absolute()), **machine})
-    run.write_text("recipe.yaml", session.recipe.to_yaml())
-    run.write_json("classes.json", list(prepared.data.classes))
-    if prepared.made_split:
-        run.write_split(prepared.data)
-    draw_inputs(run.path, prepared, session.recipe)
-    return run
-
-
-def write_epoch(run: RunFolder, session: Session, row: dict[str, Any], is_best: bool) -> None:
-    """Write the history of the run so far, and the model if this epoch is the best.
-
-    Args:
-        row: the epoch's row of the history.
-    """
-    state = session.state
-    if is_best:
-        modelfile.write(run.model, state.evaluated.state_dict(), make_header(session, row))
-    run.write_rows("history.csv", state.history)
-    run.write_rows("timings.csv", state.timings)
-
-
-def make_header(session: Session, row: dict[str, Any]) -> Header:
-    """Return the header of the model file after the epoch of one row of the history."""
-    recipe = session.recipe
-    prepared = session.prepared
-    assert recipe.model is not None
-    return Header(
-        architecture=recipe.model,
-        options=session.model_options,
-        classes=prepared.data.classes,
-        preprocessing=recipe.preprocessing(),
-        metrics={key: row[key] for key in ("epoch", "val_accuracy", "val_loss")},
-        recipe=to_share(recipe),
-        data={
-            "name": prepared.data.name,
-            "parts": {
-                name: {"count": len(digests), "digests": sorted(digests)}
-                for name, digests in prepared.digests.items()
-            },
-        },
-    )
-
-
-def epoch_line(row: dict[str, Any], timing: dict[str, Any], epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {row['image_size']:>3} px  "
-        f"loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
-        f"val accuracy {row['val_accuracy']:7.2%}  "
-        f"{timing['images_per_second']:5.0f} img/s  "
-        f"{timing['train_seconds'] + timing['val_seconds']:5.1f} s"
-    )
-
-
-def finish(run: RunFolder, session: Session, device: str) -> Run:
-    """Write the last model, and the evidence on the best one, measured from its file: figures,
-    report and metrics."""
-    state = session.state
-    recipe = session.recipe
-    header = make_header(session, state.history[-1])
-    modelfile.write(run.last, state.evaluated.state_dict(), header)
-    split = session.prepared.val.split
-    found = evaluate_split(run.model, split, "val", device=device, workers=session.workers)
-    title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
-    plots.save_curves(state.history, run.path / "curves.png", title)
-    plots.save_confusion_matrix(
-        confusion_counts(found.metrics["confusion_matrix"]),
-        found.classes,
-        run.path / "confusion_matrix.png",
-        f"val: {found.metrics['accuracy']:.2%} of {found.metrics['pictures']} pictures right",
-    )
-    html.write_page(run.path / "report.html", found, run.model, device)
-    run.write_json("metrics.json", found.metrics)  # last: its presence says "finished"
-    return run.result(recipe, state.history)

@@ -1,4 +1,4 @@
-"""One recipe from several seeds: what a single run cannot tell is how far chance goes."""
+"""A seed sweep: one recipe from several seeds, to measure how far results vary between seeds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import runtime, storage
+from .. import runtime as machine
+from .. import storage
 from ..data import folder
 from ..errors import RecipeError
 from ..progress import say
-from . import start
+from .initial_weights import network_name
 from .loop import train
 from .run import Run
 
 
 @dataclass(frozen=True)
 class SeedSweep:
-    """``runs``, one a seed; mean and standard deviation (of the sample) of their accuracies."""
+    """The result of a seed sweep.
+
+    Args:
+        folder: holds a run folder for each seed, and ``seeds.json``.
+        runs: one run per seed.
+        mean: mean validation accuracy of the runs.
+        deviation: sample standard deviation of their accuracies.
+    """
 
     folder: Path
     runs: tuple[Run, ...]
@@ -30,23 +38,25 @@ class SeedSweep:
 
 
 def parse_seeds(text: str, fewest: int = 2) -> list[int]:
-    """``"0-4"``, ``"1,5,7"`` or a mixture.
+    """Parse seeds from ``"0-4"``, ``"1,5,7"`` or a mixture.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]
 
     Raises:
-        RecipeError: something else, the same number twice, or fewer than ``fewest``.
+        RecipeError: the text has another form, a seed twice, or fewer than ``fewest`` seeds.
     """
     seeds: list[int] = []
     for piece in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
-        if found is None:
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
+        if match is None:
             raise RecipeError(f"--seeds takes numbers, as in 0-4 or 1,5,7; got {text!r}")
-        seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
+        first = int(match[1])
+        last = int(match[2] or match[1])
+        seeds += range(first, last + 1)
     if len(seeds) < fewest or len(set(seeds)) < len(seeds):
-        least = "two or more different numbers" if fewest == 2 else "different numbers"
-        raise RecipeError(f"--seeds takes {least}, as in 0-4 or 1,5,7; got {text!r}")
+        expected = "two or more different numbers" if fewest == 2 else "different numbers"
+        raise RecipeError(f"--seeds takes {expected}, as in 0-4 or 1,5,7; got {text!r}")
     return seeds
 
 
@@ -62,31 +72,37 @@ def train_seeds(
     tensorboard: bool = False,
     **settings: Any,
 ) -> SeedSweep:
-    """`train` once for each of ``seeds``, into ``seed-0``, ``seed-1``, ... of one folder.
+    """Train once per seed, into ``seed-0``, ``seed-1``, ... of one folder.
 
-    All of them compute with the threads that were measured for the first.
+    All runs use the number of compute threads that was measured for the first.
 
     Args:
-        out: that folder; by default ``runs/<data>-<model>-seeds``. ``seeds.json`` comes last.
-        resume: go on with what is there; runs that are finished stay as they are.
-        device, workers, tensorboard, settings: as in `train`; a ``seed`` among the settings is an
-            error.
+        data: as in `train`.
+        recipe: as in `train`.
+        seeds: two or more different seeds.
+        out: the folder; by default ``runs/<data>-<model>-seeds``. ``seeds.json`` is written last.
+        device: as in `train`.
+        workers: as in `train`.
+        resume: continue the runs in the folder; finished runs stay as they are.
+        tensorboard: as in `train`.
+        settings: as in `train`; ``seed`` is not allowed.
 
     Raises:
-        RecipeError: ``seed`` is given too, or fewer than two seeds. And all that `train` raises.
+        RecipeError: ``seed`` is given too, or there are fewer than two different seeds. Also
+            everything that `train` raises.
     """
     if "seed" in settings:
-        raise RecipeError("give --seed or --seeds, not both")
+        raise RecipeError("Set --seed or --seeds, not both")
     if len(set(seeds)) < max(2, len(seeds)):
-        raise RecipeError(f"seeds are two or more different numbers; got {list(seeds)}")
-    name = f"{folder.read(data).name}-{start.network_name(recipe, settings)}-seeds"
+        raise RecipeError(f"seeds must be two or more different numbers; got {list(seeds)}")
+    name = f"{folder.read(data).name}-{network_name(recipe, settings)}-seeds"
     path = Path("runs") / name if out is None else Path(out)
     if not resume:
         storage.refuse_used(path)
     runs: list[Run] = []
     for seed in seeds:
         say(f"\nseed {seed}\n")
-        one = train(
+        run = train(
             data,
             recipe,
             out=path / f"seed-{seed}",
@@ -97,11 +113,14 @@ def train_seeds(
             show_plan=not runs,
             **{**settings, "seed": seed},
         )
-        runs.append(one)
-        settings = {"threads": one.recipe.threads, **settings}
+        runs.append(run)
+        settings = {"threads": run.recipe.threads, **settings}
     accuracies = [run.metrics["accuracy"] for run in runs]
-    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
-    found = {"seeds": list(seeds), "accuracies": accuracies, "mean": mean, "deviation": deviation}
-    if runtime.rank() == 0:
-        storage.write_json(path / "seeds.json", found)
+    mean = statistics.mean(accuracies)
+    deviation = statistics.stdev(accuracies)
+    if machine.rank() == 0:
+        storage.write_json(
+            path / "seeds.json",
+            {"seeds": list(seeds), "accuracies": accuracies, "mean": mean, "deviation": deviation},
+        )
     return SeedSweep(path, tuple(runs), mean, deviation)

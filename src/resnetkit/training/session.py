@@ -1,6 +1,6 @@
-"""A session: everything that a run trains with, set up in one place.
+"""A session: everything a run trains with, set up in one place.
 
-`train` and the learning-rate finder share it. What it does not know is the folder of the run.
+`train` and the learning-rate finder share it. It does not know the run folder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from ..data.folder import Dataset
 from ..data.loader import Batch, Loader
 from ..data.ondevice import make_loader
 from ..runtime import Runtime
-from . import parallel, plan, start
-from .depth import shallow
+from . import defaults, distributed, measure, plan
 from .ema import ModelEma
+from .initial_weights import build_network
 from .loss import class_weights
 from .optimizer import Optimizer
 from .param_groups import make_optimizer, set_trainable
-from .preparation import Prepared, check_equal, identity_of, prepare
+from .preparation import PreparedData, check_ranks_agree, prepare, run_identity
 from .recipe import Recipe
+from .shallow import shallow_model
 from .state import State
 
 
@@ -34,11 +35,12 @@ class Session:
     """What a run trains with.
 
     Args:
-        recipe: the resolved recipe: nothing in it is left open.
+        recipe: the resolved recipe: nothing in it is open.
         runtime: device, precision, memory layout and rank.
-        prepared: the images to train on and to validate on.
-        model: the network, with its plain names: what is saved, averaged and evaluated.
-        model_options: what builds the network again.
+        data: the images to train on and to validate on.
+        model: the network under its plain parameter names, which is what is saved and evaluated.
+        model_options: the options that build the network again.
+        optimizer: updates the parameters of ``model``.
         state: what changes from step to step: weights, moments, position.
         loader: makes the batches of this rank.
         class_weights: ``(classes,)`` float32 on the device; None if all classes count the same.
@@ -47,7 +49,7 @@ class Session:
 
     recipe: Recipe
     runtime: Runtime
-    prepared: Prepared
+    data: PreparedData
     model: nn.Module
     model_options: dict[str, Any]
     optimizer: Optimizer
@@ -61,12 +63,14 @@ class Session:
         self.epochs = self.recipe.epochs
         self.epoch_batches = self.loader.training_batches()
         self.steps = self.recipe.steps or self.epoch_batches * self.epochs
-        self._shallow_model = shallow(self.model, self.recipe)
+        self._shallow_model = shallow_model(self.model, self.recipe)
         self._phase: tuple[bool, bool] | None = None
 
     def batches_in(self, epoch: int) -> int:
-        """Return how many batches an epoch (0-based) has; the last one of a run may be cut short
-        by ``steps``."""
+        """Return the number of batches in an epoch (0-based).
+
+        With ``steps``, the last epoch of a run may be shorter than the others.
+        """
         return min(self.epoch_batches, self.steps - self.epoch_batches * epoch)
 
     def batches(self, image_size: int) -> Iterator[Batch]:
@@ -87,47 +91,58 @@ class Session:
         return to_device(batches, self.runtime.device)
 
     def set_phase(self) -> None:
-        """Make the network ready for the current step.
+        """Prepare the network for the current step.
 
-        A run may begin with a phase in which only a new head is trained (``head_share``), or in
-        which blocks that start as the identity are left out (``shallow_share``).
+        A run may start with a phase that trains only the new head (``head_share``), and with one
+        that skips the blocks that start as the identity (``shallow_share``).
         """
-        phase = (
-            self.state.step < self.recipe.head_share * self.steps,
-            self.state.step < self.recipe.shallow_share * self.steps,
-        )
-        if phase == self._phase:
+        only_head = self.state.step < self.recipe.head_share * self.steps
+        is_shallow = self.state.step < self.recipe.shallow_share * self.steps
+        if (only_head, is_shallow) == self._phase:
             return
-        self._phase = phase
+        self._phase = (only_head, is_shallow)
         set_trainable(self.model, self.recipe, self.state.step, self.steps)
-        network = self._shallow_model if phase[1] else self.model
-        self.state.network = parallel.wrap(network, self.recipe, self.runtime, self.state.network)
+        self.state.network = distributed.wrap_model(
+            self._shallow_model if is_shallow else self.model,
+            self.recipe,
+            self.runtime,
+            previous=self.state.network,
+        )
 
     def evaluated_model(self) -> nn.Module:
-        """Return the network to validate: the averaged one if the recipe averages.
+        """Return the network to validate: the EMA if the recipe has one.
 
-        Blocks that were left out up to here change no logit, so they are left out here too.
+        Blocks that were skipped in every step so far change no logit, so they are skipped here too.
         """
         model = self.state.evaluated
         if self.state.step <= self.recipe.shallow_share * self.steps:
-            return shallow(model, self.recipe)
+            return shallow_model(model, self.recipe)
         return model
 
     def describe(self) -> str:
-        """Measure a few steps, and return in words what the run is going to do."""
-        train = self.prepared.train
-        val = self.prepared.val
-        seconds = plan.measure(self.model, self.recipe, self.runtime, len(train), len(val))
-        return plan.describe(
-            self.prepared, self.recipe, self.runtime, self.model, self.workers, seconds
+        """Measure a few steps and return the plan of the run as text."""
+        seconds = measure.estimate_seconds(
+            self.model,
+            self.recipe,
+            self.runtime,
+            train_count=len(self.data.train),
+            val_count=len(self.data.val),
+        )
+        return plan.describe_plan(
+            self.data,
+            self.recipe,
+            self.runtime,
+            model=self.model,
+            workers=self.workers,
+            seconds=seconds,
         )
 
     @contextmanager
     def tuned(self) -> Iterator[None]:
-        """Set cuDNN and the compiler for these steps; put them back at the end."""
+        """Tune cuDNN and the compiler for this run, and restore their settings at the end."""
         image_sizes = {self.recipe.train_size(epoch) for epoch in range(self.epochs)}
         sizes_repeat = self.steps >= 100 * len(image_sizes)
-        with self.runtime.tuned(sizes_repeat), parallel.compiling(self.recipe):
+        with self.runtime.tuned(sizes_repeat), distributed.compile_every_size(self.recipe):
             yield
 
 
@@ -140,11 +155,11 @@ def set_up(
     recorded: Recipe | None = None,
     is_resumed: bool = False,
 ) -> Session:
-    """Fill in what the recipe leaves open, read the images, and build the network.
+    """Fill in the open fields of the recipe, read the images, and build the network.
 
     Args:
         dataset: the images and their classes.
-        recipe: the recipe, its weights already resolved.
+        recipe: the recipe, with its weights resolved.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         workers: threads that read images; None for one per core.
         recorded: the recipe of the run in the folder, if there is one.
@@ -152,43 +167,45 @@ def set_up(
 
     Raises:
         RecipeError, DataError, WeightsError: the recipe does not fit the data or the machine.
-        TrainingError: the weights changed since the run began.
+        TrainingError: the weights file changed since the run began.
     """
+    # Device and precision; then the fields of the recipe that depend on the files alone.
     runtime = machine.pick(device, recipe.precision)
-    recipe = plan.choose(recipe, dataset, runtime)
-    parallel.check(recipe, runtime)
+    recipe = defaults.fill_defaults(recipe, dataset, runtime)
+    distributed.check_recipe(recipe, runtime)
     if workers is None:
         workers = machine.default_workers()
-    prepared = prepare(dataset, recipe, workers)
-    parallel.check_images(len(prepared.train), runtime)
-    recipe = plan.choose_length(
-        recipe, len(prepared.train), runtime, recorded if is_resumed else None
+
+    # The images are read once; batch size and epochs follow from how many can be read.
+    data = prepare(dataset, recipe, workers)
+    distributed.check_image_count(len(data.train), runtime)
+    recipe = defaults.fill_length(
+        recipe, len(data.train), runtime, recorded=recorded if is_resumed else None
     )
 
-    # The network: its initial weights are f(seed), or those of a file.
-    model, model_options, runtime = start.begin(
-        recipe, dataset.classes, runtime, fresh=not is_resumed
+    # The initial weights are f(seed), or come from a file.
+    model, model_options, runtime = build_network(
+        recipe, dataset.classes, runtime, load_weights=not is_resumed
     )
-    recipe = plan.choose_threads(model, recipe, runtime, recorded)
-    identity = identity_of(prepared, recipe)
-    check_equal(identity, runtime)
-    model = parallel.synchronized(model, recipe)
+    recipe = measure.fill_threads(model, recipe, runtime, recorded=recorded)
+    identity = run_identity(data, recipe)
+    check_ranks_agree(identity, runtime)
+    model = distributed.convert_sync_bn(model, recipe)
 
-    average = ModelEma(model, recipe.ema) if recipe.ema else None
     optimizer = make_optimizer(model, recipe)
     state = State(
         model,
         optimizer,
         identity,
-        average,
-        runtime.scaler(),
+        ema=ModelEma(model, recipe.ema) if recipe.ema else None,
+        scaler=runtime.scaler(),
         world_size=runtime.world_size,
     )
     assert recipe.batch_size is not None
     loader = make_loader(
         runtime.device,
         recipe.augmentation(),
-        prepared.train,
+        data.train,
         recipe.batch_size,
         workers,
         runtime.rank,
@@ -197,16 +214,15 @@ def set_up(
         sampling=recipe.sampling,
         repeats=recipe.repeats,
     )
-    weights = class_weights(recipe, prepared.train.split.counts(state.classes), runtime.device)
     return Session(
-        recipe,
-        runtime,
-        prepared,
-        model,
-        model_options,
-        optimizer,
-        state,
-        loader,
-        weights,
-        workers,
+        recipe=recipe,
+        runtime=runtime,
+        data=data,
+        model=model,
+        model_options=model_options,
+        optimizer=optimizer,
+        state=state,
+        loader=loader,
+        class_weights=class_weights(recipe, data.train.split.counts(state.classes), runtime.device),
+        workers=workers,
     )

@@ -1,4 +1,4 @@
-"""Settings as people type them, and the words for those that do not fit."""
+"""Settings as users type them, and error messages about settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from ..errors import RecipeError
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``["flip=false", "lr=0.01"]`` -> ``{"flip": False, "lr": 0.01}``; values are YAML.
+    """Parse ``key=value`` pairs, whose values are YAML.
+
+    >>> parse_settings(["flip=false", "lr=1e-2"])
+    {'flip': False, 'lr': 0.01}
 
     Raises:
-        RecipeError: a pair without ``=``.
+        RecipeError: a pair has no ``=``, or its value is not valid YAML.
     """
     settings = {}
     for pair in pairs:
@@ -22,14 +25,14 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise RecipeError(f"--set takes key=value; got {pair!r}")
         try:
-            settings[key.strip()] = _number(yaml.safe_load(value))
+            settings[key.strip()] = _to_number(yaml.safe_load(value))
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {pair}: the value is no valid YAML ({error})") from None
+            raise RecipeError(f"--set {pair}: the value is not valid YAML ({error})") from None
     return settings
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as text; a person means the number."""
+def _to_number(value: Any) -> Any:
+    """Return text as a number if it is one: YAML 1.1 reads ``1e-4`` as text."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -38,14 +41,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-def plain(message: str) -> str:
-    """The validator's words without its own terms."""
+def plain_message(message: str) -> str:
+    """Return a message of pydantic without pydantic's own terms."""
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     return message.replace("a valid tuple", "a list, as in [0.5, 1.0]").rstrip(".?")
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The nearest of ``known`` as a question, or nothing.
+    """Return a question that names the most similar known word; empty if none is similar.
 
     >>> did_you_mean("epoch", ["epochs", "seed"])
     " (did you mean 'epochs'?)"

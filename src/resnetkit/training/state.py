@@ -1,4 +1,4 @@
-"""Where a run stands between two steps, and how it is put back there."""
+"""The state of a run between two steps, and how to restore it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ..errors import TrainingError
-from ..progress import say
+from ..progress import counted, say
+from ..report.record import best_epoch, epoch_rank
 from .checkpoint import Snapshot
 from .ema import ModelEma
 from .optimizer import Optimizer
 from .recipe import Recipe
 
 SMALLEST_SCALE = 2.0**-10
-"""Of the loss in fp16. It begins at 2^16 and is halved at each overflow."""
+"""The smallest useful scale of the loss in fp16. It starts at 2^16; each overflow halves it."""
+
+POSITION = ("epoch", "batch", "step", "history", "timings")
+"""The fields of the state that are saved and restored as they are."""
 
 
 @dataclass
 class Tally:
-    """Mean loss and accuracy over the pictures of an epoch so far."""
+    """Mean loss and accuracy over the images of an epoch so far."""
 
     seen: int = 0
     correct: int = 0
@@ -31,6 +35,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, loss: float, correct: int, count: int, seconds: float) -> None:
+        """Add a batch of ``count`` images, given its mean loss."""
         self.seen += count
         self.correct += correct
         self.total_loss += loss * count
@@ -38,18 +43,21 @@ class Tally:
 
     @property
     def loss(self) -> float:
+        """Mean loss per image."""
         return self.total_loss / self.seen
 
     @property
     def accuracy(self) -> float:
+        """Share of the images that were classified correctly."""
         return self.correct / self.seen
 
     @property
     def speed(self) -> float:
-        """Pictures a second."""
+        """Images per second."""
         return self.seen / self.seconds
 
     def text(self) -> str:
+        """Return the text that the progress bar shows."""
         if not self.seen:
             return ""
         return f"loss {self.loss:.3f}  accuracy {self.accuracy:.1%}  {self.speed:.0f} img/s"
@@ -57,17 +65,33 @@ class Tally:
 
 @dataclass
 class State:
-    """Everything that a run changes. Chance is no part of it: that is a function of the place.
+    """Everything that a run changes.
 
-    ``epoch`` and ``batch`` say what comes next; ``batch`` counts within the epoch.
+    RNG state is not stored: it is derived from seed, epoch and step.
+
+    Args:
+        model: the network under its plain parameter names.
+        optimizer: its state holds the moments.
+        identity: recipe and data, as `run_identity` returns them.
+        ema: the averaged weights, if the recipe has them.
+        scaler: scales the loss in fp16; see `Runtime.scaler`.
+        network: what the training step runs forward; None for ``model``.
+        world_size: number of ranks.
+        epoch: the next epoch, from 0.
+        batch: the next batch within that epoch, from 0.
+        step: the next step of the run, from 0.
+        tally: loss and accuracy of the current epoch so far.
+        history: one row per finished epoch, as in ``history.csv``.
+        timings: one row per finished epoch, as in ``timings.csv``.
+        best: the rank of the best epoch so far; see `epoch_rank`.
     """
 
     model: nn.Module
     optimizer: Optimizer
-    identity: dict[str, Any]  # of the run: its recipe, its data
-    average: ModelEma | None = None
-    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))  # see Runtime
-    network: nn.Module | None = None  # what the training step runs forward; by default the model
+    identity: dict[str, Any]
+    ema: ModelEma | None = None
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
+    network: nn.Module | None = None
     world_size: int = 1
     epoch: int = 0
     batch: int = 0
@@ -75,87 +99,86 @@ class State:
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, Any]] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
-    best: tuple[float, float] = (-1.0, -math.inf)  # accuracy, and minus the loss
+    best: tuple[float, float] = (-1.0, -math.inf)
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return len(self.identity["data"]["classes"])
 
     @property
     def forward(self) -> nn.Module:
-        """What the training step runs: the model, or what is wrapped around it."""
+        """What the training step runs: the model, or what `wrap_model` put around it."""
         return self.model if self.network is None else self.network
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated and kept: the averaged one where there is one."""
-        return self.model if self.average is None else self.average.model
+        """The network that is validated and saved: the EMA if there is one, else the model."""
+        return self.model if self.ema is None else self.ema.model
 
     def is_stuck(self, patience: int | None) -> bool:
-        """Whether the last ``patience`` epochs were all worse than the best."""
+        """Return whether the last ``patience`` epochs were all worse than the best."""
         if patience is None or not self.history:
             return False
-        best = max(self.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
-        return len(self.history) - int(best["epoch"]) >= patience
+        return len(self.history) - int(best_epoch(self.history)["epoch"]) >= patience
 
     def end_step(self) -> None:
-        """Turn to the next step. What this one reached is noted when it is known."""
+        """Advance to the next step. The outcome of this one is added to the tally later."""
         self.batch += 1
         self.step += 1
 
-    def end_epoch(self, row: dict[str, Any], validation_seconds: float) -> bool:
-        """Note the epoch and turn to the next; tells whether it was the best so far."""
+    def end_epoch(self, row: dict[str, Any], val_seconds: float) -> bool:
+        """Record the epoch, advance to the next, and return whether it was the best so far."""
         self.history.append(row)
         self.timings.append(
             {
                 "epoch": row["epoch"],
                 "train_seconds": self.tally.seconds,
-                "val_seconds": validation_seconds,
+                "val_seconds": val_seconds,
                 "images_per_second": self.tally.speed,
             }
         )
-        self.epoch, self.batch, self.tally = self.epoch + 1, 0, Tally()
-        reached = (row["val_accuracy"], -row["val_loss"])
-        better = reached > self.best
-        self.best = max(reached, self.best)
-        return better
+        self.epoch += 1
+        self.batch = 0
+        self.tally = Tally()
+        is_best = epoch_rank(row) > self.best
+        self.best = max(epoch_rank(row), self.best)
+        return is_best
 
     def check_finite(self) -> None:
-        """Make sure that nothing is saved that cannot be used.
+        """Check that the weights are worth saving.
 
         Raises:
-            TrainingError: a weight is infinite or not a number, or no gradient fits fp16.
+            TrainingError: a weight is infinite or NaN, or the gradients overflow fp16 at any scale.
         """
         self.check_scale()
         tensors = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
-        for name, fine in zip(tensors, finite.cpu().tolist(), strict=True):  # read at once
-            if not fine:
+        for name, is_finite in zip(tensors, finite.cpu().tolist(), strict=True):  # one copy
+            if not is_finite:
                 raise TrainingError(
                     f"{name} is no longer finite after step {self.step}. A lower learning rate "
                     "(--lr) usually helps. What was saved before is kept"
                 )
 
     def check_scale(self) -> None:
-        """Make sure that steps in fp16 are not all skipped.
+        """Check that the steps in fp16 are not all skipped.
 
         Raises:
-            TrainingError: the scale of the loss was halved again and again, and gradients still
-                overflow.
+            TrainingError: the scale of the loss was halved again and again, and the gradients
+                still overflow.
         """
         scale = self.scaler.get_scale()
         if scale < SMALLEST_SCALE:
             raise TrainingError(
-                f"The gradients overflow fp16 at every scale of the loss: it fell to {scale:g}, "
-                "and all the steps on the way were skipped. Compute in fp32 (--set "
+                "The gradients overflow fp16 at every scale of the loss. The scale fell to "
+                f"{scale:g}, and every step on the way was skipped. Train in fp32 (--set "
                 "precision=fp32), or lower the learning rate (--lr)"
             )
 
     def snapshot(self) -> Snapshot:
-        """A copy that later steps do not touch."""
-        values = {
-            key: getattr(self, key) for key in ("epoch", "batch", "step", "history", "timings")
-        }
+        """Return a copy on the CPU that later steps do not change."""
+        values = {key: getattr(self, key) for key in POSITION}
         best = [self.best[0], None if math.isinf(self.best[1]) else self.best[1]]
         values |= {
             "tally": asdict(self.tally),
@@ -166,34 +189,41 @@ class State:
             "identity": self.identity,
             "scaler": self.scaler.state_dict(),
         }
-        # A copy in the memory order of the original: cheap, and contiguous only on the disk.
+        # Copies keep the strides of the originals, which is cheap. They are made contiguous when
+        # they are written.
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors()}
-        return Snapshot(tensors, _copied(values))
+        return Snapshot(tensors, _with_copied_lists(values))
 
-    def restore(self, snapshot: Snapshot, longer: str = "", moved: str = "") -> None:
-        """Go back to where ``snapshot`` was taken.
+    def restore(self, snapshot: Snapshot, extend_command: str = "", new_split: str = "") -> None:
+        """Restore the state of a snapshot.
 
-        Moments are copied into tensors with the strides of their parameters: a fused kernel takes
-        both as they lie in memory.
+        Moments get the strides of their parameters, because a fused kernel reads both in memory
+        order.
 
         Args:
-            longer: the command that trains a finished run on, for who asks for more epochs.
-            moved: how the split differs from the run's, where the images do not.
+            snapshot: a saved state.
+            extend_command: the command that trains the run for longer, if it is finished; it is
+                part of the error if only epochs or steps differ.
+            new_split: how the split differs from the run's, if the images do not.
 
         Raises:
-            TrainingError: the snapshot is of another run; the differences are listed.
+            TrainingError: the snapshot is of a different run; the differences are listed.
         """
-        check_same(snapshot.values["identity"], self.identity, longer, moved)
-        set_compute_threads(snapshot.values["compute_threads"])
-        before = snapshot.values["world_size"]
-        if before != self.world_size:
+        values = snapshot.values
+        check_same_run(values["identity"], self.identity, extend_command, new_split=new_split)
+        set_compute_threads(values["compute_threads"])
+        saved_ranks = values["world_size"]
+        if saved_ranks != self.world_size:
             say(
-                f"The run was saved with {before} process(es) and goes on with {self.world_size}, "
-                "on the same batches: bits will differ."
+                f"Resuming with {counted(self.world_size, 'rank')} a run saved with {saved_ranks}, "
+                "on the same batches: results will not be bit-identical."
             )
-        device = snapshot.values.get("device", self._device())
-        if device != self._device():
-            say(f"The run was saved on {device} and goes on on {self._device()}: bits will differ.")
+        saved_device = values.get("device", self._device())
+        if saved_device != self._device():
+            say(
+                f"Resuming on {self._device()} a run saved on {saved_device}: results will not be "
+                "bit-identical."
+            )
         for index, parameter in enumerate(self._parameters()):
             for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
                 saved = snapshot.tensors.get(f"optimizer.{index}.{key}")
@@ -201,11 +231,10 @@ class State:
                     like = parameter if saved.ndim else saved
                     moment = torch.empty_like(like, device=parameter.device).copy_(saved)
                     self.optimizer.state[parameter][key] = moment
-        self.model.load_state_dict(_below("model.", snapshot.tensors))
-        if self.average is not None:
-            self.average.model.load_state_dict(_below("average.", snapshot.tensors))
-        values = snapshot.values
-        for key in ("epoch", "batch", "step", "history", "timings"):
+        self.model.load_state_dict(_select_prefix("model.", snapshot.tensors))
+        if self.ema is not None:
+            self.ema.model.load_state_dict(_select_prefix("average.", snapshot.tensors))
+        for key in POSITION:
             setattr(self, key, values[key])
         tally = dict(values["tally"])
         if "right" in tally:  # the name up to version 0.1
@@ -213,8 +242,8 @@ class State:
         self.tally = Tally(**tally)
         if values.get("scaler"):  # only in fp16
             self.scaler.load_state_dict(values["scaler"])
-        accuracy, loss = values["best"]
-        self.best = (accuracy, -math.inf if loss is None else loss)
+        accuracy, minus_loss = values["best"]
+        self.best = (accuracy, -math.inf if minus_loss is None else minus_loss)
 
     def _device(self) -> str:
         return next(self.model.parameters()).device.type
@@ -223,24 +252,32 @@ class State:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
+        """Return the names in a state file, and the tensors: weights, EMA weights, moments."""
         tensors = [(f"model.{name}", tensor) for name, tensor in self.model.state_dict().items()]
-        if self.average is not None:
-            averaged = self.average.model.state_dict()
-            tensors += [(f"average.{name}", tensor) for name, tensor in averaged.items()]
+        if self.ema is not None:
+            ema_tensors = self.ema.model.state_dict()
+            tensors += [(f"average.{name}", tensor) for name, tensor in ema_tensors.items()]
         for index, parameter in enumerate(self._parameters()):
             for key, value in self.optimizer.state[parameter].items():
                 tensors.append((f"optimizer.{index}.{key}", value))
         return tensors
 
 
-def check_same(
-    saved: dict[str, Any], now: dict[str, Any], longer: str = "", moved: str = ""
+def check_same_run(
+    saved: dict[str, Any], now: dict[str, Any], extend_command: str = "", *, new_split: str = ""
 ) -> None:
-    """Compare the identities of two runs. A field that an older recipe had not was at its default;
-    of the data only what was noted then is compared.
+    """Compare the identities of two runs.
+
+    A recipe field that the saved recipe does not have yet counts as its default. Facts about the
+    data that were not recorded then are not compared.
+
+    Args:
+        saved: the identity of the saved run.
+        now: the identity of this run.
+        extend_command, new_split: as in `State.restore`.
 
     Raises:
-        TrainingError: they differ; the message lists where.
+        TrainingError: they differ; the differences are listed.
     """
     before = {
         **saved,
@@ -253,34 +290,43 @@ def check_same(
         for key in now[kind]
         if before[kind].get(key) != now[kind][key]
     ]
-    if differences and moved and all(d.startswith("data: ") for d in differences):
-        raise TrainingError(f"This is not the split that was saved: {moved}")
-    if differences:
-        only_longer = all(d.startswith(("recipe: epochs ", "recipe: steps ")) for d in differences)
-        how = (
-            f"\nThe learning rate of that run has ended. To train on from its last weights, with a "
-            f"schedule of its own:\n  {longer}"
+    if not differences:
+        return
+    if new_split and all(d.startswith("data: ") for d in differences):
+        raise TrainingError(f"This is not the split that was saved: {new_split}")
+    hint = ""
+    if extend_command and all(
+        d.startswith(("recipe: epochs ", "recipe: steps ")) for d in differences
+    ):
+        hint = (
+            "\nThe learning rate schedule of that run has ended. To train on from its last "
+            f"weights, with a new schedule:\n  {extend_command}"
         )
-        raise TrainingError(
-            "This is not the run that was saved. Resume it as it was begun, or begin another "
-            "one with --out:\n  "
-            + "\n  ".join(differences)
-            + (how if longer and only_longer else "")
-        )
+    raise TrainingError(
+        "This is not the run that was saved. Resume it with its own settings and data, or start "
+        "another run with --out:\n  " + "\n  ".join(differences) + hint
+    )
 
 
 def set_compute_threads(count: int) -> None:
-    """The number of compute threads is part of a run: sums in another order give other bits."""
+    """Compute with the number of threads that the run started with.
+
+    Another number adds in another order, which changes the result in the last bits.
+    """
     if torch.get_num_threads() == count:
         return
     torch.set_num_threads(count)
     if torch.get_num_threads() == count:
-        say(f"Computing with {count} threads, as the run began.")
+        say(f"Computing with {counted(count, 'thread')}, as when the run started.")
     else:
-        say(f"The run began with {count} compute threads, which cannot be had: bits will differ.")
+        say(
+            f"The run started with {counted(count, 'compute thread')}, which are not available: "
+            "results will not be bit-identical."
+        )
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _select_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have the prefix, under the rest of their names."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -288,5 +334,5 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _copied(values: dict[str, Any]) -> dict[str, Any]:
+def _with_copied_lists(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""The rows of ``history.csv`` for TensorBoard, where somebody wants to watch them there."""
+"""The rows of ``history.csv`` for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..errors import RecipeError
 
 
 class TensorBoardLogger:
-    """Writes event files.
+    """Writes the history as TensorBoard event files.
 
     Args:
-        folder: where to; None writes nothing.
+        folder: where the files go; None writes nothing.
 
     Raises:
         RecipeError: tensorboard is not installed.
@@ -44,11 +44,11 @@ class TensorBoardLogger:
             self._writer.close()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add a row of the history; its ``epoch`` is the step."""
+        """Write a row of the history; its ``epoch`` is TensorBoard's step."""
         if self._writer is None:
             return
         for name, value in row.items():
-            part, _, what = name.partition("_")
-            tag = f"{what}/{part}" if part in ("train", "val") else name
+            split, _, metric = name.partition("_")
+            tag = f"{metric}/{split}" if split in ("train", "val") else name
             self._writer.add_scalar(tag, value, row["epoch"])
         self._writer.flush()

@@ -1,4 +1,4 @@
-"""Initial weights: chance, a published file, a file of one's own; decided once, and recorded."""
+"""Initial weights: random, a published file, or a local file; resolved once, and recorded."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from resnetkit.models.weights import http, imagenet_classes, imagenet_ids, model
 from resnetkit.models.weights.convert import convert
 from resnetkit.models.weights.resolve import build_network, load_tensors
 from resnetkit.storage import sha256
-from resnetkit.training import loop, start
+from resnetkit.training import initial_weights, loop
 from resnetkit.training.optimizer import set_learning_rate
 from resnetkit.training.param_groups import make_optimizer, set_trainable
-from resnetkit.training.recipe import Recipe, load
+from resnetkit.training.recipe import Recipe, load_recipe
 
 
 @pytest.fixture
@@ -79,21 +79,21 @@ def test_auto_takes_what_is_published_and_the_recipe_says_what(published, flat_f
     assert run.recipe.name == "finetune"
     assert run.recipe.weights == "Tiny_Weights.FIRST"
     assert run.recipe.weights_sha256 == sha256(published)
-    assert load(tmp_path / "run" / "recipe.yaml") == run.recipe
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == run.recipe
     assert "auto" not in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
-def test_where_nothing_can_be_had_auto_begins_at_random_and_says_so(published, capsys):
+def test_auto_starts_from_random_weights_if_none_are_available(published, capsys):
     published.unlink()
-    chosen = start.resolve_recipe(None, {"model": "tiny"})
+    chosen = initial_weights.resolve_recipe(None, {"model": "tiny"})
     assert (chosen.name, chosen.weights, chosen.weights_sha256) == ("fast", "none", None)
-    said = capsys.readouterr().err
-    assert "Beginning from random weights, since published ones cannot be had" in said
-    assert "RESNETKIT_OFFLINE is set" in said
+    text = " ".join(capsys.readouterr().err.split())
+    assert "Published weights are not available, so starting from random weights" in text
+    assert "RESNETKIT_OFFLINE is set" in text
     with pytest.raises(DownloadError):
-        start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
+        initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     with pytest.raises(DownloadError):
-        start.resolve_recipe("finetune", {"model": "tiny"})
+        initial_weights.resolve_recipe("finetune", {"model": "tiny"})
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypatch):
@@ -108,31 +108,31 @@ def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypat
     monkeypatch.setenv("RESNETKIT_OFFLINE", "0")
     monkeypatch.setattr(OpenerDirector, "open", silent)
     monkeypatch.setattr(http, "time", SimpleNamespace(sleep=pauses.append))
-    assert start.resolve_recipe(None, {"model": "tiny"}).weights == "none"
+    assert initial_weights.resolve_recipe(None, {"model": "tiny"}).weights == "none"
     assert (limits, pauses) == ([http.BRIEF], [])
     assert http.BRIEF < 5
-    with pytest.raises(DownloadError):  # who asks for them waits longer
-        start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
+    with pytest.raises(DownloadError):  # weights that are asked for are waited for
+        initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     assert limits[1:] == [http.TIMEOUT] * http.ATTEMPTS
     assert len(pauses) == http.ATTEMPTS - 1
 
 
 def test_none_is_none_and_other_networks_are_left_alone(published):
-    assert start.resolve_recipe(None, {"model": "tiny", "weights": "none"}).name == "fast"
-    assert start.resolve_recipe("fast", {"model": "tiny"}).weights == "none"
+    assert initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "none"}).name == "fast"
+    assert initial_weights.resolve_recipe("fast", {"model": "tiny"}).weights == "none"
     wider = {"model": "tiny", "model_options": {"width": 8}}
-    assert start.resolve_recipe(None, wider).weights == "none"
+    assert initial_weights.resolve_recipe(None, wider).weights == "none"
     with pytest.raises(WeightsError, match="no published weights, so 'DEFAULT'"):
-        start.resolve_recipe(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
+        initial_weights.resolve_recipe(None, {"model": "cifar_resnet20", "weights": "DEFAULT"})
     with pytest.raises(WeightsError, match=r"no-such\.pth is not a file .*; expected a model file"):
-        start.resolve_recipe(None, {"model": "tiny", "weights": "no-such.pth"})
+        initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "no-such.pth"})
 
 
 def test_weights_arrive_in_the_network_and_the_head_is_new(published):
-    chosen = start.resolve_recipe("finetune", {"model": "tiny"})
+    chosen = initial_weights.resolve_recipe("finetune", {"model": "tiny"})
     network = get_model("tiny", num_classes=3)
     head = network.fc.weight.clone()
-    start.load(network, chosen, ["a", "b", "c"])
+    initial_weights.load_initial_weights(network, chosen, ["a", "b", "c"])
     expected = torch.load(published, weights_only=True)
     for name, tensor in network.state_dict().items():
         if not name.startswith("fc."):
@@ -142,7 +142,7 @@ def test_weights_arrive_in_the_network_and_the_head_is_new(published):
 
 def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
     file = trained / "model.safetensors"
-    chosen = start.resolve_recipe(None, {"weights": str(file)})
+    chosen = initial_weights.resolve_recipe(None, {"weights": str(file)})
     assert (chosen.name, chosen.model, chosen.model_options) == (
         "finetune",
         "cifar_resnet20",
@@ -150,20 +150,20 @@ def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
     )
     assert chosen.weights_sha256 == sha256(file)
     network = get_model("cifar_resnet20", width=8, num_classes=3)
-    start.load(network, chosen, modelfile.read_header(file).classes)
+    initial_weights.load_initial_weights(network, chosen, modelfile.read_header(file).classes)
     expected = modelfile.read(file)[0].state_dict()
     assert all(torch.equal(t, expected[n]) for n, t in network.state_dict().items())
-    with pytest.raises(RecipeError, match="holds a cifar_resnet20, and the recipe asks for a res"):
-        start.resolve_recipe(None, {"weights": str(file), "model": "resnet18"})
+    with pytest.raises(RecipeError, match="holds a cifar_resnet20, but the recipe asks for a res"):
+        initial_weights.resolve_recipe(None, {"weights": str(file), "model": "resnet18"})
 
 
 def _loaded(file, classes, **settings):
     """A network of ``classes`` that begins with ``file``; and its head before that."""
-    chosen = start.resolve_recipe(None, {"weights": str(file), **settings})
+    chosen = initial_weights.resolve_recipe(None, {"weights": str(file), **settings})
     torch.manual_seed(8)
     network = get_model(chosen.model, **chosen.model_options, num_classes=len(classes))
     before = network.fc.weight.detach().clone()
-    start.load(network, chosen, classes)
+    initial_weights.load_initial_weights(network, chosen, classes)
     return network.fc.weight.detach(), before
 
 
@@ -178,12 +178,13 @@ def test_rows_of_the_head_are_matched_by_name(trained, capsys):
         assert "the head is kept: its rows were matched" in capsys.readouterr().err
     head, before = _loaded(file, ["x", names[2], "y"])
     assert torch.equal(head, torch.stack([before[0], row[names[2]], before[2]]))
-    assert "1 of 3 rows of the head are kept, matched by name; new is the head for x, y" in (
-        capsys.readouterr().err
-    )
+    text = " ".join(capsys.readouterr().err.split())
+    assert "1 of 3 rows of the head are kept, matched by name; the rows of x, y are new" in text
     head, before = _loaded(file, ["x", "y", "z"])
     assert torch.equal(head, before)
-    assert "the head is new, since it is for other classes" in capsys.readouterr().err
+    assert "the head is new, because the file has other classes" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_the_head_of_a_checkpoint_is_kept_only_where_it_names_its_classes(tmp_path, capsys):
@@ -192,7 +193,8 @@ def test_the_head_of_a_checkpoint_is_kept_only_where_it_names_its_classes(tmp_pa
     torch.save(net.state_dict(), tmp_path / "a.pth")
     head, before = _loaded(tmp_path / "a.pth", ["a", "b", "c"], **small)
     assert torch.equal(head, before)
-    assert "does not name its classes; `resnet convert` with --classes" in capsys.readouterr().err
+    text = " ".join(capsys.readouterr().err.split())
+    assert "does not name its classes. `resnet convert` with --classes" in text
     named = {"net": net.state_dict(), "class_to_idx": {"c": 0, "a": 1, "b": 2}}
     torch.save(named, tmp_path / "b.pth")
     head, _ = _loaded(tmp_path / "b.pth", ["a", "b", "c"], **small)
@@ -235,10 +237,12 @@ def test_which_of_two_networks_training_begins_with_is_asked(tmp_path, capsys):
     given = {"weights": str(tmp_path / "moco.pth"), "model": "cifar_resnet20"}
     network = get_model("cifar_resnet20", num_classes=3)
     with pytest.raises(WeightsError, match="training: --set weights_prefix=encoder_k"):
-        start.load(network, start.resolve_recipe(None, given), ["a", "b", "c"])
+        initial_weights.load_initial_weights(
+            network, initial_weights.resolve_recipe(None, given), ["a", "b", "c"]
+        )
     for name, theirs in (("encoder_q", one), ("encoder_k", two)):
-        chosen = start.resolve_recipe(None, {**given, "weights_prefix": name})
-        start.load(network, chosen, ["a", "b", "c"])
+        chosen = initial_weights.resolve_recipe(None, {**given, "weights_prefix": name})
+        initial_weights.load_initial_weights(network, chosen, ["a", "b", "c"])
         assert torch.equal(network.conv1.weight, theirs.conv1.weight)
         assert f"took the network under {name!r}; the file also has" in capsys.readouterr().err
 
@@ -252,14 +256,18 @@ def test_which_of_two_heads_training_begins_with_can_be_said(tmp_path, capsys):
     given = {"weights": str(file), "model": "cifar_resnet20"}
     network = get_model("cifar_resnet20", num_classes=2)
     before = network.fc.weight.detach().clone()
-    start.load(network, start.resolve_recipe(None, given), ["a", "b"])
-    said = " ".join(capsys.readouterr().err.split())
-    assert "'state_dict.classifier' (2, 64), 'state_dict.fc' (3, 64)" in said
-    assert "training: --set weights_head=state_dict.classifier; Python" in said
-    assert "the head is new, since nothing says which head to take" in said
+    initial_weights.load_initial_weights(
+        network, initial_weights.resolve_recipe(None, given), ["a", "b"]
+    )
+    text = " ".join(capsys.readouterr().err.split())
+    assert "'state_dict.classifier' (2, 64), 'state_dict.fc' (3, 64)" in text
+    assert "training: --set weights_head=state_dict.classifier; Python" in text
+    assert "the head is new, because it is unclear which head to use" in text
     assert torch.equal(network.fc.weight, before)
-    start.load(
-        network, start.resolve_recipe(None, {**given, "weights_head": "classifier"}), ["a", "b"]
+    initial_weights.load_initial_weights(
+        network,
+        initial_weights.resolve_recipe(None, {**given, "weights_head": "classifier"}),
+        ["a", "b"],
     )
     assert torch.equal(network.fc.weight, other.weight[[1, 0]])
     assert "the head is kept" in capsys.readouterr().err
@@ -287,28 +295,30 @@ def test_weights_that_give_no_numbers_are_refused_before_the_first_step(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"include_top": False}, "a network without one cannot tell classes. Remove include_top"),
+        ({"include_top": False}, "a network without a head cannot classify. Remove include_top"),
         ({"width": 0}, "width is 0; expected 1 or more"),
         ({"width": -4}, "width is -4; expected 1 or more"),
         ({"width": 2.5}, "model_options of resnet18: "),
         ({"in_channels": 0}, "in_channels is 0; expected 1"),
         ({"stem": "large"}, "stem must be one of"),
-        ({"num_classes": 7}, "num_classes is 7, and the data have 3 classes, which decide"),
+        ({"num_classes": 7}, "num_classes is 7, but the data have 3 classes. Remove num_classes"),
     ],
 )
 def test_options_that_make_no_classifier_are_recipe_errors(options, words):
     recipe = Recipe(model="resnet18", model_options=options)
     with pytest.raises(RecipeError, match=words):
-        start.make_network(recipe, 3)
+        initial_weights.make_network(recipe, 3)
 
 
 def test_a_file_that_changed_is_refused(trained, tmp_path):
     file = Path(shutil.copy(trained / "model.safetensors", tmp_path / "mine.safetensors"))
-    chosen = start.resolve_recipe(None, {"weights": str(file)})
+    chosen = initial_weights.resolve_recipe(None, {"weights": str(file)})
     shutil.copy(trained / "last.safetensors", file)
     file.write_bytes(file.read_bytes() + b" ")
-    with pytest.raises(TrainingError, match="is another file than this run was begun with"):
-        start.load(get_model("cifar_resnet20", width=8, num_classes=3), chosen, ["a", "b", "c"])
+    with pytest.raises(TrainingError, match="is not the file that this run started with"):
+        initial_weights.load_initial_weights(
+            get_model("cifar_resnet20", width=8, num_classes=3), chosen, ["a", "b", "c"]
+        )
 
 
 def test_a_resumed_run_keeps_what_it_began_with(
@@ -332,7 +342,7 @@ def test_a_resumed_run_keeps_what_it_began_with(
         train(flat_folder, out=tmp_path / "run", **{**SMALL, "epochs": 2})
     published.unlink()
     resumed = train(flat_folder, out=tmp_path / "run", resume=True, **{**SMALL, "epochs": 2})
-    assert "Going on with" in capsys.readouterr().err
+    assert "Resuming" in capsys.readouterr().err
     assert resumed.model.read_bytes() == whole.model.read_bytes()
 
 
@@ -363,15 +373,15 @@ def test_the_head_alone_is_trained_first():
 def test_what_is_left_to_train_is_checked_before_a_run_begins():
     splits = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
     for recipe, message in (
-        (Recipe(freeze=("layer9",)), "there is no part 'layer9'; expected conv1, bn1, layer1"),
-        (Recipe(freeze=splits), "names all parts of the network"),
-        (Recipe(freeze=("fc",), head_share=0.1), "freeze has fc, .* set head_share=0 too"),
+        (Recipe(freeze=("layer9",)), "unknown layer 'layer9'; expected conv1, bn1, layer1"),
+        (Recipe(freeze=splits), "names every layer of the network"),
+        (Recipe(freeze=("fc",), head_share=0.1), "freeze names fc, .* Set head_share=0 too"),
     ):
         with pytest.raises(RecipeError, match=message):
             make_optimizer(_net(), recipe)
 
 
-def test_deeper_parts_learn_more_slowly():
+def test_layers_near_the_input_learn_more_slowly():
     network = _net()
     optimizer = make_optimizer(network, Recipe(layer_decay=0.5, weight_decay=0.05))
     set_learning_rate(optimizer, 1.0)
@@ -400,17 +410,20 @@ def test_no_shared_file_tells_where_on_the_machine_the_weights_lay(trained, flat
         assert (recipe["weights"], recipe["weights_sha256"]) == ("mine.safetensors", sha256(file))
     files = {p.name: p.read_bytes() for p in run.folder.iterdir() if p.is_file()}
     assert [name for name, held in files.items() if b"jane.doe" in held] == ["recipe.yaml"]
-    told = [name for name, held in files.items() if str(tmp_path).encode() in held]
-    assert sorted(told) == ["environment.json", "recipe.yaml"]  # which --resume needs
+    found = [name for name, held in files.items() if str(tmp_path).encode() in held]
+    assert sorted(found) == ["environment.json", "recipe.yaml"]  # which --resume needs
 
 
 def test_an_address_is_shared_without_its_secrets():
     recipe = Recipe(
         model="resnet18", weights="https://me:secret@host.invalid:8/a/x.pth?token=secret"
     )
-    assert start.to_share(recipe)["weights"] == "https://host.invalid:8/a/x.pth"
+    assert initial_weights.shareable_recipe(recipe)["weights"] == "https://host.invalid:8/a/x.pth"
     for weights in ("none", "DEFAULT", "hf://owner/name", "ResNet18_Weights.DEFAULT"):
-        assert start.to_share(Recipe(model="resnet18", weights=weights))["weights"] == weights
+        assert (
+            initial_weights.shareable_recipe(Recipe(model="resnet18", weights=weights))["weights"]
+            == weights
+        )
 
 
 FILES = ["best.pt", "best.ckpt", "best", "./best", "sub/best.bin", "Tiny.PT"]
@@ -421,11 +434,11 @@ def test_a_file_is_a_file_at_every_entrance(published, tmp_path, monkeypatch, na
     (tmp_path / "here" / "sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     shutil.copy(published, name)
-    chosen = start.resolve_recipe(None, {"model": "tiny", "weights": name})
+    chosen = initial_weights.resolve_recipe(None, {"model": "tiny", "weights": name})
     assert chosen.weights == str(Path(name).absolute())
     monkeypatch.chdir(tmp_path)  # a run may be resumed from anywhere
     networks = [get_model("tiny") for _ in range(2)]
-    start.load(networks[0], chosen, [str(i) for i in range(10)])
+    initial_weights.load_initial_weights(networks[0], chosen, [str(i) for i in range(10)])
     monkeypatch.chdir(tmp_path / "here")
     networks[1].load_state_dict(load_tensors(name).tensors)
     expected = torch.load(published, weights_only=True)
@@ -436,7 +449,7 @@ def test_a_file_is_a_file_at_every_entrance(published, tmp_path, monkeypatch, na
 @pytest.mark.parametrize("name", ["best.pt", "./best", "sub/best.ckpt", "Tiny_Weights.pth"])
 def test_a_file_that_is_missing_is_said_to_be_missing_at_every_entrance(published, name):
     for enter in (
-        lambda: start.resolve_recipe(None, {"model": "tiny", "weights": name}),
+        lambda: initial_weights.resolve_recipe(None, {"model": "tiny", "weights": name}),
         lambda: get_model("tiny", weights=name),
         lambda: load_tensors(name),
     ):
@@ -447,19 +460,34 @@ def test_a_file_that_is_missing_is_said_to_be_missing_at_every_entrance(publishe
 @pytest.mark.parametrize("name", ["FIRTS", "Tiny_Weights.FIRTS", "Tiny_Weight.FIRST", "best"])
 def test_an_unknown_name_lists_the_known_ones_at_every_entrance(published, name):
     for enter in (
-        lambda: start.resolve_recipe(None, {"model": "tiny", "weights": name}),
+        lambda: initial_weights.resolve_recipe(None, {"model": "tiny", "weights": name}),
         lambda: get_model("tiny", weights=name),
     ):
-        with pytest.raises(UnknownWeightsError, match=r"It has FIRST.* no file .* either") as told:
+        with pytest.raises(
+            UnknownWeightsError, match=r"It has FIRST.* no file .* either"
+        ) as caught:
             enter()
-        assert ("Did you mean FIRST?" in str(told.value)) == (name.endswith("FIRTS"))
+        assert ("Did you mean FIRST?" in str(caught.value)) == (name.endswith("FIRTS"))
 
 
 def test_the_name_of_a_member_means_the_member(published, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("DEFAULT").write_text("a file of this name")
-    chosen = start.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
+    chosen = initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     assert chosen.weights == "Tiny_Weights.FIRST"
     assert get_model("tiny", weights="DEFAULT") is not None
     with pytest.raises(WeightsError, match="not a file of tensors"):
         get_model("tiny", weights="./DEFAULT")
+
+
+def test_networks_are_built_with_the_options_that_they_know():
+    narrow = load_recipe("fast").with_settings({"model": "resnet18", "model_options": {"width": 4}})
+    model, options = initial_weights.make_network(narrow, 3)
+    assert options == {"width": 4, "num_classes": 3}
+    assert model.layer1[0].bn2.weight.abs().sum() == 0
+    dark, _ = initial_weights.make_network(
+        load_recipe("fast").with_settings({"model": "darknet53"}), 3
+    )
+    assert sum(p.numel() for p in dark.parameters()) > 40_000_000
+    with pytest.raises(RecipeError, match=r"model_options of resnet18: .*did you mean stem"):
+        initial_weights.make_network(narrow.with_settings({"model_options": {"stemm": "small"}}), 3)

@@ -7,10 +7,10 @@ from resnetkit import train
 from resnetkit.errors import RecipeError
 from resnetkit.models import get_model
 from resnetkit.models.weights import modelfile
-from resnetkit.training import loop, start
-from resnetkit.training.depth import shallow
+from resnetkit.training import initial_weights, loop
 from resnetkit.training.param_groups import set_trainable
 from resnetkit.training.recipe import Recipe
+from resnetkit.training.shallow import shallow_model
 
 HALF = Recipe(shallow_share=0.5)
 
@@ -26,14 +26,14 @@ HALF = Recipe(shallow_share=0.5)
 def test_it_is_the_same_function_until_it_is_trained(name, options, left):
     torch.manual_seed(0)
     model = get_model(name, num_classes=5, zero_init_residual=True, **options)
-    short = shallow(model, HALF)
+    short = shallow_model(model, HALF)
     images = torch.rand(3, 3, 64, 64)
     for mode in (True, False):
         assert torch.equal(short.train(mode)(images), model.train(mode)(images))
     blocks = [m for m in short.modules() if type(m).__name__ in ("BasicBlock", "Bottleneck")]
     assert len(blocks) == left
     assert {id(p) for p in short.parameters()} < {id(p) for p in model.parameters()}
-    assert shallow(model, Recipe()) is model
+    assert shallow_model(model, Recipe()) is model
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_it_is_the_same_function_until_it_is_trained(name, options, left):
     ],
 )
 def test_blocks_that_are_not_the_identity_cannot_be_left_out(name, options):
-    with pytest.raises(RecipeError, match=r"layer1\.1 is not.*--weights none.*shortcut A or B"):
-        shallow(get_model(name, **options), HALF)
+    with pytest.raises(RecipeError, match=r"layer1\.1 does not.*--weights none.*shortcut A or B"):
+        shallow_model(get_model(name, **options), HALF)
 
 
 def test_only_resnets_grow():
-    with pytest.raises(RecipeError, match="darknet53 is none"):
-        shallow(get_model("darknet53"), Recipe(model="darknet53", shallow_share=0.5))
+    with pytest.raises(RecipeError, match="darknet53 is not one"):
+        shallow_model(get_model("darknet53"), Recipe(model="darknet53", shallow_share=0.5))
 
 
 def test_no_gradient_reaches_what_is_left_out():
@@ -69,7 +69,7 @@ def test_left_out_blocks_are_trained_from_their_step_on(flat_folder, small, tmp_
     settings = {**small, "epochs": 2, "lr": 0.01}
     run = train(flat_folder, out=tmp_path / "run", **settings, shallow_share=0.5)
     other = train(flat_folder, out=tmp_path / "other", **settings, shallow_share=1.0)
-    first, _ = start.make_network(run.recipe, 3)
+    first, _ = initial_weights.make_network(run.recipe, 3)
     grown, never = (modelfile.read(r.folder / "last.safetensors")[0] for r in (run, other))
     name = "layer2.1.conv1.weight"
     assert torch.equal(never.state_dict()[name], first.state_dict()[name])

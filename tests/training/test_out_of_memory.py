@@ -8,14 +8,14 @@ from resnetkit.errors import TrainingError
 from resnetkit.evaluation import evaluate
 from resnetkit.models import get_model
 from resnetkit.runtime import Runtime
-from resnetkit.training import loop, plan
-from resnetkit.training.memory_limit import enough_memory
-from resnetkit.training.recipe import load
+from resnetkit.training import loop, measure
+from resnetkit.training.out_of_memory import explain_out_of_memory
+from resnetkit.training.recipe import load_recipe
 
 CPU = Runtime(torch.device("cpu"), "fp32")
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
 MPS = RuntimeError("MPS backend out of memory (MPS allocated: 8.80 GB, max allowed: 9.07 GB).")
-TOLD = r"(?s)not enough for \d+ images.*--set accumulate=2.*--batch-size 4.*out of memory"
+MESSAGE = r"(?s)not enough for \d+ images.*--set accumulate=2.*--batch-size 4.*out of memory"
 
 
 def raising(error):
@@ -27,43 +27,44 @@ def raising(error):
 
 @pytest.mark.parametrize("error", [CUDA, MPS])
 @pytest.mark.parametrize("place", ["plan", "step", "validation"])
-def test_memory_that_is_short_is_told_with_what_to_do(
-    error, place, flat_folder, small, tmp_path, monkeypatch
-):
-    where, name = {
-        "plan": (plan.F, "cross_entropy"),
+def test_the_error_says_what_to_change(error, place, flat_folder, small, tmp_path, monkeypatch):
+    module, name = {
+        "plan": (measure.F, "cross_entropy"),
         "step": (loop, "training_step"),
         "validation": (evaluate, "normalize"),
     }[place]
-    monkeypatch.setattr(where, name, raising(error))
-    with pytest.raises(TrainingError, match=TOLD) as told:
+    monkeypatch.setattr(module, name, raising(error))
+    with pytest.raises(TrainingError, match=MESSAGE) as caught:
         train(flat_folder, out=tmp_path / "run", show_plan=place == "plan", **small)
-    assert "And much more" not in str(told.value)
+    assert "And much more" not in str(caught.value)
 
 
-def test_the_numbers_are_those_that_help():
-    recipe = load("fast").with_settings({"batch_size": 96, "accumulate": 4})
-    where = Runtime(torch.device("cuda", 1), "bf16", 0, 8)
+def test_the_error_names_numbers_that_fit():
+    recipe = load_recipe("fast").with_settings({"batch_size": 96, "accumulate": 4})
+    runtime = Runtime(torch.device("cuda", 1), "bf16", 0, 8)
     with (
         pytest.raises(TrainingError, match=r"cuda:1 .* 3 images .*accumulate=8.*--batch-size 48"),
-        enough_memory(recipe, where),
+        explain_out_of_memory(recipe, runtime),
     ):
         raise CUDA
 
 
-def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match=r"^shapes$"), enough_memory(load("fast"), CPU):
+def test_other_errors_are_not_changed():
+    with (
+        pytest.raises(RuntimeError, match=r"^shapes$"),
+        explain_out_of_memory(load_recipe("fast"), CPU),
+    ):
         raise RuntimeError("shapes")
 
 
 def test_measuring_exchanges_nothing_where_batch_norm_is_synchronised(monkeypatch):
     """Ranks measure different numbers of steps: an exchange in one would wait for ever."""
-    recipe = load("demo").with_settings({"resize_size": 32, "epochs": 2, "batch_size": 8})
+    recipe = load_recipe("demo").with_settings({"resize_size": 32, "epochs": 2, "batch_size": 8})
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(get_model("cifar_resnet20", width=4))
     norms = [type(module) for module in model.modules()]
     names = list(model.state_dict())
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 2)
-    assert plan.measure(model, recipe, CPU, 16, 8) > 0
+    assert measure.estimate_seconds(model, recipe, CPU, 16, 8) > 0
     assert [type(module) for module in model.modules()] == norms
     assert list(model.state_dict()) == names

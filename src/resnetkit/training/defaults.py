@@ -1,0 +1,215 @@
+"""Filling in what a recipe leaves open, from the data and the device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data import ranges
+from ..data.cache import sizes
+from ..data.folder import Dataset
+from ..data.transforms import STATISTICS
+from ..errors import DataError, RecipeError
+from ..models.architectures import ARCHITECTURES
+from ..randomness import order
+from ..runtime import Runtime, default_workers
+from .recipe import DEFAULT_MODEL, Recipe
+
+
+class DeviceDefaults(NamedTuple):
+    """Defaults for one type of device.
+
+    Args:
+        batch_size: images per step, of all processes together.
+        images_shown: images of the whole run. They decide its epochs, within `EPOCHS`.
+        largest_size: limit of the image side in pixels; see `fill_image_size`.
+    """
+
+    batch_size: int
+    images_shown: int
+    largest_size: int
+
+
+DEVICE_DEFAULTS = {
+    "cpu": DeviceDefaults(batch_size=16, images_shown=40_000, largest_size=128),
+    "mps": DeviceDefaults(batch_size=64, images_shown=80_000, largest_size=192),
+    "cuda": DeviceDefaults(batch_size=128, images_shown=160_000, largest_size=224),
+}
+"""Defaults by type of device. A GPU idles in small batches, so its batches are larger. It also
+sees more images, to make up for some of the steps that this saves. Only the row of the CPU was
+measured (benchmarks/speed_cpu_2026-11-20.md)."""
+
+EPOCHS = (16, 300)
+"""The fewest and the most epochs that are filled in."""
+
+
+def fill_defaults(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
+    """Fill in precision, network, input channels, value range and image size.
+
+    Raises:
+        DataError: there are no training images, or nothing says which values are black and white.
+        RecipeError: the recipe and its network differ in the number of channels.
+    """
+    recipe = fill_network(recipe, dataset, runtime)
+    recipe = fill_channels(recipe)
+    recipe = fill_value_range(recipe, dataset)
+    return fill_image_size(recipe, dataset, runtime)
+
+
+def fill_network(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
+    """Fill in precision and network.
+
+    On a CPU, the default network has half the usual width, or a quarter for fewer than 2,000
+    images. It sees more images in the same time, and reached the same accuracy on the same photos
+    sooner (benchmarks/README.md).
+    """
+    values: dict[str, Any] = {"precision": runtime.precision}
+    if recipe.model is None:
+        split = dataset.splits.get("train") or dataset.splits.get("all")
+        width = 16 if split is None or len(split) < 2000 else 32
+        narrow = {"width": width} if runtime.device.type == "cpu" else {}
+        values["model"] = DEFAULT_MODEL
+        values["model_options"] = {**narrow, **recipe.model_options}
+    return recipe.with_settings(values)
+
+
+def fill_channels(recipe: Recipe) -> Recipe:
+    """Make ``channels`` and the network's option ``in_channels`` the same.
+
+    Raises:
+        RecipeError: both are set and differ, or no image has this number of channels.
+    """
+    options = dict(recipe.model_options)
+    channels = options.get("in_channels", recipe.channels or 3)
+    if recipe.channels not in (None, channels):
+        raise RecipeError(
+            f"channels is {recipe.channels}, but in_channels of the network is {channels}. Remove "
+            "one of them"
+        )
+    if channels not in list(STATISTICS):
+        raise RecipeError(f"in_channels is {channels}; images have 1, 3 or 4 channels")
+    if channels != 3:
+        options["in_channels"] = channels
+        recipe = recipe.with_settings({"channels": channels})
+    return recipe.with_settings({"model_options": options})
+
+
+def fill_value_range(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Fill in the values that become black and white in grayscale images of 16 or 32 bits.
+
+    Raises:
+        DataError: the images are of several kinds.
+    """
+    splits = [dataset.splits[name] for name in ("train", "all", "val") if name in dataset.splits]
+    if recipe.value_range is not None or not splits:
+        return recipe
+    return recipe.with_settings({"value_range": ranges.find(splits, default_workers())})
+
+
+def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
+    """Fill in image size, resize size, and the stem for small images.
+
+    The image size is the median shorter side of 200 training images, rounded down to a multiple of
+    32, and limited to what the device trains on in reasonable time.
+
+    Raises:
+        DataError: there are no training images.
+    """
+    image_size = recipe.image_size
+    split = dataset.splits.get("train") or dataset.splits.get("all")
+    if split is None:
+        raise DataError(
+            f"{dataset.root} has only {', '.join(dataset.splits)}: there are no training images"
+        )
+    if image_size is None:
+        sides = [min(size) for size in sizes(split, order(0, 0, len(split))[:200])]
+        fitting = int(np.median(sides or [32])) // 32 * 32
+        image_size = min(max(32, fitting), DEVICE_DEFAULTS[runtime.device.type].largest_size)
+    options = dict(recipe.model_options)
+    architecture = ARCHITECTURES.get(str(recipe.model))
+    has_own_stem = architecture is None or "stem" in architecture.numbers
+    # Pretrained weights keep the stem that they were trained with.
+    if recipe.weights == "none" and image_size <= 32 and not has_own_stem:
+        options.setdefault("stem", "small")
+    return recipe.with_settings(
+        {
+            "image_size": image_size,
+            "resize_size": recipe.resize_size or image_size,
+            "model_options": options,
+        }
+    )
+
+
+def fill_length(
+    recipe: Recipe, images: int, runtime: Runtime, *, recorded: Recipe | None = None
+) -> Recipe:
+    """Fill in batch size and epochs; see `fill_batch_size` and `fill_epochs`.
+
+    Args:
+        recipe: the recipe.
+        images: number of training images.
+        runtime: device and number of ranks.
+        recorded: the recipe of the run that is resumed. Its values fill in what ``recipe`` leaves
+            open, whatever device that run was on.
+
+    Raises:
+        RecipeError: epochs and steps are both set, and are not the same length.
+    """
+    if recorded is not None:
+        values: dict[str, Any] = {"batch_size": recipe.batch_size or recorded.batch_size}
+        if recipe.epochs is None and recipe.steps is None:
+            values["epochs"] = recorded.epochs
+        recipe = recipe.with_settings(values)
+    recipe = fill_batch_size(recipe, images, runtime)
+    return fill_epochs(recipe, images, runtime, is_resumed=recorded is not None)
+
+
+def fill_batch_size(recipe: Recipe, images: int, runtime: Runtime) -> Recipe:
+    """Fill in the batch size of `DEVICE_DEFAULTS`.
+
+    It is at most the number of training ``images``, and a multiple of the number of ranks.
+    """
+    if recipe.batch_size is not None:
+        return recipe
+    ranks = runtime.world_size
+    default = DEVICE_DEFAULTS[runtime.device.type].batch_size
+    fitting = min(default, images) // ranks * ranks
+    return recipe.with_settings({"batch_size": max(ranks, fitting)})
+
+
+def fill_epochs(
+    recipe: Recipe, images: int, runtime: Runtime, *, is_resumed: bool = False
+) -> Recipe:
+    """Fill in the number of epochs.
+
+    With ``steps``, it is the number of epochs that contain them; the last one may be cut short.
+    Otherwise it shows the number of images of `DEVICE_DEFAULTS`, within `EPOCHS`.
+
+    Args:
+        recipe: the recipe; its batch size is filled in.
+        images: number of training images.
+        runtime: the device.
+        is_resumed: the recipe of a resumed run has epochs and steps. If they no longer fit, its
+            data changed, which a later check reports.
+
+    Raises:
+        RecipeError: epochs and steps are both set, and are not the same length.
+    """
+    if recipe.steps is not None:
+        assert recipe.batch_size is not None
+        epochs = math.ceil(recipe.steps / max(1, images // recipe.batch_size))
+        if recipe.epochs not in (None, epochs) and not is_resumed:
+            raise RecipeError(
+                f"epochs is {recipe.epochs}, but {recipe.steps} steps with batches of "
+                f"{recipe.batch_size} of these {images} images take {epochs} epochs. Set one of "
+                "epochs and steps to null"
+            )
+        return recipe.with_settings({"epochs": epochs, "steps": recipe.steps})
+    if recipe.epochs is not None:
+        return recipe
+    fewest, most = EPOCHS
+    images_shown = DEVICE_DEFAULTS[runtime.device.type].images_shown
+    epochs = min(most, max(fewest, round(images_shown / images)))
+    return recipe.with_settings({"epochs": epochs})

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnetkit.data import folder
+from resnetkit.data.folder import Dataset, Split
+from resnetkit.errors import RecipeError
+from resnetkit.runtime import Runtime
+from resnetkit.training import defaults, distributed
+from resnetkit.training.recipe import load_recipe
+
+CPU = Runtime(torch.device("cpu"), "fp32")
+
+
+def test_the_image_size_follows_the_data(flat_folder):
+    dataset = folder.read(flat_folder)  # 40 x 36 px
+    recipe = load_recipe("fast").with_settings({"model": "resnet18"})
+    filled = defaults.fill_image_size(recipe, dataset, CPU)
+    assert (filled.image_size, filled.resize_size) == (32, 32)
+    assert filled.model_options["stem"] == "small"
+    given = defaults.fill_image_size(recipe.with_settings({"image_size": 64}), dataset, CPU)
+    assert (given.image_size, given.resize_size) == (64, 64)
+    assert "stem" not in given.model_options
+
+
+def test_the_network_follows_the_machine_and_the_number_of_images():
+    few = _blank_dataset(1999)
+    many = _blank_dataset(2000)
+    cpu = Runtime(torch.device("cpu"), "bf16")
+    narrow = defaults.fill_network(load_recipe("fast"), few, cpu)
+    assert (narrow.model, narrow.model_options) == ("resnet18", {"width": 16})
+    assert narrow.precision == "bf16"
+    assert defaults.fill_network(load_recipe("fast"), many, cpu).model_options == {"width": 32}
+    gpu = defaults.fill_network(load_recipe("fast"), few, Runtime(torch.device("cuda"), "bf16"))
+    assert (gpu.model, gpu.model_options) == ("resnet18", {})
+    named = load_recipe("fast").with_settings({"model": "resnet18"})
+    assert defaults.fill_network(named, few, cpu).model_options == {}
+
+
+def _blank_dataset(count):
+    labels = np.zeros(count, dtype=np.int32)
+    split = Split(Path("photos"), [f"{i}.jpg" for i in range(count)], labels)
+    return Dataset(Path("photos"), ("a",), {"all": split})
+
+
+def test_small_sets_get_more_epochs():
+    counts = [10, 1400, 1_000_000]
+    assert [defaults.fill_epochs(load_recipe("fast"), n, CPU).epochs for n in counts] == [
+        300,
+        29,
+        16,
+    ]
+    assert defaults.fill_epochs(load_recipe("classic"), 10, CPU).epochs == 30
+
+
+@pytest.mark.parametrize(
+    ("device", "batch_size", "epochs", "size"),
+    [("cpu", 16, 29, 128), ("mps", 64, 57, 192), ("cuda", 128, 114, 224)],
+)
+def test_batch_size_epochs_and_image_size_follow_the_device(
+    device, batch_size, epochs, size, monkeypatch
+):
+    runtime = Runtime(torch.device(device), "fp32")
+    filled = defaults.fill_length(load_recipe("fast"), 1400, runtime)
+    assert (filled.batch_size, filled.epochs) == (batch_size, epochs)
+    assert defaults.fill_length(filled, 1400, runtime) == filled
+    for images, expected in ((16, 300), (10_000_000, 16)):
+        assert defaults.fill_length(load_recipe("fast"), images, runtime).epochs == expected
+    assert defaults.fill_length(load_recipe("fast"), 10, runtime).batch_size == 10
+    stated = defaults.fill_length(load_recipe("classic"), 10, runtime)
+    assert (stated.batch_size, stated.epochs) == (128, 30)
+    monkeypatch.setattr(defaults, "sizes", lambda *_: [(500, 375)] * 5)
+    named = load_recipe("fast").with_settings({"model": "resnet18"})
+    assert defaults.fill_image_size(named, _blank_dataset(5), runtime).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("ranks", "images", "expected"), [(2, 100, 16), (3, 100, 15), (4, 10, 8), (20, 100, 20)]
+)
+def test_the_default_batch_size_can_be_split_over_the_processes(ranks, images, expected):
+    several = Runtime(torch.device("cpu"), "fp32", world_size=ranks)
+    distributed.check_recipe(load_recipe("fast"), several)  # no batch size yet
+    filled = defaults.fill_length(load_recipe("fast"), images, several)
+    assert filled.batch_size == expected
+    distributed.check_recipe(filled, several)
+
+
+def test_a_resumed_run_keeps_the_defaults_of_another_device():
+    gpu = Runtime(torch.device("cuda"), "bf16")
+    begun = defaults.fill_length(load_recipe("fast"), 1400, gpu)
+    assert defaults.fill_length(load_recipe("fast"), 1400, CPU, recorded=begun) == begun
+    other = load_recipe("fast").with_settings({"batch_size": 32, "epochs": 7})
+    assert (
+        defaults.fill_length(other, 1400, CPU, recorded=begun) == other
+    )  # a later check rejects it
+
+
+def test_steps_say_how_many_epochs():
+    recipe = load_recipe("paper-cifar10")
+    assert (recipe.steps, recipe.epochs) == (64_000, None)
+    filled = defaults.fill_epochs(recipe, 45_000, CPU)
+    assert (filled.steps, filled.epochs) == (64_000, 183)  # of 351 steps; the last has 118
+    assert defaults.fill_epochs(filled, 45_000, CPU) == filled
+    with pytest.raises(
+        RecipeError, match=r"epochs is 183, but 64000 steps .* take 821 epochs\. Set one"
+    ):
+        defaults.fill_epochs(filled, 10_000, CPU)
+    assert defaults.fill_epochs(recipe, 5, CPU).epochs == 64_000
