@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from resnetkit.models import get_model
 from resnetkit.study import gradients
-from resnetkit.study.gradients import Layer, Signal, Stack, measure, responses, watch
+from resnetkit.study.gradients import Layer, Signal, Stack, measure, measure_training, responses
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_vanishing_exploding_and_held(batch):
 def test_what_overflows_is_kept_and_written_as_words(batch):
     torch.manual_seed(0)
     network = Stack(192, 60, 16, nn.ReLU, 16.0)
-    signal = watch("n", network, *batch, steps=2, lr=0.1, seed=0)
+    signal = measure_training("n", network, *batch, steps=2, lr=0.1, seed=0)
     assert math.isnan(signal.losses[0])
     content = json.loads(json.dumps(signal.to_dict(), allow_nan=False))
     assert content["losses"] == ["nan", "nan"]
@@ -151,9 +151,8 @@ def test_responses_are_those_behind_the_norm():
 @pytest.mark.slow
 def test_the_four_nets_do_what_the_documents_say(tmp_path):
     """Batch norm alone: an exploding gradient. A shortcut alone: NaN. Both: it trains."""
-    from resnetkit.study.images import training_tensors
-
     from resnetkit.data.digits import write_digits
+    from resnetkit.study.images import training_tensors
 
     images, labels = training_tensors(write_digits(tmp_path / "digits", 16), gradients.SIDE)
     plain, residual, bare, unheld = gradients.nets(images, labels, steps=40, seed=0)

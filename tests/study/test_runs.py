@@ -59,7 +59,7 @@ def test_a_comparison_and_going_on(split_folder, tmp_path, capfd):
     with pytest.raises(OutputError, match=r"epochs 2, now 3.*--out"):
         compare(split_folder, out, epochs=3)
     for name in ("model", "seed"):
-        with pytest.raises(RecipeError, match=f"--set {name}=... is not for a study"):
+        with pytest.raises(RecipeError, match=f"--set {name}=... cannot be used in a study"):
             compare(split_folder, tmp_path / "other", **{name: "0"})
 
 
@@ -134,7 +134,7 @@ def test_verdicts_tell_depth_from_chance():
     assert lines[0] == (
         "plain56 against plain20: training error 65.00 % against 4.50 %, higher with every seed"
     )
-    assert lines[1].endswith("no difference beyond chance")
+    assert lines[1].endswith("no difference beyond the spread of the seeds")
     assert words(([0.1], [0.2]), ([0.2, 0.3], [0.1, 0.15]))[1].endswith("lower with every seed")
     assert "one seed" in words(([0.1], [0.2]), ([0.2], [0.1]))[0]
 
@@ -156,7 +156,7 @@ def test_depths_that_the_paper_has_not():
 def test_the_table_shows_mean_and_range():
     found = [outcome("x", 0, 0.1), outcome("x", 1, 0.2), outcome("x", 2, 0.6)]
     assert "30.00 % (10.00 to 60.00)" in runs.table(found)
-    assert "3 seed(s), 2 epochs" in runs.table(found)
+    assert "3 seeds, 2 epochs" in runs.table(found)
 
 
 def test_costs_of_the_shortcuts_by_hand():
@@ -193,7 +193,7 @@ def test_degradation_on_digits(tmp_path):
         workers=1,
         settings={"epochs": 8},
     )
-    error = {net: runs.last_errors(found, net) for net in {one.net for one in found}}
+    error = {net: runs.last_errors(found, net) for net in {outcome.net for outcome in found}}
     assert min(error["plain56"]) > max(error["plain20"]) + 0.1
     assert sum(error["resnet56"]) / 3 < sum(error["resnet20"]) / 3 + 0.02
     assert max(error["resnet56"]) < min(error["plain20"]) + 0.02 < min(error["plain56"])

@@ -9,13 +9,13 @@ from typing import Any
 
 from ..errors import Interrupted
 from ..progress import say
-from ..signals import SIGNALS, Watch
+from ..signals import SIGNALS, SignalWatchdog
 
 
 class Interrupts:
     """While this context is open, the first signal is only noted, in ``asked``. A second one has
     the effect that it had before. Where the main thread is stuck in native code and reaches neither
-    handler, a `signals.Watch` ends the process.
+    handler, a `signals.SignalWatchdog` ends the process.
 
     Outside the main thread, to which Python hands no signals, it does nothing.
     """
@@ -23,11 +23,11 @@ class Interrupts:
     def __init__(self) -> None:
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
-        self._watch = Watch()
+        self._watchdog = SignalWatchdog()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._watch.__enter__()
+            self._watchdog.__enter__()
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background
                     self._before[number] = signal.signal(number, self._note)
@@ -35,11 +35,11 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         self._restore()
-        self._watch.__exit__(*error)
+        self._watchdog.__exit__(*error)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
-        self._watch.answered()
+        self._watchdog.acknowledge()
         self._restore()
         say("Finishing this step and saving; once more to stop at once.")
 

@@ -23,7 +23,7 @@ from ..data.folder import Dataset, Split
 from ..data.transforms import STATISTICS, normalize
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
-from ..progress import columns, counted, padded, printable, say
+from ..progress import display_width, pad_to_width, pluralize, printable, say
 from ..randomness import order
 from ..runtime import Runtime, cores, default_workers
 from . import parallel, wording
@@ -409,8 +409,8 @@ def describe(
         "training": wording.training(recipe, len(train)),
         "optimiser": wording.optimiser(recipe),
         "machine": f"{runtime.device}, {runtime.precision}, {processes}"
-        f"{counted(recipe.threads or torch.get_num_threads(), 'compute thread')}, "
-        f"{counted(workers, 'thread')} to read images",
+        f"{pluralize(recipe.threads or torch.get_num_threads(), 'compute thread')}, "
+        f"{pluralize(workers, 'thread')} to read images",
         "expected": f"{minutes} (from a few measured steps)",
     }
     lines += [f"{name:14}{text}" for name, text in rows.items()]
@@ -474,7 +474,7 @@ def _batch_norm_remark(recipe: Recipe, runtime: Runtime, model: nn.Module) -> li
         return []
     larger = SMALL_BATCH * ranks * recipe.accumulate
     return [
-        f"Note: batch norm sees {counted(count, 'image')} at once in each of {ranks} processes, "
+        f"Note: batch norm sees {pluralize(count, 'image')} at once in each of {ranks} processes, "
         f"which makes its statistics noisy: add --batch-size {larger}, or on CUDA GPUs "
         "--set sync_bn=true."
     ]
@@ -489,9 +489,9 @@ def _may_mind_mirrors(classes: tuple[str, ...]) -> bool:
 def _class_table(classes: tuple[str, ...], train: Split, val: Split, most: int = 30) -> list[str]:
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
-    width = max(len("class"), *(columns(name) for name, _, _ in shown))
+    width = max(len("class"), *(display_width(name) for name, _, _ in shown))
     lines = [f"  {'class':{width}}  train    val"]
-    lines += [f"  {padded(name, width)}  {n:5}  {m:5}" for name, n, m in shown]
+    lines += [f"  {pad_to_width(name, width)}  {n:5}  {m:5}" for name, n, m in shown]
     if len(counts) > most:
         rest = sorted(counts, key=lambda row: row[1])[most:]
         trained = _range([count for _, count, _ in rest])
