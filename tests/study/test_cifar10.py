@@ -1,4 +1,4 @@
-"""The archive of CIFAR-10, in both of its forms, made small here."""
+"""Small versions of the CIFAR-10 archive, in both of its forms."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def python(path, batches):
 
 
 @pytest.mark.parametrize("form", [binary, python])
-def test_an_archive_becomes_a_resolve_data_the_same_pixels(form, batches, tmp_path):
+def test_an_archive_is_unpacked_to_the_same_pixels(form, batches, tmp_path):
     target = cifar10.unpack(form(tmp_path / "c.tar.gz", batches), tmp_path / "cifar10")
     dataset = folder.read(target)
     assert {name: len(split) for name, split in dataset.splits.items()} == {
@@ -131,7 +131,7 @@ def test_the_original_archive_is_downloaded_if_missing(batches, tmp_path, monkey
     assert resolve_data("cifar10", tmp_path / "c") == Path("cifar10")  # a folder of that name
 
 
-def test_what_is_no_such_archive_is_told(batches, tmp_path):
+def test_other_archives_are_refused(batches, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         cifar10.unpack(tmp_path / "missing.tar.gz", tmp_path / "a")
     (tmp_path / "text.tar.gz").write_text("no archive")
@@ -163,7 +163,7 @@ def refuse(folder, *rest, ignore_errors=False, **others):
         raise OSError(16, "busy", str(folder))
 
 
-def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
             return print, ("run",)
@@ -175,7 +175,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_original_is_compared_with_table_6(batches, tmp_path, monkeypatch):
-    """The whole way from the archive with the paper's recipe, shortened; only the original."""
+    """From the archive to table 6 with the paper's recipe, shortened; only for the original."""
     import hashlib
 
     archive = binary(tmp_path / "c.tar.gz", batches)
