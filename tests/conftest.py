@@ -1,4 +1,4 @@
-"""Pictures that the tests make themselves."""
+"""Datasets and images that the tests generate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _own_cache(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No test takes weights from the internet, or finds some in the cache of who runs it."""
+    """Keep tests off the internet, and away from the user's cache of weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch"))
     monkeypatch.setenv("RESNETKIT_OFFLINE", "1")
 
@@ -59,7 +59,7 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 40, 40)}
 
 
 def draw(colour: str, number: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    """A coloured square on grey noise, elsewhere for each number."""
+    """Return a coloured square on grey noise; its position depends on the number."""
     rng = np.random.default_rng([sorted(COLOURS).index(colour), number])
     noise = rng.integers(90, 170, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
@@ -78,13 +78,13 @@ def write(folder: Path, per_class: int, start: int = 0, extension: str = "png") 
 
 @pytest.fixture
 def flat_folder(tmp_path: Path) -> Path:
-    """Three classes of 16 pictures, no split."""
+    """Three classes of 16 images, without splits."""
     return write(tmp_path / "squares", 16)
 
 
 @pytest.fixture
 def split_folder(tmp_path: Path) -> Path:
-    """Three classes, 12 training and 6 validation pictures of each."""
+    """Three classes, 12 training and 6 validation images of each."""
     write(tmp_path / "parts" / "train", 12)
     write(tmp_path / "parts" / "validation", 6, start=100)
     return tmp_path / "parts"
@@ -103,13 +103,13 @@ SMALL = {
 
 @pytest.fixture
 def small() -> dict[str, object]:
-    """Settings of a run that takes a second."""
+    """Settings of a run that takes one second."""
     return dict(SMALL)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run on coloured squares; read only. The data lie in ``../data``."""
+    """The folder of a finished run on coloured squares, read-only. Its data is in ``../data``."""
     from resnetkit import train
 
     base = tmp_path_factory.mktemp("trained")
@@ -124,7 +124,7 @@ def save() -> Callable[..., Path]:
 
 
 def _deep_png(values: np.ndarray) -> bytes:
-    """16 bits for each channel."""
+    """Return a PNG of pixels (H, W, C) with 16 bits per channel."""
     height, width, channels = values.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
@@ -139,5 +139,5 @@ def _deep_png(values: np.ndarray) -> bytes:
 
 @pytest.fixture
 def deep_png() -> Callable[[np.ndarray], bytes]:
-    """Give the PNG of ``(H, W, C)`` numbers of 16 bits, also colours, which Pillow cannot write."""
+    """Return a PNG of 16-bit (H, W, C) pixels, also in colour, which Pillow cannot write."""
     return _deep_png

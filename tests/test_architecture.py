@@ -1,4 +1,4 @@
-"""The flow: a room imports only from its own folder, or from folders above it in the list."""
+"""The flow: a room imports only from its own folder and from rooms above it in the list."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import resnetkit
 
 ROOT = Path(resnetkit.__file__).parent
 ROOMS = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
-# Root modules stand above every room, and import each other only in this order.
+# Root modules are above every room, and import each other only in this order.
 ROOT_MODULES = [
     "errors", "signals", "randomness", "limits", "runtime", "progress", "storage", "prefetch",
 ]  # fmt: skip
-ENTRANCES = {"__init__", "__main__"}  # they name the rooms, lazily
+ENTRANCES = {"__init__", "__main__"}  # they import rooms lazily
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
-    """(dotted name below resnetkit, line) of each import, also of those inside functions."""
+    """Return (dotted name below resnetkit, line) of each import, including those in functions."""
     package = ("resnetkit", *path.relative_to(ROOT).parent.parts)
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -63,8 +63,8 @@ def test_root_modules_import_each_other_in_order():
 
 
 def test_every_folder_is_a_known_room():
-    there = {p.name for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))}
-    assert there <= set(ROOMS)
+    folders = {p.name for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert folders <= set(ROOMS)
     assert {p.stem for p in ROOT.glob("*.py")} == {*ROOT_MODULES, *ENTRANCES}
 
 

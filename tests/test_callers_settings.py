@@ -1,5 +1,4 @@
-"""resnetkit called where the program has set PyTorch otherwise: the same results, and the settings
-are still there afterwards."""
+"""PyTorch settings of the calling program change no result, and are kept."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def state():
 
 
 def answers(model, images):
-    """What every public function says about a model file."""
+    """Return the results of every public function on a model file."""
     before = state()
     predictor = load(model, device="cpu")
     found = [predictor(images[0]).top, [one.top for one in predictor(images)]]
@@ -88,7 +87,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def everything(data, small, checkpoint, out):
-    """Train, use and convert; what came of it."""
+    """Train, use and convert a model, and return the results."""
     settings = {**small, "epochs": 1, "device": "cpu", "workers": 2, "ema": 0.9, "mixup": 0.2}
     settings |= {"model_options": {"width": 4}}
     before = state()
@@ -105,7 +104,7 @@ def everything(data, small, checkpoint, out):
 
 @pytest.fixture(scope="module")
 def plainly():
-    """What came of it without settings, once it is known."""
+    """Results with PyTorch's defaults, filled in by the first test."""
     return {}
 
 
@@ -120,7 +119,7 @@ def test_the_callers_settings_change_no_result(name, save, small, checkpoint, tm
         assert ours == theirs
 
 
-def test_the_last_of_several_threads_puts_the_default_dtype_back():
+def test_the_last_of_several_threads_restores_the_default_dtype():
     inside, leave = threading.Event(), threading.Event()
 
     def other():

@@ -1,4 +1,4 @@
-"""What docs/resnet.md says without a run to show it, shown: small networks, a second each."""
+"""Claims of docs/resnet.md that no recorded run shows, checked on small networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resnetkit.models.blocks import BasicBlock
 
 
 def pass_through(inplace: bool) -> tuple[int, list[torch.Tensor]]:
-    """Bytes that a ResNet-18 keeps for its backward pass, weights aside; scores and gradients."""
+    """Return the bytes a ResNet-18 keeps for backward, without weights; scores and gradients."""
     torch.manual_seed(0)
     network = get_model("resnet18", num_classes=10).train()
     for module in network.modules():
@@ -40,7 +40,7 @@ def test_inplace_changes_neither_the_result_nor_what_training_keeps():
 
 
 def test_inplace_on_the_input_of_a_convolution_is_an_error():
-    """`x += out` in place of `out += x`."""
+    """`x += out` instead of `out += x`."""
 
     class Wrong(BasicBlock):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_a_bias_before_a_batch_norm_changes_nothing():
     assert convolution.bias.grad.abs().max() < 1e-9 * convolution.weight.grad.abs().max() + 1e-9
 
 
-def test_weights_of_v1_load_into_v15_and_answer_otherwise():
+def test_weights_of_v1_load_into_v15_and_give_other_scores():
     torch.manual_seed(0)
     ours, paper = (resnet50(stride_on=on, num_classes=10).eval() for on in ("3x3", "1x1"))
     paper.load_state_dict(ours.state_dict())
@@ -74,9 +74,9 @@ def test_weights_of_v1_load_into_v15_and_answer_otherwise():
         assert not torch.allclose(ours(x), paper(x), rtol=0.01)
 
 
-def test_zero_init_makes_a_block_pass_on_what_it_gets():
+def test_zero_init_makes_a_block_the_identity():
     network = get_model("resnet18", zero_init_residual=True).eval()
-    x = torch.rand(1, 64, 8, 8)  # not negative, as behind a ReLU
+    x = torch.rand(1, 64, 8, 8)  # not negative, as after a ReLU
     with torch.no_grad():
         assert torch.equal(network.layer1[1](x), x)
         assert not torch.equal(get_model("resnet18").eval().layer1[1](x), x)

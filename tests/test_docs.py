@@ -1,4 +1,4 @@
-"""What docs/resnet.md says: its code is the source's, its numbers are those of built networks."""
+"""docs/resnet.md: its code is in the source, and its numbers are computed or recorded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parameters(name: str, **options: object) -> str:
 
 
 def computed() -> dict[str, str]:
-    """Every computed number of the walk, as it is written there."""
+    """Return every computed number of the walk as the text writes it."""
     blocks = {row.what: row.derived for row in tables.blocks().rows}
     numbers = {
         what: f"{value:,}" if isinstance(value, int) else f"{value:,.1f} M"
@@ -130,7 +130,7 @@ def test_make_layer_step_by_step(path):
 
 @pytest.mark.parametrize("path", WALKS, ids=lambda path: path.name)
 def test_measured_numbers_are_those_of_the_recorded_runs(path):
-    """docs/figures holds what the commands wrote; the text quotes it."""
+    """The text quotes the results in docs/figures, which the commands wrote."""
     text = path.read_text(encoding="utf-8")
     runs = json.loads((FIGURES / "degradation.json").read_text(encoding="utf-8"))["outcomes"]
     for net in dict.fromkeys(one["net"] for one in runs):
@@ -177,7 +177,7 @@ def without_code(text: str) -> str:
 
 
 def test_both_walks_have_the_same_sections_numbers_and_tables():
-    """Section by section; in how many sentences each says it is left to the language."""
+    """Compare section by section; the number of sentences may differ."""
     texts = [without_code(path.read_text(encoding="utf-8")) for path in WALKS]
     assert re.findall(r"^#+ ", texts[0], re.M) == re.findall(r"^#+ ", texts[1], re.M)
     english, chinese = map(sections, texts)
@@ -194,7 +194,7 @@ def test_every_figure_says_how_it_was_made(path):
     assert len(captions) == text.count("](figures/") == len(list(FIGURES.glob("*.svg")))
     for caption in captions:
         assert "`resnet study " in caption
-        # On what (so many cores or a card, or any hardware), with which versions, and when.
+        # The hardware (cores, a GPU, or any hardware), the versions and the date.
         assert re.search(r"\bcores?\b|\bGPU\b|\bhardware\b|核|硬件", caption), caption
         assert re.search(r"\btorch \d+\.\d+", caption), caption
         assert re.search(r"\d{4}-\d\d-\d\d", caption), caption

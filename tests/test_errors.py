@@ -11,8 +11,8 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_survives_its_way_to_another_process(kind):
-    """Pools pickle what a worker raises; what cannot be built again hangs or breaks the pool."""
+def test_errors_can_be_pickled(kind):
+    """Pools pickle what a worker raises; an error that cannot be unpickled breaks the pool."""
     fields = ("run again", 143) if kind is errors.Interrupted else ("run again",)
     error = kind(*fields)
     for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):

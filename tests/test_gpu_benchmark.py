@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py on a machine without a GPU: it runs, and it times what training runs."""
+"""benchmarks/gpu.py without a GPU: it runs, and it times the real training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory and CPU that a process may take, as made files of a Linux system tell it."""
+"""Memory and CPU limits, read from simulated Linux files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def group(folder, limit, used, cached=0, version=2):
     }
 
 
-def test_what_is_free_on_the_machine(system):
+def test_free_memory_of_the_machine(system):
     assert system({}) == 1000 * MB
     assert system({"proc/self/cgroup": "0::/user\n"}) == 1000 * MB
 
@@ -63,7 +63,7 @@ def test_the_first_version_of_control_groups(system):
     assert system(files) == 500 * MB
 
 
-def test_where_nobody_tells(tmp_path):
+def test_a_system_that_does_not_say(tmp_path):
     assert available_memory(tmp_path, tmp_path) == UNKNOWN
 
 

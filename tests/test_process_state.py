@@ -1,5 +1,7 @@
-"""resnetkit inside another program: neither an import nor a call changes what belongs to the whole
-process. Each test runs the program in a fresh process, with settings that are not the defaults."""
+"""Inside another program, neither importing nor calling resnetkit changes global state.
+
+Each test runs a program in a new process, with settings that are not the defaults.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,7 @@ def state():
 
 
 def shown(one, other):
-    """What ``one`` has and ``other`` has not, as text."""
+    """Return as text what ``one`` has and ``other`` does not."""
     if isinstance(one, dict):
         return {key: str(one[key])[:200] for key in one if other.get(key, ...) != one[key]}
     if isinstance(one, list | set):
@@ -168,7 +170,7 @@ sys.stdout.write(json.dumps(changes(before)))
 
 
 def differences(program: str, tmp_path: Path, *arguments: Path) -> dict[str, str]:
-    """Run the program in an empty folder with an empty home, and return what it found changed."""
+    """Run the program in an empty folder with an empty home, and return the changes it found."""
     (tmp_path / "home").mkdir()
     (tmp_path / "here").mkdir()
     source = str(Path(resnetkit.__file__).parents[1])

@@ -1,4 +1,4 @@
-"""What is said on standard error."""
+"""Messages, results and bars on standard output and standard error."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import sys
 
 from resnetkit.errors import Interrupted, TrainingError
-from resnetkit.progress import answer, answer_json, bar, complain, say
+from resnetkit.progress import bar, print_error, print_json, print_result, say
 
 
-def test_what_is_said_holds_no_commands_for_the_terminal(capsys):
+def test_output_holds_no_escape_sequences(capsys):
     evil = "a\x1b[31mb\x07c\x9b2J\u202ed\r\ne\u3000\xa0花"
     kept = "a\\x1b[31mb\\x07c\\x9b2J\\u202ed\\r\ne\u3000\xa0花\n"
     say(evil)
-    complain(TrainingError(evil))
-    complain(OSError(evil))
+    print_error(TrainingError(evil))
+    print_error(OSError(evil))
     with bar("reading", 2, every=0) as advance:
         advance(evil.split("\r")[0])
-    answer(evil)
-    answer_json({evil: 1})
+    print_result(evil)
+    print_json({evil: 1})
     found = capsys.readouterr()
     line = kept.split("\\r")[0]
     assert found.err == f"{kept}resnet: {kept}resnet: {kept}reading 1/2 {line}\n"
@@ -32,14 +32,14 @@ class Writes(list):
         self.append(text)
 
 
-def test_a_message_is_written_with_the_end_of_its_line(monkeypatch):
-    """Else what another process says at the same moment comes between."""
+def test_a_message_is_written_with_its_newline(monkeypatch):
+    """So that the output of another process cannot come between."""
     for rank, expected in (("0", "resnet: one\ntwo\n"), ("1", "resnet: process 1: one\n")):
-        said = Writes()
+        writes = Writes()
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setattr(sys, "stderr", said)
-        complain(TrainingError("one\ntwo"))
+        monkeypatch.setattr(sys, "stderr", writes)
+        print_error(TrainingError("one\ntwo"))
         if rank == "1":
-            complain(Interrupted("all were asked to stop", 130))
-        assert said == [expected]
+            print_error(Interrupted("all were asked to stop", 130))
+        assert writes == [expected]

@@ -8,7 +8,7 @@ import pytest
 import resnetkit
 
 
-def test_public_names_are_sorted_and_there():
+def test_public_names_are_sorted_and_exist():
     assert list(resnetkit.__all__) == sorted(resnetkit.__all__)
     for name in resnetkit.__all__:
         assert getattr(resnetkit, name).__name__ == name
@@ -17,7 +17,7 @@ def test_public_names_are_sorted_and_there():
 
 
 def heavy_modules(code: str) -> set[str]:
-    """Which of the slow packages are imported after ``code``."""
+    """Return the slow packages that are imported after ``code``."""
     program = f"import sys\n{code}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -35,7 +35,7 @@ def test_importing_the_models_leaves_torchvision_out():
 
 
 def test_help_imports_nothing_heavy():
-    """What takes the seconds; `resnet --help` is to answer in half of one."""
+    """`resnet --help` takes under half a second; these packages take longer to import."""
     code = (
         "import sys\nfrom resnetkit.cli import main\nsys.argv = ['resnet', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    print('loaded:', *sys.modules)"

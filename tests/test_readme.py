@@ -1,4 +1,4 @@
-"""What the documents show must work: commands parse, Python blocks run, files exist."""
+"""Documents are correct: commands parse, Python blocks run, links and files exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
-GUIDES = [  # that exist in Chinese too; test_docs.py holds the walk through the network
+GUIDES = [  # with a Chinese version; test_docs.py checks the walk through the network
     path.with_name(path.name.replace(".zh-CN", ""))
     for path in (*ROOT.glob("*.zh-CN.md"), *sorted(ROOT.glob("docs/*.zh-CN.md")))
     if path.stem != "resnet.zh-CN"
@@ -24,7 +24,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The commands that a document shows, without their remarks."""
+    """Return the commands in a document, without comments."""
     return [
         line.removeprefix("$ ").split("  #")[0].strip()
         for block in blocks(path, "console")
@@ -95,14 +95,14 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
 
 
-def test_the_map_of_the_house_is_the_house():
+def test_the_architecture_page_lists_every_package():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `([a-z]+)/` \|.*\]\(\.\./src/", text, re.M)
     there = [p.parent.name for p in (ROOT / "src" / "resnetkit").glob("*/__init__.py")]
     assert sorted(named) == sorted(there)
 
 
-def test_the_files_of_a_run_are_those_that_a_run_leaves():
+def test_the_guide_lists_every_file_of_a_run():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     table = text.split("## The files of a run")[1].split("\n## ")[0]
     named = {
@@ -117,7 +117,7 @@ def test_the_files_of_a_run_are_those_that_a_run_leaves():
 
 @pytest.mark.parametrize("english", GUIDES, ids=lambda path: path.name)
 def test_chinese_documents_follow_the_english_ones(english):
-    """The same headings, tables, commands, outputs, code, figures and numbers."""
+    """Headings, tables, commands, outputs, code, figures and numbers are the same."""
     chinese = english.with_name(f"{english.stem}.zh-CN.md")
     for language in ("text", "python"):
         assert blocks(chinese, language) == blocks(english, language)
@@ -135,7 +135,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     from resnetkit.data.digits import write_digits
 
     monkeypatch.chdir(tmp_path)
-    write_digits(Path("demo/digits"))  # what `resnet demo` leaves, after fewer epochs
+    write_digits(Path("demo/digits"))  # as `resnet demo`, with fewer epochs
     resnetkit.train("demo/digits", recipe="demo", epochs=2, out="demo/run")
     for path in GUIDES:
         for block in blocks(path, "python"):

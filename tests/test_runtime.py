@@ -1,4 +1,4 @@
-"""Where and how a network runs."""
+"""Memory layout, cores and CPU quota."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 CHECKED = {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "85", "LD_PRELOAD": "libc_malloc_debug.so.0"}
 
 
-def test_layout_on_a_cpu_keeps_away_from_the_kernel_that_writes_past_its_buffer():
+def test_layout_on_a_cpu_avoids_the_kernel_that_writes_past_its_buffer():
     for model in (resnet18(width=8), resnet50(width=16), resnext50_32x4d(), cifar_resnet20()):
         assert memory_format(model, CPU) == torch.channels_last
         assert memory_format(model, CPU, wanted=False) == torch.contiguous_format
@@ -58,7 +58,7 @@ train({data!r}, out={out!r}, model="cifar_resnet20", epochs=1, batch_size=12, im
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc's checking allocator")
-def test_a_narrow_network_trains_without_a_byte_written_past_a_buffer(flat_folder, tmp_path):
+def test_a_narrow_network_trains_without_writing_past_a_buffer(flat_folder, tmp_path):
     if find_library("c_malloc_debug") is None:
         pytest.skip("libc_malloc_debug.so is not installed")
     code = TRAIN.format(data=str(flat_folder), out=str(tmp_path / "run"))
@@ -70,7 +70,7 @@ def test_a_narrow_network_trains_without_a_byte_written_past_a_buffer(flat_folde
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_a_container_quota_bounds_the_cores(monkeypatch):
+def test_a_container_quota_limits_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     for quota, expected in ((float("inf"), 8), (1.5, 2), (0.2, 1), (64.0, 8)):
         monkeypatch.setattr(runtime, "cpu_quota", lambda quota=quota: quota)

@@ -18,8 +18,10 @@ SECOND = torch.device("cuda", 1)
 
 @pytest.fixture
 def cards(monkeypatch):
-    """Two cards; whoever asks for no card in particular asks for the first, and is noted. Gives
-    what was asked, and the compute capability, which a test may change."""
+    """Simulate two GPUs, and record the device of each call; None means the first GPU.
+
+    Returns the recorded calls and the compute capability, which a test can change.
+    """
     asked: list[tuple[str, object]] = []
     found = SimpleNamespace(asked=asked, capability=(8, 0))
 
@@ -46,7 +48,7 @@ def cards(monkeypatch):
     return found
 
 
-def test_the_second_card_never_touches_the_first(cards):
+def test_the_second_gpu_never_touches_the_first(cards):
     where = runtime.pick("cuda:1")
     assert where.device == SECOND
     where.synchronize()
@@ -62,7 +64,7 @@ def test_the_second_card_never_touches_the_first(cards):
     assert [call for call in cards.asked if call[1] != SECOND] == []
 
 
-def test_the_cpu_of_a_machine_with_cards_touches_none(cards):
+def test_a_cpu_run_touches_no_gpu(cards):
     where = runtime.pick("cpu")
     where.synchronize()
     runtime.environment(where.device)
@@ -73,7 +75,7 @@ def test_the_cpu_of_a_machine_with_cards_touches_none(cards):
     ("capability", "precision"),
     [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")],
 )
-def test_cards_train_in_what_they_are_fast_in(cards, capability, precision):
+def test_the_precision_follows_the_gpu(cards, capability, precision):
     cards.capability = capability
     where = runtime.pick("cuda:0")
     assert where.precision == precision
@@ -94,7 +96,7 @@ def tf32():
     return [cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
 
 
-def test_fp32_is_not_tf32_and_the_settings_come_back():
+def test_fp32_is_not_tf32_and_the_settings_are_restored():
     before = tf32()
     assert before[1] == "tf32"  # PyTorch's default for convolutions
     with pytest.raises(KeyError), runtime.full_fp32(SECOND):
@@ -115,7 +117,7 @@ def test_fp32_is_not_tf32_and_the_settings_come_back():
         assert tf32() == before
 
 
-def test_cudnn_is_tuned_only_for_as_long_as_it_is_asked(cards):
+def test_cudnn_is_tuned_only_inside_the_context(cards):
     before = torch.backends.cudnn.benchmark
     gpu, cpu = runtime.Runtime(SECOND, "fp32"), runtime.Runtime(torch.device("cpu"), "fp32")
     for where, enabled, expected in ((gpu, True, True), (gpu, False, before), (cpu, True, before)):
@@ -126,7 +128,7 @@ def test_cudnn_is_tuned_only_for_as_long_as_it_is_asked(cards):
 
 
 def test_nccl_waits_for_minutes_and_gloo_for_as_long_as_the_main_rank_works(cards, monkeypatch):
-    """One group for tensors on GPUs, and one for everything that `once` and `gather` exchange."""
+    """One group for tensors on GPUs, and one for `on_main` and `gather`."""
     store = mock.MagicMock()
     store.add.return_value = 1
     monkeypatch.setenv("WORLD_SIZE", "2")

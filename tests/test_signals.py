@@ -1,4 +1,4 @@
-"""Signals to a process whose main thread never comes back to Python."""
+"""Signals to a process whose main thread is stuck in native code."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-ENDED = "the process is ended\n"
+ENDING = "ending the process\n"
 
 BUSY = """
 import signal, sys, torch
 from resnetkit import signals
-from resnetkit.{room} import {name}
-signals.UNANSWERED, signals.AT_ONCE = {first}, {second}
+from resnetkit.{module} import {name}
+signals.FIRST_TIMEOUT, signals.REPEAT_TIMEOUT = {first}, {second}
 torch.set_num_threads(1)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
 matrix = torch.randn(5000, 5000, dtype=torch.float64)
@@ -26,10 +26,10 @@ with {name}():
 """
 
 
-def outcome(room, number, first, second, again):
-    """Start a process, send it ``number``, twice if ``again``; return its exit code and words."""
-    name = "Watch" if room == "signals" else "Interrupts"
-    code = BUSY.format(room=room, name=name, first=first, second=second)
+def outcome(module, number, first, second, again):
+    """Start a process, send it a signal (twice if ``again``); return exit code and stderr."""
+    name = "SignalWatchdog" if module == "signals" else "Interrupts"
+    code = BUSY.format(module=module, name=name, first=first, second=second)
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -41,39 +41,39 @@ def outcome(room, number, first, second, again):
             time.sleep(1)
             assert process.poll() is None  # the first is left to Python's handlers
             process.send_signal(number)
-        _, words = process.communicate(timeout=100)
-    return process.returncode, words
+        _, stderr = process.communicate(timeout=100)
+    return process.returncode, stderr
 
 
-@pytest.mark.parametrize("room", ["signals", "training.interrupts"])
+@pytest.mark.parametrize("module", ["signals", "training.interrupts"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_a_process_that_is_stuck_in_native_code(room, number):
-    code, words = outcome(room, number, first=1000, second=0.2, again=True)
-    assert (code, words) == (128 + number, f"resnet: {number.name} was not answered; {ENDED}")
+def test_a_second_signal_ends_a_process_that_is_stuck_in_native_code(module, number):
+    code, stderr = outcome(module, number, first=1000, second=0.2, again=True)
+    assert (code, stderr) == (128 + number, f"resnet: no response to {number.name}; {ENDING}")
 
 
-@pytest.mark.parametrize("room", ["signals", "training.interrupts"])
-def test_one_signal_ends_it_when_nothing_answers_in_time(room):
-    code, words = outcome(room, signal.SIGTERM, first=0.5, second=1000, again=False)
-    assert (code, words) == (143, f"resnet: SIGTERM was not answered; {ENDED}")
+@pytest.mark.parametrize("module", ["signals", "training.interrupts"])
+def test_one_signal_ends_it_after_the_timeout(module):
+    code, stderr = outcome(module, signal.SIGTERM, first=0.5, second=1000, again=False)
+    assert (code, stderr) == (143, f"resnet: no response to SIGTERM; {ENDING}")
 
 
-ANSWERED = """
+ACKNOWLEDGED = """
 import os, signal, threading, time
 from resnetkit import signals
 
-signals.UNANSWERED = 0.2
+signals.FIRST_TIMEOUT = 0.2
 ended = []
 threads = threading.active_count()
-with signals.Watch(ended.append) as watch:
-    signal.signal(signal.SIGTERM, lambda *_: watch.answered())
-    for _ in range(50):  # before and after the thread has read of it
+with signals.SignalWatchdog(ended.append) as watchdog:
+    signal.signal(signal.SIGTERM, lambda *_: watchdog.acknowledge())
+    for _ in range(50):  # before and after the listening thread has read it
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.001)
     time.sleep(1)
     assert not ended
     signal.signal(signal.SIGTERM, lambda *_: None)
-    os.kill(os.getpid(), signal.SIGTERM)  # nobody says that this one was answered
+    os.kill(os.getpid(), signal.SIGTERM)  # this one is never acknowledged
     for _ in range(100):
         if ended:
             break
@@ -84,24 +84,24 @@ assert threading.active_count() == threads
 """
 
 
-def test_a_signal_that_is_answered_ends_nothing():
-    subprocess.run([sys.executable, "-c", ANSWERED], check=True, timeout=100)
+def test_an_acknowledged_signal_does_not_end_the_process():
+    subprocess.run([sys.executable, "-c", ACKNOWLEDGED], check=True, timeout=100)
 
 
 OTHERS = """
 import os, signal, threading, time
 from resnetkit import signals
 
-signals.UNANSWERED = 0.0
+signals.FIRST_TIMEOUT = 0.0
 ended, counts = [], []
 signal.signal(signal.SIGUSR1, lambda *_: None)
-with signals.Watch(ended.append):
+with signals.SignalWatchdog(ended.append):
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(0.3)
 
 
 def elsewhere():
-    with signals.Watch(ended.append):
+    with signals.SignalWatchdog(ended.append):
         counts.append(threading.active_count())
 
 

@@ -36,7 +36,7 @@ def test_the_umask_is_applied_and_never_changed(tmp_path, monkeypatch, umask):
     before = os.umask(umask)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "umask", None)  # it counts for all threads: nobody may set it
+            patch.setattr(os, "umask", None)  # setting it affects all threads
             storage.write_text(tmp_path / "new", "text")
         assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o666 & ~umask
     finally:
@@ -45,7 +45,7 @@ def test_the_umask_is_applied_and_never_changed(tmp_path, monkeypatch, umask):
 
 @pytest.mark.skipif(os.name == "nt", reason="flock")
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told_and_the_work_goes_on(
+def test_a_file_system_without_locks_warns_once_and_continues(
     tmp_path, monkeypatch, capsys, number
 ):
     import fcntl
@@ -57,9 +57,9 @@ def test_a_file_system_without_locks_is_told_and_the_work_goes_on(
     for _ in range(2):
         with storage.locked(tmp_path / "lock", wait=False):
             pass
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count("without locks") == 1
-    assert os.strerror(number) in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert output.count("without locks") == 1
+    assert os.strerror(number) in output
 
 
 def test_other_failures_of_a_lock_are_errors(tmp_path, monkeypatch):
@@ -97,14 +97,12 @@ def test_refuse_used(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["file/below/new", "folder", "file/new"])
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path, name):
+def test_a_path_that_cannot_be_written_to_is_named(tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(
-        OutputError, match=r"cannot be written \(.*\); name a place that can"
-    ) as told:
+    with pytest.raises(OutputError, match=r"cannot be written \(.*\)\. Choose a path") as raised:
         storage.write_text(tmp_path / name, "text")
-    assert str(tmp_path / name) in str(told.value)
+    assert str(tmp_path / name) in str(raised.value)
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}
 
 
@@ -126,17 +124,20 @@ def test_json_keeps_numbers_in_a_row_on_one_line(tmp_path):
     assert (tmp_path / "y.json").stat().st_size < 3.1 * 300 * 300
 
 
-def test_what_cannot_be_made_is_refused_before_the_work(tmp_path):
+def test_an_impossible_path_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    for path, why in ((tmp_path / "file" / "x", "is a file"), (tmp_path / ("x" * 300), "too long")):
+    for path, problem in (
+        (tmp_path / "file" / "x", "is a file"),
+        (tmp_path / ("x" * 300), "too long"),
+    ):
         for check in (storage.refuse_unwritable, storage.refuse_used):
-            with pytest.raises(OutputError, match=f"{why}.*--out"):
+            with pytest.raises(OutputError, match=f"{problem}.*--out"):
                 check(path)
     storage.refuse_used(tmp_path / "new" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_names_that_are_no_text_come_back_from_json(tmp_path):
+def test_names_that_are_not_text_come_back_from_json(tmp_path):
     value = {"data": os.fsdecode(b"caf\xe9/\xff"), "text": "caf\u00e9 \\ud800"}
     storage.write_json(tmp_path / "x.json", value)
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value

@@ -1,12 +1,12 @@
-"""resnetkit: the ResNet family, and everything that turns a folder of pictures into a classifier.
+"""The ResNet family, and all it takes to turn a folder of photos into a trusted classifier.
 
-The flow, and the rooms it passes through::
+The flow, and the packages it passes through::
 
     files -> batches -> logits -> evidence -> weights -> answers
     data     models     evaluation, report    training   inference
 
-    run = resnetkit.train("flowers")             # a folder of photos, one sub-folder a class
-    predictor = resnetkit.load(run.model)        # one file, nothing beside it
+    run = resnetkit.train("flowers")             # one sub-folder of photos per class
+    predictor = resnetkit.load(run.model)        # one file: weights, classes, preprocessing
     predictor("rose.jpg").class_name
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE = {
+_MODULES = {
     "Prediction": ".inference.predictor",
     "Predictor": ".inference.predictor",
     "ResnetkitError": ".errors",
@@ -45,11 +45,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: PyTorch alone takes more than a second."""
+    """Import a public name on first use: importing PyTorch takes more than a second."""
     from importlib import import_module
 
-    if name in _WHERE:
-        return getattr(import_module(_WHERE[name], __name__), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

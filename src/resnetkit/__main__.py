@@ -1,4 +1,4 @@
-"""``python -m resnetkit`` is the command ``resnet``."""
+"""Run the command ``resnet`` as ``python -m resnetkit``."""
 
 from .cli import main
 

@@ -1,45 +1,46 @@
-"""Every error that is a person's to mend. A message says what came, what was expected, what to do.
+"""Errors the user can fix. A message says what is wrong, what was expected, and what to do.
 
 ::
 
     ResnetkitError
-    |-- RecipeError       a setting that is unknown, or has a value it cannot have   (exit code 2)
-    |-- DataError         a folder of pictures that cannot be trained or measured on
-    |   `-- PictureError  one file that is no readable picture
-    |-- ModelFileError    a file that is no model file, is damaged, or is too new
-    |-- OutputError       a place that results cannot be written to
-    |-- WeightsError      published or foreign weights that cannot be had or do not fit
+    |-- RecipeError       an unknown setting, or an invalid value             (exit code 2)
+    |-- DataError         a dataset that cannot be trained or evaluated on
+    |   `-- ImageError    a file that is not a readable image
+    |-- ModelFileError    a file that is not a model file, is damaged, or is too new
+    |-- OutputError       a path that results cannot be written to
+    |-- WeightsError      weights that are not available or do not fit
     |   |-- UnknownWeightsError  a name that no published weights have
-    |   `-- DownloadError        a file that could not be fetched
-    |-- TrainingError     a run that cannot go on
-    `-- Interrupted       a run that was asked to stop, and has saved       (exit code 130, 143)
+    |   `-- DownloadError        a file that could not be downloaded
+    |-- TrainingError     a run that cannot continue
+    `-- Interrupted       a run that was stopped by a signal and saved        (exit code 130, 143)
 """
 
 from __future__ import annotations
 
 
 class ResnetkitError(Exception):
-    """The root of the tree: catch this to catch them all."""
+    """The base of all errors that resnetkit raises for users."""
 
     exit_code = 1
 
 
 class RecipeError(ResnetkitError, ValueError):
-    """A setting that is unknown, or has a value it cannot have."""
+    """An unknown setting, or an invalid value."""
 
     exit_code = 2
 
 
 class DataError(ResnetkitError, ValueError):
-    """A folder of pictures that cannot be trained or measured on."""
+    """A dataset that cannot be trained or evaluated on."""
 
 
 class ImageError(DataError):
-    """One file that is no readable picture.
+    """A file that is not a readable image.
 
     Args:
-        passing: the file's bytes are not to blame (memory was short, a library is missing), so
-            that another try may succeed.
+        message: what is wrong with the file.
+        passing: the file is not to blame (out of memory, a missing library), so that another
+            attempt may succeed.
     """
 
     def __init__(self, message: str = "", passing: bool = False) -> None:
@@ -48,40 +49,40 @@ class ImageError(DataError):
 
 
 class ModelFileError(ResnetkitError, ValueError):
-    """A file that is no model file, is damaged, or was written by a newer version."""
+    """A file that is not a model file, is damaged, or was written by a newer version."""
 
 
 class OutputError(ResnetkitError, OSError):
-    """A place that results cannot be written to."""
+    """A path that results cannot be written to."""
 
 
 class WeightsError(ResnetkitError, ValueError, RuntimeError):
-    """Published or foreign weights that cannot be had or do not fit.
+    """Published or foreign weights that are not available or do not fit.
 
-    It is a RuntimeError too, because PyTorch raises that where tensors or hashes do not fit.
+    Also a RuntimeError, because PyTorch raises that for tensors or hashes that do not match.
     """
 
 
 class UnknownWeightsError(WeightsError, KeyError):
-    """A name that no published weights have; a KeyError, as a look-up in an enum raises."""
+    """A name that no published weights have; also a KeyError, as from a look-up in an enum."""
 
     __str__ = Exception.__str__  # a KeyError would print the message's repr
 
 
 class DownloadError(WeightsError, OSError):
-    """A file that could not be fetched, or may not be: RESNETKIT_OFFLINE is set."""
+    """A file that could not be downloaded, or may not be because RESNETKIT_OFFLINE is set."""
 
 
 class TrainingError(ResnetkitError, RuntimeError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class Interrupted(ResnetkitError):
-    """A run that was asked to stop by a signal, and has saved its state."""
+    """A run that a signal asked to stop, and that has saved its state."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
-        return type(self), (str(self), self.exit_code)  # pickle would pass the message alone
+        return type(self), (str(self), self.exit_code)  # by default pickle passes only the message

@@ -1,4 +1,4 @@
-"""How much memory and CPU the machine, a container or a batch system lets this process take."""
+"""How much memory and CPU the machine, a container or a batch system grants this process."""
 
 from __future__ import annotations
 
@@ -7,80 +7,90 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNKNOWN = 512 * 2**20
-"""Bytes of memory to assume where the system does not say."""
+"""Bytes of memory to assume if the system does not say."""
 
-PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+GROUPS = Path("/sys/fs/cgroup")
 
 
 def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """Return the bytes that can be taken without swapping, and without being killed by the
-    container or the batch system that the process runs in; `UNKNOWN` where the system does not say.
+    """Return the bytes that this process can allocate without swapping or being killed.
+
+    The limits of the container or batch system count too. `UNKNOWN` if the system does not say.
 
     Args:
-        proc, groups: where Linux describes processes, and control groups (versions 1 and 2).
+        proc: where Linux describes processes.
+        groups: where Linux describes control groups (versions 1 and 2).
     """
     try:
         lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return UNKNOWN
-    rooms = (
-        _room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        if first_version
-        else _room(folder, "memory.max", "memory.current", "inactive_file")
-        for folder, first_version in _groups("memory", proc, groups)
+    group_bytes = (
+        _free_bytes(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if is_v1
+        else _free_bytes(folder, "memory.max", "memory.current", "inactive_file")
+        for folder, is_v1 in _control_groups("memory", proc, groups)
     )
-    return max(0, min([1024 * free, *(room for room in rooms if room is not None)]))
+    return max(0, min([1024 * free, *(size for size in group_bytes if size is not None)]))
 
 
 def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
-    """Return how many CPUs' time the tightest control group grants (1.5 is one and a half), and
-    infinity without a limit.
+    """Return the CPUs that the tightest control group grants; infinity without a limit.
+
+    1.5 means the time of one and a half CPUs.
 
     Args:
-        proc, groups: as in `available_memory`.
+        proc: where Linux describes processes.
+        groups: where Linux describes control groups (versions 1 and 2).
     """
     quotas = (
-        _quota_v1(folder) if first_version else _quota_v2(folder)
-        for folder, first_version in _groups("cpu", proc, groups)
+        _cpu_quota_v1(folder) if is_v1 else _cpu_quota_v2(folder)
+        for folder, is_v1 in _control_groups("cpu", proc, groups)
     )
     return min((quota for quota in quotas if quota > 0), default=math.inf)
 
 
-def _groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the folder of each control group that limits this process, innermost first, and whether
-    it is one of version 1."""
+def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield each control group of this process, innermost first: its folder, and if it is v1."""
     try:
         own = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
     except OSError:
         return
-    for _, controllers, place in own:
+    for _, controllers, path in own:
         if controllers == "":
             bases = [(groups, False)]
         elif controller in controllers.split(","):  # mounted under one name, or under all of them
             bases = [(groups / name, True) for name in dict.fromkeys((controller, controllers))]
         else:
             continue
-        inner = Path(place.lstrip("/"))
-        for base, first_version in bases:
-            for folder in (inner, *inner.parents):  # a container may show its own as the root
-                yield base / folder, first_version
+        inner = Path(path.lstrip("/"))
+        for base, is_v1 in bases:
+            for folder in (inner, *inner.parents):  # a container may show its own group as the root
+                yield base / folder, is_v1
 
 
-def _room(folder: Path, limit: str, used: str, cached: str) -> int | None:
-    """Return the bytes up to the limit of one group, not counting its cache of files; None without
-    a limit."""
+def _free_bytes(folder: Path, limit: str, usage: str, cached: str) -> int | None:
+    """Return the bytes below a group's limit, without its file cache; None without a limit.
+
+    Args:
+        folder: of the group.
+        limit: name of the file with the limit.
+        usage: name of the file with the bytes in use.
+        cached: name of the row of ``memory.stat`` with the reclaimable bytes.
+    """
     try:
-        most = (folder / limit).read_text().strip()
-        taken = int((folder / used).read_text())
+        limit_text = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
         rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except OSError:  # there is no such group here, or none with a limit
+    except OSError:  # no such group here, or one without a limit
         return None
-    given_back = sum(int(row[1]) for row in rows if row[0] == cached)
-    return int(most) - taken + given_back if most.isdecimal() else None
+    reclaimable = sum(int(row[1]) for row in rows if row[0] == cached)
+    return int(limit_text) - used + reclaimable if limit_text.isdecimal() else None
 
 
-def _quota_v2(folder: Path) -> float:
+def _cpu_quota_v2(folder: Path) -> float:
     """Return quota over period of ``cpu.max`` ("150000 100000", or "max 100000")."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
@@ -89,8 +99,8 @@ def _quota_v2(folder: Path) -> float:
     return math.inf if quota == "max" else int(quota) / int(period)
 
 
-def _quota_v1(folder: Path) -> float:
-    """Return quota over period; -1 microseconds stand for no limit."""
+def _cpu_quota_v1(folder: Path) -> float:
+    """Return quota over period; a quota of -1 microseconds means no limit."""
     try:
         quota = int((folder / "cpu.cfs_quota_us").read_text())
         period = int((folder / "cpu.cfs_period_us").read_text())

@@ -1,7 +1,7 @@
-"""What long work shows while it works: a live bar on a terminal, plain lines elsewhere.
+"""What the user sees during long work: a live bar on a terminal, plain lines elsewhere.
 
-Everything goes to standard error, so that standard output holds results alone. Of the processes of
-one run, the first one speaks for all; the others are silent here, so that nobody else asks.
+Messages go to standard error, so that standard output holds only results. Of the processes of one
+run, only the main rank prints; on the others these functions do nothing, so callers need not check.
 """
 
 from __future__ import annotations
@@ -30,107 +30,121 @@ from .errors import Interrupted
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Advance = Callable[[str], None]
-"""Called after each unit of work with the text to show behind the bar (may be empty)."""
+"""Called after each unit of work, with the text to show after the bar (may be empty)."""
 
 
 def say(text: str = "") -> None:
-    """One line (or several) on standard error; ``[`` and ``]`` have no special meaning."""
+    """Print one or more lines on standard error; ``[`` and ``]`` have no special meaning."""
     if runtime.rank() == 0:
-        console.print(shown(text), markup=False)
+        console.print(printable_lines(text), markup=False)
 
 
-def answer(text: str) -> None:
-    """A result, on standard output."""
+def print_result(text: str) -> None:
+    """Print a result on standard output."""
     if runtime.rank() == 0:
-        print(shown(text), flush=True)
+        print(printable_lines(text), flush=True)
 
 
-def answer_json(value: Any) -> None:
-    """A result as indented JSON, on standard output."""
+def print_json(value: Any) -> None:
+    """Print a result as indented JSON on standard output."""
     if runtime.rank() == 0:
-        print(shown_json(json.dumps(value, indent=2, ensure_ascii=False)), flush=True)
+        print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)), flush=True)
 
 
-def complain(error: Exception) -> None:
-    """Why the command ends. Of the other processes one line each: most often they met the same; and
-    none where all were asked to stop.
+def print_error(error: Exception) -> None:
+    """Print on standard error why the command ends.
 
-    The end of the line is written with it: print would write it by itself, and what another process
-    says at the same moment would come between."""
+    Other ranks print one line each, because most often they met the same error, and nothing if all
+    ranks were asked to stop. Text and newline are written in one call: `print` writes them in two,
+    and the output of another process could come between.
+    """
     if runtime.rank() == 0:
-        sys.stderr.write(f"resnet: {shown(str(error))}\n")
+        sys.stderr.write(f"resnet: {printable_lines(str(error))}\n")
     elif not isinstance(error, Interrupted):
         line = f"resnet: process {runtime.rank()}: {error}".splitlines()[0]
         sys.stderr.write(f"{printable(line)}\n")
 
 
-def counted(number: int, noun: str) -> str:
-    """
-    >>> counted(1, "compute thread"), counted(2, "epoch")
+def pluralize(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> pluralize(1, "compute thread"), pluralize(2, "epoch")
     ('1 compute thread', '2 epochs')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def printable(text: str) -> str:
-    """``text`` on one line: what cannot be shown, such as a newline in a file's name, as an escape.
+    r"""Return ``text`` on one line, with control characters and the like as escapes.
 
-    >>> print(printable("new\\nline 花"))
-    new\\nline 花
+    >>> print(printable("new\nline 花"))
+    new\nline 花
     """
-    return "".join(c if _is_shown(c) else repr(c)[1:-1] for c in text)
+    return "".join(c if _is_printable(c) else repr(c)[1:-1] for c in text)
 
 
-def shown(text: str) -> str:
-    """Return ``text`` as a terminal may get it: each of its lines `printable`. Names of files and
-    classes may hold escape sequences, which would reach the terminal as commands."""
+def printable_lines(text: str) -> str:
+    """Return ``text`` with each of its lines `printable`.
+
+    File and class names may hold escape sequences that a terminal would execute.
+    """
     return "\n".join(map(printable, text.split("\n")))
 
 
-def shown_json(text: str) -> str:
-    """Return the same JSON without what a terminal would take for commands.
+def printable_json(text: str) -> str:
+    r"""Return the same JSON document with control characters as JSON escapes.
 
-    >>> print(shown_json('"a\x9bb"'))
-    "a\\u009bb"
+    >>> print(printable_json('"a\x9bb"'))
+    "a\u009bb"
     """
-    return "".join(c if c == "\n" or _is_shown(c) else json.dumps(c)[1:-1] for c in text)
+    return "".join(c if c == "\n" or _is_printable(c) else json.dumps(c)[1:-1] for c in text)
 
 
-def _is_shown(c: str) -> bool:
+def _is_printable(c: str) -> bool:
     return c.isprintable() or unicodedata.category(c) == "Zs"  # all kinds of spaces
 
 
-def padded(text: str, width: int) -> str:
-    """`printable` text, filled up with blanks to ``width`` columns of a terminal, of which Chinese,
-    Japanese and Korean letters take two each, and marks above or below a letter none.
+def pad_to_width(text: str, width: int) -> str:
+    """Return `printable` text, padded with spaces to ``width`` terminal columns.
 
-    >>> padded("花", 4) + "|"
+    >>> pad_to_width("花", 4) + "|"
     '花  |'
     """
     text = printable(text)
-    return text + " " * (width - columns(text))
+    return text + " " * (width - display_width(text))
 
 
-def columns(text: str) -> int:
-    """How many columns of a terminal a text takes as `printable`."""
+def display_width(text: str) -> int:
+    """Return the terminal columns that `printable` text takes.
+
+    Chinese, Japanese and Korean characters take two columns, combining marks none.
+    """
     return cell_len(printable(text))
 
 
 @contextmanager
-def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
-    """Shows ``what`` as ``total`` units of work (None: nobody knows), of which ``done`` are; yields
-    the function to call after each further unit.
+def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
+    """Show progress while this context is open.
 
-    On a terminal this is a live bar with the time left, which goes away when the work is done;
-    elsewhere a line appears at most ``every`` seconds.
+    On a terminal this is a live bar with the time left, which disappears at the end. Elsewhere it
+    is a line at most every ``every`` seconds.
+
+    Args:
+        label: what is being done.
+        total: units of work; None if unknown.
+        done: units that are already done.
+        every: seconds between two lines.
+
+    Yields:
+        The function to call after each further unit.
     """
     if runtime.rank() != 0:
         yield lambda text: None
         return
     if not console.is_terminal:
-        yield _lines(what, total, done, every)
+        yield _line_printer(label, total, done=done, every=every)
         return
-    shown = (
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
@@ -138,8 +152,8 @@ def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Ite
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*shown, console=console, transient=True) as live:
-        task = live.add_task(what, total=total, completed=done, text="")
+    with Progress(*columns, console=console, transient=True) as live:
+        task = live.add_task(label, total=total, completed=done, text="")
 
         def advance(text: str = "") -> None:
             live.update(task, advance=1, text=printable(text))
@@ -147,7 +161,7 @@ def bar(what: str, total: int | None, done: int = 0, every: float = 10.0) -> Ite
         yield advance
 
 
-def _lines(what: str, total: int | None, done: int, every: float) -> Advance:
+def _line_printer(label: str, total: int | None, *, done: int, every: float) -> Advance:
     last = time.monotonic()
 
     def advance(text: str = "") -> None:
@@ -156,6 +170,7 @@ def _lines(what: str, total: int | None, done: int, every: float) -> Advance:
         if time.monotonic() - last >= every and done != total:
             last = time.monotonic()
             count = f"{done}/{total}" if total is not None else f"{done}"
-            print(shown(f"{what} {count} {text}".rstrip()), file=sys.stderr, flush=True)
+            line = printable_lines(f"{label} {count} {text}".rstrip())
+            print(line, file=sys.stderr, flush=True)
 
     return advance

@@ -1,7 +1,7 @@
-"""Randomness as a function: whoever needs chance asks for f(seed, what, where), and keeps no state.
+"""Randomness as a function: every random choice is f(seed, purpose, position), not a state.
 
-So a run gives the same bits whatever the number of loader workers, and wherever it was stopped and
-resumed: nothing has to be remembered, restored or kept in step.
+A run therefore gives the same bits with any number of loader workers, and wherever it was stopped
+and resumed: RNG state is not stored, restored or kept in step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 def derive(*parts: int | str) -> int:
-    """A number of 63 bits that depends on every part and on nothing else.
+    """Return a 63-bit seed that depends on every part and on nothing else.
 
     >>> derive(0, "order", 1) == derive(0, "order", 1) != derive(0, "order", 2)
     True
@@ -27,7 +27,7 @@ def derive(*parts: int | str) -> int:
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of an epoch: a permutation of ``range(count)`` as int64, f(seed, epoch).
+    """Return the order of an epoch: a permutation of ``range(count)`` as int64, f(seed, epoch).
 
     >>> order(seed=0, epoch=3, count=4).tolist() == order(seed=0, epoch=3, count=4).tolist()
     True
@@ -36,12 +36,12 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def for_image(seed: int, epoch: int, image: int, copy: int = 0) -> random.Random:
-    """The source of chance for the augmentation of one picture: f(seed, epoch, picture, copy)."""
+    """Return the rng that augments one copy of an image: f(seed, epoch, image, copy)."""
     return random.Random(derive(seed, "picture", epoch, image, copy))
 
 
 def seed_generators(device: torch.device, *parts: int | str) -> None:
-    """Seed PyTorch's global generators that a network on ``device`` draws from, and no others."""
+    """Seed only the global PyTorch generators that a network on ``device`` draws from."""
     seed = derive(*parts)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -53,24 +53,27 @@ def seed_generators(device: torch.device, *parts: int | str) -> None:
 
 @contextmanager
 def preserve_generators() -> Iterator[None]:
-    """Put the global generators of PyTorch, NumPy and Python back as they were, on exit.
+    """Restore the global generators of PyTorch, NumPy and Python on exit.
 
-    Where CUDA only starts inside, its generators get the seed that `torch.manual_seed` had set.
+    If CUDA is initialised inside the context, its generators get the seed that `torch.manual_seed`
+    had set.
     """
-    own, numbers, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    started = _cuda_has_started()
-    devices = torch.cuda.get_rng_state_all() if started else []
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch_state = torch.get_rng_state()
+    cuda_was_initialized = _is_cuda_initialized()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda_was_initialized else []
     try:
         yield
     finally:
-        random.setstate(own)
-        np.random.set_state(numbers)
-        torch.set_rng_state(state)
-        if started:
-            torch.cuda.set_rng_state_all(devices)
-        elif _cuda_has_started():
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_was_initialized:
+            torch.cuda.set_rng_state_all(cuda_states)
+        elif _is_cuda_initialized():
             torch.cuda.manual_seed_all(torch.initial_seed())
 
 
-def _cuda_has_started() -> bool:
+def _is_cuda_initialized() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -1,5 +1,7 @@
-"""What the machine has: device, precision, threads, ranks, versions. The one reader of the hardware
-and of what torchrun tells the processes that it starts."""
+"""Device, precision, memory layout, threads and ranks of a run.
+
+The only module that reads the hardware, and the environment variables that torchrun sets.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,31 @@ Result = TypeVar("Result")
 Given = ParamSpec("Given")
 
 PATIENCE = timedelta(days=1)
-"""How long one rank waits for another, which may be measuring or writing: PyTorch's own limits (10
-or 30 minutes) would end a run in a long evaluation. Waiting for a rank that has died is not left to
-this: its connection breaks, and torchrun stops the others."""
+"""How long one rank waits for another, which may be evaluating or writing.
+
+PyTorch's defaults (10 or 30 minutes) would end a run in a long evaluation. A rank that dies does
+not cause such a wait: its connection breaks, and torchrun stops the others.
+"""
 
 NCCL_PATIENCE = timedelta(minutes=10)
-"""How long an exchange between GPUs may take. NCCL does not notice that a peer is gone, and no rank
-works alone while others wait in NCCL: they wait in `Runtime.on_main`, which goes through gloo."""
+"""How long an exchange between GPUs may take.
+
+NCCL does not notice that a peer is gone. Ranks never wait in NCCL while another works alone: they
+wait in `Runtime.on_main`, which uses gloo.
+"""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a network runs.
+    """The device, precision, rank and memory layout with which a network runs.
 
     Args:
         device: ``cpu``, ``cuda`` or ``mps``.
         precision: ``"bf16"`` and ``"fp16"`` compute convolutions under autocast; ``"fp32"`` does
             not.
-        rank: which of the processes of this run this one is, from 0; see `connected`.
-        world_size: how many processes there are.
-        memory_format: of the network and its input; see `for_network`.
+        rank: number of this process in the run, from 0; see `connected`.
+        world_size: number of processes in the run.
+        memory_format: layout of the network and its input; see `for_network`.
     """
 
     device: torch.device
@@ -56,23 +63,25 @@ class Runtime:
     memory_format: torch.memory_format = torch.contiguous_format
 
     def for_network(self, model: nn.Module, channels_last: bool = True) -> Runtime:
-        """Return this runtime with the memory layout that is right for ``model``."""
+        """Return this runtime with the memory layout that suits ``model``."""
         layout = memory_format(model, self.device, self.precision, channels_last)
         return replace(self, memory_format=layout)
 
     def autocast(self) -> torch.autocast:
-        """The context in which the network runs forward."""
+        """Return the autocast context for the forward pass."""
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, kind, enabled=self.precision != "fp32")
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return what keeps the gradients of fp16 within its range; it does nothing for others."""
+        """Return the gradient scaler; it is active only for fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @contextmanager
     def tuned(self, enabled: bool) -> Iterator[None]:
-        """Let cuDNN try its algorithms on each new shape and keep the fastest: worth it where the
-        same shapes come back. The setting is the process's; it is put back at the end."""
+        """Let cuDNN time its algorithms for each new shape and keep the fastest.
+
+        Worth it if shapes repeat. The setting belongs to the process; it is restored on exit.
+        """
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = before or (enabled and self.device.type == "cuda")
         try:
@@ -81,7 +90,7 @@ class Runtime:
             torch.backends.cudnn.benchmark = before
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given; a clock read after this is honest."""
+        """Wait until the device has finished all queued work, so that timings are correct."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -93,203 +102,216 @@ class Runtime:
         return self.rank == 0
 
     def on_main(
-        self, function: Callable[Given, Result], *args: Given.args, **named: Given.kwargs
+        self, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
         """Call a function on the main rank and return its result on every rank.
 
-        All ranks must call this. The result is pickled on its way.
+        All ranks must call this. The result is pickled for the other ranks.
 
         Raises:
-            TrainingError: on the other ranks, where it failed on the first, which has the error.
+            TrainingError: on the other ranks, if the function failed on the main rank, which
+                raises the original error.
         """
         if self.world_size == 1:
-            return function(*args, **named)
-        answer: list[Any] = [None, None]  # the result, or what went wrong
+            return function(*args, **kwargs)
+        message: list[Any] = [None, None]  # the result, the text of the error
         failure = None
         if self.rank == 0:
             try:
-                answer[0] = function(*args, **named)
+                message[0] = function(*args, **kwargs)
             except Exception as error:
-                failure, answer[1] = error, str(error)
-        distributed.broadcast_object_list(answer, src=0, group=_patient_group)
+                failure = error
+                message[1] = str(error)
+        distributed.broadcast_object_list(message, src=0, group=_patient_group)
         if failure is not None:
             raise failure
-        if answer[1] is not None:
-            raise TrainingError(f"the first process could not go on: {answer[1]}")
-        result: Result = answer[0]
+        if message[1] is not None:
+            raise TrainingError(f"The main process failed: {message[1]}")
+        result: Result = message[0]
         return result
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The numbers of every rank, in the order of the ranks; all ranks must come here with
-        equally many."""
-        mine = torch.tensor(numbers, dtype=torch.float64)
+        """Return the numbers of every rank, in the order of the ranks.
+
+        All ranks must call this with the same count of numbers.
+        """
+        own_row = torch.tensor(numbers, dtype=torch.float64)
         if self.world_size == 1:
-            return [mine.tolist()]
-        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
-        distributed.all_gather(rows, mine, group=_patient_group)
+            return [own_row.tolist()]
+        rows = [torch.empty_like(own_row) for _ in range(self.world_size)]
+        distributed.all_gather(rows, own_row, group=_patient_group)
         return [row.tolist() for row in rows]
 
 
 _patient_group: Any = None
-"""What `Runtime.on_main` and `Runtime.gather` go through: gloo, with `PATIENCE`."""
+"""Process group of `Runtime.on_main` and `Runtime.gather`: gloo, with `PATIENCE`."""
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start to copy a tensor to the CPU. The function that is returned waits for that copy alone,
-    not for work that was queued after it."""
-    if tensor.device.type != "cuda":  # PyTorch promises no order for copies from Apple's GPUs
+    """Start copying a tensor to the CPU, and return a function that returns the copy.
+
+    The function waits only for this copy, not for work that was queued after it.
+    """
+    if tensor.device.type != "cuda":  # PyTorch does not order copies from Apple's GPUs
         return tensor.cpu
     copy = tensor.to("cpu", non_blocking=True)  # into pinned memory
     done = torch.cuda.current_stream(tensor.device).record_event()
 
-    def read() -> Tensor:
+    def wait_for_copy() -> Tensor:
         done.synchronize()
         return copy
 
-    return read
+    return wait_for_copy
 
 
 _fp32_lock = Lock()
-_fp32_before: list[list[str]] = []  # one entry for each `full_fp32` that is open
+_saved_fp32: list[list[str]] = []  # one entry per open `full_fp32`
 
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """Compute fp32 in fp32. By default cuDNN rounds the factors of convolutions to TF32, with 10
-    bits, on cards that have it. The settings are the process's: the last of several threads to
-    leave puts them back."""
+    """Compute fp32 in full precision.
+
+    By default cuDNN rounds the inputs of convolutions to TF32 (10 bits of mantissa) on GPUs that
+    support it. The settings belong to the process: the last of several threads to leave restores
+    them.
+    """
     if device.type != "cuda":
         yield
         return
     cudnn: Any = torch.backends.cudnn
     settings = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     with _fp32_lock:
-        _fp32_before.append([setting.fp32_precision for setting in settings])
+        _saved_fp32.append([setting.fp32_precision for setting in settings])
         for setting in settings:
             setting.fp32_precision = "ieee"
     try:
         yield
     finally:
         with _fp32_lock:
-            before = _fp32_before[0] if len(_fp32_before) == 1 else ["ieee"] * 3
-            _fp32_before.pop()
-            for setting, value in zip(settings, before, strict=True):
+            saved = _saved_fp32[0] if len(_saved_fp32) == 1 else ["ieee"] * 3
+            _saved_fp32.pop()
+            for setting, value in zip(settings, saved, strict=True):
                 setting.fp32_precision = value
 
 
 _dtype_lock = Lock()
-_dtypes_before: list[torch.dtype] = []  # one entry for each `pytorch_defaults` that is open
+_saved_dtypes: list[torch.dtype] = []  # one entry per open `pytorch_defaults`
 
 
 @contextmanager
 def pytorch_defaults() -> Iterator[None]:
-    """Compute as in a fresh process: new tensors are float32 and on the CPU, gradients are
-    recorded, and there is no autocast, whatever the caller has set. All of it is put back.
+    """Compute with PyTorch's own defaults, whatever the caller has set, and restore the caller's.
 
-    Around every public function that makes or runs a network. Not around a ``yield``, which would
-    set the caller's thread too. The default dtype is the process's, so the last of several threads
-    to leave puts it back; the rest belongs to the thread.
+    New tensors are float32 and on the CPU, gradients are recorded, autocast is off. Used around
+    every public function that builds or runs a network, but not around a ``yield``, which would
+    change the settings of the caller's thread too. The default dtype belongs to the process, so the
+    last of several threads to leave restores it; the other settings belong to the thread.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if torch.get_default_device().type != "cpu":  # else it would slow down every call
+        if torch.get_default_device().type != "cpu":  # setting it slows down every call
             stack.enter_context(torch.device("cpu"))
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         with _dtype_lock:
-            _dtypes_before.append(torch.get_default_dtype())
+            _saved_dtypes.append(torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
             with _dtype_lock:
-                before = _dtypes_before[0]
-                _dtypes_before.pop()
-                if not _dtypes_before:
-                    torch.set_default_dtype(before)
+                saved = _saved_dtypes[0]
+                _saved_dtypes.pop()
+                if not _saved_dtypes:
+                    torch.set_default_dtype(saved)
 
 
 def world_size() -> int:
-    """How many processes torchrun started for this run; 1 without torchrun."""
+    """Return how many processes torchrun started for this run; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_world_size() -> int:
-    """How many of them run on this machine."""
+    """Return how many processes of this run are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Which of them this one is. The first, 0, alone writes, prints and measures."""
+    """Return the rank of this process. Only rank 0, the main rank, writes, prints and evaluates."""
     return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """While this is open, the processes of one run can reach each other: tensors on the CPU go
-    through gloo, those on GPUs through NCCL. Without torchrun it does nothing.
+    """Connect the processes of one run while this context is open.
+
+    Tensors on the CPU go through gloo, those on GPUs through NCCL. Does nothing without torchrun.
 
     Raises:
-        TrainingError: another process died, and the connection to it with it.
+        TrainingError: another process died.
     """
     if world_size() == 1 or distributed.is_initialized():
         yield
         return
     cuda = torch.cuda.is_available()
-    own = cuda and _local_rank() < torch.cuda.device_count()
-    # Unlike set_device, this puts the caller's device back, and takes no memory of that one.
-    with torch.cuda.device(_local_rank()) if own else nullcontext(), _process_group(cuda):
+    has_own_gpu = cuda and _local_rank() < torch.cuda.device_count()
+    # Unlike set_device, this restores the caller's device, and allocates nothing on it.
+    with torch.cuda.device(_local_rank()) if has_own_gpu else nullcontext(), _process_group(cuda):
         yield
 
 
 @contextmanager
 def _process_group(cuda: bool) -> Iterator[None]:
-    # Functions of this module have the group of all processes as a default, evaluated when the
-    # module is loaded. Loaded by PyTorch later on, it would keep that group and its threads alive
-    # after its end, and a process that ends beside such a thread is aborted now and then.
+    # torch.distributed.nn.functional evaluates the default process group when it is imported. If
+    # PyTorch imported it later, it would keep our group and its threads alive after the group's
+    # end, and a process that exits beside such a thread is sometimes aborted.
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.nn import functional  # noqa: F401
     from torch.distributed.rendezvous import rendezvous
 
     global _patient_group
     backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    board, number, size = next(rendezvous("env://", timeout=PATIENCE))
+    base_store, number, size = next(rendezvous("env://", timeout=PATIENCE))
     # A second connection of these processes must not read the addresses of the first.
-    store = PrefixStore(f"{(board.add('connections', 1) - 1) // size}", board)
+    connection = (base_store.add("connections", 1) - 1) // size
+    store = PrefixStore(f"{connection}", base_store)
     limit = NCCL_PATIENCE if cuda else PATIENCE
     distributed.init_process_group(
         backends, store=store, rank=number, world_size=size, timeout=limit
     )
     _patient_group = distributed.new_group(timeout=PATIENCE, backend="gloo") if cuda else None
-    together = False  # whether the others come to this end too
+    peers_alive = False  # whether the other ranks reach this end too
     try:
         yield
-        together = True
+        peers_alive = True
     except Exception as error:
-        together = not _is_of_the_connection(error)
-        if together:
+        peers_alive = not _is_connection_error(error)
+        if peers_alive:
             raise
         raise TrainingError(
-            "another process of this run has ended; its own message says why"
+            "Another process of this run has ended. Its own message says why"
         ) from error
     finally:
-        if together:
-            _wait_for_all(store, number, size)
+        if peers_alive:
+            _wait_for_peers(store, number, size=size)
         _patient_group = None
         distributed.destroy_process_group()
 
 
-def _wait_for_all(store: Store, number: int, size: int) -> None:
-    """Until all have come here, or a few seconds: who hangs up while another still reads what was
-    exchanged last takes it from the other's hands."""
-    with suppress(distributed.DistError):  # one has failed where the others have not
+def _wait_for_peers(store: Store, number: int, *, size: int) -> None:
+    """Wait until all ranks are here, at most 5 seconds.
+
+    Leaving early can drop data that a peer is still reading.
+    """
+    with suppress(distributed.DistError):  # one rank has failed and the others have not
         store.set(f"left {number}", "")
         store.wait([f"left {each}" for each in range(size)], timedelta(seconds=5))
 
 
-def _is_of_the_connection(error: Exception) -> bool:
+def _is_connection_error(error: Exception) -> bool:
     if isinstance(error, ResnetkitError) or not isinstance(error, RuntimeError):
         return False
     text = str(error)
@@ -301,71 +323,77 @@ def _local_rank() -> int:
 
 
 def pick(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Choose a device (CUDA, then Apple's MPS, then the CPU) and a precision that it is fast in.
+    """Return the runtime for a device and precision; ``auto`` selects the fastest.
+
+    The order of devices is CUDA, Apple's MPS, CPU.
 
     Raises:
-        RecipeError: a device or precision that this machine has not.
+        RecipeError: an unknown device or precision, or one that this machine does not have.
     """
-    chosen = _device(device)
+    selected = _select_device(device)
     if precision not in ("auto", "bf16", "fp16", "fp32"):
-        raise RecipeError(f"precision is auto, bf16, fp16 or fp32; got {precision!r}")
-    if precision == "fp16" and chosen.type != "cuda":
+        raise RecipeError(f"precision must be auto, bf16, fp16 or fp32; got {precision!r}")
+    if precision == "fp16" and selected.type != "cuda":
         raise RecipeError(
-            f"precision fp16 is for CUDA GPUs, and this run is on {chosen}. "
+            f"precision fp16 is for CUDA GPUs, and this run is on {selected}. "
             "Set precision to auto, bf16 or fp32"
         )
     if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(chosen) else "fp32"
-        if precision == "fp32" and chosen.type == "cuda" and _capability(chosen) >= (7, 0):
-            precision = "fp16"  # before 7.0 (V100) it is no faster
-    return Runtime(chosen, precision, rank(), world_size())
+        precision = "bf16" if _has_fast_bf16(selected) else "fp32"
+        if precision == "fp32" and selected.type == "cuda" and _capability(selected) >= (7, 0):
+            precision = "fp16"  # not faster before 7.0 (V100)
+    return Runtime(selected, precision, rank=rank(), world_size=world_size())
 
 
-def _device(name: str) -> torch.device:
-    several = world_size() > 1
-    there = {
+def _select_device(name: str) -> torch.device:
+    is_distributed = world_size() > 1
+    available = {
         "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available() and not several,  # it cannot exchange gradients
+        "mps": torch.backends.mps.is_available() and not is_distributed,  # no gradient exchange
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, usable in there.items() if usable)
-    kind = name.partition(":")[0]
-    if kind not in there:
-        raise RecipeError(f"device is auto, cpu, cuda, cuda:N or mps; got {name!r}")
-    if not there[kind]:
-        usable = ", ".join(kind for kind, usable in there.items() if usable)
-        raise RecipeError(f"device {name!r} was asked for, but this machine has only: {usable}")
-    if several and kind == "cuda":
-        return _own_gpu(name)
-    number, gpus = name.partition(":")[2], torch.cuda.device_count() if kind == "cuda" else 0
+        name = next(kind for kind, usable in available.items() if usable)
+    kind, _, number = name.partition(":")
+    if kind not in available:
+        raise RecipeError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}")
+    if not available[kind]:
+        usable = ", ".join(kind for kind, usable in available.items() if usable)
+        raise RecipeError(f"device {name!r} is not available. This machine has only: {usable}")
+    if is_distributed and kind == "cuda":
+        return _select_own_gpu(name)
+    gpus = torch.cuda.device_count() if kind == "cuda" else 0
     if name != kind and not (number.isdecimal() and int(number) < gpus):
-        fitting = f"; of this machine's GPUs cuda:0 to cuda:{gpus - 1} are there" if gpus else ""
-        raise RecipeError(f"device is auto, cpu, cuda, cuda:N or mps{fitting}; got {name!r}")
+        existing = f". This machine has cuda:0 to cuda:{gpus - 1}" if gpus else ""
+        raise RecipeError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}{existing}")
     return torch.device(name)
 
 
-def _own_gpu(name: str) -> torch.device:
-    """Each process of a machine has the GPU of its number there."""
+def _select_own_gpu(name: str) -> torch.device:
+    """Return the GPU whose number is the local rank."""
     if name != "cuda":
-        raise RecipeError(f"each process has a GPU of its own: expected cuda, got {name!r}")
+        raise RecipeError(
+            f"With several processes the device must be cuda, because each process uses its own "
+            f"GPU; got {name!r}"
+        )
     gpus = torch.cuda.device_count()
     if local_world_size() > gpus:
+        count = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
         raise RecipeError(
-            f"{local_world_size()} processes were started on a machine with {gpus} GPU(s): start "
-            f"torchrun with --nproc-per-node {gpus}, or compute on the CPU with --device cpu"
+            f"{local_world_size()} processes were started on a machine with {count}. Start "
+            f"torchrun with --nproc-per-node {gpus}, or use the CPU with --device cpu"
         )
     return torch.device("cuda", _local_rank())
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; where it is emulated, fp32 is faster."""
+    """Return whether the hardware multiplies bfloat16; if it is emulated, fp32 is faster."""
     if device.type == "cuda":
         return torch.version.hip is not None or _capability(device) >= (8, 0)
     if device.type == "cpu":
         features = _cpu_features()
         native = features.get("avx512_bf16") or features.get("amx_bf16")
-        # The processor may have it, and PyTorch be told not to use it (ATEN_CPU_CAPABILITY).
+        # ATEN_CPU_CAPABILITY can tell PyTorch not to use what the processor has.
         return bool(native) and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return False
 
@@ -373,21 +401,23 @@ def _has_fast_bf16(device: torch.device) -> bool:
 def memory_format(
     model: nn.Module, device: torch.device, precision: str = "fp32", wanted: bool = True
 ) -> torch.memory_format:
-    """Return the memory layout in which ``model`` and its input run. This is the one place that
-    decides.
+    """Return the memory layout for ``model`` and its input; only this function decides it.
 
-    channels_last where it is fast and right, contiguous otherwise:
+    It is channels_last if that is fast and correct, else contiguous:
 
-    - on Apple devices contiguous: the gradient of batch norm under channels_last is wrong or ends
-      the process before torch 2.14 (pytorch/pytorch 175189, 181411), and 174345 is open;
-    - on CUDA devices contiguous in fp32, and on cards without tensor cores, which gain nothing;
-    - on CPUs contiguous for a network with a strided 1x1 convolution of fewer than 8 channels: on
+    - Apple devices: contiguous. The gradient of batch norm under channels_last is wrong or crashes
+      before torch 2.14 (pytorch/pytorch 175189, 181411), and 174345 is open.
+    - CUDA devices: contiguous in fp32, and on GPUs without tensor cores, which gain nothing.
+    - CPUs: contiguous for a network with a strided 1x1 convolution of fewer than 8 channels. On
       processors without AVX-512 the kernel of its weight gradient writes past its buffer (oneDNN
-      3.12, torch 2.14.1; benchmarks/shapes.py finds it). Every CPU does the same, so that a run
-      does not depend on the processor more than it must.
+      3.12, torch 2.14.1; found by benchmarks/shapes.py). All CPUs use the same layout, so that a
+      run depends on the processor as little as possible.
 
     Args:
-        wanted: False for a recipe that turns channels_last off.
+        model: the network.
+        device: where it runs.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        wanted: False if the recipe turns channels_last off.
     """
     if not wanted or device.type == "mps":
         return torch.contiguous_format
@@ -409,12 +439,12 @@ def _breaks_channels_last(module: nn.Module) -> bool:
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
-    """Of a CUDA GPU: (7, 5) for a T4, (8, 0) for an A100."""
+    """Return the compute capability of a GPU: (7, 5) for a T4, (8, 0) for an A100."""
     return torch.cuda.get_device_capability(device)
 
 
 def _cpu_features() -> dict[str, Any]:
-    """Return what PyTorch says about the processor; older versions say only what is needed here."""
+    """Return the features of the processor; older PyTorch reports only those needed here."""
     if hasattr(torch.cpu, "get_capabilities"):
         return dict(torch.cpu.get_capabilities())
     return {
@@ -424,14 +454,18 @@ def _cpu_features() -> dict[str, Any]:
 
 
 def default_workers() -> int:
-    """Return how many threads read images: one for each core, at most 16. Processes on one machine
-    share its cores; readers never take compute threads away."""
+    """Return the default number of threads that read images: one per core, at most 16.
+
+    Processes on one machine share its cores. The number of compute threads does not depend on it.
+    """
     return max(1, min(16, cores() // local_world_size()))
 
 
 def cores() -> int:
-    """Return the cores that this process may use, at least 1: its affinity, and the CPU quota of
-    its container rounded up."""
+    """Return how many cores this process may use, at least 1.
+
+    The smaller of its CPU affinity and its container's CPU quota, rounded up.
+    """
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
@@ -441,7 +475,7 @@ def cores() -> int:
 
 @contextmanager
 def restored_threads() -> Iterator[None]:
-    """Give the caller its number of compute threads back at the end."""
+    """Restore the caller's number of compute threads on exit."""
     before = torch.get_num_threads()
     try:
         yield
@@ -450,8 +484,10 @@ def restored_threads() -> Iterator[None]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions that a result was reached with on ``device``, for
-    ``environment.json``."""
+    """Return the machine and the package versions of a run on ``device``.
+
+    This is the content of ``environment.json``.
+    """
     packages = ("resnetkit", "torch", "torchvision", "numpy", "pillow", "safetensors")
     versions = {name: metadata.version(name) for name in packages}
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

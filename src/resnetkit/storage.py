@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and hashes of what they hold."""
+"""Atomic and durable writes, locks, CSV and JSON, and checks of output paths."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from typing import IO, Any
 from .errors import OutputError, ResnetkitError
 
 MARKER = ".resnetkit"
-"""The name of the file that marks a folder as written by a command: its images are no photos."""
+"""Name of the file that marks a folder as written by a command: its images are not photos."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; what was written there becomes ``path``.
+    """Yield a temporary path in the same folder, and rename it to ``path`` on exit.
 
-    The data reach the disk before the name does, and the name before this returns, so that a
-    crash leaves either the old file or the new one. On an exception the old one stays.
+    The data reach the disk before the rename, and the rename before this returns: a crash leaves
+    either the old file or the new one. An exception keeps the old file.
 
     Raises:
-        OutputError: there is no writing to that folder, the disk is full or fails, or ``path`` is a
-            folder itself.
+        OutputError: the folder cannot be written to, the disk is full or fails, or ``path`` is a
+            folder.
     """
     with temporary(path) as unfinished:
         yield unfinished
@@ -41,39 +41,41 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path``, for `publish`; what is left there is removed.
+    """Yield a temporary path beside ``path``, for `publish`; remove it on exit if it is left.
 
     Raises:
         OutputError: as `atomic`.
     """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with _told(path):
+    with _as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # 0o666 less the umask, which the system subtracts: asking for the umask means setting it,
+        # The system subtracts the umask from 0o666. Python can read the umask only by setting it,
         # for every thread of the process.
         os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        with _told(path):
+        with _as_output_error(path):
             yield unfinished
     finally:
         discard(unfinished)
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except ResnetkitError:
         raise
     except OSError as error:
-        why = error.strerror or str(error)
-        told = OutputError(f"{path} cannot be written ({why}); name a place that can be")
-        told.strerror = why
-        raise told from error
+        reason = error.strerror or str(error)
+        output_error = OutputError(
+            f"{path} cannot be written ({reason}). Choose a path that can be written to"
+        )
+        output_error.strerror = reason
+        raise output_error from error
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished file of the same folder its name: its data are on the disk before that."""
+    """Flush a finished file to the disk, then rename it to ``path`` in the same folder."""
     _fsync(temporary)
     os.replace(temporary, path)
     _fsync(path.parent)
@@ -81,13 +83,18 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Wait until no other process holds ``path``, hold it, let it go; the system lets it go if
-    the process dies. The empty file stays: deleting it would let two processes hold two of them.
+    """Hold the lock on ``path`` while this context is open.
 
-    On a file system without locks (some network folders) say so, and go on without one.
+    The system releases the lock if the process dies. The empty file stays: deleting it would let
+    two processes each lock a file of that name. On a file system without locks (some network
+    folders) print a warning and continue without one.
+
+    Args:
+        path: the lock file; it is made if missing.
+        wait: wait for another process to release it.
 
     Raises:
-        BlockingIOError: another process holds it, and ``wait`` is False.
+        BlockingIOError: another process holds the lock, and ``wait`` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -96,45 +103,52 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            _say_once(
-                f"{path.parent} is on a file system without locks ({error.strerror}). Going on "
+            _warn_once(
+                f"{path.parent} is on a file system without locks ({error.strerror}). Continuing "
                 "without one: make sure that no other process writes there"
             )
         yield  # closing the file unlocks it
 
 
 def discard(path: Path) -> None:
-    """Remove a file of ours that nobody needs any more, if it is there. If that fails, as on NFS
-    while a program has the file open, say so once for the folder, and go on: what was saved is
-    whole."""
+    """Remove a file that is no longer needed, if it exists.
+
+    If that fails, as on NFS while a program has the file open, warn once per folder and continue:
+    nothing that was saved is affected.
+    """
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        _say_once(f"Old files in {path.parent} cannot be removed ({error.strerror}); they stay")
+        _warn_once(f"Old files in {path.parent} cannot be removed ({error.strerror})")
 
 
 @functools.cache
-def _say_once(text: str) -> None:
-    from .progress import say  # it takes time to import, and is hardly ever needed
+def _warn_once(text: str) -> None:
+    from .progress import say  # slow to import, and rarely needed
 
     say(text)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically. Names of files that are no text (which Python holds as
-    lone surrogates) are escaped as JSON does, so that what is written is text."""
+    """Write ``text`` as UTF-8, atomically.
+
+    File names that are not text (Python stores them as lone surrogates) are written as escapes, as
+    in JSON.
+    """
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; numbers in a row stand on one line, so that a
-    table of a thousand rows and columns has a thousand lines."""
+    """Write ``value`` as indented JSON, atomically.
+
+    Lists of numbers are written on one line, so that a matrix has one line per row.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False)
     write_text(path, _NUMBERS.sub(lambda row: _BREAK.sub(" ", row[0].strip()), text) + "\n")
 
 
-_NUMBERS = re.compile(r"(?<=\[)\n[-+.\deE,\n ]+(?=\])")  # a text holds no line break
+_NUMBERS = re.compile(r"(?<=\[)\n[-+.\deE,\n ]+(?=\])")  # JSON strings hold no line breaks
 _BREAK = re.compile(r"\n *")
 
 
@@ -142,21 +156,23 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def csv_line(values: Iterable[Any]) -> str:
-    """Return a row of a CSV file, with its newline. A spreadsheet runs text that begins with ``=``,
-    ``+``, ``-``, ``@``, a tab or a carriage return as a formula, so such text gets an apostrophe in
-    front, and so does text with apostrophes before one of these. Numbers stay numbers.
+    r"""Return a row of a CSV file, with its newline.
+
+    Spreadsheets run text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return as
+    a formula. Such text gets an apostrophe in front, and so does text that has only apostrophes
+    before one of these. Numbers stay numbers.
 
     >>> csv_line(["=1+1", "rose", -0.5])
-    "'=1+1,rose,-0.5\\n"
+    "'=1+1,rose,-0.5\n"
     """
     cells = [f"'{v}" if isinstance(v, str) and _FORMULA.match(v) else v for v in values]
     row = io.StringIO()
-    csv.writer(row, lineterminator="\r\n").writerow(cells)  # which also quotes both letters
+    csv.writer(row, lineterminator="\r\n").writerow(cells)  # \r\n makes it quote both characters
     return row.getvalue()[:-2] + "\n"
 
 
 def csv_text(cell: str) -> str:
-    """Return the text for which `csv_line` wrote ``cell``.
+    """Return the text that `csv_line` wrote as ``cell``.
 
     >>> csv_text("'=1+1"), csv_text("'90s")
     ('=1+1', "'90s")
@@ -165,10 +181,10 @@ def csv_text(cell: str) -> str:
 
 
 def refuse_used(folder: Path | None) -> None:
-    """Make sure that nothing is overwritten: ``folder`` must be new or empty (None is neither).
+    """Check that ``folder`` is new or empty, so that nothing is overwritten. None passes.
 
     Raises:
-        OutputError: it holds something, is a file, or cannot be made.
+        OutputError: it holds files, is a file, or cannot be made.
     """
     if folder is None:
         return
@@ -179,20 +195,22 @@ def refuse_used(folder: Path | None) -> None:
         raise OutputError(f"{folder} is a file; --out names a folder")
     files = sum(not path.name.startswith(".") for path in folder.iterdir())
     if files:
+        count = "1 file" if files == 1 else f"{files} files"
         raise OutputError(
-            f"{folder} is in use: it holds {files} file(s). Name another folder with --out, "
+            f"{folder} is in use: it holds {count}. Name another folder with --out, "
             "or remove this one"
         )
 
 
 def make_output(folder: Path) -> None:
-    """Make a folder for what a command writes, and mark it, so that nobody takes the images in it
-    for photos when it lies among them.
+    """Make a folder for the output of a command, and mark it.
+
+    Marked folders among photos are left out when the photos are read.
 
     Raises:
         OutputError: it cannot be made.
     """
-    with _told(folder):
+    with _as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         marker = folder / MARKER
         marker.write_text(
@@ -202,39 +220,38 @@ def make_output(folder: Path) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Make sure, before long work, that a file or folder can be made where ``path`` says. Nothing
-    is written.
+    """Check, before long work, that ``path`` can be made. Writes nothing.
 
     Raises:
-        OutputError: a part of it is a file or too long a name, or its folder refuses.
+        OutputError: a parent is a file, a name is too long, or permission is missing.
     """
     path = path.absolute()
-    above = next(parent for parent in path.parents if os.path.lexists(parent))
-    why = None if above.is_dir() else f"{above} is a file"
+    parent = next(parent for parent in path.parents if os.path.lexists(parent))
+    problem = None if parent.is_dir() else f"{parent} is a file"
     try:
-        for name in path.relative_to(above).parts if why is None else ():
+        for name in path.relative_to(parent).parts if problem is None else ():
             with contextlib.suppress(FileNotFoundError):
-                os.stat(above / name)  # fails where the name is too long for this disk
+                os.stat(parent / name)  # fails if the name is too long for this disk
     except OSError as error:
-        why = error.strerror
-    if why is None and not os.access(above, os.W_OK | os.X_OK):
-        why = f"no permission to write in {above}"
-    if why is not None:
-        raise OutputError(f"cannot write to {path}: {why}. Name another place with --out")
+        problem = error.strerror
+    if problem is None and not os.access(parent, os.W_OK | os.X_OK):
+        problem = f"no permission to write in {parent}"
+    if problem is not None:
+        raise OutputError(f"Cannot write to {path}: {problem}. Name another path with --out")
 
 
 def refuse_existing(file: Path) -> None:
-    """Make sure that ``file`` is not there yet.
+    """Check that ``file`` does not exist yet.
 
     Raises:
-        OutputError: it is.
+        OutputError: it exists.
     """
     if file.exists():
-        raise OutputError(f"{file} exists; name another file, or remove this one")
+        raise OutputError(f"{file} exists. Name another file, or remove this one")
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hex digits."""
+    """Return the file's SHA-256 as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -248,7 +265,7 @@ def _lock(file: IO[str], wait: bool) -> None:
                 file.seek(0)
                 msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
                 return
-            except OSError as error:  # waiting, it gives up after ten seconds
+            except OSError as error:  # LK_LOCK gives up after ten seconds
                 if not wait:
                     raise BlockingIOError(str(error)) from error
                 if error.errno != errno.EDEADLOCK:

@@ -1,4 +1,4 @@
-"""A finished run, for the commands that take its model file."""
+"""The model file and the images of a finished run."""
 
 from __future__ import annotations
 

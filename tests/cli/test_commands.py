@@ -22,7 +22,7 @@ from resnetkit.training.recipe import load as load_recipe
 
 
 def resnet(*arguments, cwd=None, input=None, **environment):
-    """Run the command as a person does; returns the finished process."""
+    """Run the command in a new process and return the finished process."""
     return subprocess.run(
         [sys.executable, "-m", "resnetkit", *map(str, arguments)],
         capture_output=True,
@@ -37,7 +37,7 @@ def lines(done):
     return done.stdout.decode().splitlines()
 
 
-def test_commands_are_those_that_are_built():
+def test_help_lists_the_commands_that_exist():
     done = resnet("--help")
     text = done.stdout.decode()
     for command in (
@@ -75,7 +75,7 @@ def test_train_evaluate_predict(flat_folder, tmp_path):
     output = done.stdout.decode()
     accuracy = output.split("validation accuracy ")[1].split()[0]
 
-    # The last lines are the commands to type next; type them.
+    # The last lines are the commands to type next. Run them.
     evaluate, predict = (line.split() for line in lines(done)[-2:])
     assert (evaluate[:2], predict[:2]) == (["resnet", "evaluate"], ["resnet", "predict"])
     done = resnet(*evaluate[1:], "--out", "measured", cwd=tmp_path)
@@ -122,7 +122,7 @@ def test_predict_formats(model, images):
     assert lines(done)[0].endswith("%")
 
 
-def test_a_picture_that_cannot_be_read_is_a_row_and_exit_code_3(model, images, tmp_path):
+def test_an_unreadable_image_is_a_row_and_exit_code_3(model, images, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     good = images / "red" / "000.png"
     done = resnet("predict", model, tmp_path / "broken.jpg", good)
@@ -140,7 +140,7 @@ def test_a_closed_pipe_ends_quietly(model, images):
     assert done.stdout.count(b"\n") == 1
     assert [line.split()[0] for line in done.stderr.splitlines()] == [b"engine"]
     status = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], timeout=300)
-    assert status.returncode == 141  # as SIGPIPE ends others
+    assert status.returncode == 141  # as if SIGPIPE had ended it
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,18 @@ def test_a_closed_pipe_ends_quietly(model, images):
         (("train", "full", "--recipe", "clasic"), 2, "did you mean 'classic'"),
         (("train", "full", "--set", "epoch=3"), 2, "did you mean 'epochs'"),
         (("train", "full", "--model", "resnet19"), 2, "Did you mean resnet18"),
-        (("train", "full", "--device", "tpu"), 2, "device is auto, cpu, cuda"),
+        (("train", "full", "--device", "tpu"), 2, "device must be auto, cpu, cuda"),
         (
             ("train", "full", "--device", "cpu:x"),
             2,
-            "device is auto, cpu, cuda, cuda:N or mps; got 'cpu:x'",
+            "device must be auto, cpu, cuda, cuda:N or mps; got 'cpu:x'",
         ),
-        (("train", "full", "--device", "cuda:7"), 2, "this machine has only: cpu"),
-        (("train", "full", "--find-lr", "--seeds", "0-1"), 2, "--find-lr goes without --seeds"),
+        (("train", "full", "--device", "cuda:7"), 2, "This machine has only: cpu"),
+        (
+            ("train", "full", "--find-lr", "--seeds", "0-1"),
+            2,
+            "--find-lr cannot be combined with --seeds",
+        ),
         (("train", "full", "--out", "full"), 1, "full is in use"),
         (("train", "full", "--epochs", "many"), 2, "epochs"),
         (("evaluate", "text.safetensors", "full"), 1, "is not a resnetkit model file"),
@@ -166,14 +170,14 @@ def test_a_closed_pipe_ends_quietly(model, images):
         (("predict", "x.jpg"), 2, "Type:\n  resnet predict model.safetensors x.jpg"),
         (("predict", "a b.jpg", "c.jpg"), 2, "resnet predict model.safetensors 'a b.jpg' c.jpg"),
         (("predict", "full"), 2, "resnet predict model.safetensors full"),
-        (("predict", "m.safetensors"), 2, "resnet predict m.safetensors PICTURE..."),
+        (("predict", "m.safetensors"), 2, "resnet predict m.safetensors IMAGE..."),
         (("predict", "m", "x.png", "--resume"), 1, "m does not exist"),
         (("models", "vgg*"), 2, "No model matches 'vgg*'"),
         (("train", "full", "--out", "text.safetensors/x"), 1, "text.safetensors is a file"),
         (("train", "full", "--set", "crop_scale=[1"), 2, "no valid YAML"),
     ],
 )
-def test_mistakes_are_explained(tmp_path, save, arguments, code, message):
+def test_error_messages(tmp_path, save, arguments, code, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("this is not a model, but some text")
     save(tmp_path / "full", 2)
@@ -201,7 +205,7 @@ def test_signals(flat_folder, tmp_path, sent, code):
     assert b"Traceback" not in error
 
 
-def test_sources_without_pictures_are_rows_and_stop_nobody(model, images, tmp_path):
+def test_sources_without_images_are_error_rows(model, images, tmp_path):
     (tmp_path / "list.txt").write_text("\n")
     (tmp_path / "empty").mkdir()
     good = images / "red" / "000.png"
@@ -376,7 +380,7 @@ def test_demo(tmp_path):
     forward = pictures * sum(summarize(network, size).macs for size in sizes)
     assert 3 * forward < 3e12  # with twice that of a forward for the way back
     assert (tmp_path / "demo" / "run" / "predictions.png").exists()
-    done = resnet("demo", cwd=tmp_path)  # once more: nothing is overwritten
+    done = resnet("demo", cwd=tmp_path)  # a second run overwrites nothing
     assert (tmp_path / "demo" / "run-2" / "model.safetensors").exists()
     first, second = ((tmp_path / "demo" / name / "model.safetensors") for name in ("run", "run-2"))
     assert first.read_bytes() == second.read_bytes()
@@ -385,7 +389,7 @@ def test_demo(tmp_path):
 def test_columns_stay_in_line_whatever_the_script(trained):
     from rich.cells import cell_len
 
-    from resnetkit.cli.show import evaluation_table
+    from resnetkit.cli.tables import evaluation_table
 
     found = resnetkit.evaluate(trained / "model.safetensors", trained.parent / "data", "val")
     names = ("苹果", "กุหลาบ", "new\nline")
@@ -397,7 +401,7 @@ def test_columns_stay_in_line_whatever_the_script(trained):
 
 
 @pytest.mark.slow
-def test_train_hands_its_flags_on(flat_folder, tmp_path):
+def test_train_passes_its_flags_on(flat_folder, tmp_path):
     pytest.importorskip("tensorboard")
     (flat_folder / "red" / "000.png").write_bytes(b"no picture")
     small = ("--model", "cifar_resnet20", "--epochs", "1", "--image-size", "32")

@@ -1,4 +1,4 @@
-"""`resnet study`: light to ask for help, JSON where JSON is asked for, errors in words."""
+"""`resnet study`: fast help, JSON output, error messages."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_costs_of_shortcuts_need_no_training(tmp_path):
         (("shortcuts", "--model", "resnet5"), "Did you mean"),
     ],
 )
-def test_mistakes_are_told(arguments, words, tmp_path):
+def test_error_messages(arguments, words, tmp_path):
     done = resnet(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr

@@ -1,4 +1,4 @@
-"""Names of files and classes may hold what a terminal takes for commands."""
+"""File and class names with escape sequences never reach the terminal unescaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import resnetkit
-from resnetkit.cli import show
+from resnetkit.cli import tables
 from resnetkit.errors import DataError
 
 RED, BELL, TITLE = "\x1b[31m", "\x07", "\x9b2J"
@@ -34,21 +34,21 @@ def dangerous(text):
 
 def test_plan_and_messages_of_training_are_filtered(evil, small, tmp_path, capsys):
     settings = {**small, "epochs": 1, "weights": "none"}
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as raised:
         resnetkit.train(evil, out=tmp_path / "a", **settings)
-    assert "bro\\nken\\x1b[31m.png" in str(told.value)
+    assert "bro\\nken\\x1b[31m.png" in str(raised.value)
     settings |= {"on_error": "skip", "show_plan": True}
     run = resnetkit.train(evil, out=tmp_path / f"b{RED}", **settings)
-    said = capsys.readouterr().err + show.closing_lines(run)
-    skipped = [line for line in said.splitlines() if "bro" in line]
+    output = capsys.readouterr().err + tables.closing_lines(run)
+    skipped = [line for line in output.splitlines() if "bro" in line]
     assert skipped
     assert all("bro\\nken\\x1b[31m.png" in line for line in skipped)
-    assert "same\\x1b[31m\\n.png" in said  # lies under two classes
-    assert "r\\x1b[31med" in said
+    assert "same\\x1b[31m\\n.png" in output  # the same image in two classes
+    assert "r\\x1b[31med" in output
 
 
 @pytest.mark.slow
-def test_no_command_lets_a_name_reach_the_terminal(evil, model, tmp_path):
+def test_no_command_prints_a_name_unescaped(evil, model, tmp_path):
     def run(*arguments):
         done = subprocess.run(
             [sys.executable, "-m", "resnetkit", *map(str, arguments)],
@@ -58,8 +58,8 @@ def test_no_command_lets_a_name_reach_the_terminal(evil, model, tmp_path):
             timeout=300,
             check=False,
         )
-        said = done.stdout + done.stderr
-        assert not dangerous(said), said
+        output = done.stdout + done.stderr
+        assert not dangerous(output), output
         return done
 
     few = ("--model", "cifar_resnet20", "--epochs", 1, "--image-size", 32, "--weights", "none")

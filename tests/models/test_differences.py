@@ -53,7 +53,7 @@ def changed(ours, theirs):
 
 
 def test_the_names_that_we_add_are_all_listed():
-    listed = set().union(*(ticked(row[0]) for row in table("Names that we add")))
+    listed = set().union(*(ticked(row[0]) for row in table("Added names")))
     public = {n for n in models.__all__ if original(n) is None or n == "ImageClassification"}
     assert listed == public
 
@@ -218,5 +218,5 @@ def test_a_behaviour_differs_as_written(name, request):
 
 
 def test_the_behaviours_are_all_listed():
-    rows = table("Answers where the original raises") + table("Behaves in another way")
+    rows = table("Works where torchvision raises") + table("Behaves differently")
     assert [row[0].strip("` |") for row in rows] == list(BEHAVIOURS)

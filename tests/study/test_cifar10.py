@@ -1,4 +1,4 @@
-"""The archive of CIFAR-10, in both of its forms, made small here."""
+"""Small versions of the CIFAR-10 archive, in both of its forms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resnetkit.data.transforms import normalize
 from resnetkit.errors import DataError, OutputError
 from resnetkit.models.weights import modelfile
 from resnetkit.study import cifar10, degradation, runs
-from resnetkit.study.images import folder_of
+from resnetkit.study.images import resolve_data
 
 PER_BATCH = 20
 
@@ -73,7 +73,7 @@ def python(path, batches):
 
 
 @pytest.mark.parametrize("form", [binary, python])
-def test_an_archive_becomes_a_folder_of_the_same_pixels(form, batches, tmp_path):
+def test_an_archive_is_unpacked_to_the_same_pixels(form, batches, tmp_path):
     target = cifar10.unpack(form(tmp_path / "c.tar.gz", batches), tmp_path / "cifar10")
     dataset = folder.read(target)
     assert {name: len(split) for name, split in dataset.splits.items()} == {
@@ -92,10 +92,10 @@ def test_an_archive_becomes_a_folder_of_the_same_pixels(form, batches, tmp_path)
         )
         assert image.getpixel((column, row)) == expected
     assert not cifar10.is_original(target)
-    assert cifar10.unpack(tmp_path / "gone.tar.gz", target) == target  # it is there already
+    assert cifar10.unpack(tmp_path / "gone.tar.gz", target) == target  # already unpacked
 
 
-def test_the_original_is_known_by_its_checksum(batches, tmp_path, monkeypatch):
+def test_the_original_archive_is_recognised_by_its_md5(batches, tmp_path, monkeypatch):
     import hashlib
 
     archive = binary(tmp_path / "c.tar.gz", batches)
@@ -104,7 +104,7 @@ def test_the_original_is_known_by_its_checksum(batches, tmp_path, monkeypatch):
     assert cifar10.is_original(cifar10.unpack(archive, tmp_path / "out" / "cifar10"))
 
 
-def test_the_original_is_fetched_where_nobody_has_it(batches, tmp_path, monkeypatch):
+def test_the_original_archive_is_downloaded_if_missing(batches, tmp_path, monkeypatch):
     import hashlib
 
     monkeypatch.delenv("RESNETKIT_OFFLINE", raising=False)
@@ -116,28 +116,28 @@ def test_the_original_is_fetched_where_nobody_has_it(batches, tmp_path, monkeypa
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(cifar10, "HOME", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(DataError, match="not the archive of CIFAR-10"):
-            folder_of("cifar10", tmp_path / "a")
+        with pytest.raises(DataError, match="not the original archive of CIFAR-10"):
+            resolve_data("cifar10", tmp_path / "a")
         assert not list((tmp_path / "a").glob("*.tar.gz"))
         digest = hashlib.md5(archive.read_bytes()).hexdigest()
         monkeypatch.setattr(cifar10, "ORIGINALS", {digest: archive.name})
-        found = folder_of("cifar10", tmp_path / "b")
+        found = resolve_data("cifar10", tmp_path / "b")
         server.shutdown()
     assert found == tmp_path / "b" / "cifar10"
     assert cifar10.is_original(found)
     (tmp_path / "b" / archive.name).unlink()
-    assert folder_of("cifar10", tmp_path / "b") == found  # it is there already
+    assert resolve_data("cifar10", tmp_path / "b") == found  # already unpacked
     (tmp_path / "cifar10").mkdir()
-    assert folder_of("cifar10", tmp_path / "c") == Path("cifar10")  # a folder of that name
+    assert resolve_data("cifar10", tmp_path / "c") == Path("cifar10")  # a folder of that name
 
 
-def test_what_is_no_such_archive_is_told(batches, tmp_path):
+def test_other_archives_are_refused(batches, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         cifar10.unpack(tmp_path / "missing.tar.gz", tmp_path / "a")
     (tmp_path / "text.tar.gz").write_text("no archive")
     with pytest.raises(DataError, match="cannot be read"):
         cifar10.unpack(tmp_path / "text.tar.gz", tmp_path / "a")
-    with pytest.raises(DataError, match="give its folder"):
+    with pytest.raises(DataError, match="pass the folder"):
         cifar10.unpack(write(tmp_path / "p.tar.gz", {"a.jpg": b"x"}), tmp_path / "a")
     short = dict(batches)
     del short["data_batch_3"]
@@ -148,12 +148,12 @@ def test_what_is_no_such_archive_is_told(batches, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_what_a_stopped_try_left_is_removed_or_named(batches, tmp_path, monkeypatch):
+def test_remains_of_an_interrupted_attempt_are_removed_or_named(batches, tmp_path, monkeypatch):
     archive, left = binary(tmp_path / "c.tar.gz", batches), tmp_path / "cifar10.part"
     (left / "val/odd").mkdir(parents=True)
     with monkeypatch.context() as patched:
         patched.setattr(cifar10.shutil, "rmtree", refuse)
-        with pytest.raises(OutputError, match=r"part is left of .* \(busy\): remove it"):
+        with pytest.raises(OutputError, match=r"part is left from .* \(busy\)\. Remove it"):
             cifar10.unpack(archive, tmp_path / "cifar10")
     assert not (cifar10.unpack(archive, tmp_path / "cifar10") / "val/odd").exists()
 
@@ -163,7 +163,7 @@ def refuse(folder, *rest, ignore_errors=False, **others):
         raise OSError(16, "busy", str(folder))
 
 
-def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
             return print, ("run",)
@@ -175,7 +175,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_original_is_compared_with_table_6(batches, tmp_path, monkeypatch):
-    """The whole way from the archive with the paper's recipe, shortened; only the original."""
+    """From the archive to table 6 with the paper's recipe, shortened; only for the original."""
     import hashlib
 
     archive = binary(tmp_path / "c.tar.gz", batches)

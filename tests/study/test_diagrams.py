@@ -1,4 +1,4 @@
-"""Blocks are drawn from the modules that run, as they run."""
+"""Drawings show the modules of a block as they run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_plain_block_has_no_sum():
     assert "+" not in texts(draw([("plain", BasicBlock(8, 8, residual=False))]))
 
 
-def test_the_drawing_says_what_the_block_has():
+def test_the_drawing_labels_the_modules():
     svg = draw([("a < b", BasicBlock(5, 5)), ("two", BasicBlock(7, 7))])
     found = texts(svg)
     assert found.count("3x3 conv, 5") == found.count("3x3 conv, 7") == 2
@@ -87,7 +87,7 @@ def test_named_networks_and_options():
             named_blocks(name, options)
 
 
-def test_what_is_no_chain_is_refused():
+def test_a_block_that_is_not_a_chain_is_refused():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()

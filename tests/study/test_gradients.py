@@ -1,4 +1,4 @@
-"""What is measured of a signal is what float64 and autograd say."""
+"""Measured signals agree with float64 and finite differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from resnetkit.models import get_model
 from resnetkit.study import gradients
-from resnetkit.study.gradients import Layer, Signal, Stack, measure, responses, watch
+from resnetkit.study.gradients import Layer, Signal, Stack, measure, measure_training, responses
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def batch():
 
 
 def test_gradients_are_those_of_finite_differences(batch):
-    """Independent of autograd: the loss in float64, a step to each side of every weight."""
+    """Return a gradient without autograd: central differences of the loss in float64."""
     images, labels = batch[0].double(), batch[1]
     torch.manual_seed(1)
     network = Stack(192, 3, 4, nn.Tanh, 1.0, residual=True).double()
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_finite_differences(batch):
 
 
 def test_the_gradient_of_an_output_that_is_overwritten_later(batch):
-    """Without a norm the next module is an in-place ReLU; the recorded value is the one before."""
+    """Without a norm, an in-place ReLU follows; the value before it is recorded."""
     images, labels = batch
     torch.manual_seed(0)
     network = get_model("cifar_resnet20", width=4, norm_layer=nn.Identity)
@@ -80,8 +80,8 @@ def test_measuring_changes_no_parameter(batch):
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_vanishing_exploding_and_held(batch):
-    """Factors per layer as the theory has them: gain for a linear signal, gain/sqrt(2) for ReLU."""
+def test_vanishing_exploding_and_stable(batch):
+    """Factors per layer agree with theory: gain if linear, gain/sqrt(2) for ReLU."""
     images, labels = batch
 
     def layers(activation, gain, residual=False):
@@ -100,17 +100,17 @@ def test_vanishing_exploding_and_held(batch):
     assert layers(nn.Tanh, 0.5, residual=True)[1].backward > 1e6 * vanishing[1].backward
 
 
-def test_what_overflows_is_kept_and_written_as_words(batch):
+def test_overflows_are_kept_and_written_as_text(batch):
     torch.manual_seed(0)
     network = Stack(192, 60, 16, nn.ReLU, 16.0)
-    signal = watch("n", network, *batch, steps=2, lr=0.1, seed=0)
+    signal = measure_training("n", network, *batch, steps=2, lr=0.1, seed=0)
     assert math.isnan(signal.losses[0])
     content = json.loads(json.dumps(signal.to_dict(), allow_nan=False))
     assert content["losses"] == ["nan", "nan"]
     assert "nan" in gradients.signal_table([signal])
 
 
-def test_the_table_shows_the_gradient_that_is_asked_for():
+def test_the_table_shows_the_requested_gradient():
     first, last = (Layer("", 1.0, back, weights) for back, weights in ((3e-7, 4.0), (5.0, 6.0)))
     signal = Signal("net", (first, last, first), (), (2.0, 1.0))
     of_output = gradients.signal_table([signal], "backward")
@@ -132,8 +132,8 @@ def test_training_lowers_the_loss_and_is_repeatable(batch):
     assert first == losses()
 
 
-def test_responses_are_those_behind_the_norm():
-    """At the start every scale is one: so is the deviation of every normalised map."""
+def test_responses_are_taken_after_the_norm():
+    """At the start every scale is one, and so is the deviation of every normalised map."""
     torch.manual_seed(0)
     images = torch.randn(32, 3, 16, 16)
     network = get_model("cifar_resnet20", width=4)

@@ -1,4 +1,4 @@
-"""Networks are compared by training runs in one folder, which can be stopped and gone on with."""
+"""Comparisons of networks, in a folder of runs that can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compare(data, out, nets=NETS, seeds=(0,), minutes=None, **settings):
     )
 
 
-def test_a_comparison_and_going_on(split_folder, tmp_path, capfd):
+def test_a_comparison_can_be_continued(split_folder, tmp_path, capfd):
     out = tmp_path / "out"
     comparison, found = compare(split_folder, out)
     assert capfd.readouterr().err.count("\nnetwork ") == 1  # one plan for all nets
@@ -59,7 +59,7 @@ def test_a_comparison_and_going_on(split_folder, tmp_path, capfd):
     with pytest.raises(OutputError, match=r"epochs 2, now 3.*--out"):
         compare(split_folder, out, epochs=3)
     for name in ("model", "seed"):
-        with pytest.raises(RecipeError, match=f"--set {name}=... is not for a study"):
+        with pytest.raises(RecipeError, match=f"--set {name}=... cannot be used in a study"):
             compare(split_folder, tmp_path / "other", **{name: "0"})
 
 
@@ -80,7 +80,7 @@ def test_seeds_and_nets_can_be_added(split_folder, tmp_path, capfd):
     assert compare(split_folder, out, seeds=(4,))[1] == [more[1], more[3]]
 
 
-def test_minutes_choose_the_epochs_once(split_folder, tmp_path, capfd):
+def test_minutes_determine_the_epochs_once(split_folder, tmp_path, capfd):
     out = tmp_path / "out"
     comparison, _ = compare(split_folder, out, nets=NETS[:1], minutes=0.0001, epochs=9)
     assert comparison.recipe.epochs == runs.FEWEST_EPOCHS
@@ -95,8 +95,8 @@ def test_minutes_choose_the_epochs_once(split_folder, tmp_path, capfd):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-def test_a_killed_study_goes_on_to_the_same_end(split_folder, tmp_path):
-    """It is killed as a command, and goes on in this process, which has loaded PyTorch already."""
+def test_a_killed_study_resumes_to_the_same_result(split_folder, tmp_path):
+    """It is killed as a command, and resumes in this process, which has loaded PyTorch already."""
     command = [
         *(sys.executable, "-m", "resnetkit", "study", "shortcuts", "--data", split_folder),
         *("--recipe", "study-digits", "--device", "cpu", "--workers", "0", "--seeds", "0"),
@@ -125,7 +125,7 @@ def outcome(net, seed, error):
     return Outcome(net, seed, 1, 1, (0.9, error), (0.9, error), None)
 
 
-def test_verdicts_tell_depth_from_chance():
+def test_verdicts_separate_depth_from_noise():
     def words(plain, residual):
         found = [outcome("plain20", s, e) for s, e in enumerate(plain[0])]
         found += [outcome("plain56", s, e) for s, e in enumerate(plain[1])]
@@ -137,12 +137,12 @@ def test_verdicts_tell_depth_from_chance():
     assert lines[0] == (
         "plain56 against plain20: training error 65.00 % against 4.50 %, higher with every seed"
     )
-    assert lines[1].endswith("no difference beyond chance")
+    assert lines[1].endswith("no difference beyond the spread of the seeds")
     assert words(([0.1], [0.2]), ([0.2, 0.3], [0.1, 0.15]))[1].endswith("lower with every seed")
     assert "one seed" in words(([0.1], [0.2]), ([0.2], [0.1]))[0]
 
 
-def test_depths_that_the_paper_has_not():
+def test_depths_that_the_paper_does_not_have():
     assert degradation.parse_depths("56, 20,20") == [20, 56]
     with pytest.raises(RecipeError, match="as in 20,56"):
         degradation.parse_depths("deep")
@@ -159,11 +159,11 @@ def test_depths_that_the_paper_has_not():
 def test_the_table_shows_mean_and_range():
     found = [outcome("x", 0, 0.1), outcome("x", 1, 0.2), outcome("x", 2, 0.6)]
     assert "30.00 % (10.00 to 60.00)" in runs.table(found)
-    assert "3 seed(s), 2 epochs" in runs.table(found)
+    assert "3 seeds, 2 epochs" in runs.table(found)
 
 
 def test_costs_of_the_shortcuts_by_hand():
-    """ResNet-34: three projections of a stride (B); C projects the thirteen other blocks too."""
+    """ResNet-34: three strided projections (B); C also projects the thirteen other blocks."""
     rows = {row.what: row.derived for row in shortcuts.costs("resnet34", 224).rows}
     changing = [(64, 128, 28), (128, 256, 14), (256, 512, 7)]
     inside = [(64, 64, 56)] * 3 + [(128, 128, 28)] * 3 + [(256, 256, 14)] * 5 + [(512, 512, 7)] * 2
@@ -196,7 +196,7 @@ def test_degradation_on_digits(tmp_path):
         workers=1,
         settings={"epochs": 8},
     )
-    error = {net: runs.last_errors(found, net) for net in {one.net for one in found}}
+    error = {net: runs.last_errors(found, net) for net in {outcome.net for outcome in found}}
     assert min(error["plain56"]) > max(error["plain20"]) + 0.1
     assert sum(error["resnet56"]) / 3 < sum(error["resnet20"]) / 3 + 0.02
     assert max(error["resnet56"]) < min(error["plain20"]) + 0.02 < min(error["plain56"])

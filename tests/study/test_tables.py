@@ -1,4 +1,4 @@
-"""The paper's tables: derived from built networks, and equal to what others published."""
+"""The paper's tables, derived from built networks and compared with published values."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_every_shape_and_depth_of_table_1_is_the_papers():
     assert rows(table)["152-layer: conv4_x"].derived == "14 px, 1x1,256 3x3,256 1x1,1024 x36"
 
 
-def test_multiply_adds_are_those_that_torchvision_measured():
-    """Theirs were counted by another program when the weights were published."""
+def test_multiply_adds_equal_torchvisions():
+    """torchvision counted its values with another program when it published the weights."""
     derived = rows(tables.table1_macs())
     for depth in (18, 34, 50, 101, 152):
         weights = getattr(torchvision.models, f"ResNet{depth}_Weights").IMAGENET1K_V1
@@ -39,8 +39,8 @@ def test_multiply_adds_are_those_that_torchvision_measured():
             assert millions == pytest.approx(meta["num_params"] / 1e6)
 
 
-def test_where_we_count_otherwise_than_the_paper():
-    """A row that changes sides has to be explained anew, in the notes and in docs/resnet.md."""
+def test_rows_that_differ_from_the_paper():
+    """A row that changes needs a new explanation, in the notes and in docs/resnet.md."""
     everything = [row for table in tables.tables() for row in table.rows]
     assert [row.what for row in everything if row.agrees is False] == [
         "34-layer",
@@ -56,7 +56,7 @@ def test_where_we_count_otherwise_than_the_paper():
 
 
 def test_parameters_of_the_cifar_nets_by_hand():
-    """Three stages of 2n 3x3 layers with 16, 32, 64 channels; scale and bias behind each."""
+    """Three stages of 2n 3x3 layers with 16, 32, 64 channels; scale and bias after each."""
 
     def by_hand(depth):
         n = (depth - 2) // 6
@@ -90,7 +90,7 @@ def test_costs_of_the_blocks_by_hand():
 
 
 def test_derived_numbers_follow_the_networks(monkeypatch):
-    """Nothing on the derived side is a literal: another network, another number."""
+    """No derived value is a literal: another network gives other values."""
     real = tables.get_skeleton
     monkeypatch.setattr(tables, "get_skeleton", lambda name, **options: real("resnet18"))
     assert {row.derived for row in tables.table1_macs().rows if "projections" not in row.what} == {
@@ -99,7 +99,7 @@ def test_derived_numbers_follow_the_networks(monkeypatch):
     assert not all(row.agrees for row in tables.table1_layers().rows)
 
 
-def test_a_stage_of_different_blocks_has_no_one_form():
+def test_a_stage_of_different_blocks_is_refused():
     stage = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(4, 5, 1)))
     with pytest.raises(ValueError, match=r"3x3,4.*1x1,5|1x1,5.*3x3,4"):
         tables.structure(stage)

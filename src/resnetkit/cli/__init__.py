@@ -1,4 +1,4 @@
-"""Parse, dispatch, exit codes; computes nothing."""
+"""The command line: parse, dispatch, exit codes. Computes nothing."""
 
 from __future__ import annotations
 
@@ -10,60 +10,67 @@ import sys
 import warnings
 
 
-class _Said(logging.Handler):
-    """Shows what the library logs, such as notes about a checkpoint, as everything else."""
+class _TerminalHandler(logging.Handler):
+    """A log handler that prints the library's log records as the command prints everything else."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record on standard error."""
         from ..progress import say
 
         say(self.format(record))
 
 
 def main() -> None:
-    """The command ``resnet``: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130/143 signals."""
+    """Run the command ``resnet`` and exit.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130 or 143 stopped by a signal.
+    """
     _open_closed_streams()
-    # Before PyTorch is loaded. Its OpenMP threads wait for each other by spinning, by default so
-    # long that one other busy process makes small nets ten to ninety times slower; a short spin
-    # costs nothing where the cores are free (benchmarks/spinning.py).
+    # Set before PyTorch is loaded. Its OpenMP threads wait for each other by spinning. By default
+    # they spin so long that one other busy process makes small networks 10 to 90 times slower. A
+    # short spin costs nothing when the cores are free (benchmarks/spinning.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Pillow warns about odd metadata, which changes no pixel, and about sizes that we limit.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
     from ..errors import ResnetkitError
-    from ..signals import Watch
+    from ..signals import SignalWatchdog
     from .commands import app
 
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot encode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.getLogger("resnetkit").addHandler(_Said(logging.WARNING))
+    logging.getLogger("resnetkit").addHandler(_TerminalHandler(logging.WARNING))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with Watch():
+        with SignalWatchdog():
             app()
     except ResnetkitError as error:
-        from ..progress import complain
+        from ..progress import print_error
 
-        complain(error)
+        print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("resnet: interrupted", file=sys.stderr)
         sys.exit(130)
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # the reader of our output has left
+        if isinstance(end.__context__, BrokenPipeError):  # the reader of our output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)  # as SIGPIPE ends others
+            sys.exit(141)  # the exit code of a process that SIGPIPE ends
         raise
-    except OSError as error:  # a disk that is full or fails, a folder that may not be read
-        from ..progress import complain
+    except OSError as error:  # a full or failing disk, a folder without permission
+        from ..progress import print_error
 
-        complain(OSError(f"{error.filename}: {error.strerror}") if error.filename else error)
+        print_error(OSError(f"{error.filename}: {error.strerror}") if error.filename else error)
         sys.exit(1)
 
 
 def _open_closed_streams() -> None:
-    """Some schedulers start a command without standard streams. What Python then opens first would
-    get their numbers, and receive what libraries print."""
+    """Open the standard streams that are closed on the null device.
+
+    Some schedulers start a command without standard streams. The first files that Python opens
+    would then get the numbers 0 to 2, and receive what libraries print.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115

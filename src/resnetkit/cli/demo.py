@@ -1,77 +1,88 @@
-"""The main job on the embedded data set, by the same road that any folder takes."""
+"""``resnet demo``: the main job on the built-in dataset, as on any folder of photos."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ..progress import answer as show
-from ..progress import printable, say
+import typer
 
-IMAGES = 24
+if TYPE_CHECKING:
+    from ..inference.predictor import Prediction
+
+PREDICTIONS = 24
+"""Test images in ``predictions.png``."""
 
 
-def run_demo(out: Path) -> None:
-    """Write the digits, train, evaluate on the test part, predict, and say what was reached."""
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the digits and the run.")] = Path("demo"),
+) -> None:
+    """Train, evaluate and predict on handwritten digits. Downloads nothing."""
     from ..data.digits import write_digits
     from ..evaluation.evaluate import evaluate
     from ..inference.predictor import load
+    from ..progress import print_result, printable, say
     from ..training.loop import train
-    from .show import evaluation_table
+    from .tables import evaluation_table
 
     digits = out / "digits"
     if digits.exists():
-        say(f"The digits are in {digits} already.")
+        say(f"Using the digits in {digits}.")
     else:
-        say(f"Writing scikit-learn's handwritten digits as PNG pictures into {digits}")
+        say(f"Writing scikit-learn's handwritten digits as PNG images to {digits}")
         write_digits(digits)
-    run = train(digits, "demo", out=_free(out / "run"))
-    tested = evaluate(run.model, digits, "test")
-    show(f"\n{evaluation_table(tested)}")
+    run = train(digits, "demo", out=_unused_path(out / "run"))
+    result = evaluate(run.model, digits, "test")
+    print_result(f"\n{evaluation_table(result)}")
 
     predictor = load(run.model)
-    last = len(tested.samples) - 1
-    chosen = [round(i * last / (IMAGES - 1)) for i in range(IMAGES)]  # of every digit
-    answers = predictor([tested.samples.path(i) for i in chosen])
-    show("\nsome predictions:")
-    for answer in answers[:: IMAGES // 4]:
-        show(f"  {printable(answer.source)}: {answer.class_name} ({answer.probability:.1%})")
-    sheet = run.folder / "predictions.png"
-    _draw(answers, [tested.classes[tested.samples.labels[i]] for i in chosen], sheet)
+    last = len(result.samples) - 1
+    indices = [round(i * last / (PREDICTIONS - 1)) for i in range(PREDICTIONS)]  # every digit
+    predictions = predictor([result.samples.path(i) for i in indices])
+    print_result("\nsome predictions:")
+    for prediction in predictions[:: PREDICTIONS // 4]:
+        source = printable(prediction.source)
+        print_result(f"  {source}: {prediction.class_name} ({prediction.probability:.1%})")
+    truths = [result.classes[result.samples.labels[i]] for i in indices]
+    _draw_predictions(predictions, truths, run.folder / "predictions.png")
 
-    file, image = shlex.quote(str(run.model)), shlex.quote(answers[0].source)
-    show(
-        f"\ntest accuracy {tested.metrics['accuracy']:.2%} on {tested.metrics['pictures']} digits "
+    file = shlex.quote(str(run.model))
+    image = shlex.quote(predictions[0].source)
+    print_result(
+        f"\ntest accuracy {result.metrics['accuracy']:.2%} on {result.metrics['pictures']} digits "
         f"that were not trained on, after {run.train_seconds:.0f} s of training\n"
-        f"pictures      {digits}\n"
+        f"images        {digits}\n"
         f"model         {run.model}\n"
-        f"figures       {run.folder}: predictions.png of the test part; curves.png and "
-        "confusion_matrix.png of the validation part\n\nnext:\n"
+        f"figures       {run.folder}: predictions.png of the test split; curves.png and "
+        "confusion_matrix.png of the validation split\n\nnext:\n"
         f"  resnet predict {file} {image}\n"
         f"  resnet train FOLDER_OF_YOUR_PHOTOS"
     )
 
 
-def _free(path: Path) -> Path:
+def _unused_path(path: Path) -> Path:
+    """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
+    candidate = path
     number = 2
-    chosen = path
-    while chosen.exists():
-        chosen, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return chosen
+    while candidate.exists():
+        candidate = path.with_name(f"{path.name}-{number}")
+        number += 1
+    return candidate
 
 
-def _draw(answers: list, truths: list[str], path: Path) -> None:  # type: ignore[type-arg]
+def _draw_predictions(predictions: Sequence[Prediction], truths: Sequence[str], path: Path) -> None:
     import numpy as np
     from PIL import Image
 
     from ..report.plots import save_image_grid
 
-    shown = []
-    for answer in answers:
-        with Image.open(answer.source) as image:
-            shown.append(np.asarray(image.convert("RGB")))
-    captions = [f"{a.class_name}  {a.probability:.0%}" for a in answers]
-    wrong = [a.class_name != truth for a, truth in zip(answers, truths, strict=True)]
-    save_image_grid(
-        shown, captions, path, "Digits of the test part, and what the network says", wrong
-    )
+    pixels = []
+    for prediction in predictions:
+        with Image.open(prediction.source) as image:
+            pixels.append(np.asarray(image.convert("RGB")))
+    captions = [f"{p.class_name}  {p.probability:.0%}" for p in predictions]
+    wrong = [p.class_name != truth for p, truth in zip(predictions, truths, strict=True)]
+    title = "Digits of the test split, and the network's predictions"
+    save_image_grid(pixels, captions, path, title, wrong)

@@ -1,4 +1,4 @@
-"""What a person types for pictures -> pictures."""
+"""Command-line arguments -> images."""
 
 from __future__ import annotations
 
@@ -19,90 +19,101 @@ from ..progress import printable
 
 
 def check_usage(model: Path, images: Sequence[str]) -> None:
-    """Make sure that a model file comes first and a picture after it.
+    """Check that a model file comes first and at least one image follows.
 
     Raises:
-        RecipeError: not so; the message says what to type.
+        RecipeError: otherwise; the message shows the command to type.
     """
-    given = [str(model), *images]
-    misplaced = is_image(str(model)) or model.is_dir()
-    if not misplaced and images:
+    is_misplaced = is_image(str(model)) or model.is_dir()
+    if not is_misplaced and images:
         return
-    runs = sorted(Path("runs").glob("*/model.safetensors"), key=os.path.getmtime)
-    file = str(runs[-1]) if runs else "model.safetensors"
-    if misplaced:
-        what, rest = f"a model file comes before the pictures; got {model}", given
+    if is_misplaced:
+        runs = sorted(Path("runs").glob("*/model.safetensors"), key=os.path.getmtime)
+        file = str(runs[-1]) if runs else "model.safetensors"
+        problem = f"The model file must come before the images; got {model}"
+        names = [shlex.quote(name) for name in (str(model), *images)]
     else:
-        what, file, rest = "no picture was named", str(model), ["PICTURE..."]
-    shown = [shlex.quote(a) if a != "PICTURE..." else a for a in rest[:3]]
-    more = " ..." if len(rest) > 3 else ""
+        file = str(model)
+        problem = "No image was given"
+        names = ["IMAGE..."]
+    more = " ..." if len(names) > 3 else ""
     raise RecipeError(
-        f"{what}. Type:\n  resnet predict {shlex.quote(file)} {' '.join(shown)}{more}"
+        f"{problem}. Type:\n  resnet predict {shlex.quote(file)} {' '.join(names[:3])}{more}"
     )
 
 
-def expand(
+def expand_sources(
     arguments: Iterable[str], note: Callable[[str], None] | None = None
 ) -> Iterator[str | bytes | Unreadable]:
-    """Files, folders (to any depth, sorted), globs, ``@list.txt``, ``@-`` (paths from standard
-    input) and ``-`` (the bytes of one picture from it), one after another.
+    """Yield the images that arguments name, in order.
 
-    A file is given on as it is, also where it does not exist: the answer then says so. A folder,
-    glob or list that has no pictures or cannot be read is given on with what is wrong with it.
-    ``note`` is told what is left out of folders, as training leaves it out.
+    An argument is a file, a folder (walked to any depth, sorted), a glob, ``@list.txt``, ``@-``
+    (paths from standard input) or ``-`` (the bytes of one image from standard input). A file is
+    yielded as it is, even if it does not exist: reading it reports the error. A folder, glob or
+    list that has no images or cannot be read is yielded as `Unreadable`.
+
+    Args:
+        arguments: what the user typed.
+        note: called with a line for each kind of file that is left out of a folder; the rules are
+            those of training.
     """
     for argument in arguments:
         if argument == "-":
             yield sys.stdin.buffer.read()
         elif argument == "@-":
-            lines = _lines(sys.stdin.buffer)
-            yield from _some(_named(lines), argument, "standard input names no pictures")
+            paths = _parse_paths(_decode_lines(sys.stdin.buffer))
+            yield from _or_unreadable(paths, argument, "standard input lists no images")
         elif argument.startswith("@") and not os.path.exists(argument):
-            yield from _list(argument)
+            yield from _read_list(argument)
         elif os.path.isdir(argument):
             left_out = LeftOut()
-            inside = _walk(argument, left_out)
-            yield from _some(inside, argument, "no pictures in this folder")
+            inside = _walk_folder(argument, left_out)
+            yield from _or_unreadable(inside, argument, "no images in this folder")
             for line in left_out.lines() if note is not None else []:
                 assert note is not None
                 note(f"Left out of {printable(argument)}: {printable(line)}.")
         elif glob.has_magic(argument) and not os.path.exists(argument):
-            found = sorted(glob.iglob(argument, recursive=True))
-            yield from _some(iter(found), argument, "nothing matches")
+            matches = sorted(glob.iglob(argument, recursive=True))
+            yield from _or_unreadable(iter(matches), argument, "nothing matches")
         else:
             yield argument
 
 
-def count(arguments: Sequence[str]) -> int | None:
-    """How many pictures `expand` will give; None where that can be read only once."""
+def count_sources(arguments: Sequence[str]) -> int | None:
+    """Return how many images `expand_sources` yields; None if a source can be read only once."""
     lists = (a[1:] for a in arguments if a.startswith("@") and not os.path.exists(a))
     if "-" in arguments or not all(map(os.path.isfile, lists)):  # standard input, a pipe
         return None
-    return sum(1 for _ in expand(arguments))
+    return sum(1 for _ in expand_sources(arguments))
 
 
-def _list(argument: str) -> Iterator[str | Unreadable]:
+def _read_list(argument: str) -> Iterator[str | Unreadable]:
     try:
         with open(argument[1:], "rb") as file:
-            yield from _some(_named(_lines(file)), argument, "this list names no pictures")
+            paths = _parse_paths(_decode_lines(file))
+            yield from _or_unreadable(paths, argument, "this list names no images")
     except OSError as error:
         yield Unreadable(argument, f"the list {argument[1:]}: {error.strerror}")
 
 
-def _walk(
-    folder: str, left_out: LeftOut, above: frozenset[tuple[int, int]] = frozenset()
+def _walk_folder(
+    folder: str, left_out: LeftOut, parents: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[str | Unreadable]:
-    """The pictures of a folder in order; of a folder in it that cannot be read, what is wrong.
-    Links to folders are followed, but not to one of those ``above``, which would lead round."""
+    """Yield the images of a folder in order, and `Unreadable` for a folder that cannot be read.
+
+    Links to folders are followed, except to one of ``parents``, which would loop.
+    """
     try:
-        own = tree.identity(folder)
-        if own in above:
+        identity = tree.identity(folder)
+        if identity in parents:
             left_out.add(tree.LOOP, folder)
             return
-        if above and (wrote := tree.output(folder)):  # what was named itself is answered
-            left_out.add(wrote, folder)
+        if parents and (reason := tree.output(folder)):  # a folder that was named itself is read
+            left_out.add(reason, folder)
             return
-        names, folders, others = [], [], []
+        names = []
+        folders = []
+        others = []
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_system(entry.name) or tree.leads_to(entry.is_dir):
@@ -116,7 +127,7 @@ def _walk(
         return
     for path in sorted(others):
         left_out.add(tree.OTHER, path)
-    images = Paths(sorted(names))  # a million of them take half the memory of a list
+    images = Paths(sorted(names))  # half the memory of a list, for a million names
     del names
     for name in images:
         yield os.path.join(folder, name)
@@ -125,34 +136,35 @@ def _walk(
         if is_system(name):
             left_out.add(tree.SYSTEM, path)
         else:
-            yield from _walk(path, left_out, above | {own})
+            yield from _walk_folder(path, left_out, parents | {identity})
 
 
-def _lines(file: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a list in UTF-8, or in UTF-16 with its mark, as PowerShell writes files."""
-    rest = iter(file)
-    first = next(rest, b"")
+def _decode_lines(file: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a list in UTF-8, or in UTF-16 with a BOM, as PowerShell writes files."""
+    lines = iter(file)
+    first = next(lines, b"")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield from (first + b"".join(rest)).decode("utf-16", "replace").splitlines()
+        yield from (first + b"".join(lines)).decode("utf-16", "replace").splitlines()
         return
-    for line in itertools.chain([first], rest):
+    for line in itertools.chain([first], lines):
         yield line.decode("utf-8", "surrogateescape")
 
 
-def _named(lines: Iterable[str]) -> Iterator[str]:
-    """The paths of a list in UTF-8, of which an editor may have put a mark at the beginning."""
+def _parse_paths(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the paths of a list, without blank lines and the BOM that some editors write."""
     for number, line in enumerate(lines):
         line = line.rstrip("\r\n").removeprefix("\ufeff" if number == 0 else "")
         if line.strip():
             yield os.fsdecode(line.encode("utf-8", "surrogateescape"))
 
 
-def _some(
+def _or_unreadable(
     paths: Iterator[str | Unreadable] | Iterator[str], argument: str, message: str
 ) -> Iterator[str | Unreadable]:
-    empty = True
+    """Yield the paths, or `Unreadable` with ``message`` if there are none."""
+    is_empty = True
     for path in paths:
-        empty = False
+        is_empty = False
         yield path
-    if empty:
+    if is_empty:
         yield Unreadable(argument, f"{argument}: {message}")

@@ -1,4 +1,4 @@
-"""``resnet study``: the paper, measured. Each command imports what it needs inside."""
+"""``resnet study``: the paper, measured."""
 
 from __future__ import annotations
 
@@ -8,94 +8,104 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .options import DEVICE, NETWORK_SETTINGS, RECIPE_SETTINGS, SHOWN, WORKERS, Shown
+from .options import (
+    DEVICE,
+    NETWORK_SETTINGS,
+    OUTPUT_FORMAT,
+    RECIPE_SETTINGS,
+    WORKERS,
+    OutputFormat,
+)
 
 study = typer.Typer(
     name="study",
     no_args_is_help=True,
-    help="The paper, measured on this machine: why residual networks work.",
+    help="Measure the paper's claims on this machine: why residual networks work.",
 )
 
 
-def _show(tables: Sequence[object], content: object, form: Shown) -> None:
-    """Tables to read, or one JSON document."""
-    from ..progress import answer, answer_json
+def _print(tables: Sequence[object], *, content: object, format: OutputFormat) -> None:
+    """Print tables, or ``content`` as one JSON document."""
+    from ..progress import print_json, print_result
 
-    if form is Shown.json:
-        answer_json(content)
+    if format is OutputFormat.json:
+        print_json(content)
     else:
-        answer("\n\n".join(map(str, tables)))
+        print_result("\n\n".join(map(str, tables)))
 
 
 @study.command()
 def tables(
-    format: SHOWN = Shown.table,
+    format: OUTPUT_FORMAT = OutputFormat.table,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for tables.json and blocks.svg."),
+        typer.Option(help="Also write tables.json and blocks.svg to this folder."),
     ] = None,
 ) -> None:
-    """Shapes, parameters and multiply-adds of built networks beside the paper's."""
+    """Compare shapes, parameters and multiply-adds of built networks with the paper's."""
     from ..storage import write_json, write_text
     from ..study.diagrams import draw, paper_blocks
-    from ..study.tables import tables as derive
+    from ..study.tables import tables as derive_tables
 
-    found = derive()
-    content = [table.to_dict() for table in found]
+    derived = derive_tables()
+    content = [table.to_dict() for table in derived]
     if out is not None:
         write_json(out / "tables.json", content)
         write_text(out / "blocks.svg", draw(paper_blocks()))
-    _show(found, content, format)
+    _print(derived, content=content, format=format)
 
 
 @study.command()
 def blocks(
     models: Annotated[
-        list[str], typer.Argument(help="Names that `resnet models` lists.", metavar="MODEL...")
+        list[str], typer.Argument(help="Names from `resnet models`.", metavar="MODEL...")
     ],
-    out: Annotated[Path, typer.Option(help="The SVG to write.")] = Path("blocks.svg"),
+    out: Annotated[Path, typer.Option(help="The SVG file to write.")] = Path("blocks.svg"),
     settings: NETWORK_SETTINGS = None,
 ) -> None:
-    """Draw the blocks of networks as they are built: one SVG."""
-    from ..progress import answer
+    """Draw the residual blocks of networks as one SVG file."""
+    from ..progress import print_result
     from ..storage import write_text
     from ..study.diagrams import draw, named_blocks
     from ..training.settings import parse_settings
 
     options = parse_settings(settings or [])
-    write_text(out, draw([drawn for name in models for drawn in named_blocks(name, options)]))
-    answer(str(out))
+    write_text(out, draw([block for name in models for block in named_blocks(name, options)]))
+    print_result(str(out))
 
 
 DATA = Annotated[
     str,
     typer.Option(
-        help="digits; cifar10 (fetched) or the path of its archive; or a folder.",
+        help="digits, cifar10 (downloaded), the path of a CIFAR-10 archive, or a folder.",
         metavar="digits|cifar10|PATH",
     ),
 ]
 MINUTES = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option(help="As many epochs as fit, at most the recipe's.", min=0.1, metavar="MINUTES"),
+    typer.Option(
+        help="Train as many epochs as fit, at most the recipe's.", min=0.1, metavar="MINUTES"
+    ),
 ]
 SEEDS = Annotated[
-    str, typer.Option(help="Train each net with each of them, as in 0-2.", metavar="N-M")
+    str, typer.Option(help="Train each network once per seed, such as 0-2.", metavar="N-M")
 ]
 RECIPE = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="By default study-digits for digits, else paper-cifar10."),
+    typer.Option(help="Default: study-digits for digits, else paper-cifar10."),
 ]
 
 
-def _given(
+def _comparison_options(
     recipe: str | None,
     minutes: float | None,
+    *,
     seeds: str,
     device: str,
     workers: int | None,
     settings: list[str] | None,
 ) -> dict[str, Any]:
-    """What the studies that train take alike, as `runs.compare` takes it."""
+    """Return the shared options of the studies that train, as arguments of `runs.compare`."""
     from ..training.seeds import parse_seeds
     from ..training.settings import parse_settings
 
@@ -112,72 +122,82 @@ def _given(
 @study.command()
 def gradients(
     data: DATA = "digits",
-    steps: Annotated[int, typer.Option(help="Steps of training.", min=1, metavar="N")] = 40,
-    seed: Annotated[int, typer.Option(help="Of weights and batches.", metavar="N")] = 0,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1, metavar="N")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and batches.", metavar="N")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gradients.json and the figures.")] = Path(
         "study/gradients"
     ),
-    format: SHOWN = Shown.table,
+    format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
-    """What residual connections do to the signal: vanishing, exploding, and held."""
+    """Measure how residual connections change activations and gradients by layer."""
     from ..storage import write_json
     from ..study import figures
-    from ..study import gradients as measured
-    from ..study.images import folder_of, training_tensors
+    from ..study import gradients as study_gradients
+    from ..study.images import resolve_data, training_tensors
 
-    images, labels = training_tensors(folder_of(data, out), measured.SIDE)
-    stacks = measured.stacks(images, labels, steps, seed)
-    nets = measured.nets(images, labels, steps, seed)
-    responses = measured.trained_responses(images, labels, steps, seed)
+    images, labels = training_tensors(resolve_data(data, out), study_gradients.SIDE)
+    stacks = study_gradients.stacks(images, labels, steps=steps, seed=seed)
+    nets = study_gradients.nets(images, labels, steps=steps, seed=seed)
+    responses = study_gradients.trained_responses(images, labels, steps=steps, seed=seed)
     figures.stacks(stacks, out / "stacks.svg")
     figures.signals(nets, out / "gradients.svg")
     figures.responses(responses, out / "responses.svg")
-    content = measured.to_dict(stacks, nets, responses)
+    content = study_gradients.to_dict(stacks, nets, responses)
     write_json(out / "gradients.json", content)
-    shown = [measured.signal_table(stacks, "backward"), measured.signal_table(nets)]
-    shown += [measured.response_table(responses), f"figures and gradients.json are in {out}"]
-    _show(shown, content, format)
+    tables = [
+        study_gradients.signal_table(stacks, "backward"),
+        study_gradients.signal_table(nets),
+        study_gradients.response_table(responses),
+        f"figures and gradients.json are in {out}",
+    ]
+    _print(tables, content=content, format=format)
 
 
 @study.command()
 def degradation(
     data: DATA = "digits",
-    depths: Annotated[str, typer.Option(help="Of the nets.", metavar="N,N,...")] = "20,56",
+    depths: Annotated[
+        str, typer.Option(help="Depths of the networks.", metavar="N,N,...")
+    ] = "20,56",
     minutes: MINUTES = None,
     seeds: SEEDS = "0",
     device: DEVICE = "auto",
     workers: WORKERS = None,
     recipe: RECIPE = None,
     settings: RECIPE_SETTINGS = None,
-    out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")] = Path(
-        "study/degradation"
-    ),
-    format: SHOWN = Shown.table,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs; the same command continues there.")
+    ] = Path("study/degradation"),
+    format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
-    """Plain nets get worse with depth, residual ones do not: section 4.2 and figure 6."""
+    """Train plain and residual networks of several depths: section 4.2 and figure 6."""
     from ..storage import write_json
-    from ..study import degradation as measured
+    from ..study import degradation as study_degradation
     from ..study import figures, runs
 
-    numbers = measured.parse_depths(depths)
-    groups = measured.groups(numbers)
-    given = _given(recipe, minutes, seeds, device, workers, settings)
-    comparison, found = runs.compare(measured.nets(numbers), data, out, **given)
-    responses = measured.response_deviations(comparison, found)
-    table6 = measured.table6(comparison, found, device)
-    figures.errors(found, groups, out / "degradation.svg")
+    numbers = study_degradation.parse_depths(depths)
+    groups = study_degradation.groups(numbers)
+    options = _comparison_options(
+        recipe, minutes, seeds=seeds, device=device, workers=workers, settings=settings
+    )
+    comparison, outcomes = runs.compare(study_degradation.nets(numbers), data, out, **options)
+    responses = study_degradation.response_deviations(comparison, outcomes)
+    table6 = study_degradation.table6(comparison, outcomes, device=device)
+    figures.errors(outcomes, groups, out / "degradation.svg")
     figures.responses(responses, out / "responses.svg")
-    content = measured.to_dict(comparison, found, responses, table6)
+    content = study_degradation.to_dict(comparison, outcomes, responses, table6)
     write_json(out / "degradation.json", content)
-    shown = [runs.table(found), "\n".join(runs.verdicts(found, groups))]
-    shown += [str(table6)] if table6 else []
-    _show([*shown, f"figures and degradation.json are in {out}"], content, format)
+    tables = [runs.table(outcomes), "\n".join(runs.verdicts(outcomes, groups))]
+    if table6:
+        tables.append(str(table6))
+    tables.append(f"figures and degradation.json are in {out}")
+    _print(tables, content=content, format=format)
 
 
 @study.command()
 def shortcuts(
     data: DATA = "digits",
-    model: Annotated[str, typer.Option(help="The net to train.")] = "cifar_resnet20",
+    model: Annotated[str, typer.Option(help="The network to train.")] = "cifar_resnet20",
     minutes: MINUTES = None,
     seeds: SEEDS = "0",
     device: DEVICE = "auto",
@@ -185,29 +205,37 @@ def shortcuts(
     recipe: RECIPE = None,
     settings: RECIPE_SETTINGS = None,
     costs: Annotated[
-        bool, typer.Option("--costs", help="Only parameters and multiply-adds; no training.")
+        bool, typer.Option("--costs", help="Only count parameters and multiply-adds; do not train.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")] = Path(
-        "study/shortcuts"
-    ),
-    format: SHOWN = Shown.table,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs; the same command continues there.")
+    ] = Path("study/shortcuts"),
+    format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
-    """Options A, B and C of table 3: what they cost, and what they bring."""
+    """Measure cost and benefit of the shortcut options A, B and C of table 3."""
     from ..storage import write_json
     from ..study import figures, runs
-    from ..study import shortcuts as measured
+    from ..study import shortcuts as study_shortcuts
 
-    tables = [measured.costs("resnet34", 224), measured.costs("cifar_resnet20", 32)]
-    shown: list[object] = [*tables, measured.published_errors()]
-    content: dict[str, Any] = {"costs": [table.to_dict() for table in tables]}
+    costs_tables = [
+        study_shortcuts.costs("resnet34", 224),
+        study_shortcuts.costs("cifar_resnet20", 32),
+    ]
+    tables: list[object] = [*costs_tables, study_shortcuts.published_errors()]
+    content: dict[str, Any] = {"costs": [table.to_dict() for table in costs_tables]}
     if not costs:
-        nets = measured.nets(model)
+        nets = study_shortcuts.nets(model)
         group = [net.name for net in nets]
-        given = _given(recipe, minutes, seeds, device, workers, settings)
-        comparison, found = runs.compare(nets, data, out, **given)
-        figures.errors(found, [group], out / "shortcuts.svg")
-        content |= runs.to_dict(comparison, found)
+        options = _comparison_options(
+            recipe, minutes, seeds=seeds, device=device, workers=workers, settings=settings
+        )
+        comparison, outcomes = runs.compare(nets, data, out, **options)
+        figures.errors(outcomes, [group], out / "shortcuts.svg")
+        content |= runs.to_dict(comparison, outcomes)
         write_json(out / "shortcuts.json", content)
-        shown += [runs.table(found), "\n".join(runs.verdicts(found, [group]))]
-        shown += [f"shortcuts.svg and shortcuts.json are in {out}"]
-    _show(shown, content, format)
+        tables += [
+            runs.table(outcomes),
+            "\n".join(runs.verdicts(outcomes, [group])),
+            f"shortcuts.svg and shortcuts.json are in {out}",
+        ]
+    _print(tables, content=content, format=format)

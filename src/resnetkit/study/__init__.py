@@ -1,1 +1,1 @@
-"""The paper, measured: why residual networks work, shown on the reader's own machine."""
+"""The paper, measured on the reader's own machine: why residual networks work."""

@@ -1,5 +1,7 @@
-"""Section 4.2 and figure 6: plain nets get worse with depth, already in training; residual nets
-do not. That is no overfitting, which would lower the training error; it is the degradation."""
+"""Section 4.2 and figure 6: plain nets get worse with depth; residual nets do not.
+
+The training error already rises, so this is not overfitting but degradation.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ FAMILIES = ("cifar_plain", "cifar_resnet")
 
 
 def parse_depths(text: str) -> list[int]:
-    """``"56,20"`` -> ``[20, 56]``.
+    """Parse a comma-separated list: ``"56,20"`` -> ``[20, 56]``.
 
     Raises:
-        RecipeError: something else than numbers with commas between them.
+        RecipeError: an item is not a number.
     """
     try:
         return sorted({int(part) for part in text.split(",")})
@@ -32,63 +34,66 @@ def parse_depths(text: str) -> list[int]:
 
 
 def nets(depths: Sequence[int]) -> list[Net]:
-    """The plain and the residual net of each depth; plain ones first.
+    """Return the plain and the residual net of each depth, plain ones first.
 
     Raises:
-        RecipeError: the paper has no nets of such a depth.
+        RecipeError: the paper has no nets of a depth, or no depth was given.
     """
     known = list_models("cifar_*")
     wanted = [f"{family}{depth}" for family in FAMILIES for depth in depths]
     missing = [name for name in wanted if name not in known]
     if missing or not depths:
-        there = sorted(int(name.removeprefix("cifar_plain")) for name in known if "plain" in name)
+        valid_depths = sorted(
+            int(name.removeprefix("cifar_plain")) for name in known if "plain" in name
+        )
         raise RecipeError(
-            f"--depths takes some of {', '.join(map(str, there))}; got "
+            f"--depths takes some of {', '.join(map(str, valid_depths))}; got "
             f"{', '.join(map(str, depths)) or 'none'}"
         )
     return [Net(name.removeprefix("cifar_"), name) for name in wanted]
 
 
 def groups(depths: Sequence[int]) -> list[list[str]]:
-    """Names of the plain nets, and of the residual ones: the two panels of figure 6."""
+    """Return the names of the plain and the residual nets: the two panels of figure 6."""
     return [[f"{family.removeprefix('cifar_')}{depth}" for depth in depths] for family in FAMILIES]
 
 
 def table6(comparison: Comparison, outcomes: Sequence[Outcome], device: str) -> Table | None:
-    """Test errors beside those of table 6; None unless the pictures are the original CIFAR-10."""
+    """Return test errors beside table 6; None unless the images are the original CIFAR-10."""
     if not cifar10.is_original(comparison.data):
         return None
     rows = []
-    for one in outcomes:
-        found = evaluate(one.folder / "last.safetensors", comparison.data, "test", device=device)
-        depth = one.net.removeprefix("resnet")
+    for outcome in outcomes:
+        model_file = outcome.folder / "last.safetensors"
+        result = evaluate(model_file, comparison.data, split="test", device=device)
+        depth = outcome.net.removeprefix("resnet")
         printed = published.TABLE6_ERRORS.get(int(depth)) if depth.isdigit() else None
-        error = 100 * (1 - found.metrics["accuracy"])
-        rows.append(Row(f"{one.net}, seed {one.seed}", error, printed))
+        error = 100 * (1 - result.metrics["accuracy"])
+        rows.append(Row(f"{outcome.net}, seed {outcome.seed}", error, published=printed))
     return Table("Table 6: test error in %, CIFAR-10", tuple(rows), digits=2)
 
 
 def response_deviations(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[Responses]:
-    """Figure 7 of the trained nets of the first seed, on one batch of training pictures."""
+    """Return figure 7 for the trained nets of the first seed, on one batch of training images."""
     assert comparison.recipe.image_size is not None
     images, _ = training_tensors(comparison.data, comparison.recipe.image_size, most=128)
-    found = []
-    for one in outcomes:
-        if one.seed == comparison.seeds[0]:
-            network, _ = modelfile.read(one.folder / "last.safetensors")
-            found.append(responses(one.net, network, images))
-    return found
+    deviations = []
+    for outcome in outcomes:
+        if outcome.seed == comparison.seeds[0]:
+            network, _ = modelfile.read(outcome.folder / "last.safetensors")
+            deviations.append(responses(outcome.net, network, images=images))
+    return deviations
 
 
 def to_dict(
     comparison: Comparison,
     outcomes: Sequence[Outcome],
     deviations: Sequence[Responses],
-    published_beside: Table | None,
+    table6: Table | None,
 ) -> dict[str, Any]:
-    """Everything that was measured, as JSON."""
+    """Return all measurements as JSON data."""
     return {
         **runs.to_dict(comparison, outcomes),
-        "responses": {one.net: list(one.values) for one in deviations},
-        "table6": published_beside and published_beside.to_dict(),
+        "responses": {each.net: list(each.values) for each in deviations},
+        "table6": table6 and table6.to_dict(),
     }

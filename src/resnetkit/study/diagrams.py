@@ -1,8 +1,7 @@
-"""Residual blocks drawn from the real modules, as SVG.
+"""SVG drawings of residual blocks, made from the real modules.
 
-A block is traced, so that the drawing shows what its ``forward`` computes: the chain of modules
-that the input runs through, the shortcut beside it, where the two are added, and what comes after.
-Another width, another block: another drawing.
+A block is traced, so that the drawing shows what its ``forward`` computes: the main path, the
+shortcut, their sum, and the modules after the sum.
 """
 
 from __future__ import annotations
@@ -19,16 +18,24 @@ from ..errors import RecipeError
 from ..models import PadShortcut
 from ..models.registry import get_skeleton
 
-BOX_W, BOX_H, STEP, MARGIN = 140, 26, 44, 18
+BOX_W = 140
+BOX_H = 26
+STEP = 44
+MARGIN = 18
 COLOURS = {"conv": "#cfe0f3", "norm": "#e6e6e6", "act": "#fbdcc2", "pad": "#d8ecd4"}
 LINE = "#333333"
 
 
 @dataclass(frozen=True)
 class Path:
-    """What a block computes: ``main`` and ``shortcut`` lead from the input to the sum (an empty
-    shortcut is the identity), ``after`` from the sum to the output. ``shortcut`` is None where
-    there is no sum; then ``after`` is empty. Members are (kind, label)."""
+    """What a block computes, as chains of modules (kind, label).
+
+    Args:
+        channels: of the input.
+        main: from the input to the sum.
+        shortcut: from the input to the sum; empty for the identity, None if there is no sum.
+        after: from the sum to the output; empty if there is no sum.
+    """
 
     channels: int
     main: tuple[tuple[str, str], ...]
@@ -37,16 +44,19 @@ class Path:
 
 
 class _Tracer(fx.Tracer):
+    """A tracer that does not look into `PadShortcut`."""
+
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        leaf = isinstance(module, PadShortcut)
-        return leaf or super().is_leaf_module(module, qualified_name)
+        """Return whether ``module`` is drawn as one box."""
+        is_pad = isinstance(module, PadShortcut)
+        return is_pad or super().is_leaf_module(module, qualified_name)
 
 
 def trace(block: nn.Module) -> Path:
-    """Follow the input of ``block`` to its output.
+    """Trace the input of ``block`` to its output.
 
     Raises:
-        ValueError: it is no chain of modules with at most one sum.
+        ValueError: it is not a chain of modules with at most one sum.
     """
     graph = _Tracer().trace(block)
     additions = [node for node in graph.nodes if node.target in (operator.iadd, operator.add)]
@@ -56,21 +66,23 @@ def trace(block: nn.Module) -> Path:
     if not additions:
         return Path(channels, _chain(block, last, None), None, ())
     if len(additions) > 1:
-        raise ValueError(f"expected one sum in a block; {type(block).__name__} has several")
+        raise ValueError(
+            f"Expected one sum in a block; {type(block).__name__} has {len(additions)}"
+        )
     total = additions[0]
     arms = sorted((_chain(block, arm, None) for arm in total.args), key=len)
     return Path(channels, arms[1], arms[0], _chain(block, last, total))
 
 
 def _chain(block: nn.Module, end: fx.Node, start: fx.Node | None) -> tuple[tuple[str, str], ...]:
-    """The modules from ``start`` (None is the input) to ``end``, in the order in which they run."""
-    found = []
+    """Return the modules from ``start`` (None for the input) to ``end``, in execution order."""
+    labels = []
     while end is not start and end.op != "placeholder":
         if end.op != "call_module":
-            raise ValueError(f"{type(block).__name__} computes {end.target}, which is no module")
-        found.append(_label(block.get_submodule(str(end.target))))
+            raise ValueError(f"{type(block).__name__} calls {end.target}, which is not a module")
+        labels.append(_label(block.get_submodule(str(end.target))))
         end = end.args[0]  # type: ignore[assignment]
-    return tuple(reversed(found))
+    return tuple(reversed(labels))
 
 
 def _label(module: nn.Module) -> tuple[str, str]:
@@ -85,11 +97,12 @@ def _label(module: nn.Module) -> tuple[str, str]:
 
 
 def draw(blocks: Sequence[tuple[str, nn.Module]]) -> str:
-    """The SVG of blocks side by side, each under its title."""
+    """Return an SVG of blocks side by side, each below its title."""
     paths = [(title, trace(block)) for title, block in blocks]
     rows = max(len(path.main) + len(path.after) for _, path in paths)
     column = 2 * BOX_W + 3 * MARGIN
-    width, height = column * len(paths) + MARGIN, (rows + 1) * STEP + 4 * MARGIN + 20
+    width = column * len(paths) + MARGIN
+    height = (rows + 1) * STEP + 4 * MARGIN + 20
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" font-family="DejaVu Sans, Helvetica, Arial, '
@@ -104,7 +117,7 @@ def draw(blocks: Sequence[tuple[str, nn.Module]]) -> str:
 
 
 def _column(x: int, title: str, path: Path) -> list[str]:
-    """One block from top to bottom; ``x`` is the middle of the main path."""
+    """Return the elements of one block, top to bottom; ``x`` is the centre of the main path."""
     top = MARGIN + 16
     parts = [_text(x + BOX_W // 2, top - 10, title, bold=True)]
     parts.append(_text(x, top + 18, f"x: {path.channels} channels"))
@@ -126,7 +139,7 @@ def _column(x: int, title: str, path: Path) -> list[str]:
 
 
 def _shortcut(x: int, start: int, end: int, chain: Sequence[tuple[str, str]]) -> list[str]:
-    """From the input round the main path to the sum, with its modules on the way."""
+    """Return the line from the input past the main path to the sum, with its modules."""
     side = x + BOX_W + MARGIN
     route = f"M{x} {start + 6} H{side} V{end} H{x + 10}"
     parts = [f'<path d="{route}" fill="none" stroke="{LINE}" marker-end="url(#arrow)"/>']
@@ -162,8 +175,9 @@ def _text(x: int, y: int, text: str, *, bold: bool = False, small: bool = False)
 
 
 def paper_blocks() -> list[tuple[str, nn.Module]]:
-    """The blocks of figure 5, without and with a projection."""
-    basic, bottleneck = get_skeleton("resnet34"), get_skeleton("resnet50")
+    """Return the blocks of figure 5, without and with a projection."""
+    basic = get_skeleton("resnet34")
+    bottleneck = get_skeleton("resnet50")
     return [
         ("BasicBlock", basic.get_submodule("layer1.1")),
         ("BasicBlock, projection", basic.get_submodule("layer2.0")),
@@ -173,20 +187,20 @@ def paper_blocks() -> list[tuple[str, nn.Module]]:
 
 
 def named_blocks(name: str, options: dict[str, Any]) -> list[tuple[str, nn.Module]]:
-    """The blocks of different forms in the first two stages of a network: (title, block).
+    """Return the distinct blocks of the first two stages of a network as (title, block).
 
     Raises:
-        RecipeError: there is no such network, or it has no blocks that can be drawn.
+        RecipeError: the network is unknown, or has no blocks that can be drawn.
     """
-    found: dict[Path, tuple[str, nn.Module]] = {}
+    blocks: dict[Path, tuple[str, nn.Module]] = {}
     try:
         network = get_skeleton(name, **options)
         for stage in getattr(network, "stages", [])[:2]:
             for number, block in network.get_submodule(stage).named_children():
-                if not isinstance(block, nn.Sequential):  # DarkNet-53's first strides, no block
-                    found.setdefault(trace(block), (f"{name}: {stage}.{number}", block))
+                if not isinstance(block, nn.Sequential):  # DarkNet-53's strided convolutions
+                    blocks.setdefault(trace(block), (f"{name}: {stage}.{number}", block))
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error
-    if not found:
-        raise RecipeError(f"expected a network with stages of blocks; {name} has none")
-    return list(found.values())
+    if not blocks:
+        raise RecipeError(f"Expected a network with stages of blocks; {name} has none")
+    return list(blocks.values())

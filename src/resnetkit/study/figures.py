@@ -1,4 +1,4 @@
-"""The study's figures as SVG files. They speak in numbers and in the names of the networks."""
+"""The study's figures as SVG files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = ("#1f5fa8", "#d9721a", "#3a923a", "#8c4fa8", "#666666", "#b8293d")
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasSVG(figure)
-    # The same numbers give the same bytes: no date, no random ids.
+    # No date and no random ids, so that the same numbers give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "resnetkit"}), atomic(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
 
@@ -35,10 +35,10 @@ def _plain(axes: Any, x: str, y: str) -> None:
 
 
 def _by_layer(axes: Any, signals: Sequence[Signal], when: str, what: str) -> None:
-    """One line a network on a logarithmic scale; a cross where a value is no longer finite."""
+    """Plot one line per network on a logarithmic scale, with crosses for values not finite."""
     ceiling = 0.0
     for signal, colour in zip(signals, COLOURS, strict=False):
-        layers: Sequence[Layer] = getattr(signal, when)[:-1]  # the head is no hidden layer
+        layers: Sequence[Layer] = getattr(signal, when)[:-1]  # without the head
         values = [getattr(layer, what) for layer in layers]
         shown = [value if math.isfinite(value) and value > 0 else math.nan for value in values]
         axes.plot(range(1, len(values) + 1), shown, color=colour, linewidth=1.4, label=signal.net)
@@ -52,16 +52,24 @@ def _by_layer(axes: Any, signals: Sequence[Signal], when: str, what: str) -> Non
 
 
 def stacks(found: Sequence[Signal], path: Path) -> None:
-    """`signals` at initialisation, with the gradient with respect to what a layer puts out."""
+    """Draw `signals` at initialisation, with the gradient with respect to each layer's output."""
     signals(found, path, what="backward", after=False)
 
 
 def signals(
     found: Sequence[Signal], path: Path, *, what: str = "gradient", after: bool = True
 ) -> None:
-    """Activation and gradient by layer at initialisation (and after the steps, in a second row),
-    and the loss by step; crosses are values that are infinite or not a number."""
-    of = {"gradient": "weights", "backward": "output"}[what]
+    """Draw activation and gradient by layer, and the loss by step.
+
+    Crosses are values that are infinite or NaN.
+
+    Args:
+        found: the networks.
+        path: the file to write.
+        what: the gradient to draw, ``gradient`` or ``backward`` of a `Layer`.
+        after: add a second row for the state after the training steps.
+    """
+    gradient_of = {"gradient": "weights", "backward": "output"}[what]
     rows: list[tuple[str, str]] = [("before", "at initialisation")]
     if after:
         rows.append(("after", f"after {found[0].steps} steps"))
@@ -71,7 +79,7 @@ def signals(
         _by_layer(left, found, when, "activation")
         _plain(left, "layer", "std of the output")
         _by_layer(middle, found, when, what)
-        _plain(middle, "layer", f"norm of the gradient ({of})")
+        _plain(middle, "layer", f"norm of the gradient ({gradient_of})")
         for axes in (left, middle):
             axes.set_title(title, fontsize=10)
         right.axis("off")
@@ -94,50 +102,55 @@ def signals(
 
 
 def responses(found: Sequence[Responses], path: Path) -> None:
-    """Figure 7: standard deviations by layer, in the order of the layers and of their size."""
+    """Draw figure 7: standard deviations in the order of the layers, and sorted."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     shades = {"plain": matplotlib.colormaps["Blues"], "resnet": matplotlib.colormaps["Oranges"]}
-    deepest = max(len(one.values) for one in found)
+    deepest = max(len(each.values) for each in found)
     for axes, ordered in zip(figure.subplots(2, 1), (False, True), strict=True):
-        for one in found:
-            values = sorted(one.values, reverse=True) if ordered else one.values
-            shade = shades["plain" if "plain" in one.net else "resnet"]
-            colour = shade(0.25 + 0.65 * len(values) / deepest)  # the deeper, the darker
-            axes.plot(range(1, len(values) + 1), values, color=colour, label=one.net)
+        for each in found:
+            values = sorted(each.values, reverse=True) if ordered else each.values
+            shade = shades["plain" if "plain" in each.net else "resnet"]
+            colour = shade(0.25 + 0.65 * len(values) / deepest)  # deeper is darker
+            axes.plot(range(1, len(values) + 1), values, color=colour, label=each.net)
         axes.set_ylim(bottom=0)
         _plain(axes, "layer, by size" if ordered else "layer", "std of the response")
     figure.axes[0].legend(frameon=False, ncols=2)
     _save(figure, path)
 
 
-def _mean(runs: Sequence[Sequence[float]]) -> list[float]:
-    """By epoch, in %."""
+def _mean_percent(runs: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of several runs by epoch, in %."""
     return [100 * sum(column) / len(column) for column in zip(*runs, strict=True)]
 
 
 def errors(found: Sequence[Outcome], groups: Sequence[Sequence[str]], path: Path) -> None:
-    """Error by epoch as in figure 6: dashed in training, bold on the validation part; a panel for
-    each group of networks, a colour for each network of it; the mean of its seeds, and in
-    a band the range of their training errors."""
+    """Draw error by epoch, as in figure 6.
+
+    One panel per group of networks, one colour per network. Lines are means over the seeds: dashed
+    for training, bold for validation. The band is the range of the training errors.
+    """
     figure = Figure(figsize=(5.2 * len(groups), 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, names in zip(panels, groups, strict=True):
         for name, colour in zip(names, COLOURS, strict=False):
-            rows = [one for one in found if one.net == name]
-            training = [one.train_errors for one in rows]
+            outcomes = [outcome for outcome in found if outcome.net == name]
+            training = [outcome.train_errors for outcome in outcomes]
             low, high = (
-                [100 * pick(column) for column in zip(*training, strict=True)]
-                for pick in (min, max)
+                [100 * extreme(column) for column in zip(*training, strict=True)]
+                for extreme in (min, max)
             )
             epochs = range(1, len(low) + 1)
             axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(epochs, _mean(training), "--", color=colour, linewidth=1)
-            validation = _mean([one.val_errors for one in rows])
+            axes.plot(epochs, _mean_percent(training), "--", color=colour, linewidth=1)
+            validation = _mean_percent([outcome.val_errors for outcome in outcomes])
             axes.plot(epochs, validation, color=colour, linewidth=2, label=name)
         _plain(axes, "epoch", "error, %")
         axes.set_ylim(bottom=0)
-        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": len(names)}
+        above_axes = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": len(names)}
         axes.legend(
-            frameon=False, title="dashed: training; bold: validation", title_fontsize=9, **above
+            frameon=False,
+            title="dashed: training; bold: validation",
+            title_fontsize=9,
+            **above_axes,
         )
     _save(figure, path)

@@ -1,9 +1,9 @@
-"""What residual connections do to the signal: activations forward, gradients backward.
+"""How residual connections change the signal: activations forward, gradients backward.
 
-Three experiments on small pictures, each a minute of a CPU or less:
+Three experiments on small images, each at most a minute on a CPU:
 
 - stacks of linear layers, where a product of many factors below or above one vanishes or explodes;
-- plain and residual nets, with and without batch norm, before and after some steps of training;
+- plain and residual nets, with and without batch norm, before and after some training steps;
 - the responses of the 3x3 layers, figure 7 of the paper.
 """
 
@@ -23,8 +23,9 @@ from .. import randomness
 from ..models import get_model
 from ..models.modes import in_mode
 
-STACK_DEPTH, STACK_WIDTH = 60, 64
-# Name, activation, gain g of weights ~ N(0, g^2 / fan_in), with identity shortcuts or without.
+STACK_DEPTH = 60
+STACK_WIDTH = 64
+# Name, activation, gain g of weights ~ N(0, g^2 / fan_in), whether it has identity shortcuts.
 STACKS: tuple[tuple[str, type[nn.Module], float, bool], ...] = (
     ("tanh, gain 0.5", nn.Tanh, 0.5, False),
     ("tanh, gain 1", nn.Tanh, 1.0, False),
@@ -40,13 +41,21 @@ NETS = (
     ("ResNet-56, no norm", "cifar_resnet56", False),
 )
 RESPONDING = ("cifar_plain20", "cifar_plain56", "cifar_resnet20", "cifar_resnet56")
-WIDTH, SIDE, BATCH = 8, 16, 64
+WIDTH = 8  # channels of the first stage
+SIDE = 16  # pixels
+BATCH = 64
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer: standard deviation of its output, L2 norms of the loss's
-    gradients with respect to that output (``backward``) and to its weights (``gradient``)."""
+    """The signal at a convolution or linear layer.
+
+    Args:
+        name: of the module.
+        activation: standard deviation of the output.
+        backward: L2 norm of the loss's gradient with respect to the output.
+        gradient: L2 norm of the loss's gradient with respect to the weights.
+    """
 
     name: str
     activation: float
@@ -56,8 +65,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Signal:
-    """A network: its layers before the first step and after the last one (of ``steps``), and the
-    loss at every step. What overflowed is ``inf`` or ``nan``."""
+    """The signal in a network; values that overflowed are ``inf`` or ``nan``.
+
+    Args:
+        net: name of the network.
+        before: its layers before the first training step.
+        after: its layers after the last step.
+        losses: the loss at every step.
+    """
 
     net: str
     before: tuple[Layer, ...]
@@ -66,31 +81,38 @@ class Signal:
 
     @property
     def steps(self) -> int:
+        """Number of training steps."""
         return len(self.losses)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, which has no infinite numbers: they become ``"inf"`` and ``"nan"``."""
-        return dict(_plain(asdict(self)))
+        """Return JSON data; infinite numbers and NaN become ``"inf"`` and ``"nan"``."""
+        return dict(_to_json_data(asdict(self)))
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Standard deviations of the responses of a network's 3x3 layers, in their order: behind the
-    norm, before ReLU and addition (figure 7)."""
+    """Standard deviations of the responses of a network's 3x3 layers, in order (figure 7).
+
+    A response is taken after the norm and before ReLU and addition.
+    """
 
     net: str
     values: tuple[float, ...]
 
 
 class Stack(nn.Module):
-    """Linear layers of one width with an activation behind each: (N, C, H, W) -> (N, classes).
+    """Linear layers of equal width, each followed by an activation.
+
+    Maps (N, C, H, W) to (N, classes).
 
     Args:
-        pixels: numbers in a picture.
-        depth, width: hidden layers, and numbers in each.
+        pixels: C * H * W.
+        depth: number of hidden layers.
+        width: units per hidden layer.
         activation: a module class.
         gain: weights are drawn from N(0, gain^2 / fan_in).
-        residual: ``y = x + activation(W x)`` instead of ``y = activation(W x)``.
+        residual: compute ``y = x + activation(W x)`` instead of ``y = activation(W x)``.
+        classes: number of outputs.
     """
 
     def __init__(
@@ -107,13 +129,17 @@ class Stack(nn.Module):
         self.first = nn.Linear(pixels, width, bias=False)
         self.hidden = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
         self.last = nn.Linear(width, classes, bias=False)
-        self.activation, self.residual = activation(), residual
+        self.activation = activation()
+        self.residual = residual
         nn.init.normal_(self.first.weight, std=1 / math.sqrt(pixels))
         for weight in self.hidden.parameters():
             nn.init.normal_(weight, std=gain / math.sqrt(width))
-        nn.init.normal_(self.last.weight, std=0.1 / math.sqrt(width))  # a loss near log(classes)
+        nn.init.normal_(
+            self.last.weight, std=0.1 / math.sqrt(width)
+        )  # initial loss near log(classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, classes) of images (N, C, H, W)."""
         x = self.first(x.flatten(1))  # (N, width)
         for layer in self.hidden:
             out = self.activation(layer(x))
@@ -122,9 +148,12 @@ class Stack(nn.Module):
 
 
 def measure(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Layer, ...]:
-    """One forward and one backward pass in training mode; parameters stay as they are.
+    """Measure every layer in one forward and one backward pass, in training mode.
+
+    Parameters do not change.
 
     Args:
+        network: the network.
         images: (N, C, H, W) float.
         labels: (N,) int64.
     """
@@ -133,13 +162,14 @@ def measure(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Layer, 
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name
     }
-    spread: dict[str, float] = {}
-    back: dict[str, float] = {}
+    activations: dict[str, float] = {}
+    backwards: dict[str, float] = {}
 
     def record(name: str, module: nn.Module, inputs: Any, out: Tensor) -> None:
-        spread[name] = float(out.detach().std())  # at once: what comes next may overwrite it
+        # Read now: an in-place ReLU may overwrite the output.
+        activations[name] = float(out.detach().std())
         out.register_hook(  # type: ignore[no-untyped-call]
-            lambda grad: back.__setitem__(name, _norm(grad))
+            lambda grad: backwards.__setitem__(name, _norm(grad))
         )
 
     handles = [m.register_forward_hook(partial(record, name)) for name, m in layers.items()]
@@ -148,30 +178,39 @@ def measure(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Layer, 
         F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
     for handle in handles:
         handle.remove()
-    found = tuple(
-        Layer(name, spread[name], back[name], _norm(module.weight.grad))
+    measured = tuple(
+        Layer(
+            name,
+            activations[name],
+            backward=backwards[name],
+            gradient=_norm(module.weight.grad),
+        )
         for name, module in layers.items()
     )
     network.zero_grad()
-    return found
+    return measured
 
 
 def _norm(gradient: Tensor | None) -> float:
     assert gradient is not None
-    return float(gradient.double().norm())  # a square that overflows is no infinite gradient
+    return float(gradient.double().norm())  # float64: squares of fp32 values may overflow fp32
 
 
 def fit(
     network: nn.Module, images: Tensor, labels: Tensor, steps: int, lr: float, seed: int
 ) -> tuple[float, ...]:
-    """Steps of SGD with momentum 0.9 on batches of 64; the loss at each. Nothing stops it."""
+    """Train with SGD (momentum 0.9) on batches of 64, and return the loss at each step.
+
+    Training continues even if the loss is not finite.
+    """
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
     losses = []
     network.train()
     for step in range(steps):
-        epoch, place = divmod(step * BATCH, max(BATCH, len(labels) // BATCH * BATCH))
-        chosen = torch.from_numpy(randomness.order(seed, epoch, len(labels)))[place : place + BATCH]
-        loss = F.cross_entropy(network(images[chosen]), labels[chosen])
+        epoch, start = divmod(step * BATCH, max(BATCH, len(labels) // BATCH * BATCH))
+        order = torch.from_numpy(randomness.order(seed, epoch, len(labels)))
+        indices = order[start : start + BATCH]
+        loss = F.cross_entropy(network(images[indices]), labels[indices])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -179,7 +218,7 @@ def fit(
     return tuple(losses)
 
 
-def watch(
+def measure_training(
     net: str,
     network: nn.Module,
     images: Tensor,
@@ -189,39 +228,50 @@ def watch(
     lr: float,
     seed: int,
 ) -> Signal:
-    """Measure a network, train it for ``steps`` on everything, and measure it again."""
-    batch = images[:BATCH], labels[:BATCH]
-    before = measure(network, *batch)
-    losses = fit(network, images, labels, steps, lr, seed)
-    return Signal(net, before, measure(network, *batch), losses)
+    """Measure a network on the first batch, train it for ``steps``, and measure it again."""
+    before = measure(network, images[:BATCH], labels=labels[:BATCH])
+    losses = fit(network, images, labels=labels, steps=steps, lr=lr, seed=seed)
+    after = measure(network, images[:BATCH], labels=labels[:BATCH])
+    return Signal(net, before, after=after, losses=losses)
 
 
 @randomness.preserve_generators()
 def stacks(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal]:
-    """The stacks of linear layers, without any norm."""
-    found = []
+    """Measure the stacks of linear layers, which have no norm."""
+    signals = []
     for net, activation, gain, residual in STACKS:
         torch.manual_seed(seed)
         pixels = images[0].numel()
-        network = Stack(pixels, STACK_DEPTH, STACK_WIDTH, activation, gain, residual)
-        found.append(watch(net, network, images, labels, steps=steps, lr=0.003, seed=seed))
-    return found
+        network = Stack(
+            pixels,
+            STACK_DEPTH,
+            width=STACK_WIDTH,
+            activation=activation,
+            gain=gain,
+            residual=residual,
+        )
+        signals.append(
+            measure_training(net, network, images, labels, steps=steps, lr=0.003, seed=seed)
+        )
+    return signals
 
 
 @randomness.preserve_generators()
 def nets(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal]:
-    """Plain and residual nets of 56 layers, with and without batch norm."""
-    found = []
-    for net, name, normed in NETS:
-        options: dict[str, Any] = {} if normed else {"norm_layer": nn.Identity}
+    """Measure plain and residual nets of 56 layers, with and without batch norm."""
+    signals = []
+    for net, name, has_norm in NETS:
+        options: dict[str, Any] = {} if has_norm else {"norm_layer": nn.Identity}
         torch.manual_seed(seed)
         network = get_model(name, width=WIDTH, **options)
-        found.append(watch(net, network, images, labels, steps=steps, lr=0.05, seed=seed))
-    return found
+        signals.append(
+            measure_training(net, network, images, labels, steps=steps, lr=0.05, seed=seed)
+        )
+    return signals
 
 
 def responses(net: str, network: nn.Module, images: Tensor) -> Responses:
-    """Figure 7 of one network, with the statistics of the batch ``images`` (N, C, H, W)."""
+    """Measure figure 7 for a network, with the batch statistics of ``images`` (N, C, H, W)."""
     values: list[float] = []
     handles = [
         module.register_forward_hook(lambda m, i, out: values.append(out.detach().std().item()))
@@ -237,26 +287,32 @@ def responses(net: str, network: nn.Module, images: Tensor) -> Responses:
 
 @randomness.preserve_generators()
 def trained_responses(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Responses]:
-    """Figure 7 after some steps of training."""
-    found = []
+    """Measure figure 7 after some steps of training."""
+    measured = []
     for name in RESPONDING:
         torch.manual_seed(seed)
         network = get_model(name, width=WIDTH)
-        fit(network, images, labels, steps, 0.05, seed)
-        found.append(responses(name, network, images[:BATCH]))
-    return found
+        fit(network, images, labels=labels, steps=steps, lr=0.05, seed=seed)
+        measured.append(responses(name, network, images=images[:BATCH]))
+    return measured
 
 
 def signal_table(signals: Sequence[Signal], what: str = "gradient") -> str:
-    """First and last hidden layer of each network before the first step, and its loss: text.
-    ``what`` is the gradient that is shown: ``gradient`` or ``backward`` of a `Layer`."""
-    of = {"gradient": "gradient of the weights", "backward": "gradient of the output"}[what]
+    """Return as text the first and last hidden layer before the first step, and the loss.
+
+    Args:
+        signals: the networks, one per row.
+        what: the gradient to show, ``gradient`` or ``backward`` of a `Layer`.
+    """
+    gradient_of = {"gradient": "gradient of the weights", "backward": "gradient of the output"}[
+        what
+    ]
     lines = [
-        f"{'':26}{'std of the output':>21}{of:>25}{'loss':>19}",
+        f"{'':26}{'std of the output':>21}{gradient_of:>25}{'loss':>19}",
         f"{'':26}{'first':>12}{'last':>9}{'first':>14}{'last':>9}{'start':>12}{'end':>9}",
     ]
     for signal in signals:
-        first, last = signal.before[0], signal.before[-2]  # behind it comes the head
+        first, last = signal.before[0], signal.before[-2]  # [-1] is the head
         lines.append(
             f"{signal.net:26}{first.activation:12.2g}{last.activation:9.2g}"
             f"{getattr(first, what):14.2g}{getattr(last, what):9.2g}"
@@ -266,30 +322,30 @@ def signal_table(signals: Sequence[Signal], what: str = "gradient") -> str:
 
 
 def response_table(found: Sequence[Responses]) -> str:
-    """Mean and greatest response of each network: text."""
+    """Return the mean and greatest response of each network as text."""
     lines = [f"{'std of the responses':26}{'mean':>8}{'greatest':>10}{'layers':>8}"]
-    for one in found:
-        mean = sum(one.values) / len(one.values)
-        lines.append(f"{one.net:26}{mean:8.3f}{max(one.values):10.3f}{len(one.values):8}")
+    for each in found:
+        mean = sum(each.values) / len(each.values)
+        lines.append(f"{each.net:26}{mean:8.3f}{max(each.values):10.3f}{len(each.values):8}")
     return "\n".join(lines)
 
 
 def to_dict(
     stacks: Sequence[Signal], nets: Sequence[Signal], found: Sequence[Responses]
 ) -> dict[str, Any]:
-    """Everything that was measured, as JSON."""
+    """Return all measurements as JSON data."""
     return {
         "stacks": [signal.to_dict() for signal in stacks],
         "nets": [signal.to_dict() for signal in nets],
-        "responses": _plain({one.net: one.values for one in found}),
+        "responses": _to_json_data({each.net: each.values for each in found}),
     }
 
 
-def _plain(value: Any) -> Any:
+def _to_json_data(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_json_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):  # measured to no more than this
+        return [_to_json_data(item) for item in value]
+    if isinstance(value, float):  # more digits than the measurement has
         return float(f"{value:.5g}") if math.isfinite(value) else str(value)
     return value

@@ -1,4 +1,4 @@
-"""The pictures of a study as tensors, and the digits where nothing else is named."""
+"""The images of a study: their folder, and training images as tensors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from ..errors import DataError
 from . import cifar10
 
 
-def folder_of(data: str, out: Path) -> Path:
-    """The folder that ``data`` means: ``digits`` and archives of CIFAR-10 are written below
-    ``out`` once, any other folder or manifest is taken as it is. ``cifar10``, where no folder has
-    that name, is the archive of its home page.
+def resolve_data(data: str, out: Path) -> Path:
+    """Return the folder of images that ``data`` names.
+
+    Args:
+        data: ``digits``, which are written below ``out``; an archive of CIFAR-10, which is unpacked
+            there; ``cifar10``, which is downloaded unless a folder has that name; or any other
+            folder or manifest, which is returned as it is.
+        out: the study's folder.
 
     Raises:
-        DataError: an archive that cannot be read.
-        DownloadError: ``cifar10`` cannot be fetched.
+        DataError: the archive cannot be read.
+        DownloadError: ``cifar10`` cannot be downloaded.
     """
     if data == "digits":
         target = out / "digits"
@@ -32,21 +36,30 @@ def folder_of(data: str, out: Path) -> Path:
         return cifar10.unpack(Path(data), out / "cifar10")
     if data == "cifar10" and not Path(data).exists():
         target = out / "cifar10"
-        return target if target.is_dir() else cifar10.unpack(cifar10.original(out), target)
+        return target if target.is_dir() else cifar10.unpack(cifar10.download_archive(out), target)
     return Path(data)
 
 
 def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, Tensor]:
-    """The training pictures of a folder, at most so many, in an order that mixes the classes:
-    (N, 3, size, size) normalised float32 and labels (N,) int64.
+    """Return training images of a folder and their labels, with the classes shuffled.
+
+    Args:
+        data: a folder or manifest.
+        size: side of the images in pixels.
+        most: the largest number of images to return.
+
+    Returns:
+        Normalised float32 images (N, 3, size, size) and int64 labels (N,).
 
     Raises:
-        DataError: the folder has no part to train on.
+        DataError: the folder has no split to train on.
     """
     dataset = folder.read(data)
     split = dataset.splits.get("train") or dataset.splits.get("all")
     if split is None:
-        raise DataError(f"{data} has only {', '.join(dataset.splits)}: nothing to train on")
+        raise DataError(
+            f"{data} has no training images, only the splits {', '.join(dataset.splits)}"
+        )
     preset = Preprocessing(size, size)
     images = Images(split, preset)
     order = randomness.order(0, 0, len(split))[:most]

@@ -1,7 +1,7 @@
 """What He et al. print in "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 
-Numbers are text, as printed: how many digits they have says how exactly they can be compared.
-Nothing here is computed, and nothing of it enters what the study derives.
+Numbers are text, as printed: their digits limit how exactly they can be compared. Nothing here is
+computed, and the study derives nothing from it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TABLE1_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-TABLE1_SIDES = (56, 28, 14, 7)  # of the maps of conv2_x to conv5_x
+TABLE1_SIDES = (56, 28, 14, 7)  # of the feature maps of conv2_x to conv5_x
 TABLE1_BASIC = tuple(f"3x3,{c} 3x3,{c}" for c in (64, 128, 256, 512))
 TABLE1_BOTTLENECK = tuple(f"1x1,{c} 3x3,{c} 1x1,{4 * c}" for c in (64, 128, 256, 512))
 
@@ -23,7 +23,7 @@ TABLE1_BOTTLENECK = tuple(f"1x1,{c} 3x3,{c} 1x1,{4 * c}" for c in (64, 128, 256,
 FIGURE3_GMACS = {"VGG-19": "19.6", "34-layer plain": "3.6", "34-layer residual": "3.6"}
 SECTION41_GMACS = {"VGG-16": "15.3"}
 
-# Table 3: errors on ImageNet's validation pictures in %, mean of ten crops: top-1, top-5.
+# Table 3: errors on ImageNet's validation images in %, mean of ten crops: top-1, top-5.
 TABLE3_ERRORS = {
     "plain-34": ("28.54", "10.02"),
     "ResNet-34 A": ("25.03", "7.76"),
@@ -31,8 +31,8 @@ TABLE3_ERRORS = {
     "ResNet-34 C": ("24.19", "7.40"),
 }
 
-# Table 6: CIFAR-10; parameters in millions, test error in % (of ResNet-110 the best of five runs,
-# whose mean is 6.61 with a standard deviation of 0.16).
+# Table 6: CIFAR-10; parameters in millions, test error in %. For ResNet-110 it is the best of five
+# runs, whose mean is 6.61 with a standard deviation of 0.16.
 TABLE6_PARAMETERS = {
     20: "0.27",
     32: "0.46",

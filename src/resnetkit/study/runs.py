@@ -1,4 +1,4 @@
-"""Several networks trained by one recipe, to compare them: a folder of runs that can be resumed."""
+"""Comparisons of networks trained with one recipe, in a folder of runs that can be resumed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .. import runtime
 from ..data import folder
 from ..data.folder import Dataset
 from ..errors import Interrupted, OutputError, RecipeError
 from ..models import summarize
 from ..models.registry import get_skeleton
-from ..progress import say
+from ..progress import pluralize, say
+from ..runtime import Runtime, pick
 from ..storage import write_json, write_text
-from ..training import defaults, initial_weights, measure, recipe
+from ..training import defaults, initial_weights, measure
+from ..training import recipe as recipes
 from ..training.loop import train
 from ..training.recipe import Recipe
-from .images import folder_of
+from .images import resolve_data
 
-FEWEST_EPOCHS = 4  # with fewer, no curve could be compared
+FEWEST_EPOCHS = 4  # fewer would give no curve to compare
 
 
 @dataclass(frozen=True)
 class Net:
-    """A network to compare: what it is called, its architecture, and options of it."""
+    """A network to compare: its label, architecture and options."""
 
     name: str
     model: str
@@ -39,8 +40,11 @@ class Net:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: errors (0 to 1) by epoch. Those in training are of the augmented pictures,
-    while the weights still changed; those of validation are of whole pictures, after the epoch."""
+    """A finished run, with its errors (0 to 1) by epoch.
+
+    Training errors are on augmented images, counted while the weights change. Validation errors
+    are on whole images, after the epoch.
+    """
 
     net: str
     seed: int
@@ -51,15 +55,15 @@ class Outcome:
     folder: Path
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the outcome as JSON data."""
         return {**vars(self), "folder": self.folder.name}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is trained: the nets, the seeds, the pictures and the recipe, epochs included.
+    """The nets, seeds, images and recipe (epochs included) of a comparison.
 
-    Its runs have nothing in common but pictures and recipe; so nets and seeds can be added later.
+    Its runs share only images and recipe, so nets and seeds can be added later.
     """
 
     out: Path
@@ -69,18 +73,18 @@ class Comparison:
     recipe: Recipe
 
     def settings(self, net: Net, seed: int) -> dict[str, Any]:
-        """What one run changes in the recipe."""
+        """Return the fields of the recipe that one run changes."""
         options = {**self.recipe.model_options, **net.options}
         return {"model": net.model, "model_options": options, "seed": seed}
 
     def shared(self) -> dict[str, Any]:
-        """What all of its runs have in common; a folder goes on only with the same."""
-        inside = self.data.is_relative_to(self.out)  # then the folder may move
-        data = self.data.relative_to(self.out) if inside else self.data.absolute()
+        """Return what all runs share; a folder can be continued only with the same."""
+        is_inside = self.data.is_relative_to(self.out)  # then the folder may be moved
+        data = self.data.relative_to(self.out) if is_inside else self.data.absolute()
         return {"data": str(data), "recipe": self.recipe.model_dump(mode="json")}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the comparison as JSON data."""
         nets = {net.name: {"model": net.model, **net.options} for net in self.nets}
         return {**self.shared(), "nets": nets, "seeds": list(self.seeds)}
 
@@ -97,108 +101,123 @@ def compare(
     workers: int | None,
     settings: dict[str, Any],
 ) -> tuple[Comparison, list[Outcome]]:
-    """Train every net with every seed, but for the runs that ``out`` already holds.
+    """Train every net with every seed, except for runs that ``out`` already holds.
 
     Args:
+        nets: the networks to compare.
         data: ``digits``, ``cifar10``, an archive of it, or a folder.
-        out: one run a net and seed, and ``study.json``, which says what they have in common.
+        out: folder for one run per net and seed, and ``study.json`` with what they share.
         recipe_name: a built-in recipe or a YAML file; by default `study-digits` for digits and
             `paper-cifar10` for anything else.
-        minutes: epochs are as many as fit, and no more than the recipe has; None takes those.
-        seeds: each net is trained with each of them.
-        settings: other values for fields of the recipe.
+        minutes: train as many epochs as fit, at most those of the recipe; None trains all.
+        seeds: each net is trained with each seed.
+        device: as for `train`.
+        workers: as for `train`.
+        settings: values for fields of the recipe.
 
     Raises:
-        OutputError: ``out`` holds runs on other pictures or by another recipe.
+        RecipeError: an unknown recipe or field, or a field that the study sets.
+        OutputError: ``out`` holds runs on other images or with another recipe.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    chosen = recipe.load_recipe(
-        recipe_name or ("study-digits" if data == "digits" else "paper-cifar10")
-    )
+    default_recipe = "study-digits" if data == "digits" else "paper-cifar10"
+    recipe = recipes.load_recipe(recipe_name or default_recipe)
     for name in {"model", "seed"} & set(settings):
-        raise RecipeError(f"--set {name}=... is not for a study: it has its nets, and --seeds")
-    chosen = chosen.with_settings({**settings, "model": nets[0].model})
-    where = runtime.pick(device, chosen.precision)
-    images = folder_of(data, out)
+        raise RecipeError(
+            f"--set {name}=... cannot be used in a study, which sets the nets itself and takes "
+            "the seeds from --seeds"
+        )
+    recipe = recipe.with_settings({**settings, "model": nets[0].model})
+    runtime = pick(device, recipe.precision)
+    images = resolve_data(data, out)
     dataset = folder.read(images)
-    chosen = defaults.fill_defaults(chosen, dataset, where)
-    chosen = defaults.fill_batch_size(chosen, _training_images(dataset), where)
-    chosen = chosen.with_settings({"model": None})  # each run has its own
-    comparison = Comparison(out, images, tuple(nets), tuple(seeds), chosen)
-    comparison = _begin_or_go_on(comparison, minutes, where)
+    recipe = defaults.fill_defaults(recipe, dataset, runtime)
+    recipe = defaults.fill_batch_size(recipe, _training_images(dataset), runtime)
+    recipe = recipe.with_settings({"model": None})  # each run has its own
+    comparison = Comparison(out, images, nets=tuple(nets), seeds=tuple(seeds), recipe=recipe)
+    comparison = _start_or_continue(comparison, minutes, runtime=runtime)
     write_text(out / "recipe.yaml", comparison.recipe.to_yaml())
     for number, (seed, net) in enumerate(itertools.product(comparison.seeds, comparison.nets)):
-        _train(comparison, net, seed, device, workers, show_plan=number == 0)
-    return comparison, [read(comparison, net, s) for net in nets for s in comparison.seeds]
+        _train(comparison, net, seed=seed, device=device, workers=workers, show_plan=number == 0)
+    return comparison, [
+        read_outcome(comparison, net, seed=seed) for net in nets for seed in comparison.seeds
+    ]
 
 
-def _begin_or_go_on(
-    comparison: Comparison, minutes: float | None, where: runtime.Runtime
+def _start_or_continue(
+    comparison: Comparison, minutes: float | None, *, runtime: Runtime
 ) -> Comparison:
-    """The comparison with its number of epochs: recorded before, or chosen and recorded now."""
+    """Return the comparison with its number of epochs, from its record or recorded now.
+
+    Raises:
+        OutputError: the record is of other images or another recipe.
+    """
     record = comparison.out / "study.json"
     if record.exists():
         saved = json.loads(record.read_text(encoding="utf-8"))
-        # One that was written before a field of recipes was thought of means its default.
+        # A record older than a field of recipes implies the default of the field.
         written = Recipe.model_validate({}).with_settings({**saved["recipe"], "model": None})
-        if minutes is not None:  # the clock may say another number of epochs today
-            comparison = _with(comparison, {"epochs": written.epochs})
+        if minutes is not None:  # today's timing may give another number of epochs
+            comparison = _with_settings(comparison, {"epochs": written.epochs})
         before = {"data": saved["data"], **written.model_dump(mode="json")}
         now = comparison.shared()
         now = json.loads(json.dumps({"data": now["data"], **now["recipe"]}))
-        wrong = [f"{key} {before[key]}, now {now[key]}" for key in now if now[key] != before[key]]
-        if wrong:
+        changes = [f"{key} {before[key]}, now {now[key]}" for key in now if now[key] != before[key]]
+        if changes:
             raise OutputError(
                 f"{comparison.out} holds runs that cannot be compared with these "
-                f"({'; '.join(wrong)}). Take the same, or name another folder with --out"
+                f"({'; '.join(changes)}). Use the same values, or name another folder with --out"
             )
         return comparison
     if minutes is not None:
-        comparison = _with(comparison, {"epochs": _epochs(comparison, minutes, where)})
+        comparison = _with_settings(
+            comparison, {"epochs": _fitting_epochs(comparison, minutes, runtime=runtime)}
+        )
     write_json(record, comparison.shared())
     return comparison
 
 
-def _with(comparison: Comparison, settings: dict[str, Any]) -> Comparison:
+def _with_settings(comparison: Comparison, settings: dict[str, Any]) -> Comparison:
     return replace(comparison, recipe=comparison.recipe.with_settings(settings))
 
 
-def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> int:
-    """As many epochs as fit into ``minutes`` for all nets and seeds, from measured steps."""
+def _fitting_epochs(comparison: Comparison, minutes: float, *, runtime: Runtime) -> int:
+    """Return how many epochs fit into ``minutes`` for all nets and seeds, from measured steps."""
     dataset = folder.read(comparison.data)
     val = len(dataset.splits["val"]) if "val" in dataset.splits else 0
     training = _training_images(dataset)
     seconds = 0.0
     for net in comparison.nets:
         settings = {**comparison.settings(net, 0), "epochs": 1}
-        chosen = comparison.recipe.with_settings(settings)
-        model, _, where = initial_weights.build_network(chosen, dataset.classes, where)
-        seconds += measure.estimate_seconds(model, chosen, where, training, val)
+        net_recipe = comparison.recipe.with_settings(settings)
+        model, _, runtime = initial_weights.build_network(net_recipe, dataset.classes, runtime)
+        seconds += measure.estimate_seconds(model, net_recipe, runtime, training, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
-    most = defaults.fill_epochs(comparison.recipe, training, where).epochs
+    most = defaults.fill_epochs(comparison.recipe, training, runtime).epochs
     assert most is not None
     epochs = max(FEWEST_EPOCHS, min(fitting, most))
-    say(f"An epoch of all {len(comparison.nets)} nets takes {seconds:.1f} s; training {epochs}.")
+    nets = pluralize(len(comparison.nets), "net")
+    say(f"One epoch of {nets} takes {seconds:.1f} s; training {pluralize(epochs, 'epoch')}.")
     if fitting < FEWEST_EPOCHS:
-        say(f"{minutes:g} minutes are enough for {fitting}; it will take longer.")
+        say(f"Only {pluralize(fitting, 'epoch')} fit into {minutes:g} minutes; it takes longer.")
     return epochs
 
 
 def _training_images(data: Dataset) -> int:
-    part = data.splits.get("train") or data.splits.get("all")
-    return 0 if part is None else len(part)
+    split = data.splits.get("train") or data.splits.get("all")
+    return 0 if split is None else len(split)
 
 
 def _train(
     comparison: Comparison,
     net: Net,
+    *,
     seed: int,
     device: str,
     workers: int | None,
-    *,
     show_plan: bool,
 ) -> None:
-    path = _folder(comparison, net, seed)
+    path = _run_folder(comparison, net, seed=seed)
     if (path / "metrics.json").exists():
         return
     say(f"\n{net.name}, seed {seed}")
@@ -216,77 +235,94 @@ def _train(
         )
     except Interrupted as error:
         raise Interrupted(
-            "stopped; everything is saved, and the same command goes on", error.exit_code
+            "Stopped; everything is saved. To continue, run the same command", error.exit_code
         ) from error
 
 
-def _folder(comparison: Comparison, net: Net, seed: int) -> Path:
+def _run_folder(comparison: Comparison, net: Net, *, seed: int) -> Path:
     return comparison.out / f"{net.name}-seed{seed}"
 
 
-def read(comparison: Comparison, net: Net, seed: int) -> Outcome:
-    """A finished run, from its files."""
-    path = _folder(comparison, net, seed)
+def read_outcome(comparison: Comparison, net: Net, *, seed: int) -> Outcome:
+    """Read a finished run from its files."""
+    path = _run_folder(comparison, net, seed=seed)
     with (path / "history.csv").open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     classes = json.loads((path / "classes.json").read_text(encoding="utf-8"))
     options = {**comparison.recipe.model_options, **net.options, "num_classes": len(classes)}
     assert comparison.recipe.image_size is not None
-    counted = summarize(get_skeleton(net.model, **options), comparison.recipe.image_size)
+    summary = summarize(get_skeleton(net.model, **options), comparison.recipe.image_size)
     errors = {
-        part: tuple(round(1 - float(row[f"{part}_accuracy"]), 6) for row in rows)
-        for part in ("train", "val")
+        split: tuple(round(1 - float(row[f"{split}_accuracy"]), 6) for row in rows)
+        for split in ("train", "val")
     }
     return Outcome(
-        net.name, seed, counted.parameters, counted.macs, errors["train"], errors["val"], path
+        net.name,
+        seed,
+        parameters=summary.parameters,
+        macs=summary.macs,
+        train_errors=errors["train"],
+        val_errors=errors["val"],
+        folder=path,
     )
 
 
 def to_dict(comparison: Comparison, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What was compared and found, as JSON."""
-    return {**comparison.to_dict(), "outcomes": [one.to_dict() for one in outcomes]}
+    """Return the comparison and its outcomes as JSON data."""
+    return {**comparison.to_dict(), "outcomes": [outcome.to_dict() for outcome in outcomes]}
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Each net with the errors of its last epoch: mean over the seeds, least and greatest."""
-    width = max(len("net"), *(len(one.net) for one in outcomes))
+    """Return each net with its errors in the last epoch: mean over the seeds, and range."""
+    width = max(len("net"), *(len(outcome.net) for outcome in outcomes))
     head = f"{'net':{width}}  {'parameters':>10}  {'mult-adds':>10}"
     lines = [f"{head}  {'training error':>24}  {'validation error':>24}"]
-    for name in dict.fromkeys(one.net for one in outcomes):
-        one = next(one for one in outcomes if one.net == name)
-        errors = [_spread(last_errors(outcomes, name, w)) for w in ("train_errors", "val_errors")]
-        numbers = f"{one.parameters:10,}  {one.macs / 1e6:8,.2f} M"
+    for name in dict.fromkeys(outcome.net for outcome in outcomes):
+        outcome = next(outcome for outcome in outcomes if outcome.net == name)
+        errors = [
+            _mean_and_range(last_errors(outcomes, name, which=which))
+            for which in ("train_errors", "val_errors")
+        ]
+        numbers = f"{outcome.parameters:10,}  {outcome.macs / 1e6:8,.2f} M"
         lines.append(f"{name:{width}}  {numbers}  {errors[0]:>24}  {errors[1]:>24}")
-    runs = len({one.seed for one in outcomes})
-    return "\n".join([*lines, f"{runs} seed(s), {len(outcomes[0].val_errors)} epochs each"])
+    seeds = pluralize(len({outcome.seed for outcome in outcomes}), "seed")
+    epochs = pluralize(len(outcomes[0].val_errors), "epoch")
+    return "\n".join([*lines, f"{seeds}, {epochs} each"])
 
 
 def last_errors(outcomes: Sequence[Outcome], net: str, which: str = "train_errors") -> list[float]:
-    """The last epoch's ``train_errors`` or ``val_errors`` of a net, a value for each seed."""
-    return [getattr(one, which)[-1] for one in outcomes if one.net == net]
+    """Return a net's ``train_errors`` or ``val_errors`` in the last epoch, one value per seed."""
+    return [getattr(outcome, which)[-1] for outcome in outcomes if outcome.net == net]
 
 
 def verdicts(outcomes: Sequence[Outcome], groups: Sequence[Sequence[str]]) -> list[str]:
-    """What each net's training error is against that of the one before it in its group, in words:
-    a difference is one where the seeds do not overlap."""
+    """Compare, in words, each net's training error with the previous net's in its group.
+
+    Errors differ only if their ranges over the seeds do not overlap.
+    """
     lines = []
-    for before, after in (pair for names in groups for pair in pairwise(names)):
-        old, new = last_errors(outcomes, before), last_errors(outcomes, after)
-        found = f"{100 * statistics.fmean(new):.2f} % against {100 * statistics.fmean(old):.2f} %"
-        lines.append(f"{after} against {before}: training error {found}, {_compared(old, new)}")
+    for previous, net in (pair for names in groups for pair in pairwise(names)):
+        old = last_errors(outcomes, previous)
+        new = last_errors(outcomes, net)
+        means = f"{100 * statistics.fmean(new):.2f} % against {100 * statistics.fmean(old):.2f} %"
+        lines.append(f"{net} against {previous}: training error {means}, {_verdict(old, new)}")
     return lines
 
 
-def _compared(before: Sequence[float], after: Sequence[float]) -> str:
+def _verdict(before: Sequence[float], after: Sequence[float]) -> str:
     if len(before) == 1:
-        word = "higher" if after[0] > before[0] else "no higher"
-        return f"{word} (one seed; --seeds 0-2 tells it from chance)"
+        word = "higher" if after[0] > before[0] else "not higher"
+        return f"{word} (1 seed; use --seeds 0-2 to see whether the difference is random)"
     if min(after) > max(before):
         return "higher with every seed"
-    return "lower with every seed" if max(after) < min(before) else "no difference beyond chance"
+    return (
+        "lower with every seed"
+        if max(after) < min(before)
+        else "no difference beyond the spread of the seeds"
+    )
 
 
-def _spread(values: Sequence[float]) -> str:
+def _mean_and_range(values: Sequence[float]) -> str:
     mean = f"{100 * statistics.fmean(values):.2f} %"
     if len(values) == 1:
         return mean

@@ -1,5 +1,8 @@
-"""Table 3: no shortcuts, identities padded with zeros (A), projections where shapes differ (B), and
-projections everywhere (C). What they cost is counted; what they bring is trained."""
+"""Table 3: kinds of shortcuts, their cost (counted) and their benefit (trained).
+
+No shortcuts; identities padded with zeros (A); projections where shapes differ (B); projections
+everywhere (C).
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,22 @@ OPTIONS = ("none", "A", "B", "C")
 
 
 def nets(model: str) -> list[Net]:
-    """``model`` without shortcuts, and with each kind of them."""
+    """Return ``model`` without shortcuts, and with each kind of shortcut."""
     return [Net(f"{model}-{option}", model, {"shortcut": option}) for option in OPTIONS]
 
 
 def costs(model: str, size: int) -> Table:
-    """Parameters and multiply-adds of ``model`` with each option."""
+    """Return the parameters and multiply-adds of ``model`` with each option."""
     rows = []
     for option in OPTIONS:
-        counted = summarize(get_skeleton(model, shortcut=option), size)
-        rows.append(Row(f"{option}: parameters", counted.parameters))
-        rows.append(Row(f"{option}: millions of multiply-adds", counted.macs / 1e6))
+        summary = summarize(get_skeleton(model, shortcut=option), size)
+        rows.append(Row(f"{option}: parameters", summary.parameters))
+        rows.append(Row(f"{option}: millions of multiply-adds", summary.macs / 1e6))
     return Table(f"{model} at {size} px: what the shortcuts cost", tuple(rows))
 
 
 def published_errors() -> str:
-    """Table 3 as the paper prints it: ImageNet, ten crops; nothing here repeats it."""
+    """Return table 3 as the paper prints it: ImageNet, ten crops. It is not reproduced here."""
     lines = [
         "Table 3, published: error in % on ImageNet, ten crops",
         "",

@@ -1,4 +1,4 @@
-"""A table of the paper beside what the built networks say."""
+"""A table of the paper beside values derived from built networks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One value: ``derived`` from built modules or measured, ``published`` as the paper prints it
-    (None where it has no such number)."""
+    """One value, derived and published.
+
+    Args:
+        what: name of the value.
+        derived: from built modules, or measured.
+        published: as the paper prints it; None if it does not.
+    """
 
     what: str
     derived: float | str
@@ -17,14 +22,14 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """Derived less published; None where one of them is no number."""
+        """Derived minus published; None if either is not a number."""
         if isinstance(self.derived, str) or self.published is None:
             return None
         return self.derived - float(self.published)
 
     @property
     def agrees(self) -> bool | None:
-        """Whether both are the same to the digits that the paper prints.
+        """Whether both agree to the digits that the paper prints; None if it prints no value.
 
         >>> Row("GMACs", 3.858, "3.8").agrees, Row("GMACs", 7.57, "7.6").agrees
         (False, True)
@@ -39,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one table or figure; ``digits`` behind the point are shown of derived numbers."""
+    """Rows of one table or figure; derived numbers are shown with ``digits`` decimals."""
 
     title: str
     rows: tuple[Row, ...]
@@ -68,7 +73,7 @@ class Table:
         return f"{value:,}" if isinstance(value, int) else f"{value:,.{self.digits}f}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; numbers have all their digits."""
+        """Return the table as JSON data, with numbers in full precision."""
         rows = [
             {
                 "what": row.what,

@@ -1,7 +1,7 @@
-"""The paper's tables of shapes and costs, derived from built networks beside what it prints.
+"""The paper's tables of shapes and costs: derived from built networks, beside the printed values.
 
-Everything is counted on PyTorch's ``meta`` device, where networks have shapes and no numbers, in
-the same way as `models.summary` does for any network.
+Everything is counted by `models.summary` on PyTorch's ``meta`` device, where tensors have shapes
+and no values.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from ..models.registry import ShapesOnly, get_skeleton
 from . import published
 from .table import Row, Table
 
-SIDE = 224  # pixels of the pictures in all of the paper's ImageNet tables
+SIDE = 224  # pixels; of the images in all ImageNet tables of the paper
 
 
 def tables() -> list[Table]:
-    """Table 1, the parameters of table 6, the costs of the two blocks, and figure 3."""
+    """Return table 1, the parameters of table 6, the costs of the two blocks, and figure 3."""
     return [table1_layers(), table1_macs(), table6_parameters(), blocks(), figure3()]
 
 
 def structure(stage: nn.Module) -> str:
-    """The convolutions of a stage's blocks and their number, as table 1 writes them.
+    """Return the convolutions of a stage's blocks and the number of blocks, as table 1 writes them.
 
     >>> structure(get_skeleton("resnet50").layer2)
     '1x1,128 3x3,128 1x1,512 x4'
 
     Raises:
-        ValueError: its blocks differ.
+        ValueError: the blocks differ.
     """
-    found = [_convolutions(block) for block in stage.children()]
-    if len(set(found)) != 1:
-        raise ValueError(f"expected blocks of one form; got {sorted(set(found))}")
-    return f"{found[0]} x{len(found)}"
+    forms = [_convolutions(block) for block in stage.children()]
+    if len(set(forms)) != 1:
+        raise ValueError(f"Expected blocks of one form; got {sorted(set(forms))}")
+    return f"{forms[0]} x{len(forms)}"
 
 
 def _convolutions(block: nn.Module) -> str:
@@ -47,13 +47,13 @@ def _convolutions(block: nn.Module) -> str:
 
 
 def table1_layers() -> Table:
-    """Output sizes and blocks of the stages conv2_x to conv5_x; depth as the paper counts it."""
+    """Return output sizes and blocks of conv2_x to conv5_x, and depth as the paper counts it."""
     rows = []
     for depth, counts in published.TABLE1_BLOCKS.items():
         network = get_skeleton(f"resnet{depth}")
-        counted = summarize(network, SIDE)
-        rows.append(Row(f"{depth}-layer: depth", counted.layers, str(depth)))
-        stages = {stage.name: stage for stage in counted.stages}
+        summary = summarize(network, SIDE)
+        rows.append(Row(f"{depth}-layer: depth", summary.layers, str(depth)))
+        stages = {stage.name: stage for stage in summary.stages}
         printed = published.TABLE1_BASIC if depth < 50 else published.TABLE1_BOTTLENECK
         for i, name in enumerate(("layer1", "layer2", "layer3", "layer4")):
             side = published.TABLE1_SIDES[i]
@@ -64,40 +64,40 @@ def table1_layers() -> Table:
 
 
 def table1_macs() -> Table:
-    """Multiply-adds in billions: as published (V1), with and without projections, and V1.5."""
+    """Return multiply-adds in billions: V1 with and without projections, and V1.5."""
     rows = []
     for depth, printed in published.TABLE1_GMACS.items():
-        counted = _count(f"resnet{depth}", stride_on="1x1" if depth >= 50 else "3x3")
-        rows.append(Row(f"{depth}-layer", counted.macs / 1e9, printed))
-        without = counted.macs - _projections(counted)
+        summary = _summarize(f"resnet{depth}", stride_on="1x1" if depth >= 50 else "3x3")
+        rows.append(Row(f"{depth}-layer", summary.macs / 1e9, printed))
+        without = summary.macs - _projection_macs(summary)
         rows.append(Row(f"{depth}-layer, without its projections", without / 1e9))
         if depth >= 50:
-            rows.append(Row(f"{depth}-layer, V1.5", _count(f"resnet{depth}").macs / 1e9))
+            rows.append(Row(f"{depth}-layer, V1.5", _summarize(f"resnet{depth}").macs / 1e9))
     notes = (
-        "counted are convolutions and the linear layer; norms, ReLU and pooling are not. The "
-        "bottleneck strides in its first 1x1 (V1), as in the paper.",
-        "34-layer: the paper's number is that of identity shortcuts (option A); the projections "
-        "of option B come on top.",
+        "convolutions and the linear layer are counted; norms, ReLU and pooling are not. The "
+        "bottleneck has its stride in the first 1x1 (V1), as in the paper.",
+        "34-layer: the paper's number is for identity shortcuts (option A); the projections of "
+        "option B are extra.",
         "50-layer: neither with nor without projections does it round to the printed number; with "
-        "them it is cut off to it. The 101- and 152-layer numbers are rounded, projections "
-        "included.",
+        "them it truncates to it. The 101- and 152-layer numbers are rounded, and include the "
+        "projections.",
     )
     return Table("Table 1: multiply-adds in billions, 224 px", tuple(rows), notes)
 
 
 def table6_parameters() -> Table:
-    """Parameters of the CIFAR nets in millions, with shortcuts of option A."""
+    """Return the parameters of the CIFAR nets in millions, with shortcuts of option A."""
     rows = [
-        Row(f"ResNet-{depth}", _count(f"cifar_resnet{depth}", 32).parameters / 1e6, printed)
+        Row(f"ResNet-{depth}", _summarize(f"cifar_resnet{depth}", 32).parameters / 1e6, printed)
         for depth, printed in published.TABLE6_PARAMETERS.items()
     ]
     title = "Table 6: parameters in millions, CIFAR-10, option A"
-    note = "weights of convolutions and of the linear layer, and scales and biases of the norms."
+    note = "includes convolutions, the linear layer, and the scales and biases of the norms."
     return Table(title, tuple(rows), (note,), digits=6)
 
 
 def blocks() -> Table:
-    """A BasicBlock against a Bottleneck on maps of 56 x 56: figure 5."""
+    """Return the cost of a BasicBlock and of a Bottleneck on 56 x 56 maps: figure 5."""
     rows = []
     with torch.device("meta"), ShapesOnly():
         built: dict[str, nn.Module] = {
@@ -106,48 +106,49 @@ def blocks() -> Table:
             "BasicBlock, 256 channels": BasicBlock(256, 256),
         }
     for name, block in built.items():
-        counted = summarize(block, 56)
-        rows.append(Row(f"{name}: millions of multiply-adds", counted.macs / 1e6))
-        rows.append(Row(f"{name}: parameters", counted.parameters))
+        summary = summarize(block, 56)
+        rows.append(Row(f"{name}: millions of multiply-adds", summary.macs / 1e6))
+        rows.append(Row(f"{name}: parameters", summary.parameters))
     note = (
-        'the paper says of the first two that they "have similar time complexity" (figure 5), and '
-        "prints no number."
+        'the paper says that the first two "have similar time complexity" (figure 5), and prints '
+        "no number."
     )
-    return Table("Figure 5: the cost of a block on maps of 56 x 56", tuple(rows), (note,))
+    return Table("Figure 5: the cost of a block on 56 x 56 maps", tuple(rows), (note,))
 
 
 def figure3() -> Table:
-    """VGG-19, the plain and the residual net of 34 layers: multiply-adds in billions."""
+    """Return multiply-adds in billions of VGG-19 and the 34-layer plain and residual nets."""
     with torch.device("meta"), ShapesOnly():
         vgg = {name: getattr(torchvision_models, name)() for name in ("vgg16", "vgg19")}
-    counted = {name: summarize(network, SIDE) for name, network in vgg.items()}
-    plain, residual = _count("plain34"), _count("resnet34", shortcut="A")
+    summaries = {name: summarize(network, SIDE) for name, network in vgg.items()}
+    plain = _summarize("plain34")
+    residual = _summarize("resnet34", shortcut="A")
     printed = published.FIGURE3_GMACS
     rows = (
-        Row("VGG-19", counted["vgg19"].macs / 1e9, printed["VGG-19"]),
+        Row("VGG-19", summaries["vgg19"].macs / 1e9, printed["VGG-19"]),
         Row("34-layer plain", plain.macs / 1e9, printed["34-layer plain"]),
         Row("34-layer residual, option A", residual.macs / 1e9, printed["34-layer residual"]),
-        Row("34-layer residual, option B", _count("resnet34").macs / 1e9),
-        Row("VGG-16", counted["vgg16"].macs / 1e9, published.SECTION41_GMACS["VGG-16"]),
-        Row("VGG-16, convolutions alone", _convolutional(counted["vgg16"]) / 1e9),
-        Row("VGG-19, convolutions alone", _convolutional(counted["vgg19"]) / 1e9),
-        Row("parameters: VGG-19, millions", counted["vgg19"].parameters / 1e6),
+        Row("34-layer residual, option B", _summarize("resnet34").macs / 1e9),
+        Row("VGG-16", summaries["vgg16"].macs / 1e9, published.SECTION41_GMACS["VGG-16"]),
+        Row("VGG-16, only convolutions", _convolution_macs(summaries["vgg16"]) / 1e9),
+        Row("VGG-19, only convolutions", _convolution_macs(summaries["vgg19"]) / 1e9),
+        Row("parameters: VGG-19, millions", summaries["vgg19"].parameters / 1e6),
         Row("parameters: 34-layer residual A, millions", residual.parameters / 1e6),
     )
     note = (
-        "the paper's 19.6 for VGG-19 counts its linear layers, its 15.3 for VGG-16 (section 4.1) "
-        "only the convolutions."
+        "the paper's 19.6 for VGG-19 includes its linear layers; its 15.3 for VGG-16 (section 4.1) "
+        "counts only the convolutions."
     )
     return Table("Figure 3: multiply-adds in billions, 224 px", rows, (note,))
 
 
-def _count(name: str, size: int = SIDE, **options: str) -> Summary:
+def _summarize(name: str, size: int = SIDE, **options: str) -> Summary:
     return summarize(get_skeleton(name, **options), size)
 
 
-def _projections(counted: Summary) -> int:
-    return sum(row.macs for row in counted.rows if "downsample" in row.name)
+def _projection_macs(summary: Summary) -> int:
+    return sum(row.macs for row in summary.rows if "downsample" in row.name)
 
 
-def _convolutional(counted: Summary) -> int:
-    return sum(row.macs for row in counted.rows if row.type == "Conv2d")
+def _convolution_macs(summary: Summary) -> int:
+    return sum(row.macs for row in summary.rows if row.type == "Conv2d")

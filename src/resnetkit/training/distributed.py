@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import DataError, RecipeError
 from ..models.modes import in_mode
-from ..progress import counted
+from ..progress import pluralize
 from ..runtime import Runtime
 from .recipe import Recipe
 
@@ -63,7 +63,7 @@ def check_image_count(count: int, runtime: Runtime) -> None:
     """
     if count < runtime.world_size:
         raise DataError(
-            f"{counted(count, 'training image')} cannot be split over {runtime.world_size} "
+            f"{pluralize(count, 'training image')} cannot be split over {runtime.world_size} "
             f"processes. Start torchrun with --nproc-per-node {max(1, count)} or less"
         )
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from ..errors import Interrupted
 from ..progress import say
-from ..signals import SIGNALS, Watch
+from ..signals import SIGNALS, SignalWatchdog
 
 
 class Interrupts:
     """A context in which the first signal is only recorded, in ``received``.
 
     A second signal has the effect that it had before. If the main thread is stuck in native code
-    and reaches neither handler, a `signals.Watch` ends the process.
+    and reaches neither handler, a `signals.SignalWatchdog` ends the process.
 
     Outside the main thread, to which Python delivers no signals, the context does nothing.
     """
@@ -24,11 +24,11 @@ class Interrupts:
     def __init__(self) -> None:
         self.received: int | None = None
         self._handlers: dict[int, Any] = {}  # the handlers to restore
-        self._watch = Watch()
+        self._watchdog = SignalWatchdog()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._watch.__enter__()
+            self._watchdog.__enter__()
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:  # ignored by background jobs
                     self._handlers[number] = signal.signal(number, self._record)
@@ -36,11 +36,11 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         self._restore_handlers()
-        self._watch.__exit__(*error)
+        self._watchdog.__exit__(*error)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._watch.answered()
+        self._watchdog.acknowledge()
         self._restore_handlers()
         say("Finishing this step and saving. Repeat to stop at once.")
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..data.transforms import normalize
 from ..errors import RecipeError
-from ..progress import counted, say
+from ..progress import pluralize, say
 from ..runtime import Runtime, cores
 from .distributed import revert_sync_bn
 from .optimizer import Optimizer
@@ -196,7 +196,7 @@ def _training_step(
                 raise
             raise RecipeError(
                 "Batch norm needs more than one value per channel, but this network reduces "
-                f"{counted(count, 'image')} of {image_size} px to a single one. Use a larger "
+                f"{pluralize(count, 'image')} of {image_size} px to a single one. Use a larger "
                 "--batch-size, a smaller accumulate, or larger images (--image-size)"
             ) from error
         loss.backward()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..data.folder import Split
-from ..progress import columns, counted, padded, printable
+from ..progress import display_width, pad_to_width, pluralize, printable
 from ..runtime import Runtime
 from .preparation import PreparedData
 from .recipe import Recipe
@@ -61,8 +61,8 @@ def describe_plan(
     last_size = recipe.train_size(recipe.epochs - 1)
     size = f"{first_size} growing to {last_size}" if first_size != last_size else f"{first_size}"
     processes = f"{runtime.world_size} processes of " if runtime.world_size > 1 else ""
-    threads = counted(recipe.threads or torch.get_num_threads(), "compute thread")
-    readers = counted(workers, "thread")
+    threads = pluralize(recipe.threads or torch.get_num_threads(), "compute thread")
+    readers = pluralize(workers, "thread")
     time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
     rows = {
         "network": f"{recipe.model}{options}, {parameters:,} parameters, {_describe_start(recipe)}",
@@ -124,12 +124,12 @@ def describe_training(recipe: Recipe, images: int) -> str:
     """
     assert recipe.epochs is not None
     assert recipe.batch_size is not None
-    epochs = counted(recipe.epochs, "epoch")
+    epochs = pluralize(recipe.epochs, "epoch")
     if recipe.steps is not None:
-        length = f"{counted(recipe.steps, 'step')} in {epochs}"
+        length = f"{pluralize(recipe.steps, 'step')} in {epochs}"
     else:
-        length = f"{epochs} of {counted(max(1, images // recipe.batch_size), 'step')}"
-    batch = counted(min(recipe.batch_size, images), "image")
+        length = f"{epochs} of {pluralize(max(1, images // recipe.batch_size), 'step')}"
+    batch = pluralize(min(recipe.batch_size, images), "image")
     copies = f", {recipe.repeats} copies of each" if recipe.repeats > 1 else ""
     classes = ", every class equally often" if recipe.sampling == "balanced" else ""
     share = recipe.shallow_share
@@ -177,7 +177,7 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
         count = len(prepared.conflicting)
         verb = "is" if count == 1 else "are"
         lines.append(
-            f"Note: {counted(count, 'image')} {verb} in more than one class: "
+            f"Note: {pluralize(count, 'image')} {verb} in more than one class: "
             f"{', '.join(prepared.conflicting[:5])}."
         )
     if recipe.flip and _names_may_be_mirrored(dataset.classes):
@@ -204,7 +204,7 @@ def _note_on_batch_norm(recipe: Recipe, runtime: Runtime, model: nn.Module) -> l
         return []
     larger = SMALL_BATCH * ranks * recipe.accumulate
     return [
-        f"Note: batch norm sees {counted(count, 'image')} at once in each of {ranks} processes, "
+        f"Note: batch norm sees {pluralize(count, 'image')} at once in each of {ranks} processes, "
         f"which makes its statistics noisy: add --batch-size {larger}, or on CUDA GPUs "
         "--set sync_bn=true."
     ]
@@ -220,9 +220,9 @@ def _class_table(classes: tuple[str, ...], train: Split, val: Split, most: int =
     """Return a table of the images per class. Of many classes, it shows the smallest ones."""
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
-    width = max(len("class"), *(columns(name) for name, _, _ in shown))
+    width = max(len("class"), *(display_width(name) for name, _, _ in shown))
     lines = [f"  {'class':{width}}  train    val"]
-    lines += [f"  {padded(name, width)}  {n:5}  {m:5}" for name, n, m in shown]
+    lines += [f"  {pad_to_width(name, width)}  {n:5}  {m:5}" for name, n, m in shown]
     if len(counts) > most:
         rest = sorted(counts, key=lambda row: row[1])[most:]
         trained = _range_text([count for _, count, _ in rest])

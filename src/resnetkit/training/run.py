@@ -17,7 +17,7 @@ from .. import storage
 from ..data.folder import Dataset
 from ..data.tree import is_run
 from ..errors import OutputError
-from ..progress import counted, printable, say
+from ..progress import pluralize, printable, say
 from ..report import files
 from ..report.record import best_epoch
 from .checkpoint import Snapshot, read_newest
@@ -218,7 +218,7 @@ class RunFolder:
         verb = "is" if len(moved) == 1 else "are"
         example = f"{printable(moved[0])} (was {before[moved[0]]}, is {now[moved[0]]})"
         return (
-            f"{counted(len(moved), 'image')} {verb} in the other split, such as {example}. The "
+            f"{pluralize(len(moved), 'image')} {verb} in the other split, such as {example}. The "
             "images are the same, but this version splits them differently. To resume with the "
             "split that the run started with:"
             f"\n  resnet train {shlex.quote(str(split_file))} "

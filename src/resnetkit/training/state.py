@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ..errors import TrainingError
-from ..progress import counted, say
+from ..progress import pluralize, say
 from ..report.record import best_epoch, epoch_rank
 from .checkpoint import Snapshot
 from .ema import ModelEma
@@ -215,8 +215,8 @@ class State:
         saved_ranks = values["world_size"]
         if saved_ranks != self.world_size:
             say(
-                f"Resuming with {counted(self.world_size, 'rank')} a run saved with {saved_ranks}, "
-                "on the same batches: results will not be bit-identical."
+                f"Resuming with {pluralize(self.world_size, 'rank')} a run saved with "
+                f"{saved_ranks}, on the same batches: results will not be bit-identical."
             )
         saved_device = values.get("device", self._device())
         if saved_device != self._device():
@@ -317,10 +317,10 @@ def set_compute_threads(count: int) -> None:
         return
     torch.set_num_threads(count)
     if torch.get_num_threads() == count:
-        say(f"Computing with {counted(count, 'thread')}, as when the run started.")
+        say(f"Computing with {pluralize(count, 'thread')}, as when the run started.")
     else:
         say(
-            f"The run started with {counted(count, 'compute thread')}, which are not available: "
+            f"The run started with {pluralize(count, 'compute thread')}, which are not available: "
             "results will not be bit-identical."
         )
 

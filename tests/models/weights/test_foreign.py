@@ -292,7 +292,7 @@ def test_invalid_options_and_targets_raise(file, tmp_path):
     for options in ({"num_classes": -1}, {"width": -1}):
         with pytest.raises(WeightsError, match=r"cannot be built with .*=-1"):
             convert(file, tmp_path / "m.safetensors", options=options)
-    with pytest.raises(OutputError, match=r"below cannot be written .*name a place that can be"):
+    with pytest.raises(OutputError, match=r"below cannot be written .*Choose a path"):
         convert(file, file / "below")
 
 

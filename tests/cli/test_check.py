@@ -29,13 +29,13 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_sound_data_end_with_0(photos):
+def test_a_dataset_without_problems_exits_with_0(photos):
     done = check(photos)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{photos}: pictures 40 (all), 2 classes\nNothing is wrong.\n"
+    assert done.stdout == f"{photos}: images 40 (all), 2 classes\nNo problems found.\n"
 
 
-def test_warnings_end_with_0_and_errors_with_1(photos):
+def test_warnings_exit_with_0_and_errors_with_1(photos):
     shutil.copy(photos / "cat/0.png", photos / "cat/new\nline [1].png")
     done = check(photos)
     assert done.returncode == 0
@@ -47,10 +47,10 @@ def test_warnings_end_with_0_and_errors_with_1(photos):
     assert done.returncode == 1
     assert done.stdout.index("error         6  pictures that") < done.stdout.index("\nwarning")
     assert "dog/3.png: holds text, not a picture" in done.stdout
-    assert "and 2 more; all of them: --format json" in done.stdout
+    assert "and 2 more; list all with --format json" in done.stdout
 
 
-def test_json_names_every_picture(photos):
+def test_json_lists_every_image(photos):
     for number in range(6):
         (photos / f"dog/{number}.png").write_text(f"no picture {number}")
     done = check(photos, "--format", "json")
@@ -63,13 +63,13 @@ def test_json_names_every_picture(photos):
     assert len(broken["details"]) == 6
 
 
-def test_help_says_what_an_error_is():
+def test_help_explains_the_exit_code():
     done = check("--help")
     assert done.returncode == 0
     assert "exit code 1" in " ".join(done.stdout.split())
 
 
-def test_a_folder_that_is_not_there():
+def test_a_missing_folder():
     done = check("nowhere/photos")
     assert done.returncode == 1
     assert "does not exist" in done.stderr

@@ -27,7 +27,7 @@ def resnet(*arguments, cwd=None, input=None, **environment):
     )
 
 
-def test_order_is_that_of_the_sources(model, images, tmp_path):
+def test_rows_are_in_the_order_of_the_sources(model, images, tmp_path):
     files = [str(p) for p in sorted((images / "red").glob("*.png"))][::-1]
     for folder in ("b", "a/z", "a/b"):
         (tmp_path / "tree" / folder).mkdir(parents=True)
@@ -42,7 +42,7 @@ def test_order_is_that_of_the_sources(model, images, tmp_path):
 def test_linked_folders_are_walked_once_each_way(model, images, tmp_path):
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "red").symlink_to(images / "red")
-    (tmp_path / "tree" / "red2").symlink_to(tmp_path / "tree")  # leads round
+    (tmp_path / "tree" / "red2").symlink_to(tmp_path / "tree")  # a loop
     (tmp_path / "tree" / ".hidden").symlink_to(images / "blue")
     done = resnet("predict", model, tmp_path / "tree")
     found = [json.loads(line)["source"] for line in done.stdout.splitlines()]
@@ -103,7 +103,7 @@ def test_save_images(model, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_of_rows_is_continued(model, images, tmp_path):
+def test_a_file_of_rows_can_be_resumed(model, images, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     sources = [tmp_path / "bad.png", images, images, tmp_path / "gone"]
     cuts = {"rows.csv": (0, 1 / 3, 1), "rows.jsonl": (0.001, 0.999)}  # more in test_rows.py
@@ -127,7 +127,7 @@ def test_a_file_of_rows_is_continued(model, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_and_continued(model, images, tmp_path):
+def test_rows_can_be_resumed_after_kills(model, images, tmp_path):
     sources = [images] * 20
     command = [sys.executable, "-m", "resnetkit", "predict", model, *sources, "--engine", "eager"]
     whole = tmp_path / "whole.jsonl"
@@ -154,8 +154,12 @@ def test_killed_at_any_time_and_continued(model, images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--resume",), 2, "name it with --out FILE"),
-        (("--out", "r", "--resume", "--embeddings", "e.npz"), 2, "leave --resume away"),
+        (("--resume",), 2, "Name it with --out FILE"),
+        (
+            ("--out", "r", "--resume", "--embeddings", "e.npz"),
+            2,
+            "cannot be combined with --resume",
+        ),
         (("--out", "r", "--format", "table"), 2, "--format jsonl or csv"),
         (("--embeddings", "e.npy"), 1, "written as .npz"),
         (("--engine", "tensorrt"), 2, "engine must be auto, eager"),
@@ -164,7 +168,7 @@ def test_killed_at_any_time_and_continued(model, images, tmp_path):
         (("--out", "/proc/no/rows.csv"), 1, "cannot be written"),
     ],
 )
-def test_mistakes_are_explained(model, images, tmp_path, arguments, code, message):
+def test_error_messages(model, images, tmp_path, arguments, code, message):
     done = resnet("predict", model, images / "red" / "000.png", *arguments, cwd=tmp_path)
     error = done.stderr.decode()
     assert done.returncode == code, error
@@ -188,8 +192,8 @@ def test_bench(model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_does_not_grow_with_the_pictures(model, images, tmp_path):
-    """Many more pictures of the same kind take no more memory, but for their listed names."""
+def test_memory_does_not_grow_with_the_number_of_images(model, images, tmp_path):
+    """Ten times the images take no more memory, except for the list of their names."""
     source = next((images / "red").glob("*.png"))
 
     def peak(count):

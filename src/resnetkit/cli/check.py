@@ -1,0 +1,79 @@
+"""``resnet check``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from .options import DATA, OUTPUT_FORMAT, WORKERS, OutputFormat
+
+if TYPE_CHECKING:
+    from ..data.check import Examination, Finding
+
+EXAMPLES = 4
+"""Groups of images that the table lists for each finding."""
+
+
+def check(data: DATA, format: OUTPUT_FORMAT = OutputFormat.table, workers: WORKERS = None) -> None:
+    """Find problems in a dataset before training. Changes nothing.
+
+    Errors would spoil training or its figures. They end the command with exit code 1: unreadable
+    images; the same image in two splits or under two classes; a class with no images, with 1 image
+    where validation needs another, or missing from the training split; a single class; folders
+    that can be read both as splits and as classes.
+
+    Warnings and notes end it with exit code 0: near duplicates and copies within a class, small or
+    very unequal classes, wrong file extensions, unusual sizes and kinds of images.
+    """
+    from contextlib import ExitStack
+
+    from ..data.check import examine
+    from ..progress import bar, print_json
+
+    with ExitStack() as stack:
+        result = examine(
+            data, workers, lambda total: stack.enter_context(bar("checking images", total))
+        )
+    if format is OutputFormat.json:
+        print_json(result.to_dict())
+    else:
+        _print_table(result)
+    if result.spoilt:
+        raise typer.Exit(1)
+
+
+def _print_table(result: Examination) -> None:
+    from rich.console import Console
+
+    from ..data.folder import UNDECIDED
+    from ..progress import printable
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    sizes = [f"{sum(classes.values()):,} ({split})" for split, classes in result.counts.items()]
+    names = {name for classes in result.counts.values() for name in classes}
+    root = printable(str(result.root))
+    kind = "folders" if UNDECIDED in result.counts else "classes"
+    console.print(f"{root}: images {' + '.join(sizes)}, {len(names)} {kind}", markup=False)
+    for finding in result.findings:
+        count = f"{len(finding.groups):,}" if finding.groups else ""
+        console.print(f"\n{finding.level:7}", style=styles[finding.level], end="", markup=False)
+        console.print(f"  {count:>6}  {printable(finding.text)}", markup=False)
+        for line in _example_lines(finding):
+            console.print(f"                 {line}", markup=False)
+    if not result.findings:
+        console.print("No problems found.")
+
+
+def _example_lines(finding: Finding) -> list[str]:
+    from ..progress import printable
+
+    lines = []
+    for index, group in enumerate(finding.groups[:EXAMPLES]):
+        more = f" = {len(group) - 3} more" if len(group) > 3 else ""
+        detail = f": {finding.details[index]}" if finding.details else ""
+        lines.append(printable(" = ".join(group[:3])) + more + printable(detail))
+    rest = len(finding.groups) - EXAMPLES
+    return lines + ([f"and {rest:,} more; list all with --format json"] if rest > 0 else [])

@@ -1,0 +1,153 @@
+"""Where the predictions of ``resnet predict`` go: rows, drawn images, embeddings; and its bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import RecipeError
+from ..inference import drawing
+from ..inference.embeddings import EmbeddingsFile
+from ..inference.images import ImageLike
+from ..inference.predictor import Prediction, Predictor
+from ..inference.rows import RowsFile, format_header, format_row
+from ..prefetch import prefetch_map
+from ..progress import Advance, bar, printable_json, printable_lines, say
+from ..runtime import default_workers
+from ..storage import make_output, refuse_used
+from .sources import count_sources, expand_sources
+
+
+class PredictionWriter:
+    """All outputs of one `resnet predict`, opened and checked before the first image is read.
+
+    Args:
+        predictor: the model that predicts.
+        format: ``table``, ``jsonl`` or ``csv``. None selects a table on a terminal, CSV for an
+            ``out`` that ends in ``.csv``, and JSON Lines otherwise.
+        out: the file for the rows; None writes them to standard output.
+        resume: continue the rows in ``out``.
+        image_folder: folder for the images with the class drawn on them.
+        embeddings: file for the features.
+
+    Attributes:
+        first: index of the first image to predict; above 0 only for continued rows.
+        total: number of images, known after `open_sources`; None if they can be read only once.
+
+    Raises:
+        RecipeError: options that cannot be combined.
+        OutputError: an output exists or cannot be written.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        format: str | None,
+        *,
+        out: Path | None,
+        resume: bool,
+        image_folder: Path | None,
+        embeddings: Path | None,
+    ) -> None:
+        if resume and out is None:
+            raise RecipeError("--resume continues a file of rows. Name it with --out FILE")
+        if resume and embeddings is not None:
+            raise RecipeError(
+                "--embeddings cannot be combined with --resume: the file holds all images or none"
+            )
+        if out is not None and format == "table":
+            raise RecipeError("--out takes --format jsonl or csv; a table is only for the terminal")
+        self._is_terminal = sys.stdout.isatty()
+        file_format = "csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl"
+        default_format = "table" if out is None and self._is_terminal else file_format
+        self._format = format or default_format
+        self._needs_bar = not (
+            out is None and self._is_terminal
+        )  # rows on a terminal show progress
+        self._image_folder = image_folder
+        self._stack = ExitStack()
+        self.total: int | None = None
+        self._rows: RowsFile | None = None
+        self._embeddings: EmbeddingsFile | None = None
+        if image_folder is not None and not resume:
+            refuse_used(image_folder)
+        if embeddings is not None:
+            self._embeddings = self._stack.enter_context(EmbeddingsFile(embeddings))
+        if out is not None:
+            self._rows = self._stack.enter_context(
+                RowsFile(out, self._format, digest=predictor.digest, resume=resume)
+            )
+        if image_folder is not None:
+            if not image_folder.exists():
+                make_output(image_folder)
+            _warn_about_missing_glyphs(predictor.classes)
+        self.first = self._rows.first if self._rows else 0
+        self._stdout = sys.stdout  # a live bar replaces sys.stdout
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, value, trace)
+
+    def open_sources(self, arguments: Sequence[str]) -> Iterable[ImageLike]:
+        """Return the images that the arguments name, compared with the rows already in ``out``."""
+        self.total = count_sources(arguments)
+        images = expand_sources(arguments, say)
+        return self._rows.check_sources(images) if self._rows else images
+
+    def write(self, predictions: Iterator[Prediction]) -> int:
+        """Write predictions as they arrive, and return the number of unreadable images."""
+        if self._image_folder is not None:
+            workers = max(1, default_workers() // 2)
+            numbered = enumerate(predictions, self.first)
+            predictions = prefetch_map(self._draw, numbered, workers=workers)
+        if self._rows is None:
+            self._stdout.write(format_header(self._format))
+        failed = self._rows.failed if self._rows else 0
+        with ExitStack() as stack:
+            advance: Advance = lambda text: None  # noqa: E731
+            if self._needs_bar:
+                advance = stack.enter_context(bar("predicting", self.total, done=self.first))
+            for prediction in predictions:
+                failed += prediction.error is not None
+                self._write_prediction(prediction)
+                advance("")
+        return failed
+
+    def _write_prediction(self, prediction: Prediction) -> None:
+        if self._rows is not None:
+            self._rows.write(prediction)
+        else:
+            text = format_row(prediction, self._format)
+            if self._is_terminal:  # file names may hold escape sequences
+                is_json = self._format == "jsonl"
+                text = printable_json(text) if is_json else printable_lines(text)
+            self._stdout.write(text)
+            self._stdout.flush()
+        if self._embeddings is not None and prediction.features is not None:
+            self._embeddings.add(prediction.source, prediction.features)
+
+    def _draw(self, numbered: tuple[int, Prediction]) -> Prediction:
+        number, prediction = numbered
+        assert self._image_folder is not None
+        drawing.save_labelled(prediction, self._image_folder, number=number)
+        return prediction
+
+
+def _warn_about_missing_glyphs(classes: tuple[str, ...]) -> None:
+    missing = drawing.missing_letters(classes)
+    if missing:
+        say(
+            f"Note: no installed font has {' '.join(missing[:20])}. These letters are drawn as "
+            "their code points. Install a font that has them (for Chinese, Japanese and Korean: "
+            "apt install fonts-noto-cjk)"
+        )
