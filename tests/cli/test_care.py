@@ -39,14 +39,14 @@ def test_warnings_end_with_0_and_errors_with_1(photos):
     shutil.copy(photos / "cat/0.png", photos / "cat/new\nline [1].png")
     done = check(photos)
     assert done.returncode == 0
-    assert "warning       1  exactly the same picture more than once in a class" in done.stdout
+    assert "warning       1  exactly the same image more than once in a class" in done.stdout
     assert "cat/0.png = cat/new\\nline [1].png" in done.stdout
     for number in range(6):
         (photos / f"dog/{number}.png").write_text("no picture")
     done = check(photos, "--workers", "0")
     assert done.returncode == 1
-    assert done.stdout.index("error         6  pictures that") < done.stdout.index("\nwarning")
-    assert "dog/3.png: holds text, not a picture" in done.stdout
+    assert done.stdout.index("error         6  images that") < done.stdout.index("\nwarning")
+    assert "dog/3.png: holds text, not an image" in done.stdout
     assert "and 2 more; all of them: --format json" in done.stdout
 
 

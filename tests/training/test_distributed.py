@@ -21,7 +21,7 @@ from torch import nn
 
 from resnetkit import randomness, train
 from resnetkit.data import folder
-from resnetkit.data.cache import Images
+from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader, shares
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import DataError, RecipeError
@@ -45,7 +45,7 @@ import torch
 from torch import nn
 from resnetkit import runtime
 from resnetkit.data import folder
-from resnetkit.data.cache import Images
+from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader
 from resnetkit.models import get_model
 from resnetkit.training import loop, parallel
@@ -63,7 +63,7 @@ recipe = load("fast").with_settings({
 })
 with runtime.connected():
     where = runtime.pick("cpu", "fp32")
-    part = folder.read(data).splits["all"]
+    part = folder.read_dataset(data).splits["all"]
     torch.manual_seed(0)
     # Batch norm sees the share of its rank alone; without it the ranks compute what one does.
     norm = lambda maps: nn.GroupNorm(2, maps)
@@ -310,7 +310,7 @@ def test_another_number_of_processes_is_said_and_goes_on(
 
 
 def test_the_shares_of_a_batch_are_the_batch(flat_folder):
-    split = folder.read(flat_folder).splits["all"]
+    split = folder.read_dataset(flat_folder).splits["all"]
     images = Images(split, Preprocessing(32, 32))
     augmentation = load("fast").augmentation()
     whole = list(Loader(images, 12, 0).training(augmentation, 24, 0, 1))

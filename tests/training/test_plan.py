@@ -19,7 +19,7 @@ CPU = Runtime(torch.device("cpu"), "fp32")
 
 
 def test_picture_size_follows_the_data(flat_folder):
-    data = folder.read(flat_folder)  # 40 x 36 px
+    data = folder.read_dataset(flat_folder)  # 40 x 36 px
     runtime = Runtime(torch.device("cpu"), "fp32")
     recipe = load("fast").with_settings({"model": "resnet18"})
     chosen = plan.choose_size(recipe, data, runtime)

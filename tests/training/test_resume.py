@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from resnetkit import evaluate, load, storage, train
-from resnetkit.data import folder
+from resnetkit.data.split import split_dataset
 from resnetkit.errors import Interrupted, OutputError, TrainingError
 from resnetkit.training import checkpoint, loop, plan, preparation
 from resnetkit.training.interrupts import Interrupts, leave
@@ -361,7 +361,7 @@ def test_a_split_that_a_newer_version_makes_otherwise_is_told_and_can_be_kept(
     (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped at its end
     with monkeypatch.context() as newer:
         newer.setattr(
-            preparation, "split_dataset", lambda *given: folder.split_dataset(*given[:-1], 99)
+            preparation, "split_dataset", lambda *given: split_dataset(*given[:-1], 99)
         )
         with pytest.raises(
             TrainingError, match=r"not the split .* on the other side of it"

@@ -10,10 +10,10 @@ import typer
 from .options import DATA, SHOWN, WORKERS, Shown
 
 if TYPE_CHECKING:
-    from ..data.check import Examination, Finding
+    from ..data.check import CheckResult, Issue
 
 EXAMPLES = 4
-"""Groups of pictures that the table names of each finding."""
+"""Groups of pictures that the table names of each issue."""
 
 
 def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> None:
@@ -29,22 +29,22 @@ def check(data: DATA, format: SHOWN = Shown.table, workers: WORKERS = None) -> N
     """
     from contextlib import ExitStack
 
-    from ..data.check import examine
+    from ..data.check import check_dataset
     from ..progress import answer_json, bar
 
     with ExitStack() as shown:
-        found = examine(
+        found = check_dataset(
             data, workers, lambda count: shown.enter_context(bar("looking at pictures", count))
         )
     if format is Shown.json:
         answer_json(found.to_dict())
     else:
         _print_table(found)
-    if found.spoilt:
+    if found.has_errors:
         raise typer.Exit(1)
 
 
-def _print_table(found: Examination) -> None:
+def _print_table(found: CheckResult) -> None:
     from rich.console import Console
 
     from ..data.folder import UNDECIDED
@@ -57,23 +57,23 @@ def _print_table(found: Examination) -> None:
     root = printable(str(found.root))
     what = "folders" if UNDECIDED in found.counts else "classes"
     console.print(f"{root}: pictures {' + '.join(sizes)}, {len(names)} {what}", markup=False)
-    for finding in found.findings:
-        count = f"{len(finding.groups):,}" if finding.groups else ""
-        console.print(f"\n{finding.level:7}", style=styles[finding.level], end="", markup=False)
-        console.print(f"  {count:>6}  {printable(finding.text)}", markup=False)
-        for line in _examples(finding):
+    for issue in found.issues:
+        count = f"{len(issue.groups):,}" if issue.groups else ""
+        console.print(f"\n{issue.level:7}", style=styles[issue.level], end="", markup=False)
+        console.print(f"  {count:>6}  {printable(issue.text)}", markup=False)
+        for line in _examples(issue):
             console.print(f"                 {line}", markup=False)
-    if not found.findings:
+    if not found.issues:
         console.print("Nothing is wrong.")
 
 
-def _examples(finding: Finding) -> list[str]:
+def _examples(issue: Issue) -> list[str]:
     from ..progress import printable
 
     lines = []
-    for index, group in enumerate(finding.groups[:EXAMPLES]):
+    for index, group in enumerate(issue.groups[:EXAMPLES]):
         more = f" = {len(group) - 3} more" if len(group) > 3 else ""
-        detail = f": {finding.details[index]}" if finding.details else ""
+        detail = f": {issue.details[index]}" if issue.details else ""
         lines.append(printable(" = ".join(group[:3])) + more + printable(detail))
-    rest = len(finding.groups) - EXAMPLES
+    rest = len(issue.groups) - EXAMPLES
     return lines + ([f"and {rest:,} more; all of them: --format json"] if rest > 0 else [])

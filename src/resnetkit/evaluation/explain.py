@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import runtime
-from ..data.color import to_look_at
+from ..data.color import to_rgb
 from ..data.transforms import normalize, stack
 from ..errors import ImageError, RecipeError
 from ..models.modes import in_mode
@@ -146,7 +146,7 @@ def explain(
         try:
             with runtime.pytorch_defaults():
                 seen = preprocessing.crop(preprocessing.pixels(contents))
-                image = to_look_at(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
+                image = to_rgb(large.crop(large.pixels(contents)).permute(1, 2, 0).numpy())
         except ImageError as error:
             yield Explanation(file, error=str(error))
             continue

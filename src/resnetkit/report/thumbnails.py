@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.color import to_look_at
+from ..data.color import to_rgb
 from ..data.folder import Split
 from ..errors import ImageError
 from ..evaluation.evaluate import Evaluation
@@ -119,5 +119,5 @@ def plain_thumbnails(
         except ImageError:  # the page says so
             continue
         seen = larger.crop(pixels).permute(1, 2, 0).numpy()
-        shown[finding.index] = data_uri(to_look_at(seen))
+        shown[finding.index] = data_uri(to_rgb(seen))
     return shown

@@ -118,7 +118,7 @@ def compare(
     chosen = chosen.with_settings({**settings, "model": nets[0].model})
     where = runtime.pick(device, chosen.precision)
     images = folder_of(data, out)
-    dataset = folder.read(images)
+    dataset = folder.read_dataset(images)
     chosen = plan.choose(chosen, dataset, where)
     chosen = plan.choose_batch_size(chosen, _training_images(dataset), where)
     chosen = chosen.with_settings({"model": None})  # each run has its own
@@ -163,7 +163,7 @@ def _with(comparison: Comparison, settings: dict[str, Any]) -> Comparison:
 
 def _epochs(comparison: Comparison, minutes: float, where: runtime.Runtime) -> int:
     """As many epochs as fit into ``minutes`` for all nets and seeds, from measured steps."""
-    dataset = folder.read(comparison.data)
+    dataset = folder.read_dataset(comparison.data)
     val = len(dataset.splits["val"]) if "val" in dataset.splits else 0
     training = _training_images(dataset)
     seconds = 0.0

@@ -61,7 +61,7 @@ def find_lr(
     if runtime.world_size() > 1:
         raise RecipeError("learning rates are tried by one process: leave out torchrun")
     asked = start.resolve_recipe(recipe, {**settings, "head_share": 0.0})
-    session = set_up(folder.read(data), asked, device, workers)
+    session = set_up(folder.read_dataset(data), asked, device, workers)
     state = session.state
     losses: list[float] = []
     with bar("trying learning rates", STEPS) as advance:

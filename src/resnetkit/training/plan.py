@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..data import ranges
-from ..data.cache import sizes
+from ..data.dataset import image_sizes
 from ..data.folder import Dataset, Split
 from ..data.transforms import STATISTICS, normalize
+from ..data.value_range import find_value_range
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
 from ..progress import columns, counted, padded, printable, say
@@ -108,7 +108,7 @@ def choose_range(recipe: Recipe, data: Dataset) -> Recipe:
     parts = [data.splits[name] for name in ("train", "all", "val") if name in data.splits]
     if recipe.value_range is not None or not parts:
         return recipe
-    return recipe.with_settings({"value_range": ranges.find(parts, default_workers())})
+    return recipe.with_settings({"value_range": find_value_range(parts, default_workers())})
 
 
 def choose_network(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
@@ -136,7 +136,7 @@ def choose_size(recipe: Recipe, data: Dataset, runtime: Runtime) -> Recipe:
     if split is None:
         raise DataError(f"{data.root} has only {', '.join(data.splits)}: nothing to train on")
     if image_size is None:
-        sides = [min(size) for size in sizes(split, order(0, 0, len(split))[:200])]
+        sides = [min(size) for size in image_sizes(split, order(0, 0, len(split))[:200])]
         fitting = int(np.median(sides or [32])) // 32 * 32
         image_size = min(max(32, fitting), DEVICE_DEFAULTS[runtime.device.type].largest_size)
     options = dict(recipe.model_options)

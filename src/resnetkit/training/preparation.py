@@ -6,10 +6,13 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.cache import Images, Scan, check_readable, digest, scan
+from ..data.cache import Scan, check_readable, scan
+from ..data.dataset import Images
 from ..data.decode import DIM, is_dim_colour
-from ..data.folder import Dataset, Split, split_dataset
-from ..data.near_duplicates import keep_together, look
+from ..data.files import digest
+from ..data.folder import Dataset, Split
+from ..data.near_duplicates import keep_together, signature
+from ..data.split import split_dataset
 from ..errors import DataError
 from ..prefetch import prefetch_map
 from ..progress import bar
@@ -123,8 +126,8 @@ def _keep_together(
             f"images that look nearly the same were not looked for among {len(images):,} (only "
             f"up to {MOST_COMPARED:,}): some may be in both splits",
         )
-    looks = prefetch_map(lambda i: look(images[i]), range(len(images)), workers)
-    together, count = keep_together(images.split.labels, digests, looks)
+    signatures = prefetch_map(lambda i: signature(images[i]), range(len(images)), workers)
+    together, count = keep_together(images.split.labels, digests, signatures)
     note = f"{count:,} images look nearly the same as another of their class; they stay on one side"
     return together, (f"{note} of the split",) if count else ()
 

@@ -79,7 +79,7 @@ def train_seeds(
         raise RecipeError("give --seed or --seeds, not both")
     if len(set(seeds)) < max(2, len(seeds)):
         raise RecipeError(f"seeds are two or more different numbers; got {list(seeds)}")
-    name = f"{folder.read(data).name}-{start.network_name(recipe, settings)}-seeds"
+    name = f"{folder.read_dataset(data).name}-{start.network_name(recipe, settings)}-seeds"
     path = Path("runs") / name if out is None else Path(out)
     if not resume:
         storage.refuse_used(path)
