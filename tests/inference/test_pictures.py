@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resnetkit.inference.images import full_pixels, is_image
 
 from resnetkit.errors import ImageError
-from resnetkit.inference.images import full_pixels, is_image
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 GREY = PIXELS[:, :, :1]

@@ -5,10 +5,10 @@ import json
 import os
 
 import pytest
+from resnetkit.inference.images import Unreadable
 
 from resnetkit.errors import OutputError
 from resnetkit.inference import rows
-from resnetkit.inference.images import Unreadable
 from resnetkit.inference.predictor import BATCH_SIZE, Prediction
 from resnetkit.storage import csv_text
 

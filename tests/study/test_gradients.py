@@ -151,8 +151,9 @@ def test_responses_are_those_behind_the_norm():
 @pytest.mark.slow
 def test_the_four_nets_do_what_the_documents_say(tmp_path):
     """Batch norm alone: an exploding gradient. A shortcut alone: NaN. Both: it trains."""
-    from resnetkit.data.digits import write_digits
     from resnetkit.study.images import training_tensors
+
+    from resnetkit.data.digits import write_digits
 
     images, labels = training_tensors(write_digits(tmp_path / "digits", 16), gradients.SIDE)
     plain, residual, bare, unheld = gradients.nets(images, labels, steps=40, seed=0)

@@ -98,7 +98,7 @@ def test_batch_size_epochs_and_image_size_follow_the_device(
     assert plan.choose_length(load("fast"), 10, where).batch_size == 10
     stated = plan.choose_length(load("classic"), 10, where)
     assert (stated.batch_size, stated.epochs) == (128, 30)
-    monkeypatch.setattr(plan, "sizes", lambda *_: [(500, 375)] * 5)
+    monkeypatch.setattr(plan, "image_sizes", lambda *_: [(500, 375)] * 5)
     named = load("fast").with_settings({"model": "resnet18"})
     assert plan.choose_size(named, _made(5), where).image_size == size
 
