@@ -270,18 +270,6 @@ def test_the_size_is_estimated_from_headers(split):
     assert cache.expected_bytes(split, PRESET) == exact
 
 
-def test_selecting_shares_the_pixels(split, decoded):
-    images = scan(split).images
-    decoded.clear()
-    some = images.select(split.select([9, 2, 30]))
-    fewer = some.select(split.select([30, 9]))
-    assert np.shares_memory(fewer[1], images[9])
-    assert np.shares_memory(fewer[0], images[30])
-    assert not decoded
-    with pytest.raises(KeyError):
-        fewer.select(split.select([2]))
-
-
 def test_the_folder_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path))
     assert disk_cache.cache_folder() == tmp_path / "pixels"
