@@ -111,28 +111,29 @@ def ways(folder: Path, paths: list[Path], batch: int) -> dict[str, Callable[[], 
     """Each runs one epoch."""
     from resnetkit.data import cache
     from resnetkit.data import folder as folders
+    from resnetkit.data.dataset import Images
     from resnetkit.data.loader import Loader
     from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
 
     preset, augmentation = Preprocessing(PRESET_SIZE, CROP), Augmentation(crop_scale=SCALE)
-    part = folders.read(folder).splits["train"]
+    part = folders.read_dataset(folder).splits["train"]
     epoch = iter(range(10**9))
 
     def peer(make: Callable[[Path], torch.Tensor]) -> Callable[[], None]:
         loader = torch.utils.data.DataLoader(Listed(paths, make), batch, shuffle=True)
         return lambda: consume(tensors for tensors, _ in loader)
 
-    def cut(images: cache.Images, normalised: bool = False) -> None:
+    def cut(images: Images, normalised: bool = False) -> None:
         batches = Loader(images, batch, 0).training(augmentation, CROP, 0, next(epoch))
         tensors = (one.images for one in batches)
         consume(normalize(one, preset) for one in tensors) if normalised else consume(tensors)
 
-    def scan() -> cache.Images:
+    def scan() -> Images:
         return cache.scan(part, preset, 0, lambda text: None).images
 
     available = cache.available_memory
 
-    def on_disk() -> cache.Images:
+    def on_disk() -> Images:
         cache.available_memory = lambda: 1000
         found = scan()
         cache.available_memory = available
@@ -190,7 +191,7 @@ from resnetkit.data import folder
 def kilobytes(name):
     return int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1])
 before, wall, cpu = kilobytes("VmRSS"), time.perf_counter(), time.process_time()
-data = folder.read(sys.argv[1])
+data = folder.read_dataset(sys.argv[1])
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 peak, kept = (kilobytes(name) - before for name in ("VmHWM", "VmRSS"))
 print(f"| {len(data.parts['train']):,} | {wall:.1f} | {cpu:.1f} | {peak / 1000:.0f} |"

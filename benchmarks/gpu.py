@@ -52,7 +52,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnetkit import models, runtime
-from resnetkit.data import cache, folder
+from resnetkit.data import cache, dataset, folder
 from resnetkit.data.device_loader import to_device
 from resnetkit.data.folder import Split
 from resnetkit.data.loader import Batch, Loader
@@ -168,10 +168,10 @@ def photos(args: argparse.Namespace, place: Path) -> Loader:
     write_photos(place / "photos", 500, 375, min(PHOTOS, images))
     os.environ["RESNETKIT_CACHE"] = str(place / "cache")  # used where memory is short
     preset = Preprocessing(round(args.size * 8 / 7), args.size)
-    split = folder.read(place / "photos").splits["train"]
+    split = folder.read_dataset(place / "photos").splits["train"]
     kept = cache.scan(split, preset, args.workers, lambda text: None).images
     rows = np.resize(np.arange(len(split)), images)
-    shown = cache.Images(split.select(rows), preset, kept.kept, rows)
+    shown = dataset.Images(split.select(rows), preset, kept.kept, rows)
     return Loader(shown, args.batch, args.workers)
 
 

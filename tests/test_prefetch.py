@@ -1,4 +1,4 @@
-"""Threads that work ahead; and files that never come."""
+"""Prefetching threads, and files that never arrive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnetkit.prefetch import prefetch_map, reading
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_results_come_in_order_and_errors_in_their_place(workers):
+def test_results_and_errors_come_in_order(workers):
     assert list(prefetch_map(lambda x: x * x, range(50), workers)) == [x * x for x in range(50)]
     results = prefetch_map(lambda x: 6 // (3 - x), iter(range(6)), workers)
     assert [next(results) for _ in range(3)] == [2, 3, 6]
@@ -24,7 +24,7 @@ def test_results_come_in_order_and_errors_in_their_place(workers):
         next(results)
 
 
-def test_no_more_than_two_a_worker_are_computed_ahead():
+def test_at_most_two_results_per_worker_are_prefetched():
     begun = []
     results = prefetch_map(lambda x: begun.append(x), range(100), 2)
     next(results)
@@ -34,7 +34,7 @@ def test_no_more_than_two_a_worker_are_computed_ahead():
     assert not [thread for thread in threading.enumerate() if thread.name == "worker"]
 
 
-def test_an_error_of_the_function_that_is_a_timeout_is_no_stuck_thread():
+def test_a_timeout_error_of_the_function_is_not_a_stuck_thread():
     def gone(_):
         raise TimeoutError("the server does not answer")
 
@@ -44,8 +44,7 @@ def test_an_error_of_the_function_that_is_a_timeout_is_no_stuck_thread():
 
 @pytest.fixture
 def dead(monkeypatch):
-    """Files that wait until the test is over, by name; how often each is asked for. Who waits for
-    one of them waits in vain, and long."""
+    """Files that block until the test is over: {name: how often}, and the opened names."""
     over, asked, gave_up = threading.Event(), [], []
     monkeypatch.setattr(prefetch, "STUCK", 0.3)
     monkeypatch.setattr(prefetch, "PATIENCE", 0.3)
@@ -64,41 +63,41 @@ def dead(monkeypatch):
     assert not gave_up
 
 
-def test_a_file_that_never_comes_is_named_and_tried_once_more(flat_folder, dead, capsys):
+def test_a_file_that_never_arrives_is_named_and_retried_once(flat_folder, dead, capsys):
     waiting, asked = dead
-    part = folder.read(flat_folder).splits["all"]
+    split = folder.read_dataset(flat_folder).splits["all"]
     waiting["003.png"] = 10**9  # of each of the three classes
     with pytest.raises(DataError, match=r"trying again did not help; .*blue/003\.png.* network"):
-        scan(part, Preprocessing(32, 32), 2, lambda text: None)
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert "Nothing has come for 0.3 seconds; being read:" in said
+        scan(split, Preprocessing(32, 32), 2, lambda text: None)
+    message = capsys.readouterr().err.replace("\n", " ")
+    assert "Nothing has arrived for 0.3 seconds; being read:" in message
     assert asked.count("003.png") >= 2
 
 
-def test_a_file_that_comes_at_the_second_try_costs_nothing_but_time(flat_folder, dead):
+def test_a_file_that_arrives_at_the_second_try_is_used(flat_folder, dead):
     waiting, asked = dead
-    part = folder.read(flat_folder).splits["all"]
-    expected = scan(part, Preprocessing(32, 32), 0, lambda text: None).digests
+    split = folder.read_dataset(flat_folder).splits["all"]
+    expected = scan(split, Preprocessing(32, 32), 0, lambda text: None).digests
     waiting["003.png"] = 1
-    found = scan(part, Preprocessing(32, 32), 2, lambda text: None)
+    found = scan(split, Preprocessing(32, 32), 2, lambda text: None)
     assert found.digests == expected
     assert not found.unreadable
     assert asked.count("003.png") == 2 * 3 + 1  # headers, then the files, and one of them again
 
 
 def test_a_batch_of_slow_files_is_not_stuck(monkeypatch, capsys):
-    """Each file waits until the clock of the batch would have run out, were it not restarted."""
+    """Each file takes almost as long as the limit, which restarts with every file."""
     now = [0.0]
     monkeypatch.setattr(prefetch, "STUCK", 1.0)
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: now[0])
     looked = threading.Event()
     real = prefetch.wait
 
-    def impatient(futures, timeout, when):
+    def short_wait(futures, timeout, when):
         looked.set()
         return real(futures, 0.01, when)
 
-    monkeypatch.setattr(prefetch, "wait", impatient)
+    monkeypatch.setattr(prefetch, "wait", short_wait)
 
     def batch(_):
         for number in range(15):
@@ -109,18 +108,18 @@ def test_a_batch_of_slow_files_is_not_stuck(monkeypatch, capsys):
         return "whole"
 
     assert list(prefetch_map(batch, [0], 1)) == ["whole"]
-    assert "Nothing has come" not in capsys.readouterr().err
+    assert "Nothing has arrived" not in capsys.readouterr().err
 
 
-def test_who_is_asked_to_stop_does_not_wait_for_such_a_file(dead, tmp_path):
+def test_closing_does_not_wait_for_a_blocked_file(dead, tmp_path):
     waiting, _ = dead
     (tmp_path / "slow.png").write_bytes(b"")
     waiting["slow.png"] = 10**9
 
     def read(path):
         with pytest.raises(ImageError):
-            files.read(tmp_path / "missing.png")
-        return files.read(path)
+            files.read_file(tmp_path / "missing.png")
+        return files.read_file(path)
 
     results = prefetch_map(read, [tmp_path / "slow.png"] * 3, 2)
     with reading("something else"), pytest.raises(DataError):

@@ -1,5 +1,7 @@
-"""Work that threads do before it is asked for; and a way out where one of them never comes back,
-as from a file on a network folder that is gone."""
+"""Prefetching with threads, and a way out if a thread never returns.
+
+A read from a network folder that is gone may block forever.
+"""
 
 from __future__ import annotations
 
@@ -19,123 +21,134 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 STUCK = 120.0
-"""Seconds without a file or a result after which a piece of work is tried once more, and then given
-up."""
+"""Seconds without a file or a result after which a task is retried once, and then given up."""
 
 PATIENCE = 2.0
-"""Seconds after which a file is not waited for any more where work is broken off."""
+"""Seconds that a stopping pool waits for a file that is being read."""
 
-_reading: dict[int, tuple[str, float]] = {}  # what each thread reads, and since when
-_arrived: dict[int, float] = {}  # when a file last came to each thread
+_reading: dict[int, tuple[str, float]] = {}  # thread -> the file it is reading, and since when
+_last_read: dict[int, float] = {}  # thread -> when it last finished a file
 
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """While this is open, the thread waits for the file ``name``."""
+    """Record that the thread is reading the file ``name`` while the context is open."""
     thread = get_ident()
-    _reading[thread] = name, time.monotonic()
+    _reading[thread] = (name, time.monotonic())
     try:
         yield
     finally:
         _reading.pop(thread, None)
-        _arrived[thread] = time.monotonic()
+        _last_read[thread] = time.monotonic()
 
 
 def prefetch_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """``map`` in threads: results in order, at most two a worker computed ahead of their use.
+    """Map ``function`` over ``items`` in threads, with the results in order.
 
-    With 0 workers each is computed when it is asked for.
+    At most two results per worker are computed ahead of their use. With 0 workers, each result is
+    computed when it is requested. An exception of ``function`` is raised in place of its result.
 
     Raises:
-        DataError: neither one nor any file of it came within `STUCK` seconds, nor a second time;
-            the message names the files that are being read. Whatever ``function`` raises is raised
-            in its place.
+        DataError: neither a result nor any of its files arrived within `STUCK` seconds, twice; the
+            message names the files that are being read.
     """
     if workers == 0:
         yield from map(function, items)
         return
-    ahead: deque[tuple[Future[Result], Item]] = deque()
-    team = _Team(function, workers)
+    pending: deque[tuple[Future[Result], Item]] = deque()
+    pool = _Pool(function, workers)
     try:
         for item in items:
-            ahead.append(team.begin(item))
-            if len(ahead) > 2 * workers:
-                yield team.result(*ahead.popleft())
-        while ahead:
-            yield team.result(*ahead.popleft())
+            pending.append((pool.submit(item), item))
+            if len(pending) > 2 * workers:
+                yield pool.result(*pending.popleft())
+        while pending:
+            yield pool.result(*pending.popleft())
     finally:
-        for future, _ in ahead:
+        for future, _ in pending:
             future.cancel()
-        team.leave()
+        pool.close()
 
 
-class _Team(Generic[Item, Result]):
-    """Threads that compute ``function``. Python does not wait for them at its end, as it does for
-    those of a `ThreadPoolExecutor`: one may read a file that never comes."""
+class _Pool(Generic[Item, Result]):
+    """Worker threads that compute ``function``.
+
+    Unlike the threads of a `ThreadPoolExecutor`, they are daemons, so Python does not wait for them
+    when it exits: one may be blocked on a file that never arrives.
+    """
 
     def __init__(self, function: Callable[[Item], Result], workers: int) -> None:
         self.function = function
         self.tasks: SimpleQueue[tuple[Future[Result], Item] | None] = SimpleQueue()
         self.threads: list[Thread] = []
         for _ in range(workers):
-            self._hire(self._work)
+            self._spawn(self._work)
 
-    def _hire(self, target: Callable[..., None], *args: object) -> None:
-        self.threads.append(Thread(target=target, args=args, name="worker", daemon=True))
-        self.threads[-1].start()
+    def _spawn(self, target: Callable[..., None], *args: object) -> None:
+        thread = Thread(target=target, args=args, name="worker", daemon=True)
+        self.threads.append(thread)
+        thread.start()
 
     def _work(self) -> None:
         while (task := self.tasks.get()) is not None:
-            if task[0].set_running_or_notify_cancel():
-                self._compute(*task)
+            future, item = task
+            if future.set_running_or_notify_cancel():
+                self._compute(future, item)
 
     def _compute(self, future: Future[Result], item: Item) -> None:
         try:
             future.set_result(self.function(item))
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # raised again by `result`
             future.set_exception(error)
 
-    def begin(self, item: Item) -> tuple[Future[Result], Item]:
-        task: tuple[Future[Result], Item] = Future(), item
-        self.tasks.put(task)
-        return task
+    def submit(self, item: Item) -> Future[Result]:
+        """Queue an item, and return the future of its result."""
+        future: Future[Result] = Future()
+        self.tasks.put((future, item))
+        return future
 
     def result(self, future: Future[Result], item: Item) -> Result:
-        """That of ``item``, or of a second try at it."""
-        if self._comes(future):
+        """Return the result of an item, or of a second try if the first is stuck.
+
+        Raises:
+            DataError: both are stuck.
+        """
+        if self._wait_for_any(future):
             return future.result()
-        say(f"Nothing has come for {STUCK:g} seconds{self._slow()}; trying once more.")
-        again: Future[Result] = Future()
-        self._hire(self._compute, again, item)
-        if self._comes(future, again):
-            return (again if again.done() else future).result()
+        say(f"Nothing has arrived for {STUCK:g} seconds{self._slow_files()}; trying once more.")
+        retry: Future[Result] = Future()
+        self._spawn(self._compute, retry, item)
+        if self._wait_for_any(future, retry):
+            return (retry if retry.done() else future).result()
         raise DataError(
-            f"Nothing has come for {2 * STUCK:g} seconds, and trying again did not help"
-            f"{self._slow()}. Is the disk or the network folder there?"
+            f"Nothing has arrived for {2 * STUCK:g} seconds, and trying again did not help"
+            f"{self._slow_files()}. Is the disk or network folder available?"
         )
 
-    def _comes(self, *futures: Future[Result]) -> bool:
-        """Wait until one of ``futures`` is done; False once no file has come for `STUCK` seconds.
-        A batch of many slow files is not stuck."""
-        begun = time.monotonic()
+    def _wait_for_any(self, *futures: Future[Result]) -> bool:
+        """Wait for one of ``futures``; return False if no file has arrived for `STUCK` seconds.
+
+        A batch of many slow files is not stuck.
+        """
+        start = time.monotonic()
         while not any(future.done() for future in futures):
-            arrivals = (_arrived.get(thread.ident or 0, begun) for thread in self.threads)
-            left = max(begun, *arrivals) + STUCK - time.monotonic()
+            last_reads = (_last_read.get(thread.ident or 0, start) for thread in self.threads)
+            left = max(start, *last_reads) + STUCK - time.monotonic()
             if left <= 0:
                 return False
             wait(futures, left, FIRST_COMPLETED)
         return True
 
-    def _slow(self) -> str:
-        """What has been read for long, as a part of a sentence."""
-        held = filter(None, (_reading.get(thread.ident or 0) for thread in self.threads))
-        names = sorted({name for name, since in held if time.monotonic() - since > STUCK / 2})
+    def _slow_files(self) -> str:
+        """Return the files that are being read for long, as part of a sentence."""
+        current = filter(None, (_reading.get(thread.ident or 0) for thread in self.threads))
+        names = sorted({name for name, since in current if time.monotonic() - since > STUCK / 2})
         return f"; being read: {', '.join(names)}" if names else ""
 
-    def leave(self) -> None:
-        """Wait for the threads to end, but for those that wait for a file that does not come."""
+    def close(self) -> None:
+        """Stop the threads and wait for them, except those that are blocked on a file."""
         for _ in self.threads:
             self.tasks.put(None)
         for thread in self.threads:

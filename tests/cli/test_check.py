@@ -39,7 +39,7 @@ def test_warnings_exit_with_0_and_errors_with_1(photos):
     shutil.copy(photos / "cat/0.png", photos / "cat/new\nline [1].png")
     done = check(photos)
     assert done.returncode == 0
-    assert "warning       1  exactly the same picture more than once in a class" in done.stdout
+    assert "warning       1  exactly the same image more than once in a class" in done.stdout
     assert "cat/0.png = cat/new\\nline [1].png" in done.stdout
     for number in range(6):
         (photos / f"dog/{number}.png").write_text("no picture")

@@ -147,7 +147,7 @@ def test_a_closed_pipe_ends_quietly(model, images):
     ("arguments", "code", "message"),
     [
         (("train", "gone"), 1, "gone does not exist"),
-        (("train", "empty"), 1, "No pictures in empty"),
+        (("train", "empty"), 1, "No images in empty"),
         (("train", "full", "--recipe", "clasic"), 2, "did you mean 'classic'"),
         (("train", "full", "--set", "epoch=3"), 2, "did you mean 'epochs'"),
         (("train", "full", "--model", "resnet19"), 2, "Did you mean resnet18"),
@@ -309,15 +309,15 @@ def test_evidence_among_the_photos_is_no_class(model, images, tmp_path):
     for out in ("evidence", "again"):
         done = resnet("evaluate", model, data, "--split", "all", "--out", data / out)
         assert done.returncode == 0, done.stderr
-    assert b"left out: 1 folder(s) that resnet wrote, such as evidence" in done.stderr
+    assert b"left out: 1 folder that resnet wrote, such as evidence" in done.stderr
     done = resnet("explain", model, data / "red", "--out", data / "explained")
     assert done.returncode == 0, done.stderr
     done = resnet("predict", model, data, "--save-images", data / "drawn", "--format", "jsonl")
     assert len(done.stdout.splitlines()) == 1
-    assert b"4 folder(s) that resnet wrote" in done.stderr
-    found = folder.read(data, classes=["blue", "green", "red"])
+    assert b"4 folders that resnet wrote" in done.stderr
+    found = folder.read_dataset(data, classes=["blue", "green", "red"])
     assert list(found.splits["all"].paths) == ["red/0.png"]
-    assert found.left_out == {"folder(s) that resnet wrote": 4}
+    assert found.left_out == {"folders that resnet wrote": 4}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell closes it")
@@ -375,7 +375,7 @@ def test_demo(tmp_path):
     assert float(last.split("%")[0]) >= 98.0
     recipe = load_recipe(tmp_path / "demo" / "run" / "recipe.yaml")
     network, _ = modelfile.read(tmp_path / "demo" / "run" / "model.safetensors")
-    pictures = len(folder.read(tmp_path / "demo" / "digits").splits["train"])
+    pictures = len(folder.read_dataset(tmp_path / "demo" / "digits").splits["train"])
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     forward = pictures * sum(summarize(network, size).macs for size in sizes)
     assert 3 * forward < 3e12  # with twice that of a forward for the way back

@@ -27,10 +27,10 @@ def test_files_left_out_of_a_folder_are_reported(tmp_path):
     assert found == [str(tmp_path / "a.png"), str(tmp_path / "b" / "c.jpg")]
     assert count_sources([str(tmp_path)]) == 2
     assert [note.split("Left out of ")[1].split(": ")[1] for note in notes] == [
-        f"2 file(s) of another kind, such as {tmp_path / 'q'}.",
-        f"2 hidden or system file(s), such as {tmp_path / '@eaDir'}.",
-        f"1 folder(s) that resnet wrote, such as {tmp_path / 'drawn'}.",
-        f"1 folder(s) of a run, whose pictures are figures, such as {tmp_path / 'runs' / 'x'}.",
+        f"2 files of another kind, such as {tmp_path / 'q'}.",
+        f"2 hidden or system files, such as {tmp_path / '@eaDir'}.",
+        f"1 folder that resnet wrote, such as {tmp_path / 'drawn'}.",
+        f"1 folder of a run, whose images are figures, such as {tmp_path / 'runs' / 'x'}.",
     ]
     own = list(expand_sources([str(tmp_path / "drawn")]))
     assert own == [str(tmp_path / "drawn" / "a.jpg")]  # named explicitly

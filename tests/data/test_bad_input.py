@@ -1,6 +1,6 @@
-"""Every file that is no picture, or only half of one, is read rightly or named in an error.
+"""Every broken file and every file that is not an image is named in an error.
 
-What decodes runs in a process of its own, under a limit of memory: one that dies fails the test.
+Decoding runs in a separate process with limited memory; if that dies, the test fails.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from resnetkit.data import decode, files, folder
-from resnetkit.data.check import examine
+from resnetkit.data.check import check_dataset
 from resnetkit.data.digits import write_digits
 from resnetkit.errors import ImageError
 
-ROOM = 2**30  # bytes beyond what the imports take
+ROOM = 2**30  # bytes in addition to the imports
 
 LIMITED = """
 import faulthandler, hashlib, json, resource, sys
@@ -55,7 +55,7 @@ for name in sys.stdin.read().split("\\0"):
 
 
 def decoded(paths: list[Path]) -> dict[str, dict[str, object]]:
-    """What the three ways of decoding say of each, from a process that has little memory."""
+    """Return the results of the three ways of decoding, from a process with little memory."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(ROOM)],
         input="\0".join(map(str, paths)),
@@ -85,13 +85,13 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, interlaced: int = 0) -> bytes:
-    """Grey, with the ``chunks`` between the header and the end."""
+    """Return a grey PNG with ``chunks`` between the header and the end."""
     header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def interlaced_png() -> bytes:
-    """Adam7, eight shades of which one is transparent."""
+    """Return an Adam7 PNG with one transparent shade."""
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
               (0, 1, 1, 2)]  # fmt: skip
@@ -103,7 +103,7 @@ def interlaced_png() -> bytes:
 
 
 def frame(jpeg: bytes, **changes: int) -> bytes:
-    """A JPEG whose frame header says something else: its kind, precision, height or width."""
+    """Return a JPEG with changes to its frame header: kind, precision, height or width."""
     at = jpeg.index(b"\xff\xc0")
     fields = list(struct.unpack(">BBHBHH", jpeg[at : at + 9]))
     for name, value in changes.items():
@@ -127,7 +127,7 @@ def smooth_jpeg() -> bytes:
 
 
 def deep_jpeg(precision: int = 12) -> bytes:
-    """8x8 grey of one shade: two tables of one code each, and two bits of data."""
+    """Return 8x8 grey of one shade: two tables of one code each, and two bits of data."""
 
     def segment(kind: int, body: bytes) -> bytes:
         return bytes([255, kind]) + struct.pack(">H", len(body) + 2) + body
@@ -142,7 +142,7 @@ def deep_jpeg(precision: int = 12) -> bytes:
 
 
 def local_palettes() -> bytes:
-    """A GIF without a palette for all: each of its two frames brings its own."""
+    """Return a GIF without a global palette: each of its two frames has its own."""
     whole = saved(photo().quantize(30), "GIF", save_all=True,
                   append_images=[photo(60, 46).quantize(200)])  # fmt: skip
     table = 3 * 2 ** ((whole[10] & 7) + 1)
@@ -155,7 +155,7 @@ def local_palettes() -> bytes:
 
 
 def good() -> dict[str, bytes]:
-    """Odd, but pictures."""
+    """Return unusual but valid images."""
     jpeg = saved(photo(), "JPEG")
     turned = Image.Exif()
     turned[0x0112] = 5
@@ -173,7 +173,7 @@ def good() -> dict[str, bytes]:
         "large profile.jpg": saved(photo(), "JPEG", icc_profile=os.urandom(300_000)),
         "broken profile.png": saved(photo(), "PNG", icc_profile=b"no profile"),
         "two.mpo.jpg": saved(photo(), "MPO", save_all=True, append_images=[photo(60, 47)]),
-        "rest behind.jpg": jpeg + b"more" * 1000,
+        "bytes after the end.jpg": jpeg + b"more" * 1000,
         "palette.png": saved(photo().quantize(30), "PNG"),
         "clear palette.png": saved(photo().quantize(30), "PNG", transparency=3),
         "alpha.png": saved(photo(mode="RGBA"), "PNG"),
@@ -199,7 +199,7 @@ def good() -> dict[str, bytes]:
 
 
 def bad() -> dict[str, bytes]:
-    """No pictures, with what the error says."""
+    """Return files that are not valid images."""
     jpeg, whole = saved(photo(), "JPEG"), saved(photo(), "PNG")
     bomb = zlib.compress(b"\0" * 200_000_000, 9)
     return {
@@ -233,7 +233,7 @@ def bad() -> dict[str, bytes]:
 
 
 def damaged() -> dict[str, bytes]:
-    """Cut off at every tenth byte, and with single bits turned: both may happen."""
+    """Return files cut at every tenth byte, and with single bits flipped."""
     made = {}
     formats = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tif"}
     for format, suffix in formats.items():
@@ -265,7 +265,7 @@ def by_pillow(path: Path) -> np.ndarray:
     return np.asarray(Image.alpha_composite(white, turned.convert("RGBA")).convert("RGB"))
 
 
-def test_odd_pictures_have_the_pixels_that_pillow_gives_them(tmp_path):
+def test_unusual_images_have_the_pixels_of_pillow(tmp_path):
     paths = put(tmp_path, good())
     for name, found in decoded(paths).items():
         expected = by_pillow(Path(name))
@@ -275,7 +275,7 @@ def test_odd_pictures_have_the_pixels_that_pillow_gives_them(tmp_path):
             assert isinstance(found[way], list), (name, found[way])
 
 
-def test_pictures_written_in_another_way_have_the_same_pixels(tmp_path):
+def test_images_in_another_encoding_have_the_same_pixels(tmp_path):
     plain = saved(photo().quantize(30), "GIF")
     paths = put(tmp_path, {"a.jpg": ARITHMETIC, "b.jpg": smooth_jpeg(),
                            "a.gif": local_palettes(), "b.gif": plain})  # fmt: skip
@@ -284,15 +284,14 @@ def test_pictures_written_in_another_way_have_the_same_pixels(tmp_path):
         assert found[str(tmp_path / f"a.{kind}")] == found[str(tmp_path / f"b.{kind}")]
 
 
-def test_a_jpeg_that_nobody_here_reads_is_called_one():
-    with pytest.raises(ImageError, match="a JPEG of a kind that is not read"):
+def test_an_unsupported_jpeg_is_called_a_jpeg():
+    with pytest.raises(ImageError, match="a JPEG of a kind that is not supported"):
         decode.decode(deep_jpeg())
 
 
 @pytest.mark.slow
-def test_large_pictures_take_seven_bytes_a_pixel(tmp_path):
-    """Four of Pillow's own and the three of the answer; with copies in other modes the room that
-    there is would not do."""
+def test_large_images_take_seven_bytes_per_pixel(tmp_path):
+    """Four of Pillow's own and three of the result; copies in other modes would not fit."""
     clear = Image.new("RGBA", (10_000, 8_000), (255, 0, 0, 51))
     wide = Image.new("I;16", (10_000, 8_000), 65535)
     paths = put(
@@ -303,41 +302,41 @@ def test_large_pictures_take_seven_bytes_a_pixel(tmp_path):
         },
     )
     for path, colour in zip(paths, ([255, 204, 204], [255, 255, 255]), strict=True):
-        for way, said in decoded([path])[str(path)].items():
-            assert isinstance(said, list), (path.name, way, said)
-            expected = np.full(said[0], colour, np.uint8).tobytes()
-            assert said[1] == hashlib.sha256(expected).hexdigest(), (path.name, way)
+        for way, result in decoded([path])[str(path)].items():
+            assert isinstance(result, list), (path.name, way, result)
+            expected = np.full(result[0], colour, np.uint8).tobytes()
+            assert result[1] == hashlib.sha256(expected).hexdigest(), (path.name, way)
 
 
-def test_what_is_no_picture_is_named(tmp_path):
+def test_files_that_are_not_images_are_named(tmp_path):
     paths = put(tmp_path, bad())
     found = decoded(paths)
     for path in paths:
-        for way, said in found[str(path)].items():
-            assert isinstance(said, str), f"{path.name} was read, {way}: {said}"
-            assert said.startswith(f"{path}: "), said
+        for way, result in found[str(path)].items():
+            assert isinstance(result, str), f"{path.name} was read, {way}: {result}"
+            assert result.startswith(f"{path}: "), result
 
 
 @pytest.mark.slow
-def test_damaged_pictures_are_read_or_named(tmp_path):
+def test_damaged_images_are_read_or_named(tmp_path):
     paths = put(tmp_path, damaged())
     found = decoded(paths)
     assert len(found) == len(paths) > 700
     for name, ways in found.items():
-        for said in ways.values():
-            assert not isinstance(said, str) or said.startswith(f"{name}: "), said
+        for result in ways.values():
+            assert not isinstance(result, str) or result.startswith(f"{name}: "), result
     for format in ("jpg", "png", "webp"):
         cut = [ways["whole"] for name, ways in found.items() if f"cut-1.{format}" in name]
-        assert all(isinstance(said, str) for said in cut)
+        assert all(isinstance(result, str) for result in cut)
 
 
 @pytest.fixture
 def strange(tmp_path):
-    """What has the name of a picture and is no file: by name, with what is said of it."""
+    """Special files named like images: the folder, and {name: error}."""
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     here = os.getcwd()
-    os.chdir(tmp_path)  # the path of a socket may have 100 bytes
+    os.chdir(tmp_path)  # the path of a socket is limited to 100 bytes
     server = socket.socket(socket.AF_UNIX)
     server.bind("socket.jpg")
     os.chdir(here)
@@ -345,7 +344,7 @@ def strange(tmp_path):
     (tmp_path / "dangling.jpg").symlink_to("nowhere")
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(files.MAX_BYTES + 1)  # takes no room
+        file.truncate(files.MAX_BYTES + 1)  # sparse
     yield (
         tmp_path,
         {
@@ -361,23 +360,23 @@ def strange(tmp_path):
     server.close()
 
 
-def test_what_is_no_file_is_named_and_nobody_waits(strange):
+def test_special_files_are_named_and_never_block(strange):
     where, expected = strange
     found = decoded([where / name for name in expected])
-    for name, said in expected.items():
-        assert all(str(text).startswith(f"{where / name}: {said}") for text in found[
+    for name, result in expected.items():
+        assert all(str(text).startswith(f"{where / name}: {result}") for text in found[
             str(where / name)].values())  # fmt: skip
         with pytest.raises(ImageError, match=name):
-            decode.size(where / name)
+            decode.image_size(where / name)
 
 
-def test_names_that_no_file_can_have():
+def test_impossible_file_names():
     for name in ("nul\0.jpg", "x" * 300 + ".jpg", "lone\udce4.jpg"):
         with pytest.raises(ImageError):
             decode.decode(Path(name))
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_a_file_without_read_permission(tmp_path, monkeypatch):
     (path,) = put(tmp_path, {"secret.jpg": saved(photo(), "JPEG")})
     path.chmod(0)
     if os.access(path, os.R_OK):  # root may read everything
@@ -390,17 +389,17 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         decode.decode(path)
 
 
-def test_links_that_lead_round_in_circles(tmp_path):
+def test_circular_links(tmp_path):
     for name in ("a", "b"):
         put(tmp_path / name, {"1.png": b"x", "2.png": b"x"})
         (tmp_path / name / "up").symlink_to("..")
         (tmp_path / name / "self").symlink_to(".")
-    found = folder.read(tmp_path)
+    found = folder.read_dataset(tmp_path)
     assert list(found.splits["all"].paths) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
-    assert found.left_out["link(s) to a folder around them"] == 4
+    assert found.left_out["links back to a parent folder"] == 4
 
 
-def test_the_good_are_answered_as_if_the_bad_were_not_there(tmp_path, trained, strange):
+def test_valid_images_are_predicted_the_same_beside_bad_files(tmp_path, trained, strange):
     from resnetkit.inference.predictor import Predictor
 
     where, odd = strange
@@ -417,32 +416,32 @@ def test_the_good_are_answered_as_if_the_bad_were_not_there(tmp_path, trained, s
             assert answer.error.startswith(f"{answer.source}: ")
 
 
-def test_the_doctor_names_all_of_them(tmp_path, strange):
+def test_the_check_names_all_unreadable_files(tmp_path, strange):
     where, odd = strange
     put(where / "a", {**good(), **bad()})
     for name in odd:
         if name != "folder.jpg":
             (where / name).rename(where / "a" / name)
     put(where / "b", {"1.png": saved(photo(30, 30), "PNG")})
-    (unreadable,) = [f for f in examine(where).findings if f.kind == "unreadable"]
+    (unreadable,) = [f for f in check_dataset(where).issues if f.kind == "unreadable"]
     named = {group[0].removeprefix("a/") for group in unreadable.groups}
     assert named == {*bad(), *odd} - {"folder.jpg"}
 
 
-def test_training_names_all_that_it_cannot_read(tmp_path):
+def test_a_scan_names_all_unreadable_files(tmp_path):
     from resnetkit.data.cache import scan
     from resnetkit.data.transforms import Preprocessing
 
     write_digits(tmp_path / "d")
     put(tmp_path / "d/train/0", bad())
     os.mkfifo(tmp_path / "d/train/1/pipe.png")
-    split = folder.read(tmp_path / "d").splits["train"]
+    split = folder.read_dataset(tmp_path / "d").splits["train"]
     found = scan(split, Preprocessing(32, 32), 2, lambda text: None)
     assert {split.path(i).name for i in found.unreadable} == {*bad(), "pipe.png"}
 
 
-def mutated(chances: int) -> None:
-    """Decode ``chances`` mutated files under the limit of memory; run in a process of its own."""
+def mutated(count: int) -> None:
+    """Decode ``count`` mutated files with limited memory; run this in a separate process."""
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -454,7 +453,7 @@ def mutated(chances: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
     done = 0
 
-    @settings(max_examples=chances, deadline=None, database=None, derandomize=True,
+    @settings(max_examples=count, deadline=None, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(bodies, edits, st.floats(0, 1), st.booleans(), st.sampled_from([None, 4]))
     def one(body, edits, end, cut, size):
@@ -469,11 +468,11 @@ def mutated(chances: int) -> None:
             try:
                 pixels = function(contents, size)
             except ImageError as error:
-                said = str(error)
+                result = str(error)
             else:
                 assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
                 continue
-            assert said.startswith("the picture: ")
+            assert result.startswith("the image: ")
 
     one()
     print(done)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnetkit.data import cache, decode, disk_cache, folder, pixels
+from resnetkit.data import cache, dataset, decode, disk_cache, folder, pixels
 from resnetkit.data.loader import Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing
 from resnetkit.errors import DataError, ImageError
@@ -22,14 +22,14 @@ PRESET = Preprocessing(32, 32)
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Where the disk tier keeps its files in a test."""
+    """The folder of the disk cache in a test."""
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pixels"
 
 
 @pytest.fixture
 def split(flat_folder):
-    return folder.read(flat_folder).splits["all"]
+    return folder.read_dataset(flat_folder).splits["all"]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def little_memory(monkeypatch):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Counts what is decoded."""
+    """The list of decoded images."""
     calls = []
 
     def counting(source, working_size=None, **form):
@@ -54,8 +54,8 @@ def scan(split, preset=PRESET, workers=2, advance=lambda text: None):
     return cache.scan(split, preset, workers, advance)
 
 
-def only(found, home):
-    """The one file of the cache, with what was scanned equal to a fresh decode of every picture."""
+def only_file(found, home):
+    """Return the one file of the cache; check that all images equal a fresh decode."""
     for index in range(len(found.images)):
         expected = PRESET.pixels(found.images.split.path(index))
         assert np.array_equal(found.images[index], expected)
@@ -65,7 +65,7 @@ def only(found, home):
     return file
 
 
-def test_scan_finds_what_cannot_be_read_and_duplicates(split, home, monkeypatch):
+def test_scan_finds_unreadable_images_and_duplicates(split, home, monkeypatch):
     split.path(3).write_bytes(b"\xff\xd8broken")
     split.path(5).write_bytes(split.path(4).read_bytes())
     split.path(7).unlink()
@@ -78,13 +78,13 @@ def test_scan_finds_what_cannot_be_read_and_duplicates(split, home, monkeypatch)
         assert found.unreadable[7] == f"{split.path(7)}: No such file or directory"
         assert found.digests[5] == found.digests[4] != found.digests[6]
         assert len(ticks) == len(split)
-        with pytest.raises(DataError, match=r"(?s)2 picture\(s\) cannot be read:.*--on-error skip"):
+        with pytest.raises(DataError, match=r"(?s)2 images cannot be read:.*--on-error skip"):
             cache.check_readable({"all": found})
         with pytest.raises(ImageError, match=split.path(3).name):
             found.images[3]
 
 
-def test_what_fits_stays_in_memory_and_leaves_no_file(split, home, decoded):
+def test_pixels_that_fit_in_memory_leave_no_file(split, home, decoded):
     found = scan(split)
     decoded.clear()
     for index in range(len(split)):
@@ -97,7 +97,7 @@ def test_pixels_are_kept_end_to_end_in_few_buffers(monkeypatch):
     monkeypatch.setattr(pixels, "CHUNK", 1000)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (h, 10, 3), np.uint8) for h in (5, 9, 20, 40, 3, 7)]
-    kept = pixels.Pixels.none(len(images) + 1)
+    kept = pixels.Pixels.empty(len(images) + 1)
     for row, image in enumerate(images):
         kept.add(row, image)
     assert len(kept.buffers) == 4  # 5 + 9 + 20 rows would be 1,020 bytes; 40 rows are 1,200
@@ -106,30 +106,28 @@ def test_pixels_are_kept_end_to_end_in_few_buffers(monkeypatch):
     assert kept.get(len(images)) is None
 
 
-def test_a_later_run_takes_the_file_and_decodes_nothing(
-    split, home, little_memory, decoded, capsys
-):
+def test_a_later_run_uses_the_file_and_decodes_nothing(split, home, little_memory, decoded, capsys):
     first = scan(split)
-    file = only(first, home)
-    assert "GB as pixels" in capsys.readouterr().err
+    file = only_file(first, home)
+    assert "need about 0.0 GB" in capsys.readouterr().err
     before = file.stat().st_mtime_ns, file.read_bytes()
     os.utime(file, (0, 0))
     (home.parent / "now").touch()
     decoded.clear()
     again = scan(split)
     assert not decoded
-    assert f"Taken from {file}" in capsys.readouterr().err
+    assert f"Using the cached pixels in {file}" in capsys.readouterr().err
     assert again.digests == first.digests
     assert file.read_bytes() == before[1]
     assert file.stat().st_mtime_ns >= (home.parent / "now").stat().st_mtime_ns  # counts as used
-    only(again, home)
+    only_file(again, home)
 
 
-def test_batches_are_the_same_from_memory_disk_and_file(split, home, monkeypatch):
+def test_batches_are_the_same_without_a_cache_from_memory_and_from_disk(split, home, monkeypatch):
     def batches(images):
         return list(Loader(images, 10, 2).training(Augmentation(), 24, 0, 1))
 
-    reference = batches(cache.Images(split, PRESET))
+    reference = batches(dataset.Images(split, PRESET))
     for memory in (10**9, 1000, 1000):
         monkeypatch.setattr(cache, "available_memory", lambda memory=memory: memory)
         found = scan(split).images
@@ -140,14 +138,14 @@ def test_batches_are_the_same_from_memory_disk_and_file(split, home, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "change", ["a picture", "the working size", "the decoder", "a missing picture", "their order"]
+    "change", ["an image", "the working size", "the decoder", "a missing image", "their order"]
 )
-def test_other_data_or_another_decoder_make_another_file(
+def test_different_data_or_decoders_use_different_files(
     split, home, little_memory, decoded, monkeypatch, change
 ):
     scan(split)
     preset = PRESET
-    if change == "a picture":  # of the same length, and with the same time
+    if change == "an image":  # of the same length, and with the same time
         path = split.path(9)
         times = path.stat().st_atime_ns, path.stat().st_mtime_ns
         other = path.read_bytes()
@@ -157,7 +155,7 @@ def test_other_data_or_another_decoder_make_another_file(
         preset = Preprocessing(31, 31)
     elif change == "the decoder":
         monkeypatch.setattr(decode, "VERSION", decode.VERSION + 1)
-    elif change == "a missing picture":
+    elif change == "a missing image":
         split = split.select(range(len(split) - 1))
     else:
         split = split.select(range(len(split))[::-1])
@@ -169,34 +167,34 @@ def test_other_data_or_another_decoder_make_another_file(
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "longer", "magic", "count", "footer", "shapes"])
-def test_a_damaged_file_is_made_again(split, home, little_memory, capsys, damage):
-    file = only(scan(split), home)
+def test_a_damaged_file_is_created_again(split, home, little_memory, capsys, damage):
+    file = only_file(scan(split), home)
     whole = file.read_bytes()
-    places = {"footer": 5, "shapes": 60, "magic": 40, "count": 31}
-    at = len(whole) - places[damage] if damage in places else None
+    offsets = {"footer": 5, "shapes": 60, "magic": 40, "count": 31}
+    at = len(whole) - offsets[damage] if damage in offsets else None
     broken = {"empty": b"", "cut": whole[:100] + whole[200:], "longer": b"x" + whole}.get(damage)
     if at is not None:
         broken = whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]
     file.unlink()
     file.write_bytes(broken)
     found = scan(split)
-    assert only(found, home).read_bytes() == whole
-    assert "is damaged; made again" in capsys.readouterr().err
+    assert only_file(found, home).read_bytes() == whole
+    assert "is damaged; creating it again" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_be_written_is_said(
+def test_a_folder_that_cannot_be_written_is_reported(
     split, tmp_path, monkeypatch, capsys, little_memory
 ):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "file"))
     found = scan(split)
-    said = capsys.readouterr().err
-    assert "They cannot be kept on disk" in said
-    assert "48 of 48 pictures do not fit into memory" in said
+    messages = capsys.readouterr().err.replace("\n", " ")
+    assert "The pixels cannot be cached on disk" in messages
+    assert "48 of 48 images do not fit in memory" in messages
     assert np.array_equal(found.images[20], PRESET.pixels(split.path(20)))
 
 
-def test_too_little_room_is_found_before_anything_is_written(
+def test_too_little_space_is_found_before_anything_is_written(
     split, home, little_memory, monkeypatch, capsys
 ):
     full = type("usage", (), {"free": 1000})
@@ -206,10 +204,10 @@ def test_too_little_room_is_found_before_anything_is_written(
     assert not list(home.glob("*.p*"))
 
 
-def test_a_disk_that_fills_up_is_said_and_leaves_nothing(
+def test_a_disk_that_fills_up_is_reported_and_leaves_no_file(
     split, home, little_memory, capsys, monkeypatch
 ):
-    """The system itself refuses to write more than 50,000 bytes to a file."""
+    """The operating system refuses to write more than 50,000 bytes to a file."""
     ticks = []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -223,32 +221,36 @@ def test_a_disk_that_fills_up_is_said_and_leaves_nothing(
     assert np.array_equal(found.images[20], PRESET.pixels(split.path(20)))
 
 
-def test_what_does_not_fit_is_decoded_again_and_said(split, tmp_path, monkeypatch, capsys, decoded):
-    """The sample of headers said that it would fit."""
+def test_images_that_do_not_fit_are_decoded_again_and_reported(
+    split, tmp_path, monkeypatch, capsys, decoded
+):
+    """The estimate from the headers was too small."""
     one = PRESET.pixels(split.path(0)).nbytes
     monkeypatch.setattr(cache, "available_memory", lambda: int(10.5 * one / cache.RAM_SHARE))
     monkeypatch.setattr(cache, "expected_bytes", lambda *_: 0)
     found = scan(split).images
-    assert "38 of 48 pictures do not fit into memory" in capsys.readouterr().err
+    assert "38 of 48 images do not fit in memory" in capsys.readouterr().err
     decoded.clear()
     for index in range(len(split)):
         assert np.array_equal(found[index], PRESET.pixels(split.path(index)))
     assert len(decoded) == 38 + 48
 
 
-def test_a_picture_that_changes_in_between_is_an_error(split, home, little_memory, monkeypatch):
-    real = cache.file_digest
+def test_an_image_that_changes_while_it_is_read_is_an_error(
+    split, home, little_memory, monkeypatch
+):
+    original = cache._Reader.digest
 
-    def other(path):
-        return "0" * 16 if path == split.path(5) else real(path)
+    def changed(self, index):
+        return "0" * 16 if index == 5 else original(self, index)
 
-    monkeypatch.setattr(cache, "file_digest", other)
+    monkeypatch.setattr(cache._Reader, "digest", changed)
     with pytest.raises(DataError, match=rf"{split.path(5).name} was changed while"):
         scan(split)
     assert not list(home.glob("*.p*"))
 
 
-def test_files_that_nobody_uses_are_removed(split, home, little_memory):
+def test_unused_files_are_removed(split, home, little_memory):
     home.mkdir(parents=True)
     old, new = "0" * 32, "1" * 32
     ages = {f"{old}.pixels": 31, f"{old}.partial": 31, f"{new}.pixels": 29, "mine.pixels": 31}
@@ -261,26 +263,14 @@ def test_files_that_nobody_uses_are_removed(split, home, little_memory):
     assert (home / f"{new}.pixels").exists()
 
 
-def test_the_size_is_told_from_headers(split):
+def test_the_size_is_estimated_from_headers(split):
     exact = sum(PRESET.pixels(split.path(i)).nbytes for i in range(len(split)))
     assert cache.expected_bytes(split, PRESET) == exact
     split.path(2).write_bytes(b"broken")
     assert cache.expected_bytes(split, PRESET) == exact
 
 
-def test_selecting_shares_the_pixels(split, decoded):
-    images = scan(split).images
-    decoded.clear()
-    some = images.select(split.select([9, 2, 30]))
-    fewer = some.select(split.select([30, 9]))
-    assert np.shares_memory(fewer[1], images[9])
-    assert np.shares_memory(fewer[0], images[30])
-    assert not decoded
-    with pytest.raises(KeyError):
-        fewer.select(split.select([2]))
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
+def test_the_folder_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path))
     assert disk_cache.cache_folder() == tmp_path / "pixels"
     monkeypatch.delenv("RESNETKIT_CACHE")
@@ -294,15 +284,15 @@ import sys
 from resnetkit.data import cache, folder
 from resnetkit.data.transforms import Preprocessing
 cache.available_memory = lambda: 1000
-part = folder.read(sys.argv[1]).splits["all"]
-found = cache.scan(part, Preprocessing(32, 32), 1, lambda text: None)
-total = sum(int(found.pictures[i].sum()) for i in range(len(part)))
+split = folder.read_dataset(sys.argv[1]).splits["all"]
+found = cache.scan(split, Preprocessing(32, 32), 1, lambda text: None)
+total = sum(int(found.images[i].sum()) for i in range(len(split)))
 print(total)
 """
 
 
 @pytest.mark.slow
-def test_runs_that_start_at_once_share_one_file(flat_folder, split, home):
+def test_runs_that_start_together_share_one_file(flat_folder, split, home):
     command = [sys.executable, "-c", RUN, str(flat_folder)]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -311,13 +301,13 @@ def test_runs_that_start_at_once_share_one_file(flat_folder, split, home):
     ends = [process.communicate(timeout=120) for process in running]
     expected = sum(int(PRESET.pixels(split.path(i)).sum()) for i in range(len(split)))
     assert [int(out) for out, _ in ends] == [expected] * 4
-    assert sum("Taken from" in err for _, err in ends) == 3
+    assert sum("Using the cached pixels" in err for _, err in ends) == 3
     assert len(list(home.glob("*.pixels"))) == 1
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken(flat_folder, split, home):
-    """It dies at the 20th picture; the next run writes the file anew."""
+def test_a_run_killed_while_it_writes_leaves_no_file_that_is_used(flat_folder, split, home):
+    """It dies at the 20th image; the next run writes the file again."""
     dying = RUN.replace(
         "found =",
         """
@@ -332,18 +322,19 @@ found =""",
     assert len(list(home.glob("*.partial"))) == 1
     command = [sys.executable, "-c", RUN, str(flat_folder)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert "Taken from" not in done.stderr
+    assert "Using the cached pixels" not in done.stderr
     expected = sum(int(PRESET.pixels(split.path(i)).sum()) for i in range(len(split)))
     assert int(done.stdout) == expected
     assert not list(home.glob("*.partial"))
 
 
-def test_only_what_follows_from_the_bytes_is_remembered(split, home, little_memory, monkeypatch):
+def test_temporary_failures_are_not_recorded(split, home, little_memory, monkeypatch):
     split.path(3).write_bytes(b"\xff\xd8broken")
-    real, short = decode.resize, [True]
+    real = decode.resize
+    out_of_memory = [True]
 
     def resize(pixels, size):
-        if short[0]:
+        if out_of_memory[0]:
             raise MemoryError
         return real(pixels, size)
 
@@ -352,7 +343,7 @@ def test_only_what_follows_from_the_bytes_is_remembered(split, home, little_memo
     assert set(found.unreadable) == set(range(len(split)))
     assert "not enough memory" in found.unreadable[5]
     (file,) = home.glob("*.pixels")
-    short[0] = False
+    out_of_memory[0] = False
     again = scan(split, Preprocessing(8, 8))
     assert list(home.glob("*.pixels")) == [file]
     assert list(again.unreadable) == [3]
@@ -374,11 +365,11 @@ def test_a_decoder_that_is_installed_later_is_used(split, home, little_memory, m
     monkeypatch.setitem(sys.modules, "pillow_heif", heif)
     again = scan(split)
     assert "pip install" not in again.unreadable[3]
-    assert "not a picture in a known format" in again.unreadable[3]
+    assert "not an image in a known format" in again.unreadable[3]
 
 
 @pytest.mark.parametrize("name", ["pillow-heif", "simplejpeg"])
-def test_the_versions_of_decoders_belong_to_the_key(monkeypatch, name):
+def test_the_key_includes_the_versions_of_the_decoders(monkeypatch, name):
     real, before = decode.metadata.version, decode.fingerprint()
     monkeypatch.setattr(
         decode.metadata, "version", lambda asked: "0.1.2" if asked == name else real(asked)

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from resnetkit.data import folder
-from resnetkit.data.check import examine
+from resnetkit.data.check import check_dataset
 from resnetkit.errors import DataError
 
 
 def tree_digest(root: Path) -> str:
-    """Of the names, modes, times of change and contents of all that lies there."""
+    """Return a hash of the names, modes, modification times and contents of everything there."""
     total = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         state = path.lstat()
@@ -41,22 +41,22 @@ def healthy(tmp_path):
     return root
 
 
-def kinds(found):
-    return {finding.kind: finding for finding in found.findings}
+def by_kind(result):
+    return {issue.kind: issue for issue in result.issues}
 
 
-def test_nothing_is_found_where_nothing_is_wrong(healthy):
+def test_a_healthy_dataset_has_no_issues(healthy):
     before = tree_digest(healthy)
     calls = []
-    found = examine(healthy, 2, lambda count: lambda text: calls.append(count))
-    assert found.findings == ()
-    assert not found.spoilt
+    found = check_dataset(healthy, 2, lambda count: lambda text: calls.append(count))
+    assert found.issues == ()
+    assert not found.has_errors
     assert found.counts == {"train": {"cat": 20, "dog": 20}, "val": {"cat": 4, "dog": 4}}
     assert calls == [48] * 48
     assert tree_digest(healthy) == before
 
 
-def test_the_same_picture_in_two_splits_or_under_two_classes(healthy):
+def test_the_same_image_in_two_splits_or_two_classes(healthy):
     shutil.copy(healthy / "train/cat/3.png", healthy / "val/cat/again.png")
     shutil.copy(healthy / "train/cat/4.png", healthy / "train/dog/cat.png")
     shutil.copy(healthy / "train/cat/5.png", healthy / "train/cat/copy.png")
@@ -64,8 +64,8 @@ def test_the_same_picture_in_two_splits_or_under_two_classes(healthy):
     noise(0, 0, 7).save(healthy / "train/dog/saved.jpg", quality=60)
     noise(0, 0, 8).save(healthy / "train/cat/saved.jpg", quality=60)
     before = tree_digest(healthy)
-    found = examine(healthy, 2)
-    assert [(f.kind, f.level, [sorted(group) for group in f.groups]) for f in found.findings] == [
+    found = check_dataset(healthy, 2)
+    assert [(f.kind, f.level, [sorted(group) for group in f.groups]) for f in found.issues] == [
         ("copy-in-two-classes", "error", [["train/cat/4.png", "train/dog/cat.png"]]),
         ("copy-in-two-splits", "error", [["train/cat/3.png", "val/cat/again.png"]]),
         ("copy", "warning", [["train/cat/5.png", "train/cat/copy.png"]]),
@@ -73,21 +73,21 @@ def test_the_same_picture_in_two_splits_or_under_two_classes(healthy):
         ("near-copy-in-two-splits", "warning", [["train/cat/6.png", "val/cat/saved.webp"]]),
         ("near-copy", "warning", [["train/cat/8.png", "train/cat/saved.jpg"]]),
     ]
-    assert found.spoilt
+    assert found.has_errors
     assert tree_digest(healthy) == before
 
 
-def test_pictures_that_cannot_be_read_are_named(healthy):
+def test_unreadable_images_are_named(healthy):
     whole = (healthy / "train/cat/0.png").read_bytes()
     (healthy / "train/cat/0.png").write_bytes(whole[: len(whole) // 2])
     (healthy / "train/dog/1.png").write_text("Dear diary")
     (healthy / "train/dog/gone.jpg").symlink_to("nowhere")
-    finding = kinds(examine(healthy, 2))["unreadable"]
-    assert finding.level == "error"
-    said = {group[0]: detail for group, detail in zip(finding.groups, finding.details, strict=True)}
-    assert "truncated" in said["train/cat/0.png"]
-    assert "holds text" in said["train/dog/1.png"]
-    assert said["train/dog/gone.jpg"] == "No such file or directory"
+    issue = by_kind(check_dataset(healthy, 2))["unreadable"]
+    assert issue.level == "error"
+    messages = {group[0]: detail for group, detail in zip(issue.groups, issue.details, strict=True)}
+    assert "truncated" in messages["train/cat/0.png"]
+    assert "holds text" in messages["train/dog/1.png"]
+    assert messages["train/dog/gone.jpg"] == "No such file or directory"
 
 
 def test_classes_are_counted(healthy):
@@ -99,7 +99,7 @@ def test_classes_are_counted(healthy):
     noise(9, 7).save(healthy / "val/dig/1.png")
     for number in range(4):
         (healthy / f"val/dog/{number}.png").unlink()
-    found = kinds(examine(healthy, 2))
+    found = by_kind(check_dataset(healthy, 2))
     assert {kind: (f.level, f.text.partition(": ")[2]) for kind, f in found.items()} == {
         "empty-class": ("error", "empty (0)"),
         "unknown-class": ("error", "dig"),
@@ -110,19 +110,19 @@ def test_classes_are_counted(healthy):
     for number in range(2, 20):
         noise(9, 5, number).save(healthy / f"train/cat/more{number}.png")
         (healthy / f"train/dog/{number}.png").unlink()
-    assert "cat (38), dog (2)" in kinds(examine(healthy, 2))["unbalanced"].text
+    assert "cat (38), dog (2)" in by_kind(check_dataset(healthy, 2))["unbalanced"].text
 
 
-def test_a_flat_folder_with_a_class_of_one_picture_or_one_class(tmp_path):
+def test_a_flat_folder_with_a_class_of_one_image_or_one_class(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         noise(len(name), ord(name[0])).save(tmp_path / name / "1.png")
-    assert kinds(examine(tmp_path, 0))["single-picture"].text.endswith("cat (1), dog (1)")
+    assert by_kind(check_dataset(tmp_path, 0))["single-picture"].text.endswith("cat (1), dog (1)")
     shutil.rmtree(tmp_path / "dog")
-    assert kinds(examine(tmp_path, 0))["one-class"].level == "error"
+    assert by_kind(check_dataset(tmp_path, 0))["one-class"].level == "error"
 
 
-def test_odd_pictures(healthy):
+def test_odd_images(healthy):
     cat = healthy / "train/cat"
     noise(101, size=(20, 40)).save(cat / "tiny.png")
     noise(102, size=(400, 60)).save(cat / "long.png")
@@ -138,14 +138,15 @@ def test_odd_pictures(healthy):
     exif[0x0112] = 6
     noise(110).save(cat / "turned.jpg", exif=exif)
     found = {
-        kind: sorted(group[0] for group in f.groups) for kind, f in kinds(examine(healthy)).items()
+        kind: sorted(group[0] for group in f.groups)
+        for kind, f in by_kind(check_dataset(healthy)).items()
     }
     names = {kind: [os.path.basename(path) for path in paths] for kind, paths in found.items()}
     assert names == {
         "misnamed": ["named.png"],
         "tiny": ["tiny.png"],
         "long": ["long.png"],
-        "blank": ["white.bmp", "white.png"],  # and no near copy of each other
+        "blank": ["white.bmp", "white.png"],  # and not near copies of each other
         "animated": ["moving.gif"],
         "turned": ["turned.jpg"],
         "transparent": ["alpha.png"],
@@ -155,64 +156,66 @@ def test_odd_pictures(healthy):
     }
 
 
-def test_a_manifest_that_names_a_picture_twice(tmp_path, healthy):
+def test_a_manifest_that_names_an_image_twice(tmp_path, healthy):
     table = healthy / "m.csv"
     table.write_text("path,label\ntrain/cat/0.png,cat\ntrain/cat/0.png,dog\ntrain/cat/1.png,dog\n")
-    found = kinds(examine(table, 1))
+    found = by_kind(check_dataset(table, 1))
     assert found["copy-in-two-classes"].groups == [["train/cat/0.png", "train/cat/0.png"]]
 
 
-def test_no_data_is_said(tmp_path):
+def test_missing_data_is_an_error(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        examine(tmp_path / "gone")
-    with pytest.raises(DataError, match="No pictures"):
-        examine(tmp_path)
+        check_dataset(tmp_path / "gone")
+    with pytest.raises(DataError, match="No images"):
+        check_dataset(tmp_path)
 
 
-def test_training_pictures_come_first(healthy):
+def test_training_images_come_first(healthy):
     shutil.copytree(healthy / "val", healthy / "test")
-    assert list(examine(healthy).counts) == ["train", "val", "test"]
-    (group,) = [f.groups[0] for f in examine(healthy).findings if f.kind == "copy-in-two-splits"]
+    assert list(check_dataset(healthy).counts) == ["train", "val", "test"]
+    (group,) = [
+        f.groups[0] for f in check_dataset(healthy).issues if f.kind == "copy-in-two-splits"
+    ]
     assert group[0].startswith("val/")
     assert group[1].startswith("test/")
 
 
-def test_of_many_classes_ten_are_named(tmp_path):
+def test_at_most_ten_classes_are_named(tmp_path):
     for number in range(13):
         (tmp_path / f"class{number:02d}").mkdir()
         for copy in range(6):
             noise(number, copy).save(tmp_path / f"class{number:02d}" / f"{copy}.png")
-    found = kinds(examine(tmp_path))
+    found = by_kind(check_dataset(tmp_path))
     assert found["few-pictures"].text.endswith("class09 (6), and 3 more")
 
 
-def test_a_question_about_the_layout_is_a_finding_beside_the_others(tmp_path):
+def test_an_ambiguous_layout_is_one_issue_among_others(tmp_path):
     for c, name in enumerate(("bus", "car", "train")):
         (tmp_path / name).mkdir()
         for number in range(4):
             noise(c, number).save(tmp_path / name / f"{number}.png")
     shutil.copy(tmp_path / "bus/0.png", tmp_path / "train/copy.png")
-    (tmp_path / "car/1.png").write_text("no picture")
+    (tmp_path / "car/1.png").write_text("not an image")
     (tmp_path / "notes.txt").write_text("")
     noise(9).save(tmp_path / "loose.png")
     with pytest.raises(DataError, match="a split or a class"):
-        folder.read(tmp_path)
-    found = examine(tmp_path, 1)
-    assert found.spoilt
+        folder.read_dataset(tmp_path)
+    found = check_dataset(tmp_path, 1)
+    assert found.has_errors
     assert found.counts == {"undecided": {".": 1, "bus": 4, "car": 4, "train": 5}}
-    said = [(f.kind, f.level, [list(group) for group in f.groups]) for f in found.findings]
-    assert said == [
+    issues = [(f.kind, f.level, [list(group) for group in f.groups]) for f in found.issues]
+    assert issues == [
         ("layout", "error", []),
         ("unreadable", "error", [["car/1.png"]]),
         ("copy", "warning", [["bus/0.png", "train/copy.png"]]),
         ("left-out", "note", []),
     ]
-    assert "is 'train', beside 'bus', 'car' a split or a class?" in kinds(found)["layout"].text
-    assert kinds(found)["copy"].text == "exactly the same picture more than once"
+    assert "is 'train', beside 'bus', 'car' a split or a class?" in by_kind(found)["layout"].text
+    assert by_kind(found)["copy"].text == "exactly the same image more than once"
 
 
-def test_colours_that_come_out_dark_are_named(healthy, deep_png):
+def test_dark_16_bit_colours_are_named(healthy, deep_png):
     dark = np.random.default_rng(1).integers(0, 4096, (48, 48, 3))
     (healthy / "train/cat/dark.png").write_bytes(deep_png(dark))
-    finding = kinds(examine(healthy, 1))["dim"]
-    assert (finding.level, finding.groups) == ("warning", [["train/cat/dark.png"]])
+    issue = by_kind(check_dataset(healthy, 1))["dim"]
+    assert (issue.level, issue.groups) == ("warning", [["train/cat/dark.png"]])

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnetkit.data import color
+from resnetkit.data import color, grey
 
 NARROW = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 WIDE = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
-def picture(mode):
-    """37 x 29 pixels in which colour, transparency and the wide numbers change everywhere."""
+def random_image(mode):
+    """Return 37 x 29 random pixels, including transparency and wide numbers."""
     rng = np.random.default_rng(5)
     if mode.startswith(("I", "F")):
         wide = rng.integers(0, 60_000, (29, 37))
@@ -25,33 +25,33 @@ def picture(mode):
 
 @pytest.mark.parametrize("mode", NARROW + WIDE)
 @pytest.mark.parametrize("strip", [1, 37, 100])
-def test_strip_by_strip_the_pixels_are_those_of_the_whole(mode, strip, monkeypatch):
+def test_strips_give_the_same_pixels_as_the_whole(mode, strip, monkeypatch):
     span = (0, 50_000) if mode in ("I", "F") else None
-    whole = color.pixels_of(picture(mode), 3, span)
+    whole = color.pixels_of(random_image(mode), 3, span)
     assert (whole.shape, whole.dtype) == ((29, 37, 3), np.uint8)
-    if mode in NARROW and not picture(mode).has_transparency_data:
-        assert np.array_equal(whole, np.asarray(picture(mode).convert("RGB")))
-    monkeypatch.setattr(color, "STRIP", strip)
-    assert np.array_equal(color.pixels_of(picture(mode), 3, span), whole)
+    if mode in NARROW and not random_image(mode).has_transparency_data:
+        assert np.array_equal(whole, np.asarray(random_image(mode).convert("RGB")))
+    monkeypatch.setattr(grey, "STRIP", strip)
+    assert np.array_equal(color.pixels_of(random_image(mode), 3, span), whole)
     for channels in (1, 4):
-        strips = color.pixels_of(picture(mode), channels, span)
+        strips = color.pixels_of(random_image(mode), channels, span)
         with monkeypatch.context() as patch:
-            patch.setattr(color, "STRIP", 10_000)
-            assert np.array_equal(color.pixels_of(picture(mode), channels, span), strips)
+            patch.setattr(grey, "STRIP", 10_000)
+            assert np.array_equal(color.pixels_of(random_image(mode), channels, span), strips)
 
 
 def test_a_transparent_colour_is_white_in_every_strip(monkeypatch):
-    monkeypatch.setattr(color, "STRIP", 40)
-    image = picture("P")
+    monkeypatch.setattr(grey, "STRIP", 40)
+    image = random_image("P")
     image.info["transparency"] = 3
     clear = np.asarray(image) == 3
     pixels = color.pixels_of(image)
     assert clear.any()
     assert (pixels[clear] == 255).all()
-    assert np.array_equal(pixels[~clear], np.asarray(picture("P").convert("RGB"))[~clear])
+    assert np.array_equal(pixels[~clear], np.asarray(random_image("P").convert("RGB"))[~clear])
 
 
-def test_what_is_no_number_is_black_and_says_nothing_of_the_range():
+def test_nan_is_black_and_does_not_affect_the_range():
     fractions = Image.fromarray(np.array([[0, 0.5, 1, np.nan, -np.inf]], np.float32))
     for span in ((0, 1), "image"):
         assert color.pixels_of(fractions, 3, span)[0, :, 0].tolist() == [0, 128, 255, 0, 0]
@@ -60,12 +60,12 @@ def test_what_is_no_number_is_black_and_says_nothing_of_the_range():
         assert color.pixels_of(large, 3, span)[0, :, 0].tolist() == [0, 128, 255, 0, 255]
     signed = Image.fromarray(np.array([[-1024, 0, 3072, np.nan]], np.float32))
     assert color.pixels_of(signed, 1, (-1024, 3072))[0, :, 0].tolist() == [0, 64, 255, 0]
-    assert color.extent(large) == (0, 65535)
-    assert color.extent(Image.fromarray(np.full((2, 2), np.nan, np.float32))) == (0, 0)
+    assert grey.extent(large) == (0, 65535)
+    assert grey.extent(Image.fromarray(np.full((2, 2), np.nan, np.float32))) == (0, 0)
 
 
-def test_pixels_to_look_at():
+def test_grey_and_transparent_pixels_become_rgb():
     rgba = np.array([[[200, 10, 20, 255], [0, 0, 0, 0]]], np.uint8)
-    assert color.to_look_at(rgba).tolist() == [[[200, 10, 20], [255, 255, 255]]]
-    assert color.to_look_at(rgba[..., :1]).tolist() == [[[200] * 3, [0] * 3]]
-    assert color.to_look_at(rgba[..., :3]) is not None
+    assert color.to_rgb(rgba).tolist() == [[[200, 10, 20], [255, 255, 255]]]
+    assert color.to_rgb(rgba[..., :1]).tolist() == [[[200] * 3, [0] * 3]]
+    assert color.to_rgb(rgba[..., :3]) is not None

@@ -18,7 +18,7 @@ from resnetkit.models.weights.preset import ImageClassification
 
 
 def smooth(width, height, mode="RGB"):
-    """A picture without sharp edges, so that different filters agree closely."""
+    """Return an image without sharp edges, so that different filters agree closely."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     rgb = np.stack([255 * x, 255 * y, 127 + 120 * np.sin(4 * x + 3 * y)], -1)
     return Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).convert(mode)
@@ -47,7 +47,7 @@ def test_modes_become_rgb(tmp_path, mode):
     assert np.abs(pixels.astype(int) - expected).mean() < (6 if name == "x.jpg" else 0.5)
 
 
-def test_transparency_is_laid_over_white(tmp_path):
+def test_transparency_is_composited_over_white(tmp_path):
     image = Image.new("RGBA", (4, 2), (200, 0, 0, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
     image.putpixel((1, 0), (0, 0, 0, 51))  # a fifth black
@@ -76,7 +76,7 @@ def test_exif_orientation(tmp_path, orientation):
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
     assert np.array_equal(decode.decode(path), np.asarray(upright))
-    assert decode.size(path) == upright.size
+    assert decode.image_size(path) == upright.size
 
 
 def test_first_frame_of_an_animation(tmp_path):
@@ -88,7 +88,7 @@ def test_first_frame_of_an_animation(tmp_path):
 @pytest.mark.parametrize("name", ["x.jpg", "x.png"])
 @pytest.mark.parametrize("size", [(640, 480), (300, 700), (64, 90)])
 def test_working_size_agrees_with_pillow(tmp_path, name, size):
-    """Against Pillow's own full decode and resize: the same picture, up to small differences."""
+    """Almost the same as Pillow's own full decode and resize."""
     path = save(smooth(*size), tmp_path, name)
     pixels = decode.decode(path, 64)
     with Image.open(path) as image:
@@ -119,8 +119,8 @@ def opened(monkeypatch):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("size", [(3, 5), (7, 7), (50, 37), (331, 250), (641, 479), (90, 1000)])
-def test_jpegs_have_the_bits_that_pillow_gives(monkeypatch, opened, size, subsampling, mode):
-    """At every scale of the decoder; so which of the two reads a file changes no pixel."""
+def test_jpegs_have_the_same_bits_as_from_pillow(monkeypatch, size, subsampling, mode):
+    """At every scale of the decoder, so it does not matter which of the two reads a file."""
     noise = np.random.default_rng(1).integers(0, 40, (size[1], size[0], 3))
     image = Image.fromarray((np.asarray(smooth(*size)) // 2 + noise).astype(np.uint8)).convert(mode)
     for progressive in (False, True):
@@ -150,8 +150,8 @@ def test_odd_jpegs_are_left_to_pillow(tmp_path, opened):
 WAYS_OF_DAMAGE = {
     "cut and closed": lambda jpeg, at: jpeg[:at] + b"\xff\xd9",
     "zeros": lambda jpeg, at: jpeg[:at] + bytes(900) + jpeg[at + 900 :],
-    "rubbish": lambda jpeg, at: jpeg[:at] + noise_bytes(900) + jpeg[at + 900 :],
-    "a piece is missing": lambda jpeg, at: jpeg[:at] + jpeg[at + 900 :],
+    "random bytes": lambda jpeg, at: jpeg[:at] + noise_bytes(900) + jpeg[at + 900 :],
+    "missing bytes": lambda jpeg, at: jpeg[:at] + jpeg[at + 900 :],
 }
 
 
@@ -174,7 +174,7 @@ def noisy_jpeg(mode="RGB", **options):
     [{}, {"progressive": True}, {"restart_marker_blocks": 9}, {"mode": "L"}, {"mode": "CMYK"}],
 )
 def test_a_jpeg_with_damaged_pixels_is_named(tmp_path, damage, turned, options):
-    """Pillow reads all of these without a word, with large parts grey or shifted."""
+    """Pillow reads all of these without an error, with large parts grey or shifted."""
     exif = Image.Exif()
     if turned:
         exif[0x0112] = 6
@@ -206,7 +206,7 @@ def test_harmless_warnings_about_a_jpeg_change_nothing():
     for name, contents in odd.items():
         assert np.array_equal(decode.decode(contents), expected), name
         assert np.array_equal(decode.decode(contents, 40), decode.decode(jpeg, 40)), name
-    hidden = WAYS_OF_DAMAGE["rubbish"](odd["another revision of JFIF"], len(jpeg) // 2)
+    hidden = WAYS_OF_DAMAGE["random bytes"](odd["another revision of JFIF"], len(jpeg) // 2)
     with pytest.raises(ImageError, match="a damaged JPEG"):
         decode.decode(hidden)
 
@@ -218,7 +218,7 @@ def test_other_formats_that_end_early_are_named(tmp_path, name):
     ends = {"x.png": whole[-12:], "x.gif": b"\0;"}
     for cut in (whole[: len(whole) // 2], whole[: len(whole) // 2] + ends.get(name, b"")):
         for read in (decode.decode, lambda c: decode.decode_full(c, 32)):
-            with pytest.raises(ImageError, match=r"cannot be decoded|not a picture"):
+            with pytest.raises(ImageError, match=r"cannot be decoded|not an image"):
                 read(cut)
 
 
@@ -246,8 +246,8 @@ TURNED = [
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("kind", "options"), TURNED)
-def test_every_format_and_way_in_turns_once(tmp_path, kind, options, mode):
-    """As `ImageOps.exif_transpose` turns it; Pillow itself turns a TIFF while it loads it."""
+def test_every_format_is_turned_exactly_once(tmp_path, kind, options, mode):
+    """As by `ImageOps.exif_transpose`; Pillow itself turns a TIFF while it loads it."""
     stored = smooth(90, 60, mode)
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -265,7 +265,7 @@ def test_every_format_and_way_in_turns_once(tmp_path, kind, options, mode):
 
         check(decode.decode(path))
         check(decode.decode_full(path, 60))
-        assert decode.size(path) == (upright.shape[1], upright.shape[0])
+        assert decode.image_size(path) == (upright.shape[1], upright.shape[0])
         for loaded in (False, True):
             for full in (False, True):
                 # Given a path, Pillow may map the file.
@@ -273,17 +273,17 @@ def test_every_format_and_way_in_turns_once(tmp_path, kind, options, mode):
                 with Image.open(opened) as image:
                     if loaded:
                         image.load()
-                    check(decode.from_memory(image, 60, full=full))
+                    check(decode.pixels_from_memory(image, 60, full=full))
         with path.open("rb") as file, Image.open(file) as image:
-            check(decode.from_memory(image.convert("RGB")))
+            check(decode.pixels_from_memory(image.convert("RGB")))
         with path.open("rb") as file, Image.open(file) as image:
-            check(decode.from_memory(ImageOps.exif_transpose(image)))
+            check(decode.pixels_from_memory(ImageOps.exif_transpose(image)))
         with path.open("rb") as file, Image.open(file) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            check(decode.from_memory(image))
+            check(decode.pixels_from_memory(image))
 
 
-def test_heic_is_turned_once(tmp_path):
+def test_heic_is_turned_exactly_once(tmp_path):
     heif = pytest.importorskip("pillow_heif")
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -297,11 +297,11 @@ def test_heic_is_turned_once(tmp_path):
         pixels = decode.decode(path)
         assert pixels.shape == upright.shape
         assert np.abs(pixels.astype(int) - upright).mean() < 6
-        assert decode.size(path) == (upright.shape[1], upright.shape[0])
+        assert decode.image_size(path) == (upright.shape[1], upright.shape[0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_jpegs_are_turned_as_their_exif_says(tmp_path, orientation):
+def test_jpegs_are_turned_by_their_exif(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(smooth(200, 120), tmp_path, "x.jpg", exif=exif, quality=95)
@@ -314,31 +314,31 @@ def test_jpegs_are_turned_as_their_exif_says(tmp_path, orientation):
     assert decode.decode(path, 40).shape[:2] == ((40, 66) if orientation < 5 else (66, 40))
 
 
-def test_resize_keeps_the_colours_together_in_memory():
+def test_resize_keeps_channels_last():
     pixels = np.asarray(smooth(60, 40))[5:35, 7:50]
     small = resize.resize_tensor(pixels, (20, 16))
     assert small.is_contiguous(memory_format=torch.channels_last)
-    colours_apart = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous()
-    plain = F.interpolate(colours_apart, (16, 20), mode="bilinear", antialias=True)
+    channels_first = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous()
+    plain = F.interpolate(channels_first, (16, 20), mode="bilinear", antialias=True)
     assert torch.equal(small, plain)
 
 
-def test_the_same_bits_from_a_file_from_bytes_and_twice(tmp_path):
+def test_decoding_a_file_its_bytes_or_twice_gives_the_same_bits(tmp_path):
     path = save(smooth(200, 150), tmp_path, "x.jpg")
     first = decode.decode(path, 48)
     assert np.array_equal(first, decode.decode(path.read_bytes(), 48))
     assert np.array_equal(first, decode.decode(path, 48))
 
 
-def test_from_memory(tmp_path):
+def test_pixels_from_memory(tmp_path):
     image = smooth(50, 40)
-    assert np.array_equal(decode.from_memory(image), np.asarray(image))
-    assert np.array_equal(decode.from_memory(np.asarray(image)), np.asarray(image))
-    assert decode.from_memory(np.asarray(image.convert("L"))).shape == (40, 50, 3)
+    assert np.array_equal(decode.pixels_from_memory(image), np.asarray(image))
+    assert np.array_equal(decode.pixels_from_memory(np.asarray(image)), np.asarray(image))
+    assert decode.pixels_from_memory(np.asarray(image.convert("L"))).shape == (40, 50, 3)
     png = decode.decode(save(image, tmp_path, "x.png"), 32)
-    assert np.array_equal(decode.from_memory(image, 32), png)
+    assert np.array_equal(decode.pixels_from_memory(image, 32), png)
     with pytest.raises(ImageError, match=r"uint8; got \(40, 50, 3\) float64"):
-        decode.from_memory(np.zeros((40, 50, 3)))
+        decode.pixels_from_memory(np.zeros((40, 50, 3)))
 
 
 def contents(tmp_path, name="x.jpg"):
@@ -349,8 +349,8 @@ def contents(tmp_path, name="x.jpg"):
     ("make", "message"),
     [
         (lambda folder: b"", "the file is empty"),
-        (lambda folder: b"Dear diary", "holds text, not a picture .it begins with 'Dear diary'"),
-        (lambda folder: b"\x93\xff\xfe" * 40, "not a picture in a known format"),
+        (lambda folder: b"Dear diary", "holds text, not an image .it begins with 'Dear diary'"),
+        (lambda folder: b"\x93\xff\xfe" * 40, "not an image in a known format"),
         (lambda folder: contents(folder)[:900], "cannot be decoded"),
         (lambda folder: contents(folder, "x.png")[:200], "cannot be decoded"),
     ],
@@ -369,7 +369,7 @@ def test_missing_file_and_folder(tmp_path):
         decode.decode(tmp_path)
 
 
-def test_a_claim_of_too_many_pixels_is_refused_unread(tmp_path):
+def test_too_many_pixels_are_refused_undecoded(tmp_path):
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
     with pytest.raises(ImageError, match="at most 178,000,000 pixels are decoded"):
@@ -386,12 +386,12 @@ def test_the_limit_of_the_calling_program_is_neither_used_nor_changed(tmp_path, 
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # these tests, or refuses it
         assert np.array_equal(decode.decode(path), expected)
         assert np.array_equal(decode.decode_full(path, 32), expected_full)
-        assert decode.size(path) == (60, 40)
+        assert decode.image_size(path) == (60, 40)
         with pytest.raises((Image.DecompressionBombWarning, Image.DecompressionBombError)):
             Image.open(path)
 
 
-def test_where_pillow_insists_on_its_limit_the_error_is_ours(tmp_path, monkeypatch):
+def test_where_pillow_enforces_its_limit_the_error_is_ours(tmp_path, monkeypatch):
     path = save(smooth(60, 40), tmp_path, "x.tiff")  # one strip, whose size Pillow checks itself
     for limit in (2000, 1000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -403,10 +403,10 @@ def test_a_very_long_image_is_cut_without_the_limit_of_the_calling_program(monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     pixels = np.zeros((10, 1000, 3), np.uint8)
     pixels[:, 400:600] = 255  # the middle, 20 times as long as high
-    assert (decode.from_memory(pixels, 5, full=True) == 255).all()
+    assert (decode.pixels_from_memory(pixels, 5, full=True) == 255).all()
 
 
-def test_warnings_about_metadata_are_answers_or_errors_of_ours(tmp_path):
+def test_warnings_about_metadata_are_our_errors_or_ignored(tmp_path):
     image = smooth(30, 20)
     exif = image.getexif()
     exif[0x0112] = 1
@@ -419,7 +419,7 @@ def test_warnings_about_metadata_are_answers_or_errors_of_ours(tmp_path):
         assert decode.decode(path).shape == (20, 30, 3)
 
 
-def test_heic_is_read_without_teaching_it_to_pillow():
+def test_heic_is_read_without_registering_it_with_pillow():
     pillow_heif = pytest.importorskip("pillow_heif")
     packed = io.BytesIO()
     pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 10))).save(packed)
@@ -428,7 +428,7 @@ def test_heic_is_read_without_teaching_it_to_pillow():
     assert pixels.shape == (48, 64, 3)
     assert np.abs(pixels.astype(int) - (200, 30, 10)).max() < 8
     assert set(Image.OPEN) == known
-    assert decode.traits(packed.getvalue()).format == "HEIF"
+    assert decode.read_traits(packed.getvalue()).format == "HEIF"
 
 
 def test_heic_names_the_extra(tmp_path, monkeypatch):
@@ -442,16 +442,16 @@ def test_heic_names_the_extra(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_wide_grey_is_as_bright_as_its_numbers_say(tmp_path, mode):
     shades = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-    expected = decode.from_memory(shades)
+    expected = decode.pixels_from_memory(shades)
     for scale in (1, 257):
         image = Image.fromarray(shades.astype(np.int32) * scale).convert(mode)
         image.save(tmp_path / "x.tif")
-        for span in ((0, 255 * scale), "image"):  # the rule of older model files agrees here
-            assert (decode.from_memory(image, value_range=span) == expected).all()
+        for span in ((0, 255 * scale), "image"):  # the guess of older model files agrees here
+            assert (decode.pixels_from_memory(image, value_range=span) == expected).all()
             assert (decode.decode(tmp_path / "x.tif", value_range=span) == expected).all()
 
 
-def test_dark_pictures_of_sixteen_bits_stay_dark(tmp_path):
+def test_dark_images_of_sixteen_bits_stay_dark(tmp_path):
     dark = np.full((8, 8), 200, np.uint16)
     Image.fromarray(dark).save(tmp_path / "x.png")
     head = b"P5 8 8 65535\n"
@@ -461,7 +461,7 @@ def test_dark_pictures_of_sixteen_bits_stay_dark(tmp_path):
 
 
 def colour_png(values):
-    """A 16-bit RGB PNG whose three channels hold ``(H, W)`` uint16."""
+    """Return a 16-bit RGB PNG with ``(H, W)`` uint16 in each of its channels."""
     height, width = values.shape
     rows = b"".join(b"\0" + row.repeat(3).astype(">u2").tobytes() for row in values)
 
@@ -470,8 +470,8 @@ def colour_png(values):
         return struct.pack(">I", len(body)) + kind + body + checksum
 
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    splits = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + splits
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(tmp_path):
@@ -494,7 +494,9 @@ def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(t
     plain = {"mean": [0.0] * 3, "std": [1.0] * 3}
     preset = ImageClassification(crop_size=256, resize_size=256, **plain)
     for name, image in images.items():
-        guessed = decode.from_memory(image, value_range="image")  # I and F do not say
+        guessed = decode.pixels_from_memory(
+            image, value_range="image"
+        )  # I and F have no default range
         assert np.array_equal(guessed, expected), name
         if name != "F":  # the preset refuses it
             pixels = (preset(image) * 255).round().permute(1, 2, 0).numpy()
@@ -515,7 +517,7 @@ RANGES = [
 
 @pytest.mark.parametrize(("kind", "span"), RANGES)
 def test_a_range_becomes_black_to_white_and_never_wraps_around(tmp_path, kind, span):
-    """Against the formula in float64; what lies outside is cut off."""
+    """Compared with the formula in float64; numbers outside are clipped."""
     low, high = span
     room = 0.3 * (high - low)
     values = np.linspace(low - room, high + room, 64 * 48).reshape(48, 64)
@@ -530,29 +532,29 @@ def test_a_range_becomes_black_to_white_and_never_wraps_around(tmp_path, kind, s
         form = {"channels": channels, "value_range": span}
         for pixels in (
             decode.decode(tmp_path / "x.tif", **form),
-            decode.from_memory(image, **form),
+            decode.pixels_from_memory(image, **form),
             decode.decode_full(tmp_path / "x.tif", 48, **form),
         ):
             assert pixels.shape == (48, 64, channels)
             colours = pixels[..., : min(channels, 3)].astype(int)
             assert np.abs(colours - expected[..., None]).max() <= 1  # a tie in the last bit
             assert channels < 4 or (pixels[..., 3] == 255).all()
-    assert decode.depth(tmp_path / "x.tif").high == pytest.approx(values.max())
-    assert decode.depth(tmp_path / "x.tif").low == pytest.approx(values.min())
+    assert decode.read_depth(tmp_path / "x.tif").high == pytest.approx(values.max())
+    assert decode.read_depth(tmp_path / "x.tif").low == pytest.approx(values.min())
 
 
-def test_what_does_not_say_its_range_is_refused(tmp_path):
+def test_32_bits_without_a_range_are_refused(tmp_path):
     for kind in (np.int32, np.float32):
         image = Image.fromarray(np.array([[0, 1, 300]], kind))
         image.save(tmp_path / "x.tif")
-        said = r"32 bits of grey, from 0 to 300, and nothing says .*--set value_range="
-        with pytest.raises(ImageError, match=rf"x\.tif: .*{said}"):
+        message = r"32 bits of grey, from 0 to 300, and nothing says .*--set value_range="
+        with pytest.raises(ImageError, match=rf"x\.tif: .*{message}"):
             decode.decode(tmp_path / "x.tif")
-        with pytest.raises(ImageError, match=said):
-            decode.from_memory(image)
+        with pytest.raises(ImageError, match=message):
+            decode.pixels_from_memory(image)
 
 
-def test_a_range_leaves_eight_bits_and_formats_that_say_white_alone(tmp_path):
+def test_a_range_does_not_change_eight_bits_or_pgm(tmp_path):
     grey = save(smooth(20, 10, "L"), tmp_path, "x.png")
     expected = np.asarray(smooth(20, 10, "L"))
     assert (decode.decode(grey, value_range=(0, 4095))[..., 0] == expected).all()
@@ -565,8 +567,8 @@ def test_a_range_leaves_eight_bits_and_formats_that_say_white_alone(tmp_path):
             255,
         ]
     for path in (grey, tmp_path / "x.pgm", save(smooth(20, 10), tmp_path, "x.jpg")):
-        assert decode.depth(path) is None
-    assert decode.depth(save(smooth(20, 10), tmp_path, "8bit.tif")) is None
+        assert decode.read_depth(path) is None
+    assert decode.read_depth(save(smooth(20, 10), tmp_path, "8bit.tif")) is None
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
@@ -623,7 +625,7 @@ def test_grey_is_turned_too(tmp_path, kind, orientation):
 
 
 def tiff(values: np.ndarray, photometric: int) -> bytes:
-    """Grey, not compressed."""
+    """Return an uncompressed grey TIFF."""
     data, (height, width) = values.astype(values.dtype.newbyteorder("<")).tobytes(), values.shape
     bits, kind = values.dtype.itemsize * 8, {"u": 1, "f": 3}[values.dtype.kind]
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
@@ -635,7 +637,7 @@ def tiff(values: np.ndarray, photometric: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_tiff_may_say_that_0_is_white(kind, channels):
+def test_tiffs_whose_0_is_white(kind, channels):
     most = {"u1": 255, "u2": 65535, "f4": 1.0}[kind]
     values = (np.linspace(0, 1, 48).reshape(6, 8) * most).astype(kind)
     span = (0.0, 1.0) if kind == "f4" else None
@@ -652,14 +654,12 @@ def test_a_tiff_may_say_that_0_is_white(kind, channels):
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(10, True), (12, True), (14, True), (16, False)])
-def test_deep_colours_of_few_bits_are_known(bits, expected, deep_png):
+def test_is_dim_colour(bits, expected, deep_png):
     values = np.random.default_rng(bits).integers(0, 2**bits, (20, 20, 4))
     assert decode.is_dim_colour(deep_png(values[..., :3])) is expected
     values[..., 3] = 65535
     assert decode.is_dim_colour(deep_png(values)) is expected
-    assert (
-        decode.is_dim_colour(deep_png(values[..., :1])) is False
-    )  # one range for a dataset decides
+    assert decode.is_dim_colour(deep_png(values[..., :1])) is False  # grey has a value range
     plain = io.BytesIO()
     Image.new("RGB", (8, 8)).save(plain, "PNG")
     assert decode.is_dim_colour(plain.getvalue()) is False

@@ -11,7 +11,7 @@ from resnetkit.errors import OutputError
 
 
 def test_digits_as_a_folder(tmp_path):
-    data = folder.read(write_digits(tmp_path / "digits", size=8))
+    data = folder.read_dataset(write_digits(tmp_path / "digits", size=8))
     assert data.classes == tuple("0123456789")
     sizes = {name: len(split) for name, split in data.splits.items()}
     assert sum(sizes.values()) == 1797

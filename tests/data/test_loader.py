@@ -10,7 +10,7 @@ import torch
 
 from resnetkit import randomness
 from resnetkit.data import cache, folder
-from resnetkit.data.cache import Images
+from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing
 from resnetkit.errors import ImageError
@@ -22,8 +22,8 @@ def silent(text):
     pass
 
 
-def part_of(root):
-    return folder.read(root).splits["all"]
+def split_of(root):
+    return folder.read_dataset(root).splits["all"]
 
 
 def epoch(images, workers, seed=0, number=1, size=24):
@@ -31,9 +31,9 @@ def epoch(images, workers, seed=0, number=1, size=24):
     return list(loader.training(Augmentation(), size, seed, number))
 
 
-def test_batches_are_the_same_whatever_the_workers_and_the_cache(flat_folder):
-    cold = Images(part_of(flat_folder), PRESET)
-    warm = cache.scan(part_of(flat_folder), PRESET, 2, silent).images
+def test_batches_do_not_depend_on_the_workers_or_the_cache(flat_folder):
+    cold = Images(split_of(flat_folder), PRESET)
+    warm = cache.scan(split_of(flat_folder), PRESET, 2, silent).images
     reference = epoch(cold, workers=0)
     for images, workers in [(cold, 1), (cold, 5), (warm, 0), (warm, 3)]:
         batches = epoch(images, workers)
@@ -45,14 +45,14 @@ def test_batches_are_the_same_whatever_the_workers_and_the_cache(flat_folder):
 
 
 def test_epochs_and_seeds_differ(flat_folder):
-    images = Images(part_of(flat_folder), PRESET)
+    images = Images(split_of(flat_folder), PRESET)
     first = epoch(images, 0)
     for other in (epoch(images, 0, number=2), epoch(images, 0, seed=1)):
         assert not np.array_equal(other[0].indices, first[0].indices)
 
 
-def test_no_picture_comes_twice_in_an_epoch_and_labels_fit(flat_folder):
-    split = part_of(flat_folder)
+def test_no_image_is_twice_in_an_epoch_and_labels_match(flat_folder):
+    split = split_of(flat_folder)
     batches = epoch(Images(split, PRESET), 2)
     seen = np.concatenate([batch.indices for batch in batches])
     assert len(seen) == len(set(seen)) == 40
@@ -62,22 +62,22 @@ def test_no_picture_comes_twice_in_an_epoch_and_labels_fit(flat_folder):
         assert batch.images.dtype == torch.uint8
 
 
-def test_a_set_smaller_than_a_batch_is_one_batch(flat_folder):
-    loader = Loader(Images(part_of(flat_folder), PRESET), 500, 0)
+def test_a_split_smaller_than_a_batch_is_one_batch(flat_folder):
+    loader = Loader(Images(split_of(flat_folder), PRESET), 500, 0)
     (batch,) = loader.training(Augmentation(), 16, 0, 0)
     assert sorted(batch.indices) == list(range(48))
 
 
-def test_evaluation_sees_everyone_once_in_order(flat_folder):
-    split = part_of(flat_folder)
+def test_evaluation_shows_every_image_once_in_order(flat_folder):
+    split = split_of(flat_folder)
     images = Images(split, PRESET)
     batches = list(Loader(images, 10, 2).evaluation())
     assert np.concatenate([b.indices for b in batches]).tolist() == list(range(48))
     assert torch.equal(batches[1].images[3], PRESET.crop(PRESET.pixels(split.path(13))))
 
 
-def test_a_broken_picture_reaches_the_reader_as_its_error(flat_folder):
-    split = part_of(flat_folder)
+def test_the_error_of_a_broken_image_is_raised(flat_folder):
+    split = split_of(flat_folder)
     split.path(7).write_bytes(b"broken")
     for workers in (0, 2):
         with pytest.raises(ImageError, match=split.path(7).name):
@@ -85,8 +85,8 @@ def test_a_broken_picture_reaches_the_reader_as_its_error(flat_folder):
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_copies_of_a_picture_are_augmented_each_for_itself(flat_folder, workers):
-    split = part_of(flat_folder)
+def test_copies_of_an_image_are_augmented_independently(flat_folder, workers):
+    split = split_of(flat_folder)
     images = Images(split, PRESET)
     loader = Loader(images, 8, workers, repeats=4)
     assert loader.training_batches() == 6
@@ -105,10 +105,10 @@ def test_copies_of_a_picture_are_augmented_each_for_itself(flat_folder, workers)
         )
 
 
-def test_balanced_batches_hold_every_class(flat_folder):
-    for number in range(2, 16):  # one class of two pictures beside two of sixteen
+def test_balanced_batches_contain_every_class(flat_folder):
+    for number in range(2, 16):  # one class of 2 images and two of 16
         (flat_folder / "blue" / f"{number:03d}.png").unlink()
-    split = part_of(flat_folder)
+    split = split_of(flat_folder)
     loader = Loader(Images(split, PRESET), 6, 0, sampling="balanced")
     batches = list(loader.training(Augmentation(), 16, 0, 0))
     assert len(batches) == 34 // 6
@@ -116,8 +116,8 @@ def test_balanced_batches_hold_every_class(flat_folder):
         assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
-def test_an_epoch_in_pieces_is_the_epoch(flat_folder):
-    loader = Loader(Images(part_of(flat_folder), PRESET), 10, 0, sampling="balanced", repeats=2)
+def test_an_epoch_may_be_made_in_pieces(flat_folder):
+    loader = Loader(Images(split_of(flat_folder), PRESET), 10, 0, sampling="balanced", repeats=2)
     whole = list(loader.training(Augmentation(), 16, 0, 3))
     pieces = [
         batch
@@ -133,15 +133,15 @@ THREADS = """
 import os, sys
 import torch
 from resnetkit.data import folder
-from resnetkit.data.cache import Images
+from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader
 from resnetkit.data.transforms import Augmentation, Preprocessing
 torch.set_num_threads(4)
-pictures = Images(folder.read(sys.argv[1]).splits["all"], Preprocessing(128, 128))
+images = Images(folder.read_dataset(sys.argv[1]).splits["all"], Preprocessing(128, 128))
 def count():
     return len(os.listdir("/proc/self/task"))
 before, most = count(), 0
-loader = Loader(pictures, 4, 3)
+loader = Loader(images, 4, 3)
 for batches in (loader.training(Augmentation(erasing=1.0), 128, 0, 0), loader.evaluation()):
     for batch in batches:
         most = max(most, count() - before)
@@ -150,12 +150,12 @@ print(most)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the threads in /proc")
-def test_readers_start_no_compute_threads(flat_folder):
+def test_workers_start_no_compute_threads(flat_folder):
     """Images of 128 px are large enough for PyTorch to share a copy among compute threads."""
     environment = {**os.environ, "OMP_NUM_THREADS": "4"}
     done = subprocess.run(
         [sys.executable, "-c", THREADS, str(flat_folder)],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # The 3 readers; those of the loop before may not have ended. Teams would be 9 threads more.
+    # The 3 workers, and up to 3 of the loop before. Compute threads would be 9 more.
     assert 1 <= int(done.stdout) <= 6

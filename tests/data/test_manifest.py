@@ -1,4 +1,4 @@
-"""Manifests as people and spreadsheets write them: every row is an image, or counted."""
+"""Manifests as people and spreadsheets write them: every row is an image or is counted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(root, text, *files):
 )
 def test_spellings_of_one_label_are_one_class(tmp_path, labels, classes):
     rows = "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels))
-    data = folder.read(write(tmp_path, "path,label\n" + rows))
+    data = folder.read_dataset(write(tmp_path, "path,label\n" + rows))
     assert data.classes == classes
     assert len(data.splits["all"]) == len(labels)
     merged = len(set(labels)) > len(classes)
@@ -52,7 +52,7 @@ def test_spellings_of_one_label_are_one_class(tmp_path, labels, classes):
 
 def test_spellings_are_one_class_in_all_splits(tmp_path):
     text = "path,label,split\n1.png,7.0,Training\n2.png,8,train\n3.png,7,Testing\n4.png,7,dev\n"
-    data = folder.read(write(tmp_path, text))
+    data = folder.read_dataset(write(tmp_path, text))
     assert data.classes == ("7", "8")
     assert {name: split.labels.tolist() for name, split in data.splits.items()} == {
         "train": [0, 1], "test": [0], "val": [0],
@@ -60,15 +60,17 @@ def test_spellings_are_one_class_in_all_splits(tmp_path):
 
 
 def test_composed_and_decomposed_labels_are_one(tmp_path):
-    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
-    data = folder.read(write(tmp_path, f"path,label\n1.png,{composed}\n2.png,{apart}\n3.png,x\n"))
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    data = folder.read_dataset(
+        write(tmp_path, f"path,label\n1.png,{composed}\n2.png,{decomposed}\n3.png,x\n")
+    )
     assert data.classes == (composed, "x")
 
 
 def test_ids_without_extension_are_found(tmp_path):
     text = "path,label\nx/007,a\nx/8.b,b\nx\\9.png,a\nx/7.jpg,b\n"
     file = write(tmp_path, text, "x/007.JPG", "x/8.b.webp", "x/9.png", "x/7.jpg")
-    data = folder.read(file)
+    data = folder.read_dataset(file)
     assert list(data.splits["all"].paths) == ["x/007.JPG", "x/9.png", "x/8.b.webp", "x/7.jpg"]
     (note,) = data.notes
     assert note.startswith("3 paths in ")
@@ -76,36 +78,36 @@ def test_ids_without_extension_are_found(tmp_path):
     assert not data.left_out
 
 
-def test_an_id_of_two_files_is_asked(tmp_path):
+def test_an_id_of_two_files_is_an_error(tmp_path):
     file = write(tmp_path, "path,label\n7,a\n8,b\n", "7.jpg", "7.png", "8.png")
     with pytest.raises(DataError, match=r"line 2: 7 could be 7\.jpg or 7\.png"):
-        folder.read(file)
+        folder.read_dataset(file)
 
 
 def test_every_row_is_an_image_or_counted(tmp_path):
-    """A file that is not there stays a row: reading it says so."""
+    """The row of a missing file is kept; reading the file reports it."""
     text = "path,label\ngone,a\n1.png,b\nnotes.txt,a\n._1.png,a\nbare,a\n"
-    data = folder.read(write(tmp_path, text, "1.png", "notes.txt", "bare"))
+    data = folder.read_dataset(write(tmp_path, text, "1.png", "notes.txt", "bare"))
     assert list(data.splits["all"].paths) == ["gone", "bare", "1.png"]
     assert data.left_out.lines() == [
-        "1 file(s) of another kind, such as notes.txt",
-        "1 hidden or system file(s), such as ._1.png",
+        "1 file of another kind, such as notes.txt",
+        "1 hidden or system file, such as ._1.png",
     ]
 
 
-def test_names_that_are_no_text(tmp_path):
+def test_names_that_are_not_utf_8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     text = f"path,label\n{name}/1.png,{name}\nx/1.png,x\n"
     try:
         file = write(tmp_path, text, f"{name}/1.png", "x/1.png")
     except OSError:
-        pytest.skip("this disk takes only text for names")
-    data = folder.read(file)
+        pytest.skip("this disk accepts only UTF-8 names")
+    data = folder.read_dataset(file)
     assert data.classes == (name, "x")
     assert data.splits["all"].path(0).exists()
-    for wrong in (f"x/1.png,{name}\n", f"{name}/2.png,x\n"):  # a table in Latin-1
+    for row in (f"x/1.png,{name}\n", f"{name}/2.png,x\n"):  # a manifest in Latin-1
         with pytest.raises(DataError, match="save it as CSV in UTF-8"):
-            folder.read(write(tmp_path, "path,label\n" + wrong))
+            folder.read_dataset(write(tmp_path, "path,label\n" + row))
 
 
 LEFT_OUT = ("n.txt", "._a.png")
@@ -122,7 +124,7 @@ def test_the_rows_add_up(rows):
         file = write(Path(name), text, "a.png", "b.jpg", "c", "x/7.jpg", "n.txt")
         left_out = sum(path in LEFT_OUT for path, _ in rows)
         if left_out == len(rows):
-            with pytest.raises(DataError, match="No pictures"):
+            with pytest.raises(DataError, match="No images"):
                 folder.survey(file)
             return
         found = folder.survey(file)

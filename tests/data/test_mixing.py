@@ -17,7 +17,7 @@ def test_off_changes_nothing():
 
 @pytest.mark.parametrize("alphas", [(0.4, 0), (0, 1.0), (0.2, 1.0)])
 def test_targets_are_the_shares_of_the_pixels(alphas):
-    """Picture i is the number i at every pixel, so pixel means show who is in it, and how much."""
+    """Image i has the number i at every pixel, so pixel means show what it is mixed from."""
     for step in range(60):
         images, targets = mix(IMAGES, LABELS, *alphas, 4, seed=1, step=step)
         assert torch.allclose(targets.sum(1), torch.ones(6))

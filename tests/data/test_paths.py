@@ -12,7 +12,7 @@ from resnetkit.data.paths import Paths
 NAMES = ["a/1.png", "", "b/été.jpg", os.fsdecode(b"c/\xff\xfe.png"), "猫/😀.webp"]
 
 
-def test_a_sequence_like_any_other():
+def test_paths_behave_like_a_list():
     paths = Paths(NAMES)
     assert list(paths) == [paths[i] for i in range(5)] == NAMES
     assert [paths[-i] for i in range(1, 6)] == NAMES[::-1]
@@ -27,7 +27,7 @@ def test_a_sequence_like_any_other():
             paths[beyond]
 
 
-def test_growing():
+def test_append_and_extend():
     paths = Paths(NAMES[:2])
     paths.extend(Paths(NAMES[2:]))
     paths.extend(Paths())
@@ -41,7 +41,7 @@ def test_growing():
     assert pickle.loads(pickle.dumps(paths)) == paths
 
 
-def test_a_path_takes_its_bytes_and_eight_more():
+def test_a_path_takes_eight_bytes_beside_its_text():
     count, length = 50_000, len("train/n00000000.JPEG")
     tracemalloc.start()
     try:

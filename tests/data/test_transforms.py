@@ -33,7 +33,7 @@ def test_evaluation_equals_torchvision_on_tensors(shape, resize, crop):
     assert torch.equal(center_crop(pixels, resize, crop), expected)
 
 
-def test_crop_larger_than_the_picture_pads_with_black_as_torchvision_does():
+def test_crop_larger_than_the_image_pads_with_black_as_torchvision_does():
     pixels = noise(40, 30)
     reference = v2.Compose([v2.Resize(20, antialias=True), v2.CenterCrop(25)])
     expected = reference(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -41,7 +41,7 @@ def test_crop_larger_than_the_picture_pads_with_black_as_torchvision_does():
 
 
 @pytest.mark.parametrize("shape", [(1, 10_000), (10_000, 1), (3, 90)])
-def test_beyond_one_to_twenty_only_the_window_is_resized(shape):
+def test_only_the_middle_of_a_very_long_image_is_resized(shape):
     assert center_crop(noise(*shape), 64, 64).shape == (3, 64, 64)
 
 
@@ -52,10 +52,10 @@ def test_normalize_equals_torchvision():
     assert torch.equal(transforms.normalize(images, Preprocessing(32, 32)), expected)
 
 
-def test_random_crop_equals_torchvision_for_the_same_box():
+def test_random_crop_equals_torchvision_for_the_same_random_box():
     augment = Augmentation(flip=False)
     pixels = noise(90, 120)
-    top, left, height, width = augment._box(90, 120, random.Random(5))
+    top, left, height, width = augment._random_box(90, 120, random.Random(5))
     expected = v2.functional.resized_crop(
         torch.from_numpy(pixels).permute(2, 0, 1), top, left, height, width, [48, 48]
     )
@@ -63,11 +63,11 @@ def test_random_crop_equals_torchvision_for_the_same_box():
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (37, 120), (5, 400), (1, 1)])
-def test_boxes_lie_inside_and_have_the_asked_area_and_ratio(shape):
+def test_random_crops_have_the_requested_area_and_ratio(shape):
     augment = Augmentation(crop_scale=(0.35, 1.0))
     shares = []
     for seed in range(300):
-        top, left, height, width = augment._box(*shape, random.Random(seed))
+        top, left, height, width = augment._random_box(*shape, random.Random(seed))
         assert 0 <= top <= top + height <= shape[0]
         assert 0 <= left <= left + width <= shape[1]
         assert height > 0
@@ -80,7 +80,7 @@ def test_boxes_lie_inside_and_have_the_asked_area_and_ratio(shape):
         assert 0.55 < np.mean(shares) < 0.75
 
 
-def test_flip_mirrors_half_of_the_pictures():
+def test_flip_mirrors_half_of_the_images():
     pixels = noise(32, 32)
     plain, mirrored = Augmentation(flip=False), Augmentation(flip=True)
     same = [
@@ -101,7 +101,7 @@ def test_preprocessing_round_trip():
 @pytest.mark.parametrize(
     "change", [{"decoder": "other"}, {"crop_size": 0}, {"crop_size": 10**9}, {"more": 1}]
 )
-def test_preprocessing_of_a_file_is_checked(change):
+def test_invalid_preprocessing_is_refused(change):
     with pytest.raises(ModelFileError, match="preprocessing"):
         Preprocessing.from_dict({**Preprocessing(64, 64).to_dict(), **change})
 
@@ -115,7 +115,7 @@ def test_stack_is_channels_last():
 
 @pytest.mark.parametrize("shape", [(4, 24, 17), (1, 5, 5), (0, 8, 8)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_normalize_gives_the_bits_of_the_formula_in_either_order(shape, layout):
+def test_normalize_equals_the_formula_in_either_memory_layout(shape, layout):
     count, height, width = shape
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=rng)
@@ -134,8 +134,8 @@ def tensor(pixels):
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (40, 48), (64, 33)])
-def test_padded_crops_equal_torchvisions_and_reach_every_place(shape):
-    pixels, places = noise(*shape), set()
+def test_padded_crops_equal_torchvisions_and_reach_every_position(shape):
+    pixels, positions = noise(*shape), set()
     scaled = v2.functional.resize(tensor(pixels), [32], antialias=True)
     padded = v2.functional.pad(scaled, [4, 4, 4, 4])
     height, width = padded.shape[-2:]
@@ -147,14 +147,14 @@ def test_padded_crops_equal_torchvisions_and_reach_every_place(shape):
     augment = Augmentation(crop_padding=4, flip=False)
     for seed in range(400):
         crop = augment(pixels, 32, random.Random(seed))
-        (place,) = (place for place, expected in crops.items() if torch.equal(crop, expected))
-        places.add(place)
-    assert {top for top, _ in places} == set(range(height - 31))
-    assert {left for _, left in places} == set(range(width - 31))
+        (found,) = (at for at, expected in crops.items() if torch.equal(crop, expected))
+        positions.add(found)
+    assert {top for top, _ in positions} == set(range(height - 31))
+    assert {left for _, left in positions} == set(range(width - 31))
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (30, 30)])
-def test_scale_jitter_is_a_random_square_of_the_resized_picture(shape):
+def test_scale_jitter_is_a_random_square_of_the_resized_image(shape):
     pixels, seen = noise(*shape), set()
     augment = Augmentation(scale_jitter=(1.125, 1.5), flip=False)
     for seed in range(300):
@@ -170,14 +170,14 @@ def test_scale_jitter_is_a_random_square_of_the_resized_picture(shape):
 
 @pytest.mark.parametrize("shape", [(1, 5_000), (5_000, 1), (2, 90)])
 @pytest.mark.parametrize("crop", [{"crop_padding": 4}, {"scale_jitter": (1.2, 2.0)}])
-def test_of_a_picture_beyond_one_to_twenty_a_piece_is_scaled(shape, crop):
+def test_only_a_piece_of_a_very_long_image_is_scaled(shape, crop):
     augment = Augmentation(**crop)
     crops = [augment(noise(*shape), 32, random.Random(seed)) for seed in range(5)]
     assert {crop.shape for crop in crops} == {(3, 32, 32)}
     assert not torch.equal(crops[0], crops[1])
 
 
-def test_erasing_equals_torchvisions_for_the_same_box():
+def test_erasing_equals_torchvisions_for_the_same_random_box():
     image = tensor(noise(64, 64))
     before, erased = image.clone(), 0
     areas, ratios = [], []
@@ -202,7 +202,7 @@ def test_erasing_equals_torchvisions_for_the_same_box():
     assert zero.abs().max() < 0.01
 
 
-def test_erasing_and_trivial_augment_change_as_many_as_asked():
+def test_erasing_and_trivial_augment_change_the_requested_share():
     pixels = noise(32, 32)
     plain = Augmentation(flip=False, crop_scale=(1, 1), crop_ratio=(1, 1))
     boxes = Augmentation(flip=False, crop_scale=(1, 1), crop_ratio=(1, 1), erasing=0.25)

@@ -1,4 +1,4 @@
-"""What folders mean: splits, classes, or nothing that anybody should train on."""
+"""What folders mean: splits, classes, or nothing to train on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnetkit.data import folder
-from resnetkit.data.check import examine
+from resnetkit.data.check import check_dataset
 from resnetkit.data.paths import is_system
 from resnetkit.errors import DataError
 
@@ -46,26 +46,26 @@ def in_classes(*folders):
         ("train2017", "val2017", "val"),
     ],
 )
-def test_usual_words_are_splits(tmp_path, train, other, split):
-    data = folder.read(touch(tmp_path, *in_classes(train, other)))
+def test_common_split_names_are_splits(tmp_path, train, other, split):
+    data = folder.read_dataset(touch(tmp_path, *in_classes(train, other)))
     assert data.classes == ("a", "b")
     assert set(data.splits) == {"train", split}
     assert data.splits[split].paths[0] == f"{other}/a/0.png"
-    told = any(f"{other} as {split}" in note for note in data.notes)
-    assert told == (other.lower() != "test")  # that word needs no note
+    noted = any(f"{other} as {split}" in note for note in data.notes)
+    assert noted == (other.lower() != "test")  # this name needs no note
 
 
-def test_a_split_folder_inside_one_of_its_name(tmp_path):
+def test_a_split_folder_inside_one_of_the_same_name(tmp_path):
     paths = in_classes("seg_train/seg_train", "seg_test/seg_test")
-    data = folder.read(touch(tmp_path, *paths, "seg_pred/seg_pred/1.png", "seg_pred/2.png"))
+    data = folder.read_dataset(touch(tmp_path, *paths, "seg_pred/seg_pred/1.png", "seg_pred/2.png"))
     assert data.classes == ("a", "b")
     assert sorted(p for split in data.splits.values() for p in split.paths) == sorted(paths)
-    assert data.left_out.lines() == ["1 folder(s) beside the splits, such as seg_pred"]
+    assert data.left_out.lines() == ["1 folder next to the splits, such as seg_pred"]
 
 
 @pytest.mark.parametrize("name", ["passenger_train", "test_tube", "restrain", "valley", "latest"])
 def test_other_names_are_classes(tmp_path, name):
-    data = folder.read(touch(tmp_path, f"{name}/1.png", "bus/1.png"))
+    data = folder.read_dataset(touch(tmp_path, f"{name}/1.png", "bus/1.png"))
     assert data.classes == tuple(sorted(("bus", name)))
     assert not data.notes
 
@@ -79,46 +79,49 @@ def test_other_names_are_classes(tmp_path, name):
         (["cat/1.png", "dog/1.png", "val/cat/1.png", "val/dog/1.png"], "is 'val', beside"),
         (["train/1.png", "test/1.png"], "is 'test' or 'train' a split or a class"),
         (["images-train/1.png", "images-test/1.png"], "'images-test' or 'images-train' a split"),
-        (["part1/a/1.png", "part1/b/1.png", "part2/a/1.png", "part2/b/1.png"], "the same folders"),
+        (
+            ["part1/a/1.png", "part1/b/1.png", "part2/a/1.png", "part2/b/1.png"],
+            "contain the same folders",
+        ),
         (in_classes("x_train", "x_test", "y_train", "y_test"), "a split or a class"),
     ],
 )
-def test_what_nothing_decides_is_asked(tmp_path, paths, words):
-    with pytest.raises(DataError, match=words) as told:
-        folder.read(touch(tmp_path, *paths))
-    assert f"into {tmp_path / 'train'}" in str(told.value)
-    assert "path,label" in str(told.value)
-    found = examine(tmp_path)
-    assert [f.text for f in found.findings if f.kind == "layout"] == [str(told.value)]
-    assert {f.kind: len(f.groups) for f in found.findings}["unreadable"] == len(paths)
+def test_an_ambiguous_layout_is_an_error(tmp_path, paths, words):
+    with pytest.raises(DataError, match=words) as raised:
+        folder.read_dataset(touch(tmp_path, *paths))
+    assert f"into {tmp_path / 'train'}" in str(raised.value)
+    assert "path,label" in str(raised.value)
+    found = check_dataset(tmp_path)
+    assert [f.text for f in found.issues if f.kind == "layout"] == [str(raised.value)]
+    assert {f.kind: len(f.groups) for f in found.issues}["unreadable"] == len(paths)
 
 
-def test_the_answers_to_the_question_work(tmp_path):
+def test_following_the_error_message_works(tmp_path):
     classes = touch(tmp_path / "c", *(f"train/{name}/1.png" for name in ("bus", "car", "train")))
-    assert folder.read(classes).classes == ("bus", "car", "train")
+    assert folder.read_dataset(classes).classes == ("bus", "car", "train")
     nested = [f"train/{name}/{side}/1.png" for name in ("p", "q") for side in ("left", "right")]
-    assert folder.read(touch(tmp_path / "n", *nested)).classes == ("p", "q")
+    assert folder.read_dataset(touch(tmp_path / "n", *nested)).classes == ("p", "q")
 
 
-def test_the_classes_of_a_network_decide(tmp_path):
+def test_the_classes_of_a_network_settle_the_layout(tmp_path):
     touch(tmp_path, "bus/1.png", "car/1.png", "train/1.png", "train/steam/2.png")
-    data = folder.read(tmp_path, classes=["bus", "car", "train"])
+    data = folder.read_dataset(tmp_path, classes=["bus", "car", "train"])
     assert data.splits["all"].labels.tolist() == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("inside", [(), ("val/1.png",), ("val/a/notes.txt",), ("val/.DS_Store",)])
-def test_a_split_without_class_folders_is_no_split(tmp_path, inside):
+def test_a_split_without_class_folders_is_not_used(tmp_path, inside):
     touch(tmp_path, *in_classes("train"), *inside)
     (tmp_path / "val").mkdir(exist_ok=True)
-    data = folder.read(tmp_path)
+    data = folder.read_dataset(tmp_path)
     assert set(data.splits) == {"train"}
     (note,) = data.notes
     assert note.startswith("val has ")
     assert "a validation split is made instead" in note
-    assert [f.text for f in examine(tmp_path).findings if f.kind == "reading"] == [note]
+    assert [f.text for f in check_dataset(tmp_path).issues if f.kind == "reading"] == [note]
 
 
-def test_nothing_of_a_system_is_data(tmp_path):
+def test_system_files_are_left_out(tmp_path):
     wanted = ["cat/1.jpg", "cat/old/2.jpg", "dog/1.jpg"]
     system = [
         "@eaDir/1.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/x.jpg",
@@ -128,53 +131,55 @@ def test_nothing_of_a_system_is_data(tmp_path):
         "~snapshot/a/1.jpg", "RECYCLER/1.jpg", "FOUND.000/1.jpg",
         ".git/1.jpg", ".dropbox.cache/1.jpg", "Old Previews.lrdata/1.jpg", "cat/.thumbnails/1.jpg",
     ]  # fmt: skip
-    data = folder.read(touch(tmp_path, *wanted, *system))
+    data = folder.read_dataset(touch(tmp_path, *wanted, *system))
     assert list(data.splits["all"].paths) == wanted
     assert data.classes == ("cat", "dog")
-    assert dict(data.left_out) == {"hidden or system file(s)": len(system)}
+    assert dict(data.left_out) == {"hidden or system files": len(system)}
     assert "such as " in data.left_out.lines()[0]
 
 
-def test_names_written_composed_and_apart_are_one_class(tmp_path):
-    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
-    touch(tmp_path, f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/1.png")
-    data = folder.read(tmp_path)
+def test_composed_and_decomposed_names_are_one_class(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    touch(tmp_path, f"train/{composed}/1.png", "train/tea/1.png", f"val/{decomposed}/1.png")
+    data = folder.read_dataset(tmp_path)
     assert data.classes == (composed, "tea")
     assert data.splits["val"].labels.tolist() == [0]
-    assert folder.read(tmp_path, classes=[apart, "tea"]).splits["train"].labels.tolist() == [0, 1]
-    touch(tmp_path / "both", f"{composed}/1.png", f"{apart}/2.png", "tea/1.png")
-    if len(os.listdir(tmp_path / "both")) == 3:  # some disks make them one by themselves
-        with pytest.raises(DataError, match="are they one class"):
-            folder.read(tmp_path / "both")
+    assert folder.read_dataset(tmp_path, classes=[decomposed, "tea"]).splits[
+        "train"
+    ].labels.tolist() == [0, 1]
+    touch(tmp_path / "both", f"{composed}/1.png", f"{decomposed}/2.png", "tea/1.png")
+    if len(os.listdir(tmp_path / "both")) == 3:  # some disks merge them
+        with pytest.raises(DataError, match="Are they one class"):
+            folder.read_dataset(tmp_path / "both")
 
 
-def test_names_that_are_no_text_are_classes(tmp_path):
+def test_names_that_are_not_utf_8_are_classes(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     try:
         touch(tmp_path, f"{name}/{name}.png", "tea/1.png")
     except OSError:
-        pytest.skip("this disk takes only text for names")
-    data = folder.read(tmp_path)
+        pytest.skip("this disk accepts only UTF-8 names")
+    data = folder.read_dataset(tmp_path)
     assert data.classes == (name, "tea")
     assert data.splits["all"].path(0).exists()
 
 
-def test_class_folders_that_differ_in_case_are_told(tmp_path):
-    data = folder.read(touch(tmp_path, "01/1.png", "1/2.png", "b/1.png"))
+def test_class_folders_with_similar_names_get_a_note(tmp_path):
+    data = folder.read_dataset(touch(tmp_path, "01/1.png", "1/2.png", "b/1.png"))
     assert data.classes == ("01", "1", "b")
     assert data.notes == (
-        "'01', '1' are different classes; if they are one, put their images into one folder",
+        "'01', '1' are separate classes; if they are one, put their images into one folder",
     )
 
 
-def test_everything_beside_the_pictures_is_counted(tmp_path):
+def test_everything_that_is_left_out_is_counted(tmp_path):
     touch(tmp_path, "readme.md", "1.png", "train/2.png", "train/labels.csv", *in_classes("train"))
     (tmp_path / "train" / "a" / "round").symlink_to("..", target_is_directory=True)
-    data = folder.read(tmp_path)
+    data = folder.read_dataset(tmp_path)
     assert dict(data.left_out) == {
-        "picture(s) outside a class folder": 2,
-        "file(s) of another kind": 2,
-        "link(s) to a folder around them": 1,
+        "images outside a class folder": 2,
+        "files of another kind": 2,
+        "links back to a parent folder": 1,
     }
 
 
@@ -201,7 +206,7 @@ import os, sys
 from resnetkit.data import folder
 from resnetkit.errors import DataError
 real = os.scandir
-class Backwards:  # another disk lists in another order
+class Backwards:  # as another disk might list
     def __init__(self, path): self.found = list(real(path))[::-1]
     def __enter__(self): return iter(self.found)
     def __exit__(self, *unused): pass
@@ -210,16 +215,16 @@ for order in (real, Backwards):
     os.scandir = order
     for root in sys.argv[1:]:
         try:
-            data = folder.read(root)
-            parts = {k: (list(p.paths), p.labels.tolist()) for k, p in data.parts.items()}
-            print(ascii((data.classes, parts, data.remarks)))
+            data = folder.read_dataset(root)
+            splits = {k: (list(s.paths), s.labels.tolist()) for k, s in data.splits.items()}
+            print(ascii((data.classes, splits, data.remarks)))
         except DataError as error:
             print(ascii(str(error)))
     print("--")
 """
 
 
-def grow(root, tree):
+def create(root, tree):
     for names in sorted(tree):
         path = root.joinpath(*names)
         try:
@@ -233,12 +238,12 @@ def grow(root, tree):
 
 @given(TREES)
 @settings(max_examples=300, deadline=None)
-def test_every_file_is_an_image_with_a_label_or_counted(tree):
+def test_every_file_is_an_image_or_counted(tree):
     with tempfile.TemporaryDirectory() as name:
-        root = grow(Path(name), tree)
+        root = create(Path(name), tree)
         try:
             found = folder.survey(root)
-        except DataError:  # a question, or nothing there
+        except DataError:  # ambiguous, or no images
             return
         taken = {p for split in found.splits.values() for paths in split.values() for p in paths}
         files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
@@ -248,25 +253,27 @@ def test_every_file_is_an_image_with_a_label_or_counted(tree):
             if (root / entry).is_dir() and not is_system(entry)
             and not any(path.startswith(f"{entry}/") for path in taken)
         }  # fmt: skip
-        folders = found.left_out["folder(s) beside the splits"]
+        folders = found.left_out["folders next to the splits"]
         assert folders <= len(beside)
-        unsaid = [f for f in files - taken if not (folders and f.split("/")[0] in beside)]
-        counted = {next((f"{a}/" for a in above(f) if is_system(Path(a).name)), f) for f in unsaid}
+        uncounted = [f for f in files - taken if not (folders and f.split("/")[0] in beside)]
+        counted = {
+            next((f"{a}/" for a in parents(f) if is_system(Path(a).name)), f) for f in uncounted
+        }
         assert sum(found.left_out.values()) - folders == len(counted)
         assert all(found.left_out.examples[reason] for reason in found.left_out)
 
 
-def above(path):
+def parents(path):
     return [str(p) for p in reversed(Path(path).parents)][1:]
 
 
-def test_no_hash_and_no_listing_decides(tmp_path):
+def test_the_result_depends_on_no_hash_and_no_listing_order(tmp_path):
     rng = random.Random(0)
     roots = []
     for number in range(80):
         tree = {tuple(rng.choices(NAMES, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 12))}
         (tmp_path / str(number)).mkdir()
-        roots.append(str(grow(tmp_path / str(number), tree)))
+        roots.append(str(create(tmp_path / str(number), tree)))
     seen = set()
     for seed in "07":
         command = [sys.executable, "-c", READ, *roots]

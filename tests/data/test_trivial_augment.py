@@ -14,8 +14,8 @@ REFERENCE = TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
 TABLE = REFERENCE._AUGMENTATION_SPACE
 
 
-def picture(height=40, width=48, seed=0):
-    """Smooth, so that moved and sharpened pictures differ in more than noise."""
+def smooth_image(height=40, width=48, seed=0):
+    """Return a smooth image, so that moved and sharpened ones differ by more than noise."""
     rng = torch.Generator().manual_seed(seed)
     small = torch.randint(0, 256, (1, 3, 6, 7), generator=rng).float()
     large = torch.nn.functional.interpolate(small, (height, width), mode="bilinear")
@@ -45,7 +45,7 @@ def test_strengths_are_torchvisions(name):
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("number", [0, 1, 14, 30])
 def test_results_are_torchvisions(name, number):
-    operation, image = OPERATIONS[name], picture()
+    operation, image = OPERATIONS[name], smooth_image()
     before = image.clone()
     for sign in (1, -1) if operation.signed else (1,):
         strength = sign * operation.strength(number)
@@ -61,7 +61,7 @@ def test_results_are_torchvisions(name, number):
         assert not torch.equal(result, image)
 
 
-def test_chance_takes_every_operation_strength_and_sign_equally_often(monkeypatch):
+def test_every_operation_strength_and_sign_is_equally_likely(monkeypatch):
     seen = Counter()
 
     def recorded(name, operation):
@@ -73,7 +73,7 @@ def test_chance_takes_every_operation_strength_and_sign_equally_often(monkeypatc
 
     operations = {name: recorded(name, each) for name, each in OPERATIONS.items()}
     monkeypatch.setattr("resnetkit.data.trivial_augment.OPERATIONS", operations)
-    image, rng = picture(4, 4), random.Random(0)
+    image, rng = smooth_image(4, 4), random.Random(0)
     for _ in range(14_000):
         trivial_augment(image, rng)
     by_name = Counter()
@@ -87,8 +87,8 @@ def test_chance_takes_every_operation_strength_and_sign_equally_often(monkeypatc
     assert 0.43 < negative / by_name["Rotate"] < 0.55
 
 
-def test_it_is_a_function_of_chance():
-    image = picture()
+def test_the_result_is_a_function_of_the_rng():
+    image = smooth_image()
     for seed in range(30):
         first = trivial_augment(image, random.Random(seed))
         assert first.shape == image.shape

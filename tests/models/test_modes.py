@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from resnetkit.data.cache import Images
-from resnetkit.data.folder import read
+from resnetkit.data.dataset import Images
+from resnetkit.data.folder import read_dataset
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.evaluation.evaluate import predict_logits
 from resnetkit.evaluation.explain import grad_cam
@@ -39,7 +39,7 @@ def test_callers_leave_frozen_norms_frozen(half_frozen, flat_folder):
     before = modes(half_frozen)
     grad_cam(half_frozen, torch.zeros(1, 3, 32, 32))
     assert modes(half_frozen) == before
-    images = Images(read(flat_folder).splits["all"], Preprocessing(32, 32))
+    images = Images(read_dataset(flat_folder).splits["all"], Preprocessing(32, 32))
     predict_logits(half_frozen, images, torch.device("cpu"), workers=0)
     assert modes(half_frozen) == before
     responses("net", half_frozen, torch.zeros(2, 3, 32, 32))
@@ -49,7 +49,7 @@ def test_callers_leave_frozen_norms_frozen(half_frozen, flat_folder):
 def test_an_error_while_predicting_restores_the_modes(half_frozen, flat_folder):
     before = modes(half_frozen)
     half_frozen.fc = nn.Linear(1, 1)  # refuses its input
-    images = Images(read(flat_folder).splits["all"], Preprocessing(32, 32))
+    images = Images(read_dataset(flat_folder).splits["all"], Preprocessing(32, 32))
     with pytest.raises(RuntimeError):
         predict_logits(half_frozen, images, torch.device("cpu"), workers=0)
     assert modes(half_frozen) == {**before, "fc": True}

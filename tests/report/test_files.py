@@ -58,7 +58,7 @@ def test_a_written_manifest_is_read_back_unchanged(tmp_path):
     paths = [f"{name}.png" for name in FORMULAS]
     rows = [[path, label, "train"] for path, label in zip(paths, FORMULAS, strict=True)]
     files.write_rows(tmp_path / "split.csv", ["path", "label", "split"], rows)
-    found = manifest.read(tmp_path / "split.csv", tmp_path, LeftOut(), [])
+    found = manifest.read_manifest(tmp_path / "split.csv", tmp_path, left_out=LeftOut(), notes=[])
     assert {label: list(paths) for label, paths in found["train"].items()} == {
         name: [f"{name}.png"] for name in FORMULAS
     }

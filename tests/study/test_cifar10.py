@@ -75,7 +75,7 @@ def python(path, batches):
 @pytest.mark.parametrize("form", [binary, python])
 def test_an_archive_is_unpacked_to_the_same_pixels(form, batches, tmp_path):
     target = cifar10.unpack(form(tmp_path / "c.tar.gz", batches), tmp_path / "cifar10")
-    dataset = folder.read(target)
+    dataset = folder.read_dataset(target)
     assert {name: len(split) for name, split in dataset.splits.items()} == {
         "train": 80,
         "val": 20,

@@ -17,7 +17,7 @@ CPU = Runtime(torch.device("cpu"), "fp32")
 
 
 def test_the_image_size_follows_the_data(flat_folder):
-    dataset = folder.read(flat_folder)  # 40 x 36 px
+    dataset = folder.read_dataset(flat_folder)  # 40 x 36 px
     recipe = load_recipe("fast").with_settings({"model": "resnet18"})
     filled = defaults.fill_image_size(recipe, dataset, CPU)
     assert (filled.image_size, filled.resize_size) == (32, 32)

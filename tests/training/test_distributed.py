@@ -21,7 +21,7 @@ from torch import nn
 
 from resnetkit import randomness, train
 from resnetkit.data import folder
-from resnetkit.data.cache import Images
+from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader, shares
 from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import DataError, RecipeError
@@ -45,7 +45,7 @@ import torch
 from torch import nn
 from resnetkit import runtime
 from resnetkit.data import folder
-from resnetkit.data.cache import Images
+from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader
 from resnetkit.models import get_model
 from resnetkit.training import distributed, loop
@@ -64,7 +64,7 @@ recipe = load_recipe("fast").with_settings({
 })
 with runtime.connected():
     this = runtime.pick("cpu", "fp32")
-    split = folder.read(data).splits["all"]
+    split = folder.read_dataset(data).splits["all"]
     torch.manual_seed(0)
     # Batch norm would see only the share of its rank. Group norm gives what one process gives.
     norm = lambda maps: nn.GroupNorm(2, maps)
@@ -314,7 +314,7 @@ def test_resuming_with_another_number_of_processes_prints_a_message(
 
 
 def test_the_shares_of_a_batch_are_the_batch(flat_folder):
-    split = folder.read(flat_folder).splits["all"]
+    split = folder.read_dataset(flat_folder).splits["all"]
     images = Images(split, Preprocessing(32, 32))
     augmentation = load_recipe("fast").augmentation()
     whole = list(Loader(images, 12, 0).training(augmentation, 24, 0, 1))

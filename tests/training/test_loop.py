@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from resnetkit import load, train
 from resnetkit.data import folder
-from resnetkit.data.cache import Images
+from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader
 from resnetkit.errors import DataError, OutputError, RecipeError, TrainingError
 from resnetkit.models import get_model
@@ -88,7 +88,7 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
     }  # fmt: skip
     run = train(split_folder, out=tmp_path / "run", **settings)
     recipe = run.recipe
-    split = folder.read(split_folder).splits["train"]
+    split = folder.read_dataset(split_folder).splits["train"]
 
     torch.manual_seed(recipe.seed)
     model = get_model("cifar_resnet20", width=8, num_classes=3)
@@ -174,7 +174,7 @@ def test_a_given_validation_part_is_used(split_folder, small, tmp_path):
 def test_the_split_that_was_made_is_a_manifest(trained, small, tmp_path):
     data = trained.parent / "data"
     (data / "split.csv").write_bytes((trained / "split.csv").read_bytes())
-    again = folder.read(data / "split.csv")
+    again = folder.read_dataset(data / "split.csv")
     assert {name: len(split) for name, split in again.splits.items()} == {"train": 51, "val": 9}
     (data / "split.csv").unlink()
 
@@ -183,7 +183,7 @@ def test_unreadable_images_stop_the_run_before_it_starts(flat_folder, small, tmp
     for name in ("blue/001.png", "red/002.png"):
         (flat_folder / name).write_bytes(b"not an image")
     with pytest.raises(
-        DataError, match=r"(?s)2 picture.*blue/001\.png.*red/002\.png.*--on-error skip"
+        DataError, match=r"(?s)2 images.*blue/001\.png.*red/002\.png.*--on-error skip"
     ):
         train(flat_folder, out=tmp_path / "run", **small)
     assert not (tmp_path / "run").exists()

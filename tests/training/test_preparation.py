@@ -32,7 +32,7 @@ def test_thumbnails_stay_on_the_side_of_their_photo(tmp_path):
             save(tmp_path / label / f"thumb_{i}.jpg", number, (48, 40), 60)
     for seed in range(3):
         recipe = RECIPE.with_settings({"seed": seed})
-        found = prepare(folder.read(tmp_path), recipe, workers=1)
+        found = prepare(folder.read_dataset(tmp_path), recipe, workers=1)
         train, val = (
             {path.replace("thumb_", "") for path in images.split.paths}
             for images in (found.train, found.val)
@@ -49,7 +49,7 @@ def test_a_class_of_images_that_all_look_the_same_is_divided(tmp_path):
     for i in range(6):
         save(tmp_path / "a" / f"{i}.jpg", 1, quality=40 + 8 * i)
         save(tmp_path / "b" / f"{i}.jpg", 10 + i)
-    found = prepare(folder.read(tmp_path), RECIPE, workers=1)
+    found = prepare(folder.read_dataset(tmp_path), RECIPE, workers=1)
     assert found.val.split.counts(2) == [2, 2]
 
 
@@ -58,7 +58,7 @@ def test_a_note_counts_validation_images_that_are_trained_on(tmp_path):
         for i in range(3):
             save(tmp_path / "train" / label / f"{i}.jpg", i + 10 * (label == "b"))
     shutil.copytree(tmp_path / "train" / "a", tmp_path / "val" / "a")
-    found = prepare(folder.read(tmp_path), RECIPE, workers=1)
+    found = prepare(folder.read_dataset(tmp_path), RECIPE, workers=1)
     assert found.notes[0].startswith("3 of the 3 validation images are also training images")
 
 
@@ -90,7 +90,7 @@ def test_a_note_names_images_that_come_out_dark(tmp_path, deep_png):
         for i in range(2):
             dark = np.random.default_rng(i + ord(label)).integers(0, 4096, (64, 64, 3))
             (tmp_path / label / f"dark{i}.png").write_bytes(deep_png(dark))
-    (note,) = prepare(folder.read(tmp_path), RECIPE, workers=1).notes
+    (note,) = prepare(folder.read_dataset(tmp_path), RECIPE, workers=1).notes
     assert note.startswith(
         "4 of 12 training images checked, such as a/dark0.png, are images of 16 bits for each "
         "colour, of which at most 14 are used"

@@ -224,7 +224,7 @@ def test_training_goes_on_with_the_same_bits(
     settings = {**small, **THERE, **settings}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(flat_folder, out=whole, **settings)
-    assert ("are on cuda, cut and mirrored there" in capsys.readouterr().err) == on_device
+    assert ("are on cuda; they are augmented there" in capsys.readouterr().err) == on_device
     step, calls = loop.training_step, []
 
     def pulled_plug(*args):

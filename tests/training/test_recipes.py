@@ -137,7 +137,7 @@ def test_a_broken_run_ends_in_the_same_bits(name, flat_folder, tmp_path, monkeyp
 
 @pytest.mark.parametrize("layout", ["flat", "split"])
 def test_only_training_images_are_decoded_larger(layout, request, save, tmp_path):
-    data = folder.read(request.getfixturevalue(f"{layout}_folder"))  # 40 x 36 px
+    data = folder.read_dataset(request.getfixturevalue(f"{layout}_folder"))  # 40 x 36 px
     settings = {"image_size": 16, "resize_size": 16, "decode_size": 24}
     prepared = prepare(data, recipes.load_recipe("fast").with_settings(settings), 0)
     assert {prepared.train[i].shape for i in range(len(prepared.train))} == {(24, 26, 3)}

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from resnetkit import evaluate, load, storage, train
-from resnetkit.data import folder
 from resnetkit.errors import OutputError, TrainingError
 from resnetkit.training import checkpoint, defaults, loop, measure, preparation
 from resnetkit.training.run import RunFolder
@@ -377,9 +376,7 @@ def test_the_split_of_an_older_version_can_be_kept(flat_folder, small, tmp_path,
     train(flat_folder, out=tmp_path / "run", **settings)
     (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped at its end
     with monkeypatch.context() as newer:
-        newer.setattr(
-            preparation, "split_dataset", lambda *given: folder.split_dataset(*given[:-1], 99)
-        )
+        newer.setattr(preparation, "split_dataset", lambda *given: split_dataset(*given[:-1], 99))
         with pytest.raises(
             TrainingError, match=r"(?s)not the split .* in the other split"
         ) as caught:

@@ -10,10 +10,10 @@ import typer
 from .options import DATA, OUTPUT_FORMAT, WORKERS, OutputFormat
 
 if TYPE_CHECKING:
-    from ..data.check import Examination, Finding
+    from ..data.check import CheckResult, Issue
 
 EXAMPLES = 4
-"""Groups of images that the table lists for each finding."""
+"""Groups of images that the table lists for each issue."""
 
 
 def check(data: DATA, format: OUTPUT_FORMAT = OutputFormat.table, workers: WORKERS = None) -> None:
@@ -29,22 +29,22 @@ def check(data: DATA, format: OUTPUT_FORMAT = OutputFormat.table, workers: WORKE
     """
     from contextlib import ExitStack
 
-    from ..data.check import examine
+    from ..data.check import check_dataset
     from ..progress import bar, print_json
 
     with ExitStack() as stack:
-        result = examine(
+        result = check_dataset(
             data, workers, lambda total: stack.enter_context(bar("checking images", total))
         )
     if format is OutputFormat.json:
         print_json(result.to_dict())
     else:
         _print_table(result)
-    if result.spoilt:
+    if result.has_errors:
         raise typer.Exit(1)
 
 
-def _print_table(result: Examination) -> None:
+def _print_table(result: CheckResult) -> None:
     from rich.console import Console
 
     from ..data.folder import UNDECIDED
@@ -57,23 +57,23 @@ def _print_table(result: Examination) -> None:
     root = printable(str(result.root))
     kind = "folders" if UNDECIDED in result.counts else "classes"
     console.print(f"{root}: images {' + '.join(sizes)}, {len(names)} {kind}", markup=False)
-    for finding in result.findings:
-        count = f"{len(finding.groups):,}" if finding.groups else ""
-        console.print(f"\n{finding.level:7}", style=styles[finding.level], end="", markup=False)
-        console.print(f"  {count:>6}  {printable(finding.text)}", markup=False)
-        for line in _example_lines(finding):
+    for issue in result.issues:
+        count = f"{len(issue.groups):,}" if issue.groups else ""
+        console.print(f"\n{issue.level:7}", style=styles[issue.level], end="", markup=False)
+        console.print(f"  {count:>6}  {printable(issue.text)}", markup=False)
+        for line in _example_lines(issue):
             console.print(f"                 {line}", markup=False)
-    if not result.findings:
+    if not result.issues:
         console.print("No problems found.")
 
 
-def _example_lines(finding: Finding) -> list[str]:
+def _example_lines(issue: Issue) -> list[str]:
     from ..progress import printable
 
     lines = []
-    for index, group in enumerate(finding.groups[:EXAMPLES]):
+    for index, group in enumerate(issue.groups[:EXAMPLES]):
         more = f" = {len(group) - 3} more" if len(group) > 3 else ""
-        detail = f": {finding.details[index]}" if finding.details else ""
+        detail = f": {issue.details[index]}" if issue.details else ""
         lines.append(printable(" = ".join(group[:3])) + more + printable(detail))
-    rest = len(finding.groups) - EXAMPLES
+    rest = len(issue.groups) - EXAMPLES
     return lines + ([f"and {rest:,} more; list all with --format json"] if rest > 0 else [])

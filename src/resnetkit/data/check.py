@@ -1,7 +1,7 @@
-"""What is wrong with a data set, before a run finds out: every picture is read once, none changed.
+"""Check a dataset before a run does: read every image once, change none.
 
-What is found has one of three levels. An **error** would spoil a run or its figures; a **warning**
-is for a person to look at; a **note** says how something unusual is read.
+An issue has one of three levels. An **error** would spoil a run or its results. A **warning** needs
+a person to look at it. A **note** says how something unusual is read.
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ import numpy as np
 from ..errors import DataError, ImageError
 from ..prefetch import prefetch_map
 from ..runtime import default_workers
-from . import files, folder, near_duplicates, ranges
-from .cache import digest
-from .decode import DIM, Depth, Traits, decode, depth, is_dim_colour, traits
+from . import files, folder, near_duplicates
+from .decode import DIM, UNNAMED, Traits, decode, is_dim_colour, read_depth, read_traits
+from .grey import FULL_RANGE, Depth
+from .near_duplicates import Signature, near_duplicate_groups
+from .value_range import resolve_value_range
 
 FEW = 20
-"""Training pictures that a class should have at least."""
+"""Smallest number of training images of a class that raises no warning."""
 
 UNBALANCED = 10
-"""Times that the largest class may have as many training pictures as the smallest."""
+"""Largest ratio of the sizes of two classes that raises no warning."""
 
-TINY, LONG = 32, 5
-"""Pixels that the shorter side should have at least; times that the longer may have as many."""
-_WORKING = 64  # pixels of the shorter side: enough for `likeness`, and quickly decoded
+TINY = 32
+"""Smallest shorter side of an image that raises no warning, in pixels."""
+
+LONG = 5
+"""Largest ratio of the sides of an image that raises no warning."""
+
+_WORKING_SIZE = 64  # shorter side in pixels: quick to decode, and enough for a signature
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -42,14 +48,18 @@ _SUFFIXES = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"),
 }
-_ORDER = ("all", "train", "val", "test", folder.UNDECIDED)
+_SPLIT_ORDER = ("all", "train", "val", "test", folder.UNDECIDED)
+_LEVELS = ("error", "warning", "note")
 Groups = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """``groups`` are the paths that it is about, those together that belong together; ``details``
-    says something of each group, or is empty."""
+class Issue:
+    """Something wrong or unusual in a dataset.
+
+    ``groups`` are the paths concerned; paths that belong together are in one group. ``details`` has
+    a message for each group, or is empty.
+    """
 
     kind: str
     level: str
@@ -59,63 +69,68 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Examination:
-    """``counts`` is ``{split: {class: pictures}}``; ``findings`` come gravest first."""
+class CheckResult:
+    """Number of images, ``{split: {class: count}}``, and the issues, errors first."""
 
     root: Path
     counts: dict[str, dict[str, int]]
-    findings: tuple[Finding, ...]
+    issues: tuple[Issue, ...]
 
     @property
-    def spoilt(self) -> bool:
-        """Whether there is an error."""
-        return any(finding.level == "error" for finding in self.findings)
+    def has_errors(self) -> bool:
+        """Whether at least one issue is an error."""
+        return any(issue.level == "error" for issue in self.issues)
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``resnet check --format json`` prints."""
-        findings = [asdict(finding) for finding in self.findings]
-        return {"data": str(self.root), "pictures": self.counts, "findings": findings}
+        """Return what ``resnet check --format json`` prints."""
+        issues = [asdict(issue) for issue in self.issues]
+        return {"data": str(self.root), "pictures": self.counts, "findings": issues}
 
 
-def examine(
+def check_dataset(
     data: str | os.PathLike[str],
     workers: int | None = None,
     progress: Callable[[int], Callable[[str], None]] = lambda total: lambda text: None,
-) -> Examination:
-    """Read every picture of a folder or manifest and say what is wrong.
+) -> CheckResult:
+    """Read every image of a folder or manifest and report what is wrong.
 
     Args:
-        workers: threads that read pictures; by default one a core.
-        progress: given the number of pictures, gives what to call after each.
+        data: the folder or the CSV manifest.
+        workers: threads that read images; one per core by default.
+        progress: takes the number of images and returns a function to call after each.
 
     Raises:
-        DataError: there is no such folder, or no picture in it.
+        DataError: the folder does not exist or has no images.
     """
-    found = folder.survey(data, ask=False)
-    splits = {name: found.splits[name] for name in _ORDER if name in found.splits}
+    survey = folder.survey(data, ask=False)
+    splits = {name: survey.splits[name] for name in _SPLIT_ORDER if name in survey.splits}
     rows = [
-        Row(split, name, path)
-        for split, classes in splits.items()
-        for name, paths in classes.items()
+        Row(split, label, path)
+        for split, by_class in splits.items()
+        for label, paths in by_class.items()
         for path in paths
     ]
     counts = {
-        split: {name: len(classes[name]) for name in sorted(classes)}
-        for split, classes in splits.items()
+        split: {label: len(by_class[label]) for label in sorted(by_class)}
+        for split, by_class in splits.items()
     }
     workers = default_workers() if workers is None else workers
-    ward = _read(found.base, rows, workers, progress(len(rows)))
-    asked = [Finding("layout", "error", found.question)] if found.question else []
-    findings = [*(asked or _classes(counts)), *_images(ward), *_deep(ward)]
-    findings += [Finding("left-out", "note", line) for line in found.left_out.lines()]
-    findings += [Finding("reading", "warning", note) for note in found.notes]
-    rank = ("error", "warning", "note").index
-    return Examination(found.root, counts, tuple(sorted(findings, key=lambda f: rank(f.level))))
+    contents = _read_all(survey.base, rows, workers=workers, advance=progress(len(rows)))
+    if survey.question:
+        issues = [Issue("layout", "error", survey.question)]
+    else:
+        issues = list(_class_issues(counts))
+    issues += _image_issues(contents)
+    issues += _depth_issues(contents)
+    issues += [Issue("left-out", "note", line) for line in survey.left_out.lines()]
+    issues += [Issue("reading", "warning", note) for note in survey.notes]
+    issues.sort(key=lambda issue: _LEVELS.index(issue.level))
+    return CheckResult(survey.root, counts, issues=tuple(issues))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where a picture is, and what for."""
+    """One image: its split, class and path."""
 
     split: str
     label: str
@@ -123,208 +138,250 @@ class Row:
 
 
 @dataclass
-class Ward:
-    """What reading every picture once found; one row a picture."""
+class _Contents:
+    """What reading every image once found, by row."""
 
     rows: list[Row]
-    digests: list[str]  # empty where the file cannot be read at all
-    errors: dict[int, str]
-    traits: dict[int, Traits]
-    depths: dict[int, Depth | None]  # of those that can be read
     hashes: np.ndarray  # (n,) uint64
     thumbs: np.ndarray  # (n, 16, 16, 3) uint8
-    flat: np.ndarray  # (n,) bool, also where it cannot be read
-    dim: set[int] = field(default_factory=set)  # see `is_dim_colour`; only looked up in
+    flat: np.ndarray  # (n,) bool; True for unreadable images
+    digests: list[str] = field(default_factory=list)  # empty for files that cannot be read at all
+    errors: dict[int, str] = field(default_factory=dict)
+    traits: dict[int, Traits] = field(default_factory=dict)
+    depths: dict[int, Depth | None] = field(default_factory=dict)  # only of readable images
+    dim: set[int] = field(default_factory=set)  # see `is_dim_colour`
 
 
-def _read(base: Path, rows: list[Row], workers: int, advance: Callable[[str], None]) -> Ward:
+def _read_all(
+    base: Path, rows: list[Row], *, workers: int, advance: Callable[[str], None]
+) -> _Contents:
     count = len(rows)
-    thumbs = np.zeros((count, 16, 16, 3), np.uint8)
-    hashes, flat = np.zeros(count, np.uint64), np.ones(count, bool)
-    ward = Ward(rows, [], {}, {}, {}, hashes, thumbs, flat)
+    contents = _Contents(
+        rows=rows,
+        hashes=np.zeros(count, np.uint64),
+        thumbs=np.zeros((count, 16, 16, 3), np.uint8),
+        flat=np.ones(count, bool),
+    )
 
-    def one(index: int) -> tuple[str, Traits | None, near_duplicates.Look | str]:
-        name, seen, row = "", None, rows[index]
+    def read_image(index: int) -> tuple[str, Traits | None, Signature | str]:
+        digest = ""
+        traits = None
         try:
-            contents = files.read(base / row.path, "the picture")
-            name, seen = digest(contents), traits(contents)
-            ward.depths[index] = depth(contents)
-            if is_dim_colour(contents):
-                ward.dim.add(index)
-            pixels = decode(contents, _WORKING, value_range="image")  # which number is white
-            return name, seen, near_duplicates.look(pixels)  # changes little in how it compares
+            file = files.read_file(base / rows[index].path, UNNAMED)
+            digest = files.digest(file)
+            traits = read_traits(file)
+            contents.depths[index] = read_depth(file)
+            if is_dim_colour(file):
+                contents.dim.add(index)
+            # The guessed range is good enough: it changes the signature little.
+            pixels = decode(file, _WORKING_SIZE, value_range="image")
+            return digest, traits, near_duplicates.signature(pixels)
         except ImageError as error:
-            return name, seen, str(error).removeprefix("the picture: ")
+            return digest, traits, str(error).removeprefix(f"{UNNAMED}: ")
 
-    for index, (name, seen, look) in enumerate(prefetch_map(one, range(count), workers)):
-        ward.digests.append(name)
-        if seen is not None:
-            ward.traits[index] = seen
-        if isinstance(look, str):
-            ward.errors[index] = look
+    results = prefetch_map(read_image, range(count), workers)
+    for index, (digest, traits, signature) in enumerate(results):
+        contents.digests.append(digest)
+        if traits is not None:
+            contents.traits[index] = traits
+        if isinstance(signature, str):
+            contents.errors[index] = signature
         else:
-            ward.hashes[index], ward.thumbs[index], ward.flat[index] = (
-                look.hash,
-                look.thumb,
-                look.flat,
-            )
+            contents.hashes[index] = signature.hash
+            contents.thumbs[index] = signature.thumb
+            contents.flat[index] = signature.flat
         advance("")
-    return ward
+    return contents
 
 
-def _classes(counts: dict[str, dict[str, int]]) -> Iterator[Finding]:
-    """What the numbers of pictures say."""
+def _class_issues(counts: dict[str, dict[str, int]]) -> Iterator[Issue]:
+    """Yield the issues that follow from the numbers of images."""
     leading = next(split for split in ("train", "all", "val", "test") if split in counts)
     own = counts[leading]
 
-    def about(kind: str, level: str, names: Iterable[str], text: str) -> Iterator[Finding]:
+    def about(kind: str, level: str, names: Iterable[str], text: str) -> Iterator[Issue]:
         named = [f"{name} ({own[name]})" if name in own else name for name in names]
         named[10:] = [f"and {len(named) - 10:,} more"] if len(named) > 10 else []
         if named:
-            yield Finding(kind, level, f"{text}: {', '.join(named)}")
+            yield Issue(kind, level, f"{text}: {', '.join(named)}")
 
-    yield from about(
-        "empty-class", "error", (n for n in own if not own[n]), "classes without any picture"
-    )
+    empty = [name for name in own if not own[name]]
+    yield from about("empty-class", "error", empty, "classes without images")
     if len(own) < 2:
-        yield from about(
-            "one-class", "error", own, "a classifier needs two classes or more; there is only one"
-        )
+        text = "a classifier needs two classes or more; there is only one"
+        yield from about("one-class", "error", own, text)
     for split, other in counts.items():
         unknown = [name for name in other if name not in own]
-        yield from about(
-            "unknown-class", "error", unknown, f"classes of {split} that {leading} does not have"
-        )
+        text = f"classes in {split} that are not in {leading}"
+        yield from about("unknown-class", "error", unknown, text)
         absent = [name for name in own if not other.get(name) and split != leading]
-        yield from about(
-            "absent-class", "warning", absent, f"classes that {split} has no picture of"
-        )
+        yield from about("absent-class", "warning", absent, f"classes without images in {split}")
     if leading in ("train", "all") and "val" not in counts:
         single = [name for name in own if own[name] == 1]
-        text = "classes of one picture, of which validation needs another"
+        text = "classes with only one image; validation needs another"
         yield from about("single-picture", "error", single, text)
     few = [name for name in own if 1 < own[name] < FEW]
-    yield from about("few-pictures", "warning", few, f"classes of fewer than {FEW} pictures")
+    yield from about("few-pictures", "warning", few, f"classes with fewer than {FEW} images")
     ordered = sorted((name for name in own if own[name]), key=lambda name: own[name])
     if ordered and own[ordered[-1]] > UNBALANCED * own[ordered[0]]:
-        text = f"the largest class has more than {UNBALANCED} times the pictures of the smallest"
+        text = f"the largest class has more than {UNBALANCED} times as many images as the smallest"
         yield from about("unbalanced", "warning", (ordered[-1], ordered[0]), text)
 
 
-def _images(ward: Ward) -> Iterator[Finding]:
-    """What the pictures say."""
-    rows = ward.rows
-    if ward.errors:
-        broken = [[rows[i].path] for i in ward.errors]
-        text = "pictures that cannot be read; repair or remove them"
-        yield Finding("unreadable", "error", text, broken, list(ward.errors.values()))
-    same: dict[str, list[int]] = {}
-    for i, name in enumerate(ward.digests):
-        if i not in ward.errors:
-            same.setdefault(name, []).append(i)
-    exact = [members for members in same.values() if len(members) > 1]
-    yield from _copies(rows, exact, "copy", "exactly the same picture", "error")
-    first = [members[0] for members in same.values() if not ward.flat[members[0]]]
-    chosen = np.array(first, np.int64)
-    alike = near_duplicates.groups(ward.hashes[chosen], ward.thumbs[chosen])
-    near = [[first[i] for i in group] for group in alike]
-    yield from _copies(rows, near, "near-copy", "nearly the same picture", "warning")
-    for kind, level, text, is_so in _TRAITS:
-        yield from _listed(
-            rows, kind, level, text, (i for i in ward.traits if is_so(ward.traits[i], rows[i]))
-        )
-    blank = (i for i in np.flatnonzero(ward.flat).tolist() if i not in ward.errors)
-    yield from _listed(rows, "blank", "warning", "pictures of almost one colour", blank)
+def _image_issues(contents: _Contents) -> Iterator[Issue]:
+    """Yield the issues that follow from the images themselves."""
+    rows = contents.rows
+    if contents.errors:
+        unreadable = [[rows[i].path] for i in contents.errors]
+        details = list(contents.errors.values())
+        text = "images that cannot be read; repair or remove them"
+        yield Issue("unreadable", "error", text, groups=unreadable, details=details)
+    by_digest: dict[str, list[int]] = {}
+    for i, digest in enumerate(contents.digests):
+        if i not in contents.errors:
+            by_digest.setdefault(digest, []).append(i)
+    exact = [members for members in by_digest.values() if len(members) > 1]
+    yield from _copy_issues(rows, exact, kind="copy", what="exactly the same image", level="error")
+    # One image of each set of exact copies.
+    first = [members[0] for members in by_digest.values() if not contents.flat[members[0]]]
+    indices = np.array(first, np.int64)
+    groups = near_duplicate_groups(contents.hashes[indices], contents.thumbs[indices])
+    near = [[first[i] for i in group] for group in groups]
+    yield from _copy_issues(
+        rows, near, kind="near-copy", what="nearly the same image", level="warning"
+    )
+    for kind, level, text, applies in _TRAIT_CHECKS:
+        matching = [i for i in contents.traits if applies(contents.traits[i], rows[i])]
+        yield from _issue_if_any(rows, kind, level=level, text=text, indices=matching)
+    blank = [i for i in np.flatnonzero(contents.flat).tolist() if i not in contents.errors]
+    yield from _issue_if_any(
+        rows, "blank", level="warning", text="images of almost one colour", indices=blank
+    )
 
 
-def _deep(ward: Ward) -> Iterator[Finding]:
-    """What training makes of grey of 16 or 32 bits, and of nothing but grey."""
-    deep = [i for i, found in ward.depths.items() if found is not None]
+def _depth_issues(contents: _Contents) -> Iterator[Issue]:
+    """Yield issues about grey of 16 or 32 bits, dark 16-bit colours, and datasets of only grey."""
+    deep = [i for i, depth in contents.depths.items() if depth is not None]
     if deep:
-        text, level = (
-            "images of 16 or 32 bits of grey: training makes {} black, {} white",
-            "note",
-        )
-        order = {"train": 0, "all": 0, folder.UNDECIDED: 0, "val": 1}
-        seen: list[list[Depth | None]] = [[], []]
-        for i, found in ward.depths.items():
-            if ward.rows[i].split in order:
-                seen[order[ward.rows[i].split]].append(found)
+        training: list[Depth | None] = []
+        validation: list[Depth | None] = []
+        for i, depth in contents.depths.items():
+            split = contents.rows[i].split
+            if split in ("train", "all", folder.UNDECIDED):
+                training.append(depth)
+            elif split == "val":
+                validation.append(depth)
+        level = "note"
         try:
-            low, high = ranges.settle(seen) or (0, 65535)
-            text = text.format(f"{low:,g}", f"{high:,g}")
+            black, white = resolve_value_range([training, validation]) or FULL_RANGE
+            text = (
+                f"images with 16 or 32 bits of grey: in training {black:,g} becomes black and "
+                f"{white:,g} white"
+            )
         except DataError as error:
-            text, level = str(error), "error"
-        yield from _listed(ward.rows, "deep", level, text, deep)
-    yield from _listed(ward.rows, "dim", "warning", DIM, sorted(ward.dim))
-    modes = {seen.mode for seen in ward.traits.values()}
+            level = "error"
+            text = str(error)
+        yield from _issue_if_any(contents.rows, "deep", level=level, text=text, indices=deep)
+    yield from _issue_if_any(
+        contents.rows, "dim", level="warning", text=DIM, indices=sorted(contents.dim)
+    )
+    modes = {traits.mode for traits in contents.traits.values()}
     if modes and all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes):
         text = "all images are grey: training reads them as RGB; --channels 1 for one channel"
-        yield Finding("grey", "note", text)
+        yield Issue("grey", "note", text)
 
 
-def _copies(
-    rows: list[Row], groups: list[list[int]], kind: str, what: str, gravest: str
-) -> Iterator[Finding]:
-    """Findings about groups of the same picture, by what they would do to a run."""
-    sorts: dict[str, list[list[str]]] = {"labels": [], "splits": [], "": []}
+def _copy_issues(
+    rows: list[Row], groups: list[list[int]], *, kind: str, what: str, level: str
+) -> Iterator[Issue]:
+    """Yield issues about groups of copies: in two classes, in two splits, or in one class.
+
+    Args:
+        rows: all images.
+        groups: indices of the images that are copies of each other.
+        kind: kind of the issue.
+        what: what the images of a group are to each other.
+        level: level if the copies are in two classes or two splits.
+    """
+    in_classes: list[list[str]] = []
+    in_splits: list[list[str]] = []
+    in_one_class: list[list[str]] = []
     for group in groups:
-        labels, splits = {rows[i].label for i in group}, {rows[i].split for i in group}
-        if folder.UNDECIDED in splits:  # a folder need not be a class
-            labels = set()
-        which = "labels" if len(labels) > 1 else "splits" if len(splits) > 1 else ""
-        sorts[which].append([rows[i].path for i in group])
-    where = "" if rows and rows[0].split == folder.UNDECIDED else " in a class"
-    texts = {
-        "labels": (gravest, f"{what} under two classes: one of them is wrong"),
-        "splits": (gravest, f"{what} in two splits: what is measured on it flatters"),
-        "": ("warning", f"{what} more than once{where}"),
-    }
-    for which, (level, text) in texts.items():
-        if sorts[which]:
-            suffix = {"labels": "-in-two-classes", "splits": "-in-two-splits", "": ""}[which]
-            yield Finding(f"{kind}{suffix}", level, text, sorts[which])
+        labels = {rows[i].label for i in group}
+        splits = {rows[i].split for i in group}
+        paths = [rows[i].path for i in group]
+        if len(labels) > 1 and folder.UNDECIDED not in splits:  # else a folder may not be a class
+            in_classes.append(paths)
+        elif len(splits) > 1:
+            in_splits.append(paths)
+        else:
+            in_one_class.append(paths)
+    if in_classes:
+        text = f"{what} in two classes: one of the labels is wrong"
+        yield Issue(f"{kind}-in-two-classes", level, text, groups=in_classes)
+    if in_splits:
+        text = f"{what} in two splits: results measured on it are too good"
+        yield Issue(f"{kind}-in-two-splits", level, text, groups=in_splits)
+    if in_one_class:
+        where = "" if rows[0].split == folder.UNDECIDED else " in a class"
+        text = f"{what} more than once{where}"
+        yield Issue(kind, "warning", text, groups=in_one_class)
 
 
-def _listed(
-    rows: list[Row], kind: str, level: str, text: str, indices: Iterable[int]
-) -> Iterator[Finding]:
+def _issue_if_any(
+    rows: list[Row], kind: str, *, level: str, text: str, indices: Iterable[int]
+) -> Iterator[Issue]:
     groups = [[rows[i].path] for i in indices]
     if groups:
-        yield Finding(kind, level, text, groups)
+        yield Issue(kind, level, text, groups=groups)
 
 
-def _misnamed(seen: Traits, row: Row) -> bool:
-    return os.path.splitext(row.path)[1].lower() not in _SUFFIXES[seen.format]
+def _is_misnamed(traits: Traits, row: Row) -> bool:
+    return os.path.splitext(row.path)[1].lower() not in _SUFFIXES[traits.format]
 
 
-_TRAITS: tuple[tuple[str, str, str, Callable[[Traits, Row], bool]], ...] = (
+_TRAIT_CHECKS: tuple[tuple[str, str, str, Callable[[Traits, Row], bool]], ...] = (
     (
         "misnamed",
         "warning",
-        "pictures of another format than their name says; read all the same",
-        _misnamed,
+        "images whose extension does not match their format; read anyway",
+        _is_misnamed,
     ),
     (
         "tiny",
         "warning",
-        f"pictures whose shorter side has fewer than {TINY} px",
-        lambda t, r: min(t.size) < TINY,
+        f"images with a shorter side of fewer than {TINY} px",
+        lambda traits, _: min(traits.size) < TINY,
     ),
     (
         "long",
         "warning",
-        f"pictures more than {LONG} times as long as wide: the centre cut shows little of them",
-        lambda t, r: max(t.size) > LONG * min(t.size),
+        f"images more than {LONG} times as long as wide: the centre crop shows little of them",
+        lambda traits, _: max(traits.size) > LONG * min(traits.size),
     ),
     (
         "animated",
         "note",
-        "pictures of several frames or pages: the first is taken",
-        lambda t, r: t.animated,
+        "images with several frames or pages: the first is used",
+        lambda traits, _: traits.animated,
     ),
-    ("turned", "note", "pictures that EXIF turns or mirrors: read upright", lambda t, r: t.turned),
-    ("transparent", "note", "transparent pictures: laid over white", lambda t, r: t.transparent),
-    ("palette", "note", "pictures with a palette: read as RGB", lambda t, r: t.mode in ("P", "PA")),
-    ("cmyk", "note", "pictures in CMYK: read as RGB", lambda t, r: t.mode == "CMYK"),
+    (
+        "turned",
+        "note",
+        "images that EXIF rotates or mirrors: read upright",
+        lambda traits, _: traits.turned,
+    ),
+    (
+        "transparent",
+        "note",
+        "transparent images: composited over white",
+        lambda traits, _: traits.transparent,
+    ),
+    (
+        "palette",
+        "note",
+        "images with a palette: read as RGB",
+        lambda traits, _: traits.mode in ("P", "PA"),
+    ),
+    ("cmyk", "note", "images in CMYK: read as RGB", lambda traits, _: traits.mode == "CMYK"),
 )

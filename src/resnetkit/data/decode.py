@@ -1,8 +1,8 @@
 """Bytes -> pixels: RGB, grey, or RGB with transparency. The only user of image codecs.
 
-JPEGs go to libjpeg-turbo itself (simplejpeg), scaled by 1/2, 1/4, 1/8 inside the decoder: the same
-bits as Pillow's, without the way through four bytes a pixel. Every other format, and every JPEG
-that is odd (CMYK, damaged), goes to Pillow. PyTorch resizes, three times as fast as Pillow.
+JPEGs go to libjpeg-turbo directly (simplejpeg), scaled by 1/2, 1/4 or 1/8 inside the decoder: the
+same bits as Pillow's, without its copy of four bytes per pixel. Every other format, and every odd
+JPEG (CMYK, damaged), goes to Pillow. PyTorch resizes, three times as fast as Pillow.
 """
 
 from __future__ import annotations
@@ -26,23 +26,27 @@ from PIL import Image, ImageFile, features
 from ..errors import ImageError
 from ..prefetch import reading
 from . import files
-from .color import ValueRange, extent, is_wide, pixels_of, says_white, with_channels
-from .resize import resize, shrunk, upright
+from .color import pixels_of, with_channels
+from .grey import Depth, ValueRange, depth_of, is_wide
+from .resize import resize, resize_by_pillow, shrunk, upright
 
 MAX_PIXELS = 178_000_000
-"""A picture that claims more is refused before it is decoded."""
+"""An image whose header claims more is refused before it is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
-"""What is read, by Pillow's names, whatever a file is called; no format that starts a program."""
+"""Formats that are read, by Pillow's names, whatever the file name; none that starts a program."""
 
-VERSION = 4
-"""Of the way in which files become pixels: cached pixels of another one are not taken."""
+VERSION = 5
+"""Version of the conversion from files to pixels; pixels cached by another version are not used."""
 
 DIM = (
-    "images of 16 bits for each colour, of which at most 14 are used: the upper 8 count, so that "
-    "they come out dark; save them with 8 bits, or multiplied up to 65,535"
+    "images with 16 bits per colour, of which at most 14 are used. Only the upper 8 bits are kept, "
+    "so these images are dark; save them with 8 bits, or scale them up to 65,535"
 )
-"""What is wrong with pictures of which `is_dim_colour` is true."""
+"""What is wrong with images for which `is_dim_colour` is true."""
+
+UNNAMED = "the image"
+"""What errors call an image that has no path."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -54,57 +58,69 @@ def decode(
     channels: int = 3,
     value_range: ValueRange = None,
 ) -> np.ndarray:
-    """Read a picture as pixels, upright, no larger than it has to be.
+    """Decode an image to pixels: upright, and no larger than needed.
 
-    Grey becomes RGB; transparency is laid over white; CMYK, palettes and 16 bits are converted; of
-    an animation the first frame is taken; EXIF orientation is applied.
+    Grey becomes RGB, transparent images are composited over white, and CMYK, palettes and 16 bits
+    are converted. Animations give their first frame. EXIF orientation is applied.
 
     Args:
         source: a file, or the bytes of one.
-        working_size: the shorter side that the result has where the picture is larger, in pixels;
-            None keeps every pixel.
-        channels: 3 for RGB; 1 for grey, as Pillow's mode ``L`` makes it of RGB; 4 to keep
+        working_size: the shorter side in pixels to which larger images are reduced; None keeps
+            every pixel.
+        channels: 3 for RGB; 1 for grey, converted from RGB as Pillow's mode ``L``; 4 to keep
             transparency.
-        value_range: the numbers that become black and white where grey has 16 or 32 bits; see
-            `resnetkit.data.color.ValueRange`.
+        value_range: the numbers that become black and white in grey of 16 or 32 bits; see
+            `resnetkit.data.grey`.
 
     Returns:
         ``(H, W, channels)`` uint8. The same bits for the same file and arguments.
 
     Raises:
-        PictureError: the file cannot be read as a picture; the message names it.
+        ImageError: the file cannot be read as an image; the message names it.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
-    contents = files.read(source) if isinstance(source, Path) else source
+    name, contents = _name_and_contents(source)
     with _named(name):
-        pixels, orientation = _stored(contents, working_size, channels, value_range)
-        return _finish(pixels, working_size, orientation)
+        pixels, orientation = _stored(
+            contents, working_size, channels=channels, value_range=value_range
+        )
+        return _finish(pixels, working_size, orientation=orientation)
+
+
+def _name_and_contents(source: Path | bytes) -> tuple[str, bytes]:
+    """Return what errors call the image, and its bytes."""
+    if isinstance(source, Path):
+        return str(source), files.read_file(source)
+    return UNNAMED, source
 
 
 def decode_full(
     source: Path | bytes, shorter: int, *, channels: int = 3, value_range: ValueRange = None
 ) -> np.ndarray:
-    """Read a picture as those did who measured published weights: every pixel is decoded, and
-    Pillow resizes, bilinear and antialiased, also to a larger size. The same bits as torchvision's
-    ``Resize(shorter)`` on the upright picture in the mode ``L``, ``RGB`` or ``RGBA``.
+    """Decode an image as for the published accuracies of weights.
 
-    Of a picture more than 20 times as long as wide only the middle is resized.
+    Every pixel is decoded, and Pillow resizes, bilinear with antialiasing, also to larger sizes.
+    The same bits as torchvision's ``Resize(shorter)`` on the upright image in the mode ``L``,
+    ``RGB`` or ``RGBA``. Of an image more than 20 times as long as wide, only the middle is resized.
 
     Args:
         source: a file, or the bytes of one.
         shorter: the shorter side of the result, in pixels.
-        channels, value_range: as in `decode`.
+        channels: as in `decode`.
+        value_range: as in `decode`.
+
+    Returns:
+        ``(H, W, channels)`` uint8.
 
     Raises:
-        PictureError: as `decode`.
+        ImageError: as in `decode`.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
-    contents = files.read(source) if isinstance(source, Path) else source
+    name, contents = _name_and_contents(source)
     with _named(name):
-        return _finish_full(*_stored(contents, None, channels, value_range), shorter)
+        pixels, orientation = _stored(contents, None, channels=channels, value_range=value_range)
+        return _finish_full(pixels, orientation, shorter=shorter)
 
 
-def from_memory(
+def pixels_from_memory(
     image: Image.Image | np.ndarray,
     working_size: int | None = None,
     full: bool = False,
@@ -112,41 +128,46 @@ def from_memory(
     channels: int = 3,
     value_range: ValueRange = None,
 ) -> np.ndarray:
-    """The same for a picture that is in memory already: a PIL picture or pixels.
+    """Return the same pixels as `decode` for an image that is already in memory.
 
     Args:
-        picture: any PIL picture; or ``(H, W, 3)``, ``(H, W, 4)`` or ``(H, W)`` uint8.
-        full: as `decode_full`, which needs a working size.
-        channels, value_range: as in `decode`.
+        image: any PIL image; or ``(H, W, 3)``, ``(H, W, 4)`` or ``(H, W)`` uint8.
+        working_size: as in `decode`.
+        full: resize as in `decode_full`; needs a working size.
+        channels: as in `decode`.
+        value_range: as in `decode`.
+
+    Returns:
+        ``(H, W, channels)`` uint8.
 
     Raises:
-        PictureError: pixels of another shape or type.
+        ImageError: pixels of another shape or type.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ImageError(
-                f"pixels are (H, W, 3) or (H, W) uint8; got {image.shape} {image.dtype}"
+                f"pixels must be (H, W, 3) or (H, W) uint8; got {image.shape} {image.dtype}"
             )
         image = Image.fromarray(image)
     _load_unmapped(image)
     pixels = pixels_of(image, channels, value_range)
     orientation = _orientation(image)
     if full and working_size is not None:
-        with _named("the picture"):
-            return _finish_full(pixels, orientation, working_size)
-    return _finish(pixels, working_size, orientation)
+        with _named(UNNAMED):
+            return _finish_full(pixels, orientation, shorter=working_size)
+    return _finish(pixels, working_size, orientation=orientation)
 
 
-def size(source: Path) -> tuple[int, int]:
-    """Width and height of a picture as it is shown, read from its header.
+def image_size(source: Path) -> tuple[int, int]:
+    """Return width and height of an image as displayed, read from its header.
 
     Raises:
-        PictureError: the header cannot be read.
+        ImageError: the header cannot be read.
     """
     name = str(source)
     with reading(name), files.open_file(source) as file, _named(name), _open(file) as image:
         width, height = image.size
-        if image.format == "TIFF":  # Pillow gives the size as it is shown
+        if image.format == "TIFF":  # Pillow already gives the displayed size
             return width, height
         turned = _orientation(image) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
@@ -154,8 +175,10 @@ def size(source: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a picture's header says: Pillow's names of its ``format`` and ``mode``; ``size`` as it
-    is stored, width and height in pixels; and what reading it takes away."""
+    """What an image's header says, and what decoding will change.
+
+    ``format`` and ``mode`` are Pillow's names; ``size`` is the stored width and height in pixels.
+    """
 
     format: str
     mode: str
@@ -165,64 +188,60 @@ class Traits:
     turned: bool
 
 
-def traits(contents: bytes) -> Traits:
-    """`Traits` of the bytes of a file.
+def read_traits(contents: bytes) -> Traits:
+    """Return the `Traits` of an image from the bytes of its file.
 
     Raises:
-        PictureError: the header cannot be read.
+        ImageError: the header cannot be read.
     """
-    with _named("the picture"), _open(io.BytesIO(contents)) as image:
+    with _named(UNNAMED), _open(io.BytesIO(contents)) as image:
+        is_mpo = image.format == "MPO"  # two JPEGs, of which one is shown
         return Traits(
-            format="JPEG" if image.format == "MPO" else str(image.format),  # two JPEGs, one shown
+            format="JPEG" if is_mpo else str(image.format),
             mode=image.mode,
             size=image.size,
             transparent=image.has_transparency_data,
-            animated=getattr(image, "is_animated", False) and image.format != "MPO",
+            animated=getattr(image, "is_animated", False) and not is_mpo,
             turned=_orientation(image) not in (0, 1),
         )
 
 
-@dataclass(frozen=True)
-class Depth:
-    """Grey of more than 8 bits: ``kind`` is 16-bit, 32-bit or float; ``low`` and ``high`` are its
-    least and greatest number."""
+def read_depth(source: Path | bytes) -> Depth | None:
+    """Return the `Depth` of a wide grey image whose file does not say which number is white.
 
-    kind: str
-    low: float
-    high: float
-
-
-def depth(source: Path | bytes) -> Depth | None:
-    """`Depth` of a picture whose format does not say which number is white; None for any other,
-    which is nearly every picture: of most formats the first bytes tell.
+    Returns:
+        None for any other image. For most formats the first bytes are enough to tell.
 
     Raises:
-        PictureError: it cannot be read.
+        ImageError: the image cannot be read.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
     if isinstance(source, Path):
+        name = str(source)
         with reading(name), files.open_file(source) as file, _named(name):
-            if not _may_be_deep(file.read(32)):
-                return None
-        source = files.read(source)
-    elif not _may_be_deep(source[:32]):
+            head = file.read(32)
+    else:
+        head = source[:32]
+    if not _may_be_wide(head):
         return None
-    with _named(name), _open(io.BytesIO(source)) as image:
-        if not is_wide(image) or says_white(image):
-            return None
-        kind = "16-bit" if image.mode.startswith("I;16") else "32-bit"
-        return Depth("float" if image.mode == "F" else kind, *extent(image))
+    name, contents = _name_and_contents(source)
+    with _named(name), _open(io.BytesIO(contents)) as image:
+        return depth_of(image)
+
+
+def _may_be_wide(head: bytes) -> bool:
+    wide_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16 bits of grey
+    return wide_png or head[:2] in (b"II", b"MM", b"Pf")  # TIFF, PFM
 
 
 def is_dim_colour(source: Path | bytes) -> bool:
-    """Whether a picture has 16 bits for each colour, and uses so few of them that it comes out
-    dark: its upper 8 bits are taken, and nothing in them is above a quarter.
+    """Return whether an image has 16 bits per colour but uses so few that it decodes dark.
+
+    Only the upper 8 bits are kept; the image is dark if none of them exceeds a quarter of 255.
 
     Raises:
-        PictureError: it cannot be read.
+        ImageError: the image cannot be read.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
-    contents = files.read(source) if isinstance(source, Path) else source
+    name, contents = _name_and_contents(source)
     if contents.startswith(b"\x89PNG"):
         if contents[24:25] != b"\x10" or contents[25:26] == b"\0":
             return False
@@ -236,16 +255,14 @@ def is_dim_colour(source: Path | bytes) -> bool:
         return int(pixels_of(image, 4)[..., :3].max()) < 64
 
 
-def _may_be_deep(head: bytes) -> bool:
-    deep_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16 bits of grey
-    return deep_png or head[:2] in (b"II", b"MM", b"Pf")  # TIFF, PFM
-
-
 def fingerprint() -> str:
-    """Return what the result of `decode` depends on beside the file and the working size: the
-    versions of this code and of the decoders, and the instructions that PyTorch resizes with."""
+    """Return what `decode` depends on besides the file and its arguments.
+
+    These are the versions of this code and of the decoders, and the CPU instructions that PyTorch
+    uses to resize.
+    """
     libraries = f"pillow {PIL.__version__}, simplejpeg {metadata.version('simplejpeg')}"
-    for codec in ("libjpeg_turbo", "libtiff", "webp", "avif"):  # some Pillows lack one
+    for codec in ("libjpeg_turbo", "libtiff", "webp", "avif"):  # some builds of Pillow lack one
         libraries += f", {codec} {features.version(codec)}"
     libraries += f", pillow-heif {_heif_version()}"
     capability = torch.backends.cpu.get_cpu_capability()
@@ -260,10 +277,12 @@ def _heif_version() -> str:
 
 
 def _stored(
-    contents: bytes, working_size: int | None, channels: int, value_range: ValueRange
+    contents: bytes, working_size: int | None, *, channels: int, value_range: ValueRange
 ) -> tuple[np.ndarray, int]:
-    """The pixels as they are stored, and the orientation that is still to be applied. Pillow's own
-    copy of them is gone before anything else is made of them."""
+    """Return the pixels as stored, and the EXIF orientation that is still to be applied.
+
+    Pillow's own copy of the pixels is freed on return, before any other is made.
+    """
     plain = _plain_jpeg(contents, working_size)
     if plain is not None:
         plain = with_channels(plain, channels)
@@ -276,11 +295,12 @@ def _stored(
 
 
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
-    """The pixels of a JPEG as it is stored, at most 8 times as small; None for what Pillow has to
-    read or refuse: other formats, CMYK, odd or incomplete files, claims of too many pixels.
+    """Return the pixels of a JPEG as stored, reduced by at most 8; None to leave it to Pillow.
+
+    Pillow reads or refuses other formats, CMYK, odd or incomplete files, and too many pixels.
 
     Raises:
-        PictureError: libjpeg says that the pixels are damaged. Pillow ignores these warnings.
+        ImageError: libjpeg warns that the pixels are damaged. Pillow ignores these warnings.
     """
     if not contents.startswith(b"\xff\xd8\xff"):
         return None
@@ -297,27 +317,29 @@ def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
         small = (-(-height // scale), -(-width // scale)) if scale > 1 else (0, 0)
         pixels: np.ndarray = simplejpeg.decode_jpeg(contents, "RGB", False, False, *small, 1)
     except ValueError as error:
-        told = str(error)
-        if "JFIF revision" in told:  # harmless, but libjpeg tells only its first warning
+        warning = str(error)
+        if "JFIF revision" in warning:  # harmless, but libjpeg reports only its first warning
             known = _with_known_revision(contents)
             return None if known == contents else _plain_jpeg(known, working_size)
-        if _is_damage(told, contents):
-            said = told.removeprefix("Corrupt JPEG data: ")
-            raise ImageError(f"a damaged JPEG ({said}): part of it would be wrong") from error
-        return None  # Pillow reads it or says what is wrong with it
+        if _is_damage(warning, contents):
+            reason = warning.removeprefix("Corrupt JPEG data: ")
+            raise ImageError(f"a damaged JPEG ({reason}): part of it would be wrong") from error
+        return None  # Pillow reads it or reports what is wrong
     expected = (*(small if scale > 1 else (height, width)), 3)
     return pixels if pixels.shape == expected else None
 
 
 def _with_known_revision(jpeg: bytes) -> bytes:
-    at = jpeg.find(b"JFIF\0") + 5
-    return jpeg[:at] + b"\1\1" + jpeg[at + 2 :]
+    start = jpeg.find(b"JFIF\0") + 5
+    return jpeg[:start] + b"\1\1" + jpeg[start + 2 :]
 
 
 def _is_damage(warning: str, jpeg: bytes) -> bool:
-    """Whether a warning of libjpeg means wrong pixels. It does not where zeros are left over before
-    the end marker (0xd9), which some cameras write. Files that end early are left to Pillow, which
-    refuses them."""
+    """Return whether a warning of libjpeg means wrong pixels.
+
+    Zeros before the end marker (0xd9), which some cameras write, are harmless. Files that end early
+    are left to Pillow, which refuses them.
+    """
     padding = re.fullmatch(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9", warning)
     if padding and bytes(int(padding[1])) + b"\xff\xd9" in jpeg:
         return False
@@ -325,32 +347,38 @@ def _is_damage(warning: str, jpeg: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied. Read it after the pixels: Pillow turns a
-    TIFF when it loads it, and then removes the tag."""
+    """Return the EXIF orientation that is still to be applied.
+
+    Call this after loading the pixels: Pillow rotates a TIFF as it loads it, then removes the tag.
+    """
     return int(image.getexif().get(_ORIENTATION, 1))
 
 
 def _load_unmapped(image: Image.Image) -> None:
-    """Load a TIFF without mapping its file: Pillow maps one that lies on its side with the sides
-    exchanged, which scrambles it."""
+    """Load a TIFF without mapping its file into memory.
+
+    Pillow maps a rotated TIFF with width and height exchanged, which scrambles it.
+    """
     if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
-        name, image.filename = image.filename, ""
+        filename = image.filename
+        image.filename = ""  # Pillow maps only files that have a name
         try:
             image.load()
         finally:
-            image.filename = name
+            image.filename = filename
 
 
 def _may_be_turned(jpeg: bytes) -> bool:
-    """Whether the header has metadata that can hold an orientation; parsing them takes time."""
-    at = 2
-    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":
-        fill = jpeg[at + 1 : at + 2] == b"\xff"
-        at += 1 if fill else 2 + int.from_bytes(jpeg[at + 2 : at + 4])  # to the next segment
-    return b"Exif\0\0" in jpeg[:at] or b"Orientation" in jpeg[:at]
+    """Return whether the header has metadata that can hold an orientation; parsing it is slow."""
+    end = 2
+    while jpeg[end : end + 1] == b"\xff" and jpeg[end + 1 : end + 2] != b"\xda":
+        is_fill = jpeg[end + 1 : end + 2] == b"\xff"
+        end += 1 if is_fill else 2 + int.from_bytes(jpeg[end + 2 : end + 4])  # next segment
+    return b"Exif\0\0" in jpeg[:end] or b"Orientation" in jpeg[:end]
 
 
-def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> np.ndarray:
+def _finish(pixels: np.ndarray, working_size: int | None, *, orientation: int) -> np.ndarray:
+    """Reduce to the working size and turn upright."""
     height, width = pixels.shape[:2]
     target = shrunk((width, height), working_size)
     if target != (width, height):
@@ -358,23 +386,14 @@ def _finish(pixels: np.ndarray, working_size: int | None, orientation: int) -> n
     return upright(pixels, orientation)
 
 
-def _finish_full(pixels: np.ndarray, orientation: int, shorter: int) -> np.ndarray:
-    pixels = upright(pixels, orientation)
-    height, width, channels = pixels.shape
-    side = 20 * min(width, height)
-    left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
-    middle = pixels[top : top + side, left : left + side]
-    image = Image.fromarray(middle[..., 0] if channels == 1 else middle)
-    width, height = image.size
-    longer = int(shorter * max(image.size) / min(image.size))
-    target = (shorter, longer) if width <= height else (longer, shorter)
-    resized = image.resize(target, Image.Resampling.BILINEAR)
-    return np.require(resized, np.uint8, ["C", "W"]).reshape(target[1], target[0], channels)
+def _finish_full(pixels: np.ndarray, orientation: int, *, shorter: int) -> np.ndarray:
+    """Turn upright and resize with Pillow, as `decode_full` describes."""
+    return resize_by_pillow(upright(pixels, orientation), shorter, interpolation="bilinear")
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Every error inside becomes a PictureError that begins with ``name``."""
+    """Turn every error inside into an `ImageError` that begins with ``name``."""
     try:
         yield
     except ImageError as error:
@@ -383,12 +402,12 @@ def _named(name: str) -> Iterator[None]:
         message = f"{name}: there is not enough memory to decode it"
         raise ImageError(message, passing=True) from error
     except Exception as error:  # codecs raise everything from EOFError to struct.error
-        short = isinstance(error, RuntimeError)  # PyTorch's error where memory is short
-        raise ImageError(f"{name}: cannot be decoded ({error})", passing=short) from error
+        out_of_memory = isinstance(error, RuntimeError)  # what PyTorch raises
+        raise ImageError(f"{name}: cannot be decoded ({error})", passing=out_of_memory) from error
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """The picture with its header read, and its claims checked."""
+    """Return the image with its header read, after checking the size it claims."""
     head = file.read(512)
     file.seek(0)
     if not head:
@@ -406,10 +425,10 @@ def _open(file: BinaryIO) -> Image.Image:
 
 
 def _identify(file: BinaryIO, head: bytes) -> Image.Image:
-    """Do what ``Image.open`` does, but without its check of the image's size.
+    """Open an image as ``Image.open`` does, but without its check of the image's size.
 
-    ``Image.MAX_IMAGE_PIXELS`` and the filter of its warning belong to the calling program, which
-    may have set either; our own limit is `MAX_PIXELS`.
+    ``Image.MAX_IMAGE_PIXELS`` and the filter for its warning belong to the calling program, which
+    may have set either. Our own limit is `MAX_PIXELS`.
     """
     Image.init()
     readers: dict[str, tuple[Any, Any]] = {
@@ -419,30 +438,32 @@ def _identify(file: BinaryIO, head: bytes) -> Image.Image:
         readers["HEIF"] = _heif_reader(), None
     for reader, accept in readers.values():
         accepted = accept is None or accept(head[:16])
-        if accepted and not isinstance(accepted, str):  # a text says which codec is missing
+        if accepted and not isinstance(accepted, str):  # a string names a missing codec
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not this format
                 return reader(file, "")  # type: ignore[no-any-return]
-    raise ImageError(_what_it_is(head))
+    raise ImageError(_describe_unknown(head))
 
 
 def _heif_reader() -> type[Image.Image]:
-    """Return a reader of HEIC without registering it with Pillow, which would change what
-    ``Image.open`` accepts in the calling program."""
+    """Return a reader of HEIC without registering it with Pillow.
+
+    Registering would change what ``Image.open`` accepts in the calling program.
+    """
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        message = 'a HEIC picture; to read it: pip install "resnetkit[heif]"'
+        message = 'a HEIC image; to read it: pip install "resnetkit[heif]"'
         raise ImageError(message, passing=True) from None
     return HeifImageFile
 
 
-def _what_it_is(head: bytes) -> str:
+def _describe_unknown(head: bytes) -> str:
     if head.startswith(b"\xff\xd8\xff"):
-        return "a JPEG of a kind that is not read (12 bits, lossless), or one that is damaged"
-    unknown = "not a picture in a known format, or one whose beginning is damaged"
+        return "a JPEG of a kind that is not supported (12 bits, lossless), or a damaged one"
+    unknown = "not an image in a known format, or its beginning is damaged"
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError:
         return unknown
-    return unknown if "\0" in text else f"holds text, not a picture (it begins with {text[:20]!r})"
+    return unknown if "\0" in text else f"holds text, not an image (it begins with {text[:20]!r})"

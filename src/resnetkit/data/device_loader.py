@@ -1,8 +1,8 @@
-"""Batches on the device, so that it never waits for the next one.
+"""Batches on the device, copied while the device computes.
 
-On a CUDA GPU the next batch travels while the GPU computes with this one, on a stream for copies
-alone. Nobody waits for a copy but the GPU itself, and PyTorch uses a pinned buffer again only after
-the event that follows its copy.
+On a CUDA GPU the next batch is copied on a separate stream while the GPU works on the current one.
+Only the GPU waits for a copy, never the CPU. PyTorch reuses a pinned buffer only after the event
+that follows its copy.
 """
 
 from __future__ import annotations
@@ -17,54 +17,55 @@ from .loader import Batch
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Move the images and labels of batches to ``device``, in order; on a CUDA GPU one ahead."""
+    """Move images and labels of batches to ``device``, in order; prefetch one batch on CUDA."""
     if device.type == "cuda":
-        return _prefetched(batches, device)
-    return (_moved(batch, device) for batch in batches)
+        return _prefetch_to_gpu(batches, device)
+    return (_move(batch, device) for batch in batches)
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def _move(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, images=batch.images.to(device), labels=batch.labels.to(device))
 
 
-def _prefetched(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    waiting = None
+def _prefetch_to_gpu(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    pending = None
     for batch in batches:
-        with torch.cuda.stream(copies):
-            moved = replace(
+        with torch.cuda.stream(copy_stream):
+            copied = replace(
                 batch,
-                images=_sent(batch.images, device),
-                labels=_sent(batch.labels, device),
-                local_indices=_places(batch, device),
+                images=_start_copy(batch.images, device),
+                labels=_start_copy(batch.labels, device),
+                local_indices=_copy_indices(batch, device),
             )
-            event = copies.record_event()
-        if waiting is not None:
-            yield _ready(*waiting, device)
-        waiting = moved, event
-    if waiting is not None:
-        yield _ready(*waiting, device)
+            event = copy_stream.record_event()
+        if pending is not None:
+            yield _wait_for_copy(*pending, device=device)
+        pending = (copied, event)
+    if pending is not None:
+        yield _wait_for_copy(*pending, device=device)
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, which may still be on its way."""
+def _start_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy on the device, which may still be in progress."""
     if tensor.device.type == "cuda":
         return tensor
-    with torch.cuda.device(device):  # so that the first GPU, which may be another's, is left alone
+    with torch.cuda.device(device):  # pinning would otherwise open a context on the first GPU
         return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _places(batch: Batch, device: torch.device) -> Tensor | slice:
+def _copy_indices(batch: Batch, device: torch.device) -> Tensor | slice:
     if isinstance(batch.local_indices, slice):
         return batch.local_indices
-    return _sent(torch.as_tensor(batch.local_indices), device)  # PyTorch would wait for an array
+    # A tensor, because indexing with a NumPy array makes PyTorch wait.
+    return _start_copy(torch.as_tensor(batch.local_indices), device)
 
 
-def _ready(batch: Batch, event: torch.cuda.Event, device: torch.device) -> Batch:
-    """The batch; work that is queued from now on waits for its copy."""
-    compute = torch.cuda.current_stream(device)
-    compute.wait_event(event)
+def _wait_for_copy(batch: Batch, event: torch.cuda.Event, device: torch.device) -> Batch:
+    """Make work queued from now on wait for the copy; return the batch."""
+    compute_stream = torch.cuda.current_stream(device)
+    compute_stream.wait_event(event)
     for tensor in (batch.images, batch.labels, batch.local_indices):
         if isinstance(tensor, Tensor):
-            tensor.record_stream(compute)  # its memory is not given away before it is used
+            tensor.record_stream(compute_stream)  # keep its memory until it has been used
     return batch

@@ -1,7 +1,7 @@
-"""The embedded data set: scikit-learn's handwritten digits, written as a folder of PNGs.
+"""The built-in dataset: scikit-learn's handwritten digits, written as a folder of PNGs.
 
-1,797 digits that 43 people wrote, 8x8 pixels of 17 levels of grey (Alpaydin and Kaynak, 1998). They
-are written at 32x32, so that they pass through the same code as any photo.
+1,797 digits by 43 writers, 8x8 pixels with 17 grey levels (Alpaydin and Kaynak, 1998). They are
+written at 32x32 by default, so that they go through the same code as any photo.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from PIL import Image
 from ..errors import OutputError
 from ..randomness import order
 
-SHARES = {"test": 0.20, "val": 0.15}  # of each class; the rest is for training
+SHARES = {"test": 0.20, "val": 0.15}
+"""Share of each class in each split; the rest is for training."""
 
 
 def write_digits(folder: Path, size: int = 32) -> Path:
     """Write ``folder/{train,val,test}/{0..9}/*.png``: grey, ``size`` x ``size`` pixels.
 
-    The split is fixed and stratified. Returns ``folder``.
+    The split is fixed and stratified.
+
+    Returns:
+        ``folder``.
 
     Raises:
-        OutputError: the folder holds something already.
+        OutputError: the folder is not empty.
     """
     from sklearn.datasets import load_digits
 
@@ -38,10 +42,10 @@ def write_digits(folder: Path, size: int = 32) -> Path:
         for split in ("test", "val", "train"):
             share = SHARES.get(split, 1.0)
             stop = start + round(share * len(members)) if split != "train" else len(members)
-            target = folder / split / str(digit)
-            target.mkdir(parents=True)
+            class_folder = folder / split / str(digit)
+            class_folder.mkdir(parents=True)
             for i in members[start:stop]:
                 image = Image.fromarray(pixels[i]).resize((size, size), Image.Resampling.BICUBIC)
-                image.save(target / f"{i:04d}.png")
+                image.save(class_folder / f"{i:04d}.png")
             start = stop
     return folder

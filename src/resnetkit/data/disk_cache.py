@@ -1,10 +1,10 @@
-"""The disk tier: files of working pixels, each found again by what it was made from.
+"""The disk tier of the cache: files of working pixels, named by a hash of what they depend on.
 
 ::
 
-    ~/.cache/resnetkit/pixels/<hash of what it was made from>.pixels    whole, or not there
-                                                             .partial   being written
-                                                             .lock      empty; held by who writes
+    ~/.cache/resnetkit/pixels/<hash of the key>.pixels    complete, or absent
+                                               .partial   being written
+                                               .lock      empty; held by the writer
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ import numpy as np
 from ..errors import OutputError
 from ..progress import say
 from ..storage import discard, locked, publish
-from . import pixels
-from .pixels import Pixels
+from .pixels import Pixels, open_pixels, write_pixels
 
 SHARE = 0.9
-"""The most of the free disk that a file takes."""
+"""Largest share of the free disk space that one file may take."""
 
 UNUSED_DAYS = 30
-"""Files that no run has taken pixels from for so long are removed when another one is written."""
+"""Files that no run has used for this many days are removed when another one is written."""
 
-_OURS = re.compile(r"[0-9a-f]{32}\.(pixels|partial)")
+_CACHE_FILE = re.compile(r"[0-9a-f]{32}\.(pixels|partial)")
 
 
 def cache_folder() -> Path:
-    """``$RESNETKIT_CACHE``, else ``resnetkit`` where the platform keeps caches; in it ``pixels``.
+    """Return the folder of the cache files.
 
-    What lies there can be removed at any time when no run is using it.
+    It is ``pixels`` in ``$RESNETKIT_CACHE`` if that is set, else in ``resnetkit`` in the platform's
+    cache folder. Its contents may be deleted whenever no run is using them.
     """
     own = os.environ.get("RESNETKIT_CACHE")
     if own:
@@ -53,73 +53,80 @@ def cache_folder() -> Path:
     return base.expanduser() / "resnetkit" / "pixels"
 
 
-def find_or_write(
-    made_from: str,
+def load_or_create(
+    key: str,
     count: int,
+    *,
     expected: int,
-    images: Callable[[], Iterable[np.ndarray | str | None]],
+    decode_all: Callable[[], Iterable[np.ndarray | str | None]],
     channels: int = 3,
 ) -> tuple[Pixels, dict[int, str]]:
-    """The pixels of ``count`` pictures, from a file that was made from the same, or a new one.
+    """Return the pixels of ``count`` images, from the file of ``key``, which may be written first.
 
-    One process writes; others that want the same file wait for it, and then read it.
+    One process writes; others that need the same file wait for it and then read it.
 
     Args:
-        made_from: everything that the pixels depend on.
-        expected: about how many bytes they are.
-        pictures: gives the pixels of each in order, or says what is wrong with its bytes, or gives
-            None where it could not be read for another reason, which is not remembered; called
-            only where the file is not there.
-        channels: of every picture.
+        key: everything the pixels depend on.
+        count: number of images.
+        expected: estimated size of the pixels, in bytes.
+        decode_all: yields the pixels of each image in order. For an image whose bytes are invalid
+            it yields an error message; for one that failed temporarily it yields None, which is
+            not recorded. Called only if the file does not exist or is damaged.
+        channels: channels of every image.
 
     Returns:
-        The pixels, mapped into memory; and by index, what is wrong with those that are not there.
-        Pictures that gave None are in neither.
+        The memory-mapped pixels, and the error messages by index. Images that failed temporarily
+        are in neither.
 
     Raises:
-        OSError: there is no file and none can be written; what was begun is removed.
+        OSError: there is no file and none can be written; a partial file is removed.
     """
-    name = hashlib.blake2b(made_from.encode(), digest_size=16).hexdigest()
+    name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     file = cache_folder() / f"{name}.pixels"
     with locked(file.with_suffix(".lock")):
-        found = None
+        loaded = None
         if file.exists():
-            found = pixels.open_file(file, count, channels)
-            say(f"{file} is damaged; made again" if found is None else f"Taken from {file}")
-        if found is None:
+            loaded = open_pixels(file, count, channels)
+            if loaded is None:
+                say(f"{file} is damaged; creating it again")
+            else:
+                say(f"Using the cached pixels in {file}")
+        if loaded is None:
             _make_room(file.parent, expected)
-            _write(file, images())
-            found = pixels.open_file(file, count, channels)
-        if found is None:
-            raise OutputError(f"{file} cannot be read back as it was written; is the disk failing?")
-        os.utime(file)  # used today
-    return found
+            _write(file, decode_all())
+            loaded = open_pixels(file, count, channels)
+        if loaded is None:
+            raise OutputError(f"{file} was just written and reads back damaged. Check the disk")
+        os.utime(file)  # mark as used today
+    return loaded
 
 
 def _write(file: Path, images: Iterable[np.ndarray | str | None]) -> None:
-    partial = file.with_suffix(".partial")  # what a killed run left is written over
+    partial = file.with_suffix(".partial")  # overwrites what a killed run left
     try:
         with partial.open("wb") as target:
-            pixels.write(target, images)
+            write_pixels(target, images)
         publish(partial, file)
     finally:
         discard(partial)
 
 
 def _make_room(folder: Path, expected: int) -> None:
-    """Remove what was not used for long, and refuse to fill the disk.
+    """Remove files that have not been used for long, and refuse to fill the disk.
 
     Raises:
-        OutputError: there is too little room for ``expected`` bytes.
+        OutputError: there is too little space for ``expected`` bytes.
     """
     oldest = time.time() - UNUSED_DAYS * 86400
-    for file in filter(lambda file: _OURS.fullmatch(file.name), folder.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # another run was quicker
+    for file in folder.iterdir():
+        if not _CACHE_FILE.fullmatch(file.name):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another run removed it first
             if file.stat().st_mtime < oldest:
                 discard(file)
     free = shutil.disk_usage(folder).free
     if expected > free * SHARE:
         raise OutputError(
-            f"they need {expected / 1e9:,.1f} GB, and {folder} has {free / 1e9:,.1f} GB free. "
-            "Make room there, or name another folder: RESNETKIT_CACHE=/path"
+            f"{expected / 1e9:,.1f} GB are needed, and {folder} has {free / 1e9:,.1f} GB free. "
+            "Free some space, or set another folder: RESNETKIT_CACHE=/path"
         )

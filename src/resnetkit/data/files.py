@@ -1,7 +1,8 @@
-"""A path -> the bytes of a file: an ordinary one, of a bounded size. Never waits for anybody."""
+"""A path -> the bytes of a file, of bounded size. Never blocks on pipes or devices."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -11,9 +12,9 @@ from ..errors import ImageError
 from ..prefetch import reading
 
 MAX_BYTES = 2**29
-"""A larger file is refused unread: 178 million pixels fit into it uncompressed."""
+"""Larger files are refused unread. 178 million uncompressed pixels fit in this."""
 
-_KINDS = {
+_SPECIAL_FILES = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -21,43 +22,59 @@ _KINDS = {
 }
 
 
-def read(path: Path, name: str | None = None) -> bytes:
-    """All bytes of the file.
+def read_file(path: Path, name: str | None = None) -> bytes:
+    """Return all bytes of a file.
 
     Args:
-        name: what messages call it; by default its path.
+        path: the file.
+        name: what error messages call the file; its path by default.
 
     Raises:
-        PictureError: it is not there, cannot be read, is too large, or is no file.
+        ImageError: the file does not exist, cannot be read, is too large, or is not a regular
+            file.
     """
-    called = str(path) if name is None else name
-    with reading(str(path)), open_file(path, called) as file:
+    name = str(path) if name is None else name
+    with reading(str(path)), open_file(path, name) as file:
         try:
             return file.read()
         except (OSError, MemoryError) as error:
-            raise ImageError(f"{called}: {_why(error)}", passing=True) from error
+            raise ImageError(f"{name}: {_reason(error)}", passing=True) from error
 
 
 def open_file(path: Path, name: str | None = None) -> BinaryIO:
-    """The file, opened for reading; as `read`."""
-    called = str(path) if name is None else name
+    """Open a file for reading; arguments and errors as in `read_file`."""
+    name = str(path) if name is None else name
     try:
-        found = os.stat(path)  # before opening, which waits for the writer of a pipe
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
-        if kind is not None:
-            raise ImageError(f"{called}: is {kind}; expected a picture's file")
-        if found.st_size > MAX_BYTES:
+        status = os.stat(path)  # before opening, which would block on a pipe
+        special = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode))
+        if special is not None:
+            raise ImageError(f"{name}: is {special}; expected an image file")
+        if status.st_size > MAX_BYTES:
             raise ImageError(
-                f"{called}: has {found.st_size:,} bytes; at most {MAX_BYTES:,} are read"
+                f"{name}: has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read"
             )
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{called}: {_why(error)}", passing=True) from error
+        raise ImageError(f"{name}: {_reason(error)}", passing=True) from error
 
 
-def _why(error: BaseException) -> str:
+def digest(contents: bytes) -> str:
+    """Return 16 hex digits of the BLAKE2b hash of a file's contents."""
+    return hashlib.blake2b(contents, digest_size=8).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the `digest` of a file.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    return digest(read_file(path))
+
+
+def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory to read it"
     return getattr(error, "strerror", None) or str(error)

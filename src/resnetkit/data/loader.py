@@ -1,8 +1,8 @@
-"""Order, workers, batches.
+"""Batches of a split, prepared by worker threads.
 
-Workers are threads: decoding and resizing leave Python's lock, so they keep the cores busy, and
-there is no copy of the interpreter, no shared memory to run out of, no process to hang or to die.
-A batch is f(seed, epoch, its place in the epoch), whoever prepares it.
+Workers are threads because decoding and resizing release Python's lock, so threads keep the cores
+busy. There is no second interpreter, no shared memory to run out of, and no process that can hang
+or die. A batch is f(seed, epoch, position in the epoch), whichever worker prepares it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from torch import Tensor
 
 from .. import randomness
 from ..prefetch import prefetch_map
-from .cache import Images
+from .dataset import Images
 from .sampling import epoch_order
 from .transforms import Augmentation, stack
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``labels`` (N,) int64 and ``indices`` (N,) into the part are those of the whole batch;
-    ``images`` (n, C, S, S) uint8 are at its ``places``: all of it, or one rank's share. The first
-    ``lead`` of them belong to another rank and are here only to be mixed into the next."""
+    """A batch on one rank: labels of the whole batch, images of this rank's share.
+
+    Args:
+        images: ``(n, C, S, S)`` uint8.
+        labels: ``(N,)`` int64, of the whole batch.
+        indices: ``(N,)``, indices of the whole batch into the split.
+        local_indices: positions of ``images`` in the whole batch: a slice over all of it, or one
+            rank's share.
+        lead: number of images at the start that belong to another rank, and are here only to be
+            mixed into the next.
+    """
 
     images: Tensor
     labels: Tensor
@@ -35,18 +43,20 @@ class Batch:
 
 
 class Loader:
-    """Makes batches of a part's pictures.
+    """Makes batches of a split's images.
 
     Args:
-        pictures: the source.
-        batch_size: pictures in a batch.
-        workers: threads that prepare batches ahead; 0 prepares each when it is asked for.
-        sampling, repeats: which pictures an epoch of training shows: all, ``shuffled``, or every
-            class equally often, ``balanced``; each so often. See `epoch_order`.
-        rank, ranks: which share of each batch to make, and of how many: consecutive pictures.
-        mixed: whether `mixing.mix` follows. It mixes each picture with the one before it in the
-            whole batch (before the first comes the last), so that a rank also needs the picture
-            before its share: one more to read, instead of pictures sent between ranks in each step.
+        images: the images.
+        batch_size: images in a batch, over all ranks.
+        workers: threads that prefetch batches; 0 prepares each batch when it is requested.
+        rank: index of the share of each batch to make; shares are consecutive images.
+        ranks: number of shares.
+        mixed: whether `mixing.mix` follows. It mixes each image with the one before it in the whole
+            batch, and the first with the last. So a rank also needs the image before its share: it
+            reads one more image, and no images are sent between ranks.
+        sampling: ``shuffled`` shows every image once per epoch, ``balanced`` every class equally
+            often. See `epoch_order`.
+        repeats: copies of each image in a batch.
     """
 
     def __init__(
@@ -61,13 +71,21 @@ class Loader:
         sampling: str = "shuffled",
         repeats: int = 1,
     ) -> None:
-        self.balanced, self.repeats = sampling == "balanced", repeats
-        self.images, self.batch_size, self.workers = images, batch_size, workers
-        self.rank, self.ranks, self.mixed = rank, ranks, mixed
+        self.images = images
+        self.batch_size = batch_size
+        self.workers = workers
+        self.rank = rank
+        self.ranks = ranks
+        self.mixed = mixed
+        self.balanced = sampling == "balanced"
+        self.repeats = repeats
 
     def training_batches(self) -> int:
-        """Batches in an epoch of training. A smaller rest waits for an epoch that has it earlier
-        in its order; a set smaller than a batch is one batch."""
+        """Return the number of batches in an epoch of training.
+
+        Images that do not fill a last batch are dropped; each epoch drops others. A split smaller
+        than a batch makes one batch.
+        """
         return max(1, len(self.images) // self.batch_size)
 
     def training(
@@ -79,57 +97,77 @@ class Loader:
         first: int = 0,
         last: int | None = None,
     ) -> Iterator[Batch]:
-        """The batches of an epoch from the one numbered ``first`` to the one before ``last``:
-        f(seed, epoch), at ``size`` pixels."""
-        labels = self.images.split.labels
-        order = epoch_order(labels, seed, epoch, self.batch_size, self.balanced, self.repeats)
-        count = self.training_batches()
-        chunks = np.split(order[: count * self.batch_size], self._cuts(count))
-        return self._augmented(chunks, slice(first, last), augmentation, size, seed, epoch)
+        """Return batches ``first`` to ``last - 1`` of an epoch, with images of ``size`` pixels.
 
-    def _augmented(
+        They are f(seed, epoch).
+        """
+        order = epoch_order(
+            self.images.split.labels,
+            seed,
+            epoch=epoch,
+            batch_size=self.batch_size,
+            balanced=self.balanced,
+            repeats=self.repeats,
+        )
+        count = self.training_batches()
+        chunks = np.split(order[: count * self.batch_size], self._boundaries(count))
+        return self._augmented_batches(
+            chunks,
+            slice(first, last),
+            augmentation=augmentation,
+            size=size,
+            seed=seed,
+            epoch=epoch,
+        )
+
+    def _augmented_batches(
         self,
         chunks: list[np.ndarray],
         wanted: slice,
+        *,
         augmentation: Augmentation,
         size: int,
         seed: int,
         epoch: int,
     ) -> Iterator[Batch]:
-        """The ``wanted`` ones of an epoch's batches."""
+        """Return the ``wanted`` batches of an epoch's ``chunks``."""
 
-        def make(image: int, copy: int) -> Tensor:
-            rng = randomness.for_image(seed, epoch, image, copy)
-            return augmentation(self.images[image], size, rng)
+        def augment(index: int, copy: int) -> Tensor:
+            rng = randomness.for_image(seed, epoch, index, copy)
+            return augmentation(self.images[index], size, rng)
 
-        return self._batches(chunks[wanted], make)
+        return self._batches(chunks[wanted], augment)
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every picture once, in order, by the evaluation preset."""
-        everyone = np.stack([np.arange(len(self.images)), np.zeros(len(self.images), int)], 1)
+        """Return batches of every image once, in order, with the evaluation preset."""
+        count = len(self.images)
+        order = np.stack([np.arange(count), np.zeros(count, int)], 1)
+        chunks = np.split(order, self._boundaries(-(-count // self.batch_size)))
         crop = self.images.preprocessing.crop
-        chunks = np.split(everyone, self._cuts(-(-len(everyone) // self.batch_size)))
-        return self._batches(chunks, lambda image, _: crop(self.images[image]))
+        return self._batches(chunks, lambda index, _: crop(self.images[index]))
 
-    def _cuts(self, batches: int) -> list[int]:
+    def _boundaries(self, batches: int) -> list[int]:
+        """Return the positions at which to split an epoch into ``batches``."""
         return [self.batch_size * i for i in range(1, batches)]
 
     def _batches(
-        self, chunks: Iterable[np.ndarray], make: Callable[[int, int], Tensor]
+        self, chunks: Iterable[np.ndarray], make_input: Callable[[int, int], Tensor]
     ) -> Iterator[Batch]:
-        """A batch of each chunk: ``(n, 2)``, pictures and their copies."""
+        """Make a batch of each chunk: ``(n, 2)``, indices of images and of their copies."""
 
-        def prepare(chunk: np.ndarray) -> Batch:
+        def make_batch(chunk: np.ndarray) -> Batch:
             indices = chunk[:, 0]
-            local_indices, lead = self._share(len(indices))
-            images = stack([make(image, copy) for image, copy in chunk[local_indices].tolist()])
+            local_indices, lead = self._local_share(len(indices))
+            inputs = [make_input(index, copy) for index, copy in chunk[local_indices].tolist()]
             labels = torch.from_numpy(self.images.split.labels[indices].astype(np.int64))
-            return Batch(images, labels, indices, local_indices, lead)
+            return Batch(
+                stack(inputs), labels, indices=indices, local_indices=local_indices, lead=lead
+            )
 
-        return prefetch_map(prepare, chunks, self.workers)
+        return prefetch_map(make_batch, chunks, self.workers)
 
-    def _share(self, count: int) -> tuple[np.ndarray | slice, int]:
-        """Places of this rank's pictures in a batch of ``count``; how many are only mixed in."""
+    def _local_share(self, count: int) -> tuple[np.ndarray | slice, int]:
+        """Return the positions of this rank in a batch of ``count``, and `Batch.lead`."""
         if self.ranks == 1:
             return slice(None), 0
         own = shares(np.arange(count), self.ranks)[self.rank]
@@ -139,7 +177,7 @@ class Loader:
 
 
 def shares(batch: np.ndarray, ranks: int) -> list[np.ndarray]:
-    """A whole batch cut into the share of each rank.
+    """Return the share of each rank in a whole batch: consecutive items.
 
     >>> [share.tolist() for share in shares(np.arange(5), 2)]
     [[0, 1, 2], [3, 4]]

@@ -16,9 +16,12 @@ from . import tree
 from .paths import SPLITS, LeftOut, Paths, is_image, is_system, spelling
 
 
-def base(file: Path, notes: list[str]) -> Path:
-    """What the paths in a manifest are relative to: its folder. The ``split.csv`` of a run names
-    the photos that the run was begun with, where they still are."""
+def base_folder(file: Path, notes: list[str]) -> Path:
+    """Return the folder that the paths in a manifest are relative to: the manifest's own folder.
+
+    The paths in a run's ``split.csv`` are relative to the photos that the run recorded, if they
+    still exist; ``notes`` gets a line about it.
+    """
     recorded = file.parent / "environment.json"
     if file.name == "split.csv" and tree.is_run(str(file.parent)):
         data = Path(json.loads(recorded.read_text(encoding="utf-8"))["data"])
@@ -29,32 +32,36 @@ def base(file: Path, notes: list[str]) -> Path:
     return file.parent
 
 
-def read(
-    file: Path, base: Path, left_out: LeftOut, notes: list[str]
+def read_manifest(
+    file: Path, base: Path, *, left_out: LeftOut, notes: list[str]
 ) -> dict[str, dict[str, Paths]]:
-    """{split: {class: paths}}, in the order of the file; ``all`` where it names no splits.
+    """Return {split: {class: paths}}, in the order of the file.
+
+    The only split is ``all`` if the file names no splits.
 
     Args:
-        base: what its paths are relative to.
-        left_out: counts the rows that are not taken, by reason.
-        notes: gets a line for everything that could be read in another way too.
+        file: the manifest.
+        base: the folder that its paths are relative to.
+        left_out: counts the rows that are left out, by reason.
+        notes: gets a line for everything that is ambiguous.
 
     Raises:
-        DataError: no UTF-8 text, or columns or values that a manifest cannot have; the message
-            names the line.
+        DataError: the file is not UTF-8 text, or has columns or values that a manifest cannot
+            have; the message names the line.
     """
     if is_image(file.name):
-        raise DataError(f"{file} is one picture; expected a folder with a sub-folder a class")
-    # A path may be no text; what else is none is refused.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        found = _parse(
-            file, csv.reader(lines, skipinitialspace=True), _Files(base), left_out, notes
+        raise DataError(
+            f"{file} is a single image; expected a folder with one sub-folder per class"
         )
+    # A path need not be valid UTF-8; anything else must be.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.reader(lines, skipinitialspace=True)
+        found = _parse(file, rows, files=_Files(base), left_out=left_out, notes=notes)
     return _merge_spellings(file, found, notes)
 
 
 def _parse(
-    file: Path, rows: Iterator[list[str]], files: _Files, left_out: LeftOut, notes: list[str]
+    file: Path, rows: Iterator[list[str]], *, files: _Files, left_out: LeftOut, notes: list[str]
 ) -> dict[str, dict[str, Paths]]:
     found: dict[str, dict[str, Paths]] = {}
     columns = [name.strip() for name in next(rows, [])]
@@ -65,18 +72,21 @@ def _parse(
             f"{file} has the columns {', '.join(columns) or '(none)'}; "
             f"expected path,label and optionally split{hint}"
         )
-    places = [columns.index(name) for name in ("path", "label")]
-    place = columns.index("split") if "split" in columns else len(columns)
+    path_column = columns.index("path")
+    label_column = columns.index("label")
+    split_column = columns.index("split") if "split" in columns else len(columns)
     for row in rows:
         if not row:
             continue  # an empty line
-        where = f"{file}, line {rows.line_num}"  # type: ignore[attr-defined]
+        line = f"{file}, line {rows.line_num}"  # type: ignore[attr-defined]
         row = [csv_text(value.strip()) for value in row] + [""] * (len(columns) + 1 - len(row))
-        path, label, split = row[places[0]], row[places[1]], row[place].lower() or "all"
+        path = row[path_column]
+        label = row[label_column]
+        split = row[split_column].lower() or "all"
         if not path or not label:
-            raise DataError(f"{where}: path or label is empty")
+            raise DataError(f"{line}: path or label is empty")
         if split != "all" and split not in SPLITS:
-            raise DataError(f"{where}: split is train, val or test; got {split}")
+            raise DataError(f"{line}: split must be train, val or test; got {split}")
         if not (path.isascii() and label.isascii()):
             path = os.fsdecode(path.encode("utf-8", "surrogateescape"))
             if not files.exists(path):
@@ -84,21 +94,22 @@ def _parse(
             elif _is_text(path):
                 _check_text(file, label)
             label = unicodedata.normalize("NFC", label)
-        named = path if is_image(path) and "\\" not in path else files.find(path, where)
-        if named is None:
+        image = path if is_image(path) and "\\" not in path else files.find_image(path, line)
+        if image is None:
             left_out.add(tree.SYSTEM if is_system(os.path.basename(path)) else tree.OTHER, path)
             continue
         by_class = found.setdefault(SPLITS.get(split, "all"), {})
         if label not in by_class:
             by_class[label] = Paths()
-        by_class[label].append(named)
+        by_class[label].append(image)
     if "all" in found and len(found) > 1:
-        raise DataError(f"{file}: some rows have a split and some have none; give all or none")
-    if files.found:
-        example = next(iter(files.found.items()))
+        raise DataError(f"{file}: some rows have a split and some do not; give all or none")
+    if files.renamed:
+        written, actual = next(iter(files.renamed.items()))
+        count = f"{len(files.renamed):,} paths" if len(files.renamed) > 1 else "1 path"
         notes.append(
-            f"{len(files.found):,} paths in {file} are not written as the files are called: "
-            f"found by the rest of their names, such as {example[0]} -> {example[1]}"
+            f"{count} in {file} did not match a file name exactly and were completed, such as "
+            f"{written} -> {actual}"
         )
     return found
 
@@ -115,60 +126,64 @@ def _check_text(file: Path, value: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{file} is no UTF-8 text; save it as CSV in UTF-8") from error
+        raise DataError(f"{file} is not UTF-8 text; save it as CSV in UTF-8") from error
 
 
 class _Files:
-    """The files that rows name, also where a row leaves the extension out."""
+    """The files that rows refer to, even if a row omits the extension or uses backslashes."""
 
     def __init__(self, base: Path) -> None:
         self._base = str(base)
-        self._listed: dict[str, dict[str, list[str]]] = {}
-        self.found: dict[str, str] = {}  # what a row says -> what the file is called
+        self._stems_by_folder: dict[str, dict[str, list[str]]] = {}
+        self.renamed: dict[str, str] = {}  # path in the row -> path of the file
 
     def exists(self, path: str) -> bool:
+        """Return whether there is a file or link at ``path``."""
         return os.path.lexists(os.path.join(self._base, path))
 
-    def find(self, path: str, where: str) -> str | None:
-        """The path of the file that a row means; None where that is no picture.
+    def find_image(self, path: str, line: str) -> str | None:
+        """Return the path of the image that a row refers to; None if that is not an image.
+
+        Args:
+            path: the path in the row.
+            line: what error messages call the row.
 
         Raises:
-            DataError: it could be several files.
+            DataError: the path could be several files.
         """
-        slashed = path.replace("\\", "/")  # as on Windows
-        name = path if self.exists(path) else slashed
+        name = path if self.exists(path) else path.replace("\\", "/")  # as on Windows
         if not is_image(name):
             folder, stem = os.path.split(name)
             names = self._stems(folder).get(stem, [])
             if len(names) > 1:
-                raise DataError(
-                    f"{where}: {path} could be {' or '.join(names)}; write its extension too"
-                )
+                raise DataError(f"{line}: {path} could be {' or '.join(names)}; add the extension")
             if names:
                 name = os.path.join(folder, names[0])
             elif is_system(stem) or os.path.splitext(stem)[1].strip(".0123456789"):
-                return None  # of another kind
+                return None  # not an image
         if name != path:
-            self.found[path] = name
+            self.renamed[path] = name
         return name
 
     def _stems(self, folder: str) -> dict[str, list[str]]:
-        """{name without extension: names} of the pictures in a folder."""
-        if folder not in self._listed:
+        """Return {name without extension: names} of the images in a folder."""
+        if folder not in self._stems_by_folder:
             stems: dict[str, list[str]] = {}
             path = os.path.join(self._base, folder)
             for entry in tree.entries(path) if os.path.isdir(path) else []:
                 if is_image(entry.name):
                     stems.setdefault(os.path.splitext(entry.name)[0], []).append(entry.name)
-            self._listed[folder] = stems
-        return self._listed[folder]
+            self._stems_by_folder[folder] = stems
+        return self._stems_by_folder[folder]
 
 
 def _merge_spellings(
     file: Path, found: dict[str, dict[str, Paths]], notes: list[str]
 ) -> dict[str, dict[str, Paths]]:
-    """Take labels that differ only in how a spreadsheet or a person writes them for one class,
-    called as most of its rows are (of equally many, as the first)."""
+    """Merge labels that differ only in case or number format into one class.
+
+    The class gets the spelling of most of its rows; the first one if several are equally common.
+    """
     counts: Counter[str] = Counter()
     for by_class in found.values():
         for label, paths in by_class.items():
@@ -176,22 +191,23 @@ def _merge_spellings(
     same: dict[str, list[str]] = {}
     for label in counts:
         same.setdefault(spelling(label), []).append(label)
-    called: dict[str, str] = {}
+    class_names: dict[str, str] = {}
     for labels in same.values():
         name = max(labels, key=counts.__getitem__)
-        called |= dict.fromkeys(labels, name)
+        class_names |= dict.fromkeys(labels, name)
         if len(labels) > 1:
             notes.append(
-                f"the labels {', '.join(map(repr, labels))} in {file} are taken for one class, "
-                f"{name!r}; if they are not, give them names that differ in more than case and "
-                "the writing of a number"
+                f"the labels {', '.join(map(repr, labels))} in {file} are read as one class, "
+                f"{name!r}. If they are different classes, give them names that differ in more "
+                "than case or number format"
             )
     merged: dict[str, dict[str, Paths]] = {}
     for split, by_class in found.items():
         into = merged.setdefault(split, {})
         for label, paths in by_class.items():
-            if called[label] in into:
-                into[called[label]].extend(paths)
+            name = class_names[label]
+            if name in into:
+                into[name].extend(paths)
             else:
-                into[called[label]] = paths
+                into[name] = paths
     return merged

@@ -1,7 +1,7 @@
 """MixUp and CutMix on a batch: f(seed, step).
 
-MixUp (arXiv:1710.09412) blends each picture with another one of the batch, CutMix
-(arXiv:1905.04899) pastes a box of the other one; the targets are blended by the same share.
+MixUp (arXiv:1710.09412) blends each image with another of the batch. CutMix (arXiv:1905.04899)
+pastes a box of the other image. The targets are blended in the same proportion.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ def mix(
     seed: int,
     step: int,
 ) -> tuple[Tensor, Tensor]:
-    """Mix a batch by one of the two methods, with even odds where both are on.
+    """Mix a batch by MixUp or CutMix; if both are on, each has probability 1/2.
 
     Args:
         images: ``(n, C, H, W)`` float.
         labels: ``(n,)`` int64.
-        mixup, cutmix: the alpha of the Beta distribution that the share comes from; 0 is off.
+        mixup: alpha of the Beta distribution from which MixUp draws its share; 0 is off.
+        cutmix: the same for CutMix.
+        classes: number of classes.
+        seed: seed of the run.
+        step: step of the run.
 
     Returns:
-        Images of the same shape, and targets ``(n, classes)`` float32 that sum to 1. Where both are
-        off, ``images`` and ``labels`` themselves.
+        Images of the same shape, and targets ``(n, classes)`` float32 that sum to 1. If both are
+        off, ``images`` and ``labels`` unchanged.
     """
     methods = [name for name, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
     if not methods:
@@ -44,22 +48,24 @@ def mix(
     method = rng.choice(methods)
     alpha = mixup if method == "mixup" else cutmix
     share = rng.betavariate(alpha, alpha)
-    # The one before it, as the order of the batch is random already; `Loader` relies on this.
+    # The partner is the image before: batches are already shuffled. `Loader` relies on this.
     partner = images.roll(1, 0)
     if method == "mixup":
         images = images * share + partner * (1 - share)
     else:
         height, width = images.shape[-2:]
-        top, bottom, left, right = _box(height, width, share, rng)
+        top, bottom, left, right = _random_box(height, width, share=share, rng=rng)
         images = images.clone()
         images[:, :, top:bottom, left:right] = partner[:, :, top:bottom, left:right]
         share = 1 - (bottom - top) * (right - left) / (height * width)
     return images, targets * share + targets.roll(1, 0) * (1 - share)
 
 
-def _box(height: int, width: int, share: float, rng: Random) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of a box that leaves about ``share`` of the picture."""
-    half = math.sqrt(1 - share) / 2
-    x, y = rng.randrange(width), rng.randrange(height)
-    h, w = int(half * height), int(half * width)
+def _random_box(height: int, width: int, *, share: float, rng: Random) -> tuple[int, int, int, int]:
+    """Return top, bottom, left, right of a box that leaves about ``share`` of the image."""
+    half_side = math.sqrt(1 - share) / 2
+    x = rng.randrange(width)
+    y = rng.randrange(height)
+    h = int(half_side * height)
+    w = int(half_side * width)
     return max(0, y - h), min(height, y + h), max(0, x - w), min(width, x + w)

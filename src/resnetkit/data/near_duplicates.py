@@ -1,8 +1,9 @@
-"""Which pictures look the same although their files differ: saved again, resized, brightened.
+"""Near duplicates: images that look the same in different files (resaved, resized, brightened).
 
-Two steps. A hash of 64 bits (pHash: the signs of the low frequencies, as in Zauner, "Implementation
-and benchmarking of perceptual image hash functions", 2010) finds candidates without comparing every
-picture with every other; their thumbnails then decide. Crops, turns and mirrors are not found.
+There are two steps. A 64-bit hash (pHash: the low frequencies over their median, as in Zauner,
+"Implementation and benchmarking of perceptual image hash functions", 2010) finds candidates without
+comparing every pair of images. Then the correlation of their thumbnails decides. Cropped, rotated
+and mirrored copies are not found.
 """
 
 from __future__ import annotations
@@ -12,48 +13,60 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .color import to_look_at
+from .color import to_rgb
 from .resize import resize
 
 DISTANCE = 7
-"""Bits in which the hashes of two candidates differ at most."""
+"""Largest number of bits in which the hashes of two candidates differ."""
 
-ALIKE = 0.975
-"""Least correlation of two thumbnails of the same picture. Looked at by eye: of 68,000 pictures of
-four kinds, the greatest correlation of two that differ was 0.972 (two white shirts on one red
-cloth); of 36 pairs of CIFAR-10 from 0.95 to 0.98, all were one picture."""
+MIN_CORRELATION = 0.975
+"""Smallest correlation of the thumbnails of two near duplicates.
+
+Checked by eye: among 68,000 images of four kinds, the largest correlation of two different ones was
+0.972 (two white shirts on one red cloth). Of 36 pairs in CIFAR-10 between 0.95 and 0.98, all were
+the same image."""
 
 FLAT = 4.0
-"""Least standard deviation, of 255, of a thumbnail that has something to compare."""
+"""Smallest standard deviation, on a scale of 255, of a thumbnail with enough detail to compare."""
 
-SAME_HASH = 200  # of more pictures with one hash, each further one is compared with the first alone
-_GREY, _THUMB = 32, 16
-_BANDS = 4  # of 16 bits; 7 bits in four bands: at least one of them has at most one
-_CHUNK = 1 << 14
+SAME_HASH = 200
+"""If more images share one hash, each further one is compared with the first of them only."""
+
+_GREY = 32  # side of the image that is hashed, in pixels
+_THUMB = 16  # side of a thumbnail, in pixels
+_BANDS = 4  # of 16 bits: if 7 bits differ, at least one band differs in at most one bit
+_CHUNK = 1 << 14  # pairs compared at once
 _COSINES = 2 * np.cos(
     np.pi * np.arange(8)[:, None] * (2 * np.arange(_GREY)[None, :] + 1) / (2 * _GREY)
 )  # the first 8 rows of the discrete cosine transform, type II
 
 
 @dataclass(frozen=True)
-class Look:
-    """``hash`` is 64 bits; ``thumb`` is ``(16, 16, 3)`` uint8; ``flat`` where it shows nothing."""
+class Signature:
+    """What near duplicates are compared by.
+
+    ``hash`` is 64 bits, ``thumb`` is ``(16, 16, 3)`` uint8, and ``flat`` says that the image has
+    too little detail to be compared.
+    """
 
     hash: int
     thumb: np.ndarray
     flat: bool
 
 
-def look(pixels: np.ndarray) -> Look:
-    """How a picture looks from afar; ``pixels`` is ``(H, W, C)`` uint8."""
-    small = resize(to_look_at(pixels), (_GREY, _GREY))
+def signature(pixels: np.ndarray) -> Signature:
+    """Return the signature of an image, ``(H, W, C)`` uint8."""
+    small = resize(to_rgb(pixels), (_GREY, _GREY))
     grey = small @ np.array([0.299, 0.587, 0.114])  # as in BT.601
     thumb = resize(small, (_THUMB, _THUMB))
-    return Look(phash(grey.round()), thumb, bool(thumb.std((0, 1)).max() < FLAT))
+    flat = bool(thumb.std((0, 1)).max() < FLAT)
+    return Signature(phash(grey.round()), thumb, flat=flat)
 
 
 def phash(grey: np.ndarray) -> int:
-    """64 bits, the first frequency in the highest: which of the 8 x 8 lowest are over their median.
+    """Return 64 bits: which of the 8 x 8 lowest frequencies exceed their median.
+
+    The first frequency is the highest bit.
 
     Args:
         grey: ``(32, 32)``.
@@ -64,10 +77,10 @@ def phash(grey: np.ndarray) -> int:
 
 
 def near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
-    """All pairs of hashes that differ in at most `DISTANCE` bits, each at least once.
+    """Yield all pairs of hashes that differ in at most `DISTANCE` bits, each at least once.
 
-    Four bands of 16 bits cannot all differ in two bits or more, or there were eight: so it is
-    enough to look, for each band, at the pictures whose band is equal or differs in one bit.
+    If all four bands of 16 bits differed in two bits or more, eight bits would differ. So it is
+    enough to compare, for each band, images whose band is equal or differs in one bit.
 
     Args:
         hashes: ``(n,)`` uint64.
@@ -81,28 +94,30 @@ def near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
         ends = np.searchsorted(keys[order], np.arange(2**16 + 1, dtype=np.uint32))
         for flip in (0, *(1 << bit for bit in range(16))):
             partner = keys ^ np.uint16(flip)
-            first, counts = ends[partner], ends[partner.astype(np.int64) + 1] - ends[partner]
+            first = ends[partner]
+            counts = ends[partner.astype(np.int64) + 1] - first
             for rows in _chunks(counts):
-                here = counts[rows]
-                left = np.repeat(rows, here)
-                within = np.arange(here.sum()) - np.repeat(np.cumsum(here) - here, here)
-                right = order[np.repeat(first[rows], here) + within]
+                row_counts = counts[rows]
+                left = np.repeat(rows, row_counts)
+                starts = np.repeat(np.cumsum(row_counts) - row_counts, row_counts)
+                offsets = np.arange(row_counts.sum()) - starts
+                right = order[np.repeat(first[rows], row_counts) + offsets]
                 close = np.bitwise_count(hashes[left] ^ hashes[right]) <= DISTANCE
-                found = np.stack([left, right], 1)[close & (left < right)]
-                if len(found):
-                    yield found
+                pairs = np.stack([left, right], 1)[close & (left < right)]
+                if len(pairs):
+                    yield pairs
 
 
 def _chunks(counts: np.ndarray, most: int = 1 << 21) -> Iterator[np.ndarray]:
-    """Indices in order, in parts whose ``counts`` add up to about ``most``."""
+    """Yield consecutive indices, in chunks whose ``counts`` add up to about ``most``."""
     ends = np.cumsum(counts)
-    splits = int(ends[-1]) // most + 1 if len(ends) else 0
-    cuts = np.searchsorted(ends, np.arange(1, splits) * most)
-    return (split for split in np.split(np.arange(len(counts)), cuts) if len(split))
+    chunks = int(ends[-1]) // most + 1 if len(ends) else 0
+    cuts = np.searchsorted(ends, np.arange(1, chunks) * most)
+    return (chunk for chunk in np.split(np.arange(len(counts)), cuts) if len(chunk))
 
 
-def alike(thumbs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The correlation of the thumbnails of each pair, in [-1, 1]; brightness does not count.
+def correlations(thumbs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return the correlation of the thumbnails of each pair, in [-1, 1]; brightness cancels out.
 
     Args:
         thumbs: ``(n, 16, 16, 3)`` uint8.
@@ -118,59 +133,69 @@ def alike(thumbs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return correlation
 
 
-def groups(
+def near_duplicate_groups(
     hashes: np.ndarray, thumbs: np.ndarray, advance: Callable[[], None] = lambda: None
 ) -> list[list[int]]:
-    """Pictures that look the same, two or more in a group, by their first.
+    """Return groups of two or more near duplicates, ordered by their first image.
 
     Args:
         hashes: ``(n,)`` uint64.
         thumbs: ``(n, 16, 16, 3)`` uint8.
-        advance: called after each comparison of many.
+        advance: called after each batch of comparisons.
     """
-    root = list(range(len(hashes)))
+    parent = list(range(len(hashes)))  # a union-find forest; the root is a group's first image
 
-    def find(i: int) -> int:
-        while root[i] != i:
-            root[i] = i = root[root[i]]
+    def find_root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
         return i
 
-    searched, crowd = _crowds(hashes)
+    searched, crowd_pairs = _crowds(hashes)
     candidates = (searched[pairs] for pairs in near_pairs(hashes[searched]))
-    for pairs in (crowd, *candidates) if len(crowd) else candidates:
+    for pairs in (crowd_pairs, *candidates) if len(crowd_pairs) else candidates:
         for start in range(0, len(pairs), _CHUNK):
-            split = pairs[start : start + _CHUNK]
-            apart = [find(i) != find(j) for i, j in split.tolist()]
-            split = split[np.array(apart, bool)]
-            for i, j in split[alike(thumbs, split) >= ALIKE].tolist():
-                first, second = sorted((find(i), find(j)))
-                root[second] = first
+            chunk = pairs[start : start + _CHUNK]
+            apart = [find_root(i) != find_root(j) for i, j in chunk.tolist()]
+            chunk = chunk[np.array(apart, bool)]
+            for i, j in chunk[correlations(thumbs, chunk) >= MIN_CORRELATION].tolist():
+                first, second = sorted((find_root(i), find_root(j)))
+                parent[second] = first
             advance()
     members: dict[int, list[int]] = {}
-    for i in range(len(root)):
-        members.setdefault(find(i), []).append(i)
+    for i in range(len(parent)):
+        members.setdefault(find_root(i), []).append(i)
     return [group for group in members.values() if len(group) > 1]
 
 
 def keep_together(
-    labels: np.ndarray, digests: Sequence[str], looks: Iterable[Look]
+    labels: np.ndarray, digests: Sequence[str], signatures: Iterable[Signature]
 ) -> tuple[list[str], int]:
-    """The digests, but of the images of one class that look the same, the digest of the first; and
-    how many images that changes. A group of more than half of its class stays as it is: a split has
-    to divide it.
+    """Give near duplicates of one class the same digest, so that a split keeps them together.
+
+    A group of more than half of its class is left as it is, because a split has to divide it.
 
     Args:
         labels: ``(n,)``.
+        digests: of each image's contents.
+        signatures: of each image.
+
+    Returns:
+        The digests, where each near duplicate has that of the first in its group; and the number of
+        images in those groups.
     """
     count = len(digests)
-    hashes, thumbs = np.zeros(count, np.uint64), np.zeros((count, _THUMB, _THUMB, 3), np.uint8)
+    hashes = np.zeros(count, np.uint64)
+    thumbs = np.zeros((count, _THUMB, _THUMB, 3), np.uint8)
     flat = np.zeros(count, bool)
-    for i, seen in enumerate(looks):
-        hashes[i], thumbs[i], flat[i] = seen.hash, seen.thumb, seen.flat
-    together, changed = list(digests), 0
+    for i, each in enumerate(signatures):
+        hashes[i] = each.hash
+        thumbs[i] = each.thumb
+        flat[i] = each.flat
+    together = list(digests)
+    changed = 0
     for label in np.unique(labels):
         own = np.flatnonzero((labels == label) & ~flat)
-        for group in groups(hashes[own], thumbs[own]):
+        for group in near_duplicate_groups(hashes[own], thumbs[own]):
             members = own[group].tolist()
             if len({digests[i] for i in members}) > 1 and 2 * len(members) <= len(own):
                 changed += len(members)
@@ -180,8 +205,10 @@ def keep_together(
 
 
 def _crowds(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which pictures are compared with all that are near; and pairs of a further one with the
-    first, where more than `SAME_HASH` have the same hash."""
+    """Return the images to compare with all their candidates, and pairs for the others.
+
+    If more than `SAME_HASH` images have one hash, each further one is paired with the first.
+    """
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     first = np.searchsorted(ordered, ordered)

@@ -1,4 +1,4 @@
-"""What a path says by itself; and many paths in little memory."""
+"""What a file name says about a file, and a compact list of paths."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}
 )
-"""What is taken for a picture: raster formats that are decoded in this process."""
+"""Extensions of images: raster formats that are decoded in this process."""
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What folders and manifests call the splits, in any case."""
+"""Names of splits in folders and manifests, in lower case."""
 
 _SYSTEM = frozenset(
     {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}  # Synology, QNAP
@@ -34,35 +34,44 @@ _SYSTEM = frozenset(
 )
 _SYSTEM_SUFFIXES = (".lrdata",)  # Lightroom's previews
 
-_AFFIXED = re.compile(
+_PLURAL = re.compile(r"\b(file|folder|image|link)s\b")
+
+_SPLIT_WORD = re.compile(
     rf"(?<![^\W\d_])({'|'.join(sorted(SPLITS, key=len, reverse=True))})"
     r"(?=(?:set|data|images?)?(?![^\W\d_]))"
 )
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is never data: it is hidden, or an operating system, a
-    network drive or a photo program put it there."""
+    """Return whether a file or folder of this name is never data.
+
+    It is hidden, or was created by an operating system, a network drive or a photo program.
+    """
     lower = name.lower()
     return name.startswith(".") or lower in _SYSTEM or lower.endswith(_SYSTEM_SUFFIXES)
 
 
 def is_image(path: str) -> bool:
-    """Whether the name says so; files of the system are none."""
+    """Return whether a path has an image's extension and is not a system file."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not is_system(name)
 
 
 def label(name: str) -> str:
-    """The class that a folder's name means: the same text on every machine, whatever its locale,
-    and whether its disk keeps accents composed (NFC) or apart (NFD, as macOS does)."""
+    """Return the class name of a folder, which is the same on every machine.
+
+    It does not depend on the locale, or on whether the disk stores accents composed (NFC) or
+    decomposed (NFD, as macOS does).
+    """
     text = os.fsencode(name).decode("utf-8", "surrogateescape")
     return unicodedata.normalize("NFC", text)
 
 
 def spelling(label: str) -> str:
-    """What is the same for labels that probably mean one class, whoever typed them: numbers by
-    their value, words in any case. Single letters differ by case: they may be what is learned.
+    """Return a key that is equal for labels that probably mean the same class.
+
+    Numbers are equal by value, and words regardless of case. Single letters differ by case, because
+    letters may be the classes.
 
     >>> [spelling(label) for label in ("1", "01", "1.0", "Cat", "cat", "A", "a")]
     ['1', '1', '1', 'cat', 'cat', 'A', 'a']
@@ -74,21 +83,21 @@ def spelling(label: str) -> str:
 
 
 def affixed_split(name: str) -> tuple[str, tuple[str, str]] | None:
-    """The split that one word of a name means, and what stands around that word.
+    """Return the split that one word of a name means, and the text before and after that word.
 
     >>> affixed_split("seg_train"), affixed_split("TestImages"), affixed_split("restrain")
     (('train', ('seg_', '')), ('test', ('', '_images')), None)
     """
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    found = list(_AFFIXED.finditer(words))
-    if len(found) != 1:
+    matches = list(_SPLIT_WORD.finditer(words))
+    if len(matches) != 1:
         return None
-    (match,) = found
+    (match,) = matches
     return SPLITS[match[1]], (words[: match.start()], words[match.end() :])
 
 
 class LeftOut(Counter[str]):
-    """How many files and folders were not taken, by reason, with an example of each."""
+    """Counts of the files and folders that were left out, by reason, with an example of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,25 +109,32 @@ class LeftOut(Counter[str]):
         self.examples.setdefault(reason, example)
 
     def lines(self) -> list[str]:
-        """A line for each reason.
+        """Return a line for each reason.
 
-        >>> found = LeftOut()
-        >>> found.add("file(s) of another kind", "cat/notes.txt")
-        >>> found.lines()
-        ['1 file(s) of another kind, such as cat/notes.txt']
+        >>> left_out = LeftOut()
+        >>> left_out.add("files of another kind", "cat/notes.txt")
+        >>> left_out.lines()
+        ['1 file of another kind, such as cat/notes.txt']
         """
         return [
-            f"{count:,} {reason}, such as {self.examples[reason]}"
-            for reason, count in self.items()
-            if count
+            f"{_count(number, reason)}, such as {self.examples[reason]}"
+            for reason, number in self.items()
+            if number
         ]
 
 
-class Paths(Sequence[str]):
-    """A list of paths that takes their bytes and eight more each; it can grow at its end.
+def _count(number: int, reason: str) -> str:
+    """Return "1 hidden file", "2 hidden files", given a reason in the plural."""
+    if number == 1:
+        reason = _PLURAL.sub(r"\1", reason, count=1)
+    return f"{number:,} {reason}"
 
-    A list of ``str`` takes 57 more, and its reference counts are written to whenever one is looked
-    at, so that a forked process copies it page by page.
+
+class Paths(Sequence[str]):
+    """An append-only list of paths that takes 8 bytes per path in addition to their text.
+
+    A list of ``str`` takes 57 more bytes per path. Every access writes to its reference counts, so
+    a forked process copies it page by page.
 
     >>> paths = Paths(["cats/1.jpg", "dogs/é.jpg"])
     >>> paths[1], paths[-2], len(paths), list(paths[:1])
@@ -134,11 +150,12 @@ class Paths(Sequence[str]):
             self.append(path)
 
     def append(self, path: str) -> None:
+        """Append a path."""
         self._text += os.fsencode(path)
         self._ends.append(len(self._text))
 
     def extend(self, others: Paths) -> None:
-        """Append all of ``others``."""
+        """Append all paths of ``others``."""
         ends = np.frombuffer(others._ends, np.uint64) + np.uint64(len(self._text))
         self._text += others._text
         self._ends.frombytes(ends.tobytes())
@@ -153,12 +170,12 @@ class Paths(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | Paths:
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
-        place = operator.index(index)  # a number of NumPy's will do
-        place += len(self) if place < 0 else 0
-        if not 0 <= place < len(self):
+        position = operator.index(index)  # accepts NumPy's integers too
+        position += len(self) if position < 0 else 0
+        if not 0 <= position < len(self):
             raise IndexError(f"path {index} of {len(self)}")
-        start = self._ends[place - 1] if place else 0
-        return os.fsdecode(bytes(self._text[start : self._ends[place]]))
+        start = self._ends[position - 1] if position else 0
+        return os.fsdecode(bytes(self._text[start : self._ends[position]]))
 
     def __iter__(self) -> Iterator[str]:
         start = 0
@@ -167,7 +184,7 @@ class Paths(Sequence[str]):
             start = end
 
     def take(self, indices: Iterable[int]) -> Paths:
-        """The paths at ``indices``, in that order."""
+        """Return the paths at ``indices``, in that order."""
         return Paths(self[i] for i in indices)
 
     def __eq__(self, other: object) -> bool:
@@ -175,7 +192,7 @@ class Paths(Sequence[str]):
             return NotImplemented
         return self._ends == other._ends and self._text == other._text
 
-    __hash__ = None  # type: ignore[assignment]  # it can grow
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self[:3]))

@@ -1,13 +1,13 @@
-"""Where working pixels are kept: end to end in few large buffers, in memory or in a file.
+"""Storage for working pixels: end to end in a few large buffers, in memory or in a file.
 
-No object a picture, so that memory stays flat however many there are. What is kept is a function of
-the file and the working size, and read only: no random result ever is.
+There is no object per image, so memory does not grow with their number. Stored pixels are a
+function of the file and the working size, and read-only: no random result is ever stored.
 
 The file, all numbers little-endian::
 
-    pixels     of every picture that could be read, (H, W, C) uint8, one after the other
-    shapes     (n, 2) int32: height and width; 0, 0 where it could not be read
-    errors     JSON: what is wrong with the bytes of a picture, by index
+    pixels     of every image that could be read, (H, W, C) uint8, one after the other
+    shapes     (n, 2) int32: height and width; 0, 0 for images that could not be read
+    errors     JSON: error messages about the bytes of images, by index
     footer     magic (8 bytes), n (int64), length of errors (int64), BLAKE2b-128 of shapes to here
 """
 
@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 CHUNK = 64 * 2**20
-"""Bytes of a buffer in memory; the part that is not written to costs nothing."""
+"""Bytes of a buffer in memory; pages that are never written take no memory."""
 
 _MAGIC = b"RNKPIX1\n"
 _FOOTER = struct.Struct("<8sqq16s")
@@ -33,14 +33,14 @@ _FOOTER = struct.Struct("<8sqq16s")
 
 @dataclass
 class Pixels:
-    """Working pixels of ``n`` pictures, as far as they are kept.
+    """Working pixels of ``n`` images, some or all of which are stored.
 
     Args:
         buffers: flat uint8 arrays.
-        buffer: ``(n,)`` int32, in which of them a picture lies; -1 where it is not kept.
-        start: ``(n,)`` int64, where in it.
+        buffer: ``(n,)`` int32, the index of each image's buffer; -1 if it is not stored.
+        start: ``(n,)`` int64, the offset in that buffer.
         shapes: ``(n, 2)`` int32, height and width.
-        channels: of every picture.
+        channels: channels of every image.
     """
 
     buffers: list[np.ndarray]
@@ -48,17 +48,21 @@ class Pixels:
     start: np.ndarray
     shapes: np.ndarray
     channels: int = 3
-    _free: int = 0  # of the last buffer, at its end
+    _free: int = 0  # bytes at the end of the last buffer
 
     @classmethod
-    def none(cls, count: int, channels: int = 3) -> Pixels:
-        """Room for ``count`` pictures in memory, of which none is kept yet."""
-        nowhere = np.full(count, -1, np.int32)
-        start, shapes = np.zeros(count, np.int64), np.zeros((count, 2), np.int32)
-        return cls([], nowhere, start, shapes, channels)
+    def empty(cls, count: int, channels: int = 3) -> Pixels:
+        """Return storage in memory for ``count`` images, none of them stored yet."""
+        return cls(
+            buffers=[],
+            buffer=np.full(count, -1, np.int32),
+            start=np.zeros(count, np.int64),
+            shapes=np.zeros((count, 2), np.int32),
+            channels=channels,
+        )
 
     def get(self, row: int) -> np.ndarray | None:
-        """``(H, W, channels)`` uint8, read only; None where it is not kept."""
+        """Return ``(H, W, channels)`` uint8, read-only; None if it is not stored."""
         if self.buffer[row] < 0:
             return None
         height, width = self.shapes[row].tolist()
@@ -69,7 +73,7 @@ class Pixels:
         return flat.reshape(height, width, self.channels)
 
     def add(self, row: int, pixels: np.ndarray) -> None:
-        """Keep a copy of ``(H, W, channels)`` uint8 in memory."""
+        """Store a copy of ``(H, W, channels)`` uint8 in memory."""
         if pixels.nbytes > self._free:
             self._free = max(CHUNK, pixels.nbytes)
             self.buffers.append(np.empty(self._free, np.uint8))
@@ -81,19 +85,18 @@ class Pixels:
         self.start[row] = start
         self.buffer[row] = len(self.buffers) - 1
 
-    def kept(self) -> int:
-        """How many pictures are kept."""
-        return int((self.buffer >= 0).sum())
 
+def write_pixels(file: BinaryIO, images: Iterable[np.ndarray | str | None]) -> None:
+    """Write the pixels of every image in order.
 
-def write(file: BinaryIO, images: Iterable[np.ndarray | str | None]) -> None:
-    """Write the pixels of every picture in order; of one that cannot be read, what is wrong; None
-    for one that could not be read this time, about which nothing is remembered.
+    An error message stands for an image that cannot be read. None stands for one that failed
+    temporarily, about which nothing is recorded.
 
     Raises:
-        OSError: there is no room, or the disk fails.
+        OSError: the disk is full or fails.
     """
-    shapes, errors = [], {}
+    shapes = []
+    errors = {}
     for row, image in enumerate(images):
         if image is None or isinstance(image, str):
             shapes.append((0, 0))
@@ -103,19 +106,21 @@ def write(file: BinaryIO, images: Iterable[np.ndarray | str | None]) -> None:
             file.write(np.ascontiguousarray(image).data)
             shapes.append(image.shape[:2])
     table = np.array(shapes, dtype="<i4").reshape(-1, 2).tobytes()
-    words = json.dumps(errors).encode()
-    file.write(table + words + _FOOTER.pack(_MAGIC, len(shapes), len(words), _sum(table, words)))
+    messages = json.dumps(errors).encode()
+    footer = _FOOTER.pack(_MAGIC, len(shapes), len(messages), _checksum(table, messages))
+    file.write(table + messages + footer)
 
 
-def open_file(path: Path, count: int, channels: int = 3) -> tuple[Pixels, dict[int, str]] | None:
-    """The pixels in a file that `write` made of ``count`` pictures, mapped into memory, and what is
-    wrong with those that cannot be read; None where the file is damaged.
+def open_pixels(path: Path, count: int, channels: int = 3) -> tuple[Pixels, dict[int, str]] | None:
+    """Map a file by `write_pixels` into memory.
 
-    Checked are the footer, the table of shapes by its hash, and that the length of the file is what
-    these say; the pixels themselves are taken as the disk gives them.
+    The footer, the hash of the shapes and the length of the file are checked; the pixels are not.
+
+    Returns:
+        The pixels, and the error messages by index; None if the file is damaged.
 
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: the file does not exist or cannot be read.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -129,20 +134,26 @@ def open_file(path: Path, count: int, channels: int = 3) -> tuple[Pixels, dict[i
         if tail > size:
             return None
         file.seek(size - tail)
-        table, words = file.read(8 * rows), file.read(length)
-        if _sum(table, words) != checksum:
+        table = file.read(8 * rows)
+        messages = file.read(length)
+        if _checksum(table, messages) != checksum:
             return None
         flat = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     shapes = np.frombuffer(table, "<i4").reshape(rows, 2).astype(np.int32)
     ends = np.cumsum(channels * shapes.prod(1, dtype=np.int64))
     if size - tail != (ends[-1] if rows else 0):
         return None
-    there = np.where(shapes[:, 0] > 0, 0, -1).astype(np.int32)
-    starts = np.concatenate([[0], ends[:-1]]) if rows else ends
-    errors = {int(k): v for k, v in json.loads(words).items()}
-    return Pixels([flat], there, starts, shapes, channels), errors
+    stored = Pixels(
+        buffers=[flat],
+        buffer=np.where(shapes[:, 0] > 0, 0, -1).astype(np.int32),
+        start=np.concatenate([[0], ends[:-1]]) if rows else ends,
+        shapes=shapes,
+        channels=channels,
+    )
+    errors = {int(row): message for row, message in json.loads(messages).items()}
+    return stored, errors
 
 
-def _sum(table: bytes, words: bytes) -> bytes:
-    lengths = struct.pack("<qq", len(table), len(words))
-    return hashlib.blake2b(lengths + table + words, digest_size=16).digest()
+def _checksum(table: bytes, messages: bytes) -> bytes:
+    lengths = struct.pack("<qq", len(table), len(messages))
+    return hashlib.blake2b(lengths + table + messages, digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Pixels -> pixels of another size, or turned."""
+"""Pixels -> pixels of another size or orientation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""Pillow's names, as `resize_by_pillow` takes them."""
+
+MAX_ASPECT = 20
+"""Of an image more than this many times as long as wide, only the middle is resized."""
+
 
 def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
-    """``size`` scaled down so that its shorter side is ``shorter``; as it is where it is smaller.
+    """Return ``size`` reduced so that its shorter side is ``shorter``; never enlarged.
 
     >>> shrunk((500, 375), 128), shrunk((100, 100), 128)
     ((170, 128), (100, 100))
@@ -23,16 +29,22 @@ def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
     return int(shorter * width / height), shorter
 
 
+def with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
+    """Return width and height scaled to a shorter side of ``side``, rounded as in torchvision."""
+    longer = int(side * max(height, width) / min(height, width))
+    return (side, longer) if width <= height else (longer, side)
+
+
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``(H, W, C)`` uint8 -> ``(h, w, C)`` uint8 for ``size = (w, h)``: bilinear, antialiased."""
+    """Resize ``(H, W, C)`` uint8 to ``size = (w, h)``: bilinear, antialiased; ``(h, w, C)``."""
     return resize_tensor(pixels, size)[0].permute(1, 2, 0).numpy()
 
 
 def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """`resize`, as a tensor ``(1, C, h, w)`` in channels_last order.
+    """Resize as `resize` does, to a tensor ``(1, C, h, w)`` in channels_last order.
 
-    The strides say channels_last also for the batch of one, so that neither PyTorch nor whoever
-    takes the result has to turn the colours round in memory: that cost more than the resizing.
+    The input's strides say channels_last even for a batch of one, so that neither PyTorch nor the
+    caller has to reorder the channels in memory: that took longer than the resizing.
     """
     height, width, channels = pixels.shape
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, C)
@@ -41,42 +53,36 @@ def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
 
 
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-
-
 def can_resize(decoder: str, interpolation: object, squash: object) -> bool:
-    """Whether files that are decoded so can be resized so."""
-    usual = interpolation == "bilinear" and squash is False
-    known = interpolation in INTERPOLATIONS and type(squash) is bool
-    return known and (usual or decoder == "full")
-
-
-def with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height, scaled so that the shorter one is ``side``, as torchvision rounds them."""
-    longer = int(side * max(height, width) / min(height, width))
-    return (side, longer) if width <= height else (longer, side)
+    """Return whether a decoder supports an interpolation, with or without squashing."""
+    default = interpolation == "bilinear" and squash is False
+    valid = interpolation in INTERPOLATIONS and type(squash) is bool
+    return valid and (default or decoder == "full")
 
 
 def resize_by_pillow(
-    pixels: np.ndarray, side: int, interpolation: str, squash: bool = False
+    pixels: np.ndarray, side: int, *, interpolation: str, squash: bool = False
 ) -> np.ndarray:
-    """Resize ``(H, W, C)`` uint8 to a shorter side of ``side`` pixels, or with ``squash`` to a
-    square of it: the same bits as torchvision's ``Resize(side)`` or ``Resize((side, side))`` on a
-    PIL image. Without ``squash``, only the middle of an image more than 20 times as long as wide
-    is resized."""
-    image = Image.fromarray(pixels)
-    width, height = image.size
-    longest = 20 * min(image.size)
-    if not squash and max(image.size) > longest:
-        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-        image = image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+    """Resize ``(H, W, C)`` uint8 to a shorter side of ``side`` pixels, with antialiasing.
+
+    The result has the same bits as torchvision's ``Resize(side)`` on a PIL image. With ``squash``
+    it is a square, as by ``Resize((side, side))``. Without, only the middle of an image more than
+    `MAX_ASPECT` times as long as wide is resized.
+    """
+    height, width, channels = pixels.shape
+    if not squash:
+        longest = MAX_ASPECT * min(width, height)
+        left = max(0, (width - longest) // 2)
+        top = max(0, (height - longest) // 2)
+        pixels = pixels[top : top + longest, left : left + longest]
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     target = (side, side) if squash else with_shorter_side(*image.size, side)
     resized = image.resize(target, Image.Resampling[interpolation.upper()])
-    return np.require(resized, np.uint8, ["C", "W"])
+    return np.require(resized, np.uint8, ["C", "W"]).reshape(target[1], target[0], channels)
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror as the EXIF orientation says."""
+    """Turn and mirror pixels as the EXIF orientation says."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

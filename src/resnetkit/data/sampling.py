@@ -1,4 +1,4 @@
-"""Which pictures an epoch shows, and in which order: f(seed, epoch)."""
+"""The images that an epoch shows, and their order: f(seed, epoch)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from .. import randomness
 def epoch_order(
     labels: np.ndarray, seed: int, epoch: int, batch_size: int, balanced: bool, repeats: int
 ) -> np.ndarray:
-    """As many places as there are pictures.
+    """Return the order of an epoch, which has as many positions as there are images.
 
     Args:
-        labels: ``(n,)``, the class of each picture.
-        balanced: show every class equally often, to within one, in every stretch of the epoch.
-        repeats: show a picture so often, within a batch, and the fewer pictures in an epoch:
-            repeated augmentation, arXiv:1901.09335.
+        labels: ``(n,)``, the class of each image.
+        seed: seed of the run.
+        epoch: the epoch.
+        batch_size: images in a batch.
+        balanced: show every class equally often, to within one, at every point of the epoch.
+        repeats: copies of each image in a batch; an epoch shows that many times fewer images.
+            Repeated augmentation, arXiv:1901.09335.
 
     Returns:
-        ``(n, 2)`` int64: the picture at each place, and which of its copies in this epoch it is.
+        ``(n, 2)`` int64: the image at each position, and the number of its copy in this epoch.
     """
-    order = (
-        _balanced(labels, seed, epoch) if balanced else randomness.order(seed, epoch, len(labels))
-    )
+    if balanced:
+        order = _balanced_order(labels, seed, epoch)
+    else:
+        order = randomness.order(seed, epoch, len(labels))
     if repeats > 1:
-        order = _repeated(order, repeats, batch_size)
+        order = _with_copies(order, repeats, batch_size)
     return np.stack([order, occurrences(order)], axis=1)
 
 
 def occurrences(values: np.ndarray) -> np.ndarray:
-    """For each value, how often it stands further left.
+    """Return how often each value occurred before its position.
 
     >>> occurrences(np.array([7, 3, 7, 7, 3])).tolist()
     [0, 0, 1, 2, 1]
@@ -39,14 +43,16 @@ def occurrences(values: np.ndarray) -> np.ndarray:
     ordered = values[by_value]
     starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
     lengths = np.diff(starts, append=len(values))
-    found = np.empty(len(values), np.int64)
-    found[by_value] = np.arange(len(values)) - np.repeat(starts, lengths)
-    return found
+    counts = np.empty(len(values), np.int64)
+    counts[by_value] = np.arange(len(values)) - np.repeat(starts, lengths)
+    return counts
 
 
-def _balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Round after round of one picture of every class; each class goes through its own pictures
-    in a random order, and begins again where it has no more."""
+def _balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return rounds of one image per class, in random order within each round.
+
+    Each class goes through its own images in random order, and starts again after the last.
+    """
     rng = np.random.Generator(np.random.PCG64(randomness.derive(seed, "balanced", epoch)))
     classes = np.unique(labels)
     rounds = -(-len(labels) // len(classes))
@@ -55,14 +61,18 @@ def _balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     times = occurrences(turns)
     order = np.empty(len(labels), np.int64)
     for number, label in enumerate(classes):
-        own, here = rng.permutation(np.flatnonzero(labels == label)), turns == number
-        order[here] = own[times[here] % len(own)]
+        members = rng.permutation(np.flatnonzero(labels == label))
+        positions = turns == number
+        order[positions] = members[times[positions] % len(members)]
     return order
 
 
-def _repeated(order: np.ndarray, repeats: int, batch_size: int) -> np.ndarray:
-    """The first pictures ``repeats`` times each. In a batch the copies of one do not stand side by
-    side: mixing takes the neighbour, which would be the same picture."""
+def _with_copies(order: np.ndarray, repeats: int, batch_size: int) -> np.ndarray:
+    """Return the first images of an order, ``repeats`` times each.
+
+    The copies of an image are in one batch but not adjacent, because mixing takes the neighbour,
+    which would be the same image.
+    """
     copies = np.repeat(order, repeats)[: len(order)]
     batches = np.array_split(copies, range(batch_size, len(copies), batch_size))
     return np.concatenate([batch[turn::repeats] for batch in batches for turn in range(repeats)])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import runtime
-from ..data.cache import Images
+from ..data.dataset import Images
 from ..data.device_loader import to_device
 from ..data.folder import Split
 from ..data.loader import Loader

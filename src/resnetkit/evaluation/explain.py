@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import runtime
-from ..data.color import to_look_at
+from ..data.color import to_rgb
 from ..data.transforms import normalize, stack
 from ..errors import ImageError, RecipeError
 from ..models.modes import in_mode
@@ -155,7 +155,7 @@ def explain(
             with runtime.pytorch_defaults():
                 crop = preprocessing.crop(preprocessing.pixels(contents))
                 shown = display.crop(display.pixels(contents)).permute(1, 2, 0).numpy()
-                shown = to_look_at(shown)
+                shown = to_rgb(shown)
         except ImageError as error:
             yield Explanation(source, error=str(error))
             continue

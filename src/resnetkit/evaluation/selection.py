@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import folder
-from ..data.cache import file_digest
+from ..data.files import file_digest
 from ..data.folder import Split
 from ..data.paths import SPLITS
 from ..errors import DataError
@@ -35,7 +35,7 @@ def read_dataset_for(header: Header, data: str | Path) -> folder.Dataset:
     index = {name: i for i, name in enumerate(header.classes)}
     names = dict(zip(imagenet_ids(), imagenet_classes(), strict=True))
     aliases = {key: index[name] for key, name in names.items() if name in index}
-    return folder.read(data, header.classes, aliases)
+    return folder.read_dataset(data, header.classes, aliases)
 
 
 def select_split(dataset: folder.Dataset, split: str | None, header: Header) -> SelectedSplit:

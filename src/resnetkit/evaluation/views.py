@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.cache import Images
+from ..data.dataset import Images
 from ..data.transforms import Preprocessing, mirrored, normalize, stack, ten_crops
 from ..errors import RecipeError
 from ..prefetch import prefetch_map

@@ -104,7 +104,7 @@ def _read_pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
                 return preprocessing.pixels(image)
             if isinstance(image, bytes | Path):
                 return decode.decode(image, None, value_range="image")
-            return decode.from_memory(image, value_range="image")
+            return decode.pixels_from_memory(image, value_range="image")
     except ImageError:
         raise
     except (OSError, TypeError, ValueError) as error:  # a path with NUL, a truncated PIL image

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.color import to_look_at
+from ..data.color import to_rgb
 from ..data.folder import Split
 from ..errors import ImageError
 from ..evaluation.evaluate import Evaluation
@@ -134,5 +134,5 @@ def plain_thumbnails(
         except ImageError:  # the page shows a message instead
             continue
         crop = preprocessing.crop(pixels).permute(1, 2, 0).numpy()
-        thumbnails[finding.index] = data_uri(to_look_at(crop))
+        thumbnails[finding.index] = data_uri(to_rgb(crop))
     return thumbnails

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import randomness
 from ..data import folder
-from ..data.cache import Images
+from ..data.dataset import Images
 from ..data.digits import write_digits
 from ..data.transforms import Preprocessing, normalize, stack
 from ..errors import DataError
@@ -54,7 +54,7 @@ def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, T
     Raises:
         DataError: the folder has no split to train on.
     """
-    dataset = folder.read(data)
+    dataset = folder.read_dataset(data)
     split = dataset.splits.get("train") or dataset.splits.get("all")
     if split is None:
         raise DataError(

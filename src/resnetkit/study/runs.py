@@ -130,7 +130,7 @@ def compare(
     recipe = recipe.with_settings({**settings, "model": nets[0].model})
     runtime = pick(device, recipe.precision)
     images = resolve_data(data, out)
-    dataset = folder.read(images)
+    dataset = folder.read_dataset(images)
     recipe = defaults.fill_defaults(recipe, dataset, runtime)
     recipe = defaults.fill_batch_size(recipe, _training_images(dataset), runtime)
     recipe = recipe.with_settings({"model": None})  # each run has its own
@@ -183,7 +183,7 @@ def _with_settings(comparison: Comparison, settings: dict[str, Any]) -> Comparis
 
 def _fitting_epochs(comparison: Comparison, minutes: float, *, runtime: Runtime) -> int:
     """Return how many epochs fit into ``minutes`` for all nets and seeds, from measured steps."""
-    dataset = folder.read(comparison.data)
+    dataset = folder.read_dataset(comparison.data)
     val = len(dataset.splits["val"]) if "val" in dataset.splits else 0
     training = _training_images(dataset)
     seconds = 0.0

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data import ranges
-from ..data.cache import sizes
+from ..data.dataset import image_sizes
 from ..data.folder import Dataset
 from ..data.transforms import STATISTICS
+from ..data.value_range import find_value_range
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
 from ..randomness import order
@@ -105,7 +105,7 @@ def fill_value_range(recipe: Recipe, dataset: Dataset) -> Recipe:
     splits = [dataset.splits[name] for name in ("train", "all", "val") if name in dataset.splits]
     if recipe.value_range is not None or not splits:
         return recipe
-    return recipe.with_settings({"value_range": ranges.find(splits, default_workers())})
+    return recipe.with_settings({"value_range": find_value_range(splits, default_workers())})
 
 
 def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
@@ -124,7 +124,7 @@ def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recip
             f"{dataset.root} has only {', '.join(dataset.splits)}: there are no training images"
         )
     if image_size is None:
-        sides = [min(size) for size in sizes(split, order(0, 0, len(split))[:200])]
+        sides = [min(size) for size in image_sizes(split, order(0, 0, len(split))[:200])]
         fitting = int(np.median(sides or [32])) // 32 * 32
         image_size = min(max(32, fitting), DEVICE_DEFAULTS[runtime.device.type].largest_size)
     options = dict(recipe.model_options)

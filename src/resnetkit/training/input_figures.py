@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..data.color import to_look_at
+from ..data.color import to_rgb
 from ..data.loader import Loader
 from ..data.transforms import stack
 from ..report import plots
@@ -42,4 +42,4 @@ def draw_inputs(folder: Path, prepared: PreparedData, recipe: Recipe) -> None:
 
 def _to_arrays(images: Tensor) -> list[np.ndarray]:
     """Turn ``(N, C, H, W)`` into N arrays that can be drawn."""
-    return [to_look_at(image.permute(1, 2, 0).numpy()) for image in images]
+    return [to_rgb(image.permute(1, 2, 0).numpy()) for image in images]

@@ -85,7 +85,7 @@ def train(
     if resume and is_run(data):
         out, recipe, data = recorded_arguments(data, out, recipe)
     main = machine.pick(device)
-    dataset = folder.read(data)
+    dataset = folder.read_dataset(data)
     name = f"{dataset.name}-{network_name(recipe, settings)}"
     run, saved = main.on_main(RunFolder.open, out, name, resume, data)
     recorded = main.on_main(run.recorded_recipe) if resume else None

@@ -6,10 +6,13 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.cache import Images, Scan, check_readable, digest, scan
+from ..data.cache import Scan, check_readable, scan
+from ..data.dataset import Images
 from ..data.decode import DIM, is_dim_colour
-from ..data.folder import Dataset, Split, split_dataset
-from ..data.near_duplicates import keep_together, look
+from ..data.files import digest
+from ..data.folder import Dataset, Split
+from ..data.near_duplicates import keep_together, signature
+from ..data.split import split_dataset
 from ..errors import DataError
 from ..prefetch import prefetch_map
 from ..progress import bar
@@ -160,7 +163,7 @@ def _group_similar_images(
             f"with {len(images):,} images (more than {MAX_COMPARED:,}), near duplicates were not "
             "searched: some may be in both splits",
         )
-    fingerprints = prefetch_map(lambda i: look(images[i]), range(len(images)), workers)
+    fingerprints = prefetch_map(lambda i: signature(images[i]), range(len(images)), workers)
     groups, count = keep_together(images.split.labels, digests, fingerprints)
     if not count:
         return groups, ()

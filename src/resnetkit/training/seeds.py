@@ -95,7 +95,7 @@ def train_seeds(
         raise RecipeError("Set --seed or --seeds, not both")
     if len(set(seeds)) < max(2, len(seeds)):
         raise RecipeError(f"seeds must be two or more different numbers; got {list(seeds)}")
-    name = f"{folder.read(data).name}-{network_name(recipe, settings)}-seeds"
+    name = f"{folder.read_dataset(data).name}-{network_name(recipe, settings)}-seeds"
     path = Path("runs") / name if out is None else Path(out)
     if not resume:
         storage.refuse_used(path)

@@ -16,7 +16,7 @@ from .. import runtime as machine
 from ..data.device_loader import to_device
 from ..data.folder import Dataset
 from ..data.loader import Batch, Loader
-from ..data.ondevice import make_loader
+from ..data.resident_loader import make_loader
 from ..runtime import Runtime
 from . import defaults, distributed, measure, plan
 from .ema import ModelEma

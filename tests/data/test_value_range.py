@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from resnetkit.data import folder
-from resnetkit.data.check import examine
-from resnetkit.data.ranges import find
+from resnetkit.data.check import check_dataset
 from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.value_range import find_value_range
 from resnetkit.errors import DataError, ModelFileError
 from resnetkit.evaluation.evaluate import evaluate
 from resnetkit.inference.predictor import load
@@ -24,14 +24,14 @@ KINDS = {
     "12 bits in 32": (np.int32, 0, 4000, (0, 4095)),
     "CT": (np.int32, -1024, 3000, (-1024, 3000)),
     "fractions": (np.float32, 0, 0.75, (0, 1)),
-    "a little over 1": (np.float32, 0, 1.001, (0, 1.001)),
+    "just over 1": (np.float32, 0, 1.001, (0, 1.001)),
     "large fractions": (np.float32, 0, 1020, (0, 1020)),
     "around 0": (np.float32, -1, 1, (-1, 1)),
 }
 
 
 def stripes(seed: int, kind: type, low: float, high: float) -> Image.Image:
-    """Upright or level stripes between the two numbers, which both occur."""
+    """Return vertical or horizontal stripes between two numbers, both of which occur."""
     wave = 0.5 + 0.5 * np.sin(np.arange(40) / (3 + seed % 3) + seed)
     values = low + (high - low) * (wave - wave.min()) / (wave.max() - wave.min())
     grid = np.repeat(values[None], 40, 0)
@@ -48,10 +48,10 @@ def write(root, kind, low, high, count=8, start=0, extension="tif"):
 @pytest.mark.parametrize("name", KINDS)
 def test_the_range_of_a_dataset(tmp_path, name):
     kind, low, high, expected = KINDS[name]
-    split = folder.read(write(tmp_path / "d", kind, low, high)).splits["all"]
-    found = find([split], 2)
+    split = folder.read_dataset(write(tmp_path / "d", kind, low, high)).splits["all"]
+    found = find_value_range([split], 2)
     assert found == (expected if expected is None else pytest.approx(expected))
-    # Near-equal images stay near: their brightness is a share of one range.
+    # All images share one range, so equal numbers become equal brightness.
     preset = Preprocessing(40, 40, value_range=found)
     seen = np.stack([preset.pixels(split.path(i))[..., 0] for i in range(len(split))])
     span = found or (0, {np.uint8: 255, np.uint16: 65535}[kind])
@@ -64,25 +64,25 @@ def test_the_range_of_a_dataset(tmp_path, name):
 @pytest.mark.parametrize(
     "others", [("fractions",), ("CT",), ("8 bits",), ("fractions", "8 bits"), ("CT", "16 bits")]
 )
-def test_images_of_several_kinds_are_a_question(tmp_path, others):
+def test_images_of_several_kinds_are_an_error(tmp_path, others):
     root = write(tmp_path / "d", *KINDS["12 bits in 16"][:3])
     for number, name in enumerate(others, 1):
         write(root, *KINDS[name][:3], count=1, start=100 * number)
     with pytest.raises(DataError, match=r"several kinds: .*--set value_range=\["):
-        find([folder.read(root).splits["all"]], 2)
-    (finding,) = [f for f in examine(root).findings if f.kind == "deep"]
-    assert finding.level == "error"
+        find_value_range([folder.read_dataset(root).splits["all"]], 2)
+    (issue,) = [f for f in check_dataset(root).issues if f.kind == "deep"]
+    assert issue.level == "error"
 
 
-def test_sixteen_bits_beside_eight_are_what_they_say(tmp_path):
+def test_the_full_16_bits_may_be_mixed_with_8_bits(tmp_path):
     root = write(tmp_path / "d", *KINDS["16 bits"][:3])
     write(root, *KINDS["8 bits"][:3], count=1, start=100)
-    assert find([folder.read(root).splits["all"]], 2) is None
+    assert find_value_range([folder.read_dataset(root).splits["all"]], 2) is None
     train_alone = write(tmp_path / "s/train", *KINDS["8 bits"][:3])
     write(tmp_path / "s/val", *KINDS["12 bits in 16"][:3], count=1)
-    splits = folder.read(train_alone.parent).splits
+    splits = folder.read_dataset(train_alone.parent).splits
     with pytest.raises(DataError, match="several kinds"):
-        find([splits["train"], splits["val"]], 2)
+        find_value_range([splits["train"], splits["val"]], 2)
 
 
 def test_the_model_file_carries_the_range(tmp_path, small, capsys):
@@ -93,19 +93,19 @@ def test_the_model_file_carries_the_range(tmp_path, small, capsys):
     assert header.preprocessing.value_range == (0, 4095)
     assert header.recipe["value_range"] == [0, 4095]
     assert evaluate(run.model, root, "val").metrics["accuracy"] == run.metrics["accuracy"]
-    # The same as its image with 8 bits, which numpy makes of it.
+    # The same prediction as for the image converted to 8 bits by NumPy.
     image = stripes(5, *KINDS["12 bits in 16"][:3])
     plain = np.rint(np.asarray(image) * (255 / 4095)).astype(np.uint8)
     predictor = load(run.model)
     assert predictor(image).top == predictor(plain).top
-    said = {f.kind: f for f in examine(root).findings}["deep"]
-    assert "training makes 0 black, 4,095 white" in said.text
-    chosen = train(root, out=tmp_path / "own", **small, value_range=(0, 65535))
-    assert modelfile.read_header(chosen.model).preprocessing.value_range == (0, 65535)
+    issue = {f.kind: f for f in check_dataset(root).issues}["deep"]
+    assert "in training 0 becomes black and 4,095 white" in issue.text
+    own = train(root, out=tmp_path / "own", **small, value_range=(0, 65535))
+    assert modelfile.read_header(own.model).preprocessing.value_range == (0, 65535)
 
 
-def test_models_of_before_ranges_read_as_they_did(tmp_path, trained):
-    """Their recipe does not know the word; each image decided for itself."""
+def test_models_older_than_value_ranges_still_guess(tmp_path, trained):
+    """Their recipe has no value_range, and each image has its own range."""
     fractions = Image.fromarray(np.full((9, 9), 0.5, np.float32))
     with pytest.raises(Exception, match="value_range"):
         load(trained / "model.safetensors")(fractions)
@@ -114,11 +114,11 @@ def test_models_of_before_ranges_read_as_they_did(tmp_path, trained):
     modelfile.write(tmp_path / "old.safetensors", network.state_dict(), header)
     old = modelfile.read_header(tmp_path / "old.safetensors").preprocessing
     assert old.pixels(fractions).max() == 128
-    assert "value_range" not in header.preprocessing.to_dict()  # older versions read it, too
+    assert "value_range" not in header.preprocessing.to_dict()  # so older versions can read it
 
 
 @pytest.mark.parametrize("bad", [[1], [2, 1], [0, None], "other", [0, float("inf")], 5])
-def test_a_range_that_is_none_is_refused(bad):
+def test_an_invalid_range_is_refused(bad):
     values = {**Preprocessing(8, 8).to_dict(), "value_range": bad}
     with pytest.raises(ModelFileError):
         Preprocessing.from_dict(values)

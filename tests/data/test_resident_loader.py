@@ -9,25 +9,30 @@ from torch.nn import functional as F
 
 from resnetkit.data import cache, folder
 from resnetkit.data.loader import Loader
-from resnetkit.data.ondevice import OnDevice, cut, fits, random_boxes
+from resnetkit.data.resident_loader import (
+    ResidentLoader,
+    crop_and_resize,
+    fits_on_device,
+    random_crops,
+)
 from resnetkit.data.transforms import Augmentation, Preprocessing
 
-CPU = torch.device("cpu")  # the same operations; only `fits` asks for a GPU
+CPU = torch.device("cpu")  # the same operations; only `fits_on_device` needs a GPU
 WHOLE = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)
 
 
 @pytest.fixture
 def images(flat_folder):
-    split = folder.read(flat_folder).splits["all"]
+    split = folder.read_dataset(flat_folder).splits["all"]
     return cache.scan(split, Preprocessing(32, 32), 0, lambda _: None).images
 
 
-def test_boxes_are_resized_as_pytorch_resizes():
+def test_crops_are_resized_as_by_pytorch():
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (40, 3, 48, 37), dtype=np.uint8))
-    boxes = random_boxes(Augmentation(crop_scale=(0.02, 1.0)), 48, 37, 40, rng)
+    boxes = random_crops(Augmentation(crop_scale=(0.02, 1.0)), 48, width=37, count=40, rng=rng)
     for size in (16, 32, 56):
-        ours = cut(images, torch.from_numpy(boxes), size)
+        ours = crop_and_resize(images, torch.from_numpy(boxes), size)
         for image, (top, left, h, w), mine in zip(images, boxes, ours, strict=True):
             box = image[None, :, top : top + h, left : left + w].float()
             theirs = F.interpolate(box, (size, size), mode="bilinear", antialias=True)[0]
@@ -35,13 +40,15 @@ def test_boxes_are_resized_as_pytorch_resizes():
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (30, 64), (8, 60)])
-def test_boxes_follow_the_rule_of_the_other_road(shape):
-    """Sizes and places are distributed as `Augmentation` draws them."""
+def test_crops_follow_the_distribution_of_the_augmentation(shape):
+    """Sizes and positions have the same mean and deviation."""
     height, width = shape
     augmentation = Augmentation(crop_scale=(0.3, 0.9))
-    ours = random_boxes(augmentation, height, width, 20_000, np.random.default_rng(0))
+    ours = random_crops(
+        augmentation, height, width=width, count=20_000, rng=np.random.default_rng(0)
+    )
     rng = Random(0)
-    theirs = np.array([augmentation._box(height, width, rng) for _ in range(20_000)])
+    theirs = np.array([augmentation._random_box(height, width, rng) for _ in range(20_000)])
     assert (ours >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all()
     assert (ours[:, 1] + ours[:, 3] <= width).all()
@@ -49,8 +56,8 @@ def test_boxes_follow_the_rule_of_the_other_road(shape):
     np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.25)
 
 
-def test_an_epoch_has_the_pictures_and_labels_of_the_other_road(images):
-    ours, theirs = OnDevice(CPU, images, 16, 0), Loader(images, 16, 0)
+def test_an_epoch_has_the_same_images_and_labels_as_the_loader(images):
+    ours, theirs = ResidentLoader(CPU, images, 16, 0), Loader(images, 16, 0)
     for epoch in (0, 1):
         batches = list(ours.training(WHOLE, 32, 7, epoch))
         others = list(theirs.training(WHOLE, 32, 7, epoch))
@@ -62,14 +69,14 @@ def test_an_epoch_has_the_pictures_and_labels_of_the_other_road(images):
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(crop_padding=4)])
-def test_a_batch_is_a_function_of_its_place(images, augmentation):
-    """Also where an epoch is begun in the middle, and shared by two ranks."""
-    loader = OnDevice(CPU, images, 16, 0)
+def test_a_batch_is_a_function_of_its_position(images, augmentation):
+    """Even if the epoch starts in the middle, or two ranks share it."""
+    loader = ResidentLoader(CPU, images, 16, 0)
     whole = list(loader.training(augmentation, 24, 0, 3))
     assert all(b.images.shape == (16, 3, 24, 24) and b.images.dtype == torch.uint8 for b in whole)
     for one, other in zip(loader.training(augmentation, 24, 0, 3, 2), whole[2:], strict=True):
         assert torch.equal(one.images, other.images)
-    ranks = [OnDevice(CPU, images, 16, 0, rank, 2, True) for rank in (0, 1)]
+    ranks = [ResidentLoader(CPU, images, 16, 0, rank, 2, True) for rank in (0, 1)]
     for *splits, other in zip(*(r.training(augmentation, 24, 0, 3) for r in ranks), whole,
                              strict=True):  # fmt: skip
         shared = torch.cat([split.images[split.lead :] for split in splits])
@@ -78,21 +85,21 @@ def test_a_batch_is_a_function_of_its_place(images, augmentation):
     assert not torch.equal(next(loader.training(augmentation, 24, 1, 3)).images, whole[0].images)
 
 
-def test_padded_squares_are_windows_of_the_picture(images):
-    """Some window of the padded picture, and not always the same."""
-    loader, places = OnDevice(CPU, images, 16, 0), set()
+def test_padded_crops_are_windows_of_the_image(images):
+    """Each crop is a window of the padded image, and the windows vary."""
+    loader, positions = ResidentLoader(CPU, images, 16, 0), set()
     batch = next(loader.training(Augmentation(crop_padding=3, flip=False), 32, 0, 0))
     for image, index in zip(batch.images, batch.indices, strict=True):
         padded = F.pad(torch.tensor(images[index]).permute(2, 0, 1), [3] * 4)
         windows = padded.unfold(1, 32, 1).unfold(2, 32, 1)  # (3, 7, 7, 32, 32)
         same = (windows == image[:, None, None]).all(-1).all(-1).all(0)
         assert same.any()
-        places.update(map(tuple, same.nonzero().tolist()))
-    assert len(places) > 8
+        positions.update(map(tuple, same.nonzero().tolist()))
+    assert len(positions) > 8
 
 
-def test_every_other_picture_is_mirrored(images):
-    loader = OnDevice(CPU, images, len(images), 0)
+def test_half_of_the_images_are_mirrored(images):
+    loader = ResidentLoader(CPU, images, len(images), 0)
     batch = next(loader.training(Augmentation(), 32, 0, 0))
     plain = next(loader.training(Augmentation(flip=False), 32, 0, 0)).images
     same = (batch.images == plain).all(-1).all(-1).all(-1)
@@ -101,14 +108,14 @@ def test_every_other_picture_is_mirrored(images):
     assert 0.3 < turned.float().mean() < 0.7
 
 
-def test_what_fits(images):
+def test_fits_on_device(images):
     gpu = torch.device("cuda")
-    assert fits(images, Augmentation(), gpu)
-    assert fits(images, Augmentation(crop_padding=4), gpu)
-    assert not fits(images, Augmentation(), CPU)
+    assert fits_on_device(images, Augmentation(), gpu)
+    assert fits_on_device(images, Augmentation(crop_padding=4), gpu)
+    assert not fits_on_device(images, Augmentation(), CPU)
     for other in ({"trivial_augment": True}, {"erasing": 0.1}, {"scale_jitter": (1.0, 1.2)}):
-        assert not fits(images, Augmentation(**other), gpu)
+        assert not fits_on_device(images, Augmentation(**other), gpu)
     images.kept.shapes[3] = (16, 32)
-    assert not fits(images, Augmentation(), gpu)
+    assert not fits_on_device(images, Augmentation(), gpu)
     images.kept.shapes[:] = (128, 128)
-    assert not fits(images, Augmentation(), gpu)
+    assert not fits_on_device(images, Augmentation(), gpu)

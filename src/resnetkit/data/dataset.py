@@ -1,0 +1,82 @@
+"""The images of one split as working pixels: decoded on request, or taken from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ImageError
+from ..prefetch import prefetch_map
+from . import decode
+from .folder import Split
+from .pixels import Pixels
+from .transforms import Preprocessing
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a split, as working pixels.
+
+    Args:
+        split: paths and labels of the images.
+        preprocessing: how the images are decoded.
+        kept: cached pixels; None to decode each image whenever it is requested.
+        rows: ``(n,)`` int64, the row of each image in ``kept``; None if row i is image i.
+    """
+
+    split: Split
+    preprocessing: Preprocessing
+    kept: Pixels | None = None
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return ``(H, W, C)`` uint8: read-only cached pixels, or freshly decoded ones.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        if self.kept is not None:
+            row = index if self.rows is None else int(self.rows[index])
+            pixels = self.kept.get(row)
+            if pixels is not None:
+                return pixels
+        return self.preprocessing.pixels(self.split.path(index))
+
+    def labels(self) -> Tensor:
+        """Return the labels, ``(n,)`` int64."""
+        return torch.from_numpy(self.split.labels.astype(np.int64))
+
+    def select(self, split: Split) -> Images:
+        """Return the images of ``split``, a subset of these, sharing the cached pixels.
+
+        Raises:
+            KeyError: ``split`` has an image that is not among these.
+        """
+        index = {path: i for i, path in enumerate(self.split.paths)}
+        rows = np.fromiter((index[path] for path in split.paths), np.int64, len(split))
+        if self.rows is not None:
+            rows = self.rows[rows]
+        return Images(split, self.preprocessing, kept=self.kept, rows=rows)
+
+
+def image_sizes(split: Split, indices: Iterable[int], workers: int = 1) -> list[tuple[int, int]]:
+    """Return width and height of some images, read from their headers.
+
+    Images that cannot be read are left out; `cache.scan` reports them.
+    """
+
+    def size_or_none(index: int) -> tuple[int, int] | None:
+        try:
+            return decode.image_size(split.path(int(index)))
+        except ImageError:
+            return None
+
+    sizes = prefetch_map(size_or_none, indices, workers)
+    return [size for size in sizes if size is not None]
