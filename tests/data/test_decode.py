@@ -119,7 +119,7 @@ def opened(monkeypatch):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("size", [(3, 5), (7, 7), (50, 37), (331, 250), (641, 479), (90, 1000)])
-def test_jpegs_have_the_same_bits_as_from_pillow(monkeypatch, size, subsampling, mode):
+def test_jpegs_have_the_same_bits_as_from_pillow(monkeypatch, opened, size, subsampling, mode):
     """At every scale of the decoder, so it does not matter which of the two reads a file."""
     noise = np.random.default_rng(1).integers(0, 40, (size[1], size[0], 3))
     image = Image.fromarray((np.asarray(smooth(*size)) // 2 + noise).astype(np.uint8)).convert(mode)

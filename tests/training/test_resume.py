@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from resnetkit import evaluate, load, storage, train
+from resnetkit.data.split import split_dataset
 from resnetkit.errors import OutputError, TrainingError
 from resnetkit.training import checkpoint, defaults, loop, measure, preparation
 from resnetkit.training.run import RunFolder

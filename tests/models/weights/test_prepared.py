@@ -68,7 +68,7 @@ def test_the_usual_preprocessing_is_written_as_before():
         "resize_size", "crop_size", "mean", "std", "decoder",
     ]  # fmt: skip
     for other in ({"squash": True}, {"interpolation": "bicubic"}, {"squash": 1, "decoder": "full"}):
-        with pytest.raises(ModelFileError, match="this version does not know"):
+        with pytest.raises(ModelFileError, match="this version does not support"):
             Preprocessing.from_dict({"resize_size": 64, "crop_size": 64, **other})
 
 
