@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 from resnetkit.errors import Interrupted, TrainingError
@@ -43,3 +44,24 @@ def test_a_message_is_written_with_its_newline(monkeypatch):
         if rank == "1":
             print_error(Interrupted("all were asked to stop", 130))
         assert writes == [expected]
+
+
+def test_one_line_silences_messages_and_bars(capsys):
+    log = logging.getLogger("resnetkit")
+    before = log.level
+    try:
+        log.setLevel(logging.WARNING)
+        say("a message")
+        with bar("reading", 2, every=0) as advance:
+            advance("one")
+        log.warning("a warning")
+    finally:
+        log.setLevel(before)
+    assert capsys.readouterr().err == "a warning\n"
+
+
+def test_messages_reach_the_handlers_of_a_program(caplog):
+    say("100 % of [images]")
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("INFO", "100 % of [images]")
+    ]

@@ -131,7 +131,8 @@ def prepare_docstring(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
     """Turn our heading ``Args (those of X, and):`` into one that napoleon knows, and let the
-    docstring of a property be text."""
+    docstring of a property be text.
+    """
     if what == "property":
         lines.insert(0, "")  # or napoleon takes the words before a colon for a type
     for number, line in enumerate(lines):
@@ -141,7 +142,8 @@ def prepare_docstring(
 
 def link_source(app: Sphinx, doctree: nodes.document, name: str) -> None:
     """Let links to our Python files lead to their highlighted source, where there is a page of it,
-    instead of a download."""
+    instead of a download.
+    """
     shown = {module for module, entry in app.env._viewcode_modules.items() if entry}  # type: ignore[attr-defined]
     for node in list(doctree.findall(addnodes.download_reference)):
         path = Path(str(node["reftarget"]))

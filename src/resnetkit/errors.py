@@ -17,6 +17,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ResnetkitError(Exception):
     """The base of all errors that resnetkit raises for users."""
@@ -86,3 +89,13 @@ class Interrupted(ResnetkitError):
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
         return type(self), (str(self), self.exit_code)  # by default pickle passes only the message
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
+    """Return a question with the known names that are most similar to a word, or nothing.
+
+    >>> did_you_mean("epoch", ["epochs", "seed"])
+    "Did you mean 'epochs'?"
+    """
+    nearest = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

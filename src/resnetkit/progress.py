@@ -1,12 +1,19 @@
-"""What the user sees during long work: a live bar on a terminal, plain lines elsewhere.
+"""What the user sees during long work: messages, and a live bar on a terminal.
 
-Messages go to standard error, so that standard output holds only results. Of the processes of one
-run, only the main rank prints; on the others these functions do nothing, so callers need not check.
+Messages are log records of the logger ``resnetkit``, which this module gives a handler for standard
+error, so that standard output holds only results. To silence messages and bars in a notebook or a
+program::
+
+    logging.getLogger("resnetkit").setLevel(logging.WARNING)
+
+Of the processes of one run, only the main rank prints; on the others these functions do nothing, so
+callers need not check.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 import unicodedata
@@ -33,10 +40,24 @@ Advance = Callable[[str], None]
 """Called after each unit of work, with the text to show after the bar (may be empty)."""
 
 
+class ConsoleHandler(logging.Handler):
+    """A log handler that prints records on standard error, on the main rank."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record; ``[`` and ``]`` have no special meaning."""
+        if runtime.rank() == 0:
+            console.print(printable_lines(self.format(record)), markup=False)
+
+
+log = logging.getLogger("resnetkit")
+log.addHandler(ConsoleHandler())
+if log.level == logging.NOTSET:
+    log.setLevel(logging.INFO)
+
+
 def say(text: str = "") -> None:
-    """Print one or more lines on standard error; ``[`` and ``]`` have no special meaning."""
-    if runtime.rank() == 0:
-        console.print(printable_lines(text), markup=False)
+    """Log one or more lines at the level INFO."""
+    log.info("%s", text)
 
 
 def print_result(text: str) -> None:
@@ -127,7 +148,7 @@ def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> It
     """Show progress while this context is open.
 
     On a terminal this is a live bar with the time left, which disappears at the end. Elsewhere it
-    is a line at most every ``every`` seconds.
+    is a line at most every ``every`` seconds. It is silent if messages are.
 
     Args:
         label: what is being done.
@@ -138,7 +159,7 @@ def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> It
     Yields:
         The function to call after each further unit.
     """
-    if runtime.rank() != 0:
+    if runtime.rank() != 0 or not log.isEnabledFor(logging.INFO):
         yield lambda text: None
         return
     if not console.is_terminal:

@@ -148,9 +148,9 @@ def test_a_closed_pipe_ends_quietly(model, images):
     [
         (("train", "gone"), 1, "gone does not exist"),
         (("train", "empty"), 1, "No images in empty"),
-        (("train", "full", "--recipe", "clasic"), 2, "did you mean 'classic'"),
-        (("train", "full", "--set", "epoch=3"), 2, "did you mean 'epochs'"),
-        (("train", "full", "--model", "resnet19"), 2, "Did you mean resnet18"),
+        (("train", "full", "--recipe", "clasic"), 2, "Did you mean 'classic'"),
+        (("train", "full", "--set", "epoch=3"), 2, "Did you mean 'epochs'"),
+        (("train", "full", "--model", "resnet19"), 2, "Did you mean 'resnet18"),
         (("train", "full", "--device", "tpu"), 2, "device must be auto, cpu, cuda"),
         (
             ("train", "full", "--device", "cpu:x"),
@@ -254,7 +254,7 @@ def test_summary_counts_layers_as_the_paper_does():
     done = resnet("summary", "resnet50", "--set", "stride_on=1x1")
     assert lines(done)[-1].split()[-1] == "3.858"
     done = resnet("summary", "resnet50", "--set", "strid=1x1")
-    assert (done.returncode, b"did you mean stride_on" in done.stderr) == (2, True)
+    assert (done.returncode, b"Did you mean 'stride_on" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow

@@ -116,9 +116,9 @@ def test_mistakes_raise_the_same_types(module, error, call):
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        ("Did you mean resnet50", lambda: get_model("resnet5")),
-        ("did you mean num_classes", lambda: resnet18(num_clases=3)),
-        ("Did you mean ResNet50_Weights", lambda: get_weight("Resnet50_Weights.DEFAULT")),
+        ("Did you mean 'resnet50", lambda: get_model("resnet5")),
+        ("Did you mean 'num_classes", lambda: resnet18(num_clases=3)),
+        ("Did you mean 'ResNet50_Weights", lambda: get_weight("Resnet50_Weights.DEFAULT")),
         ("resnet50 has no published|No weights", lambda: get_model_weights("cifar_resnet20")),
         ("means groups=32; got 1", lambda: models.resnext50_32x4d(groups=1)),
         ("by keyword only; got 3", lambda: resnet18(None, True, 10)),

@@ -467,7 +467,7 @@ def test_an_unknown_name_lists_the_known_ones_at_every_entrance(published, name)
             UnknownWeightsError, match=r"It has FIRST.* no file .* either"
         ) as caught:
             enter()
-        assert ("Did you mean FIRST?" in str(caught.value)) == (name.endswith("FIRTS"))
+        assert ("Did you mean 'FIRST'?" in str(caught.value)) == (name.endswith("FIRTS"))
 
 
 def test_the_name_of_a_member_means_the_member(published, tmp_path, monkeypatch):
@@ -489,5 +489,5 @@ def test_networks_are_built_with_the_options_that_they_know():
         load_recipe("fast").with_settings({"model": "darknet53"}), 3
     )
     assert sum(p.numel() for p in dark.parameters()) > 40_000_000
-    with pytest.raises(RecipeError, match=r"model_options of resnet18: .*did you mean stem"):
+    with pytest.raises(RecipeError, match=r"model_options of resnet18: .*Did you mean 'stem"):
         initial_weights.make_network(narrow.with_settings({"model_options": {"stemm": "small"}}), 3)

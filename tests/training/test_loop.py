@@ -253,7 +253,7 @@ def test_weights_that_are_not_finite_are_never_saved(flat_folder, small, tmp_pat
 
 
 def test_unknown_settings_and_models(flat_folder):
-    with pytest.raises(RecipeError, match="did you mean 'epochs'"):
+    with pytest.raises(RecipeError, match="Did you mean 'epochs'"):
         train(flat_folder, epochz=3)
     with pytest.raises(RecipeError, match=r"Unknown model 'resnet19'.*resnet18"):
         train(flat_folder, model="resnet19")

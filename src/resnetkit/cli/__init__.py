@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import sys
 import warnings
-
-
-class _TerminalHandler(logging.Handler):
-    """A log handler that prints the library's log records as the command prints everything else."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record on standard error."""
-        from ..progress import say
-
-        say(self.format(record))
 
 
 def main() -> None:
@@ -40,7 +29,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot encode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.getLogger("resnetkit").addHandler(_TerminalHandler(logging.WARNING))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with SignalWatchdog():

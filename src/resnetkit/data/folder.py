@@ -9,7 +9,6 @@ There are three layouts::
 
 from __future__ import annotations
 
-import difflib
 import os
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 from . import manifest, tree
 from .paths import EXTENSIONS, LeftOut, Paths, spelling
 
@@ -240,8 +239,8 @@ def _check_classes(root: Path, by_class: Mapping[str, Paths]) -> None:
 
 def _raise_unknown(root: Path, split: str, *, unknown: list[str], names: tuple[str, ...]) -> None:
     def with_suggestion(name: str) -> str:
-        close = difflib.get_close_matches(name, names, n=1)
-        return f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name)
+        question = did_you_mean(name, names)
+        return f"{name!r} (d{question[1:]})" if question else repr(name)
 
     raise DataError(
         f"{root}: {split} has classes that the training images do not have: "
@@ -254,5 +253,4 @@ def _suggest_path(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{path.parent} does not exist either."
     names = [entry.name for entry in os.scandir(path.parent)]
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {path.parent / close[0]}?" if close else ""
+    return did_you_mean(path.name, names)

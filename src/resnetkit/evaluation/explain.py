@@ -7,7 +7,6 @@ set to 0.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from .. import runtime
 from ..data.color import to_rgb
 from ..data.transforms import normalize, stack
-from ..errors import ImageError, RecipeError
+from ..errors import ImageError, RecipeError, did_you_mean
 from ..models.modes import in_mode
 from ..models.weights import modelfile
 from .metrics import probabilities
@@ -180,11 +179,10 @@ def explain(
 
 def _check_classes(names: set[str], classes: Sequence[str]) -> None:
     for name in sorted(names - set(classes)):
-        close = difflib.get_close_matches(name, classes, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        question = did_you_mean(name, classes)
         more = ", ..." if len(classes) > 20 else ""
         known = ", ".join(classes[:20])
-        raise RecipeError(f"The model has no class {name!r}.{hint} It has {known}{more}")
+        raise RecipeError(f"The model has no class {name!r}. {question} It has {known}{more}")
 
 
 def _get_layer(model: nn.Module, name: str) -> nn.Module:

@@ -63,7 +63,7 @@ def draw_label(pixels: np.ndarray, name: str, probability: float) -> Image.Image
     """Return ``(H, W, 3)`` uint8 as an image with ``name  97.3%`` on a dark band at the bottom.
 
     Very small images are enlarged, very large ones reduced. Letters missing from the font are
-    written as escapes such as ``\\u82b1``.
+    written as escapes.
     """
     image = _fit_size(Image.fromarray(pixels))
     name = printable(name)

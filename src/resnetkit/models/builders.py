@@ -9,12 +9,12 @@ Linear(in_features=512, out_features=10, bias=True)
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import did_you_mean
 from .blocks import BasicBlock, Bottleneck
 from .legacy import accept_legacy_calls
 from .registry import register_model
@@ -91,9 +91,9 @@ def _resnet(
     """
     for key, value in options.items():
         if key not in _OPTIONS:
-            nearest = difflib.get_close_matches(key, [*_OPTIONS, "weights", "progress"], n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(_OPTIONS)}"
-            raise TypeError(f"{name}() got an unexpected keyword argument {key!r}; {hint}")
+            hint = did_you_mean(key, [*_OPTIONS, "weights", "progress"])
+            hint = hint or f"It has {', '.join(_OPTIONS)}"
+            raise TypeError(f"{name}() got an unexpected keyword argument {key!r}. {hint}")
         if key in ("groups", "width_per_group") and numbers.get(key, value) != value:
             raise ValueError(
                 f"{name} means {key}={numbers[key]}; got {value!r}. For other values, use a "

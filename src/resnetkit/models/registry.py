@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 import re
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..errors import did_you_mean
 from .weights import WeightsEnum
 
 Builder = Callable[..., nn.Module]
@@ -196,5 +196,4 @@ def _all_enums(base: type[WeightsEnum]) -> Iterator[type[WeightsEnum]]:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(nearest)}?" if nearest else "`resnet models` lists them."
+    return did_you_mean(name, known, count=3) or "`resnet models` lists them."

@@ -22,9 +22,9 @@ from pydantic import (
 )
 
 from ..data.transforms import STATISTICS, Augmentation, Preprocessing
-from ..errors import RecipeError
+from ..errors import RecipeError, did_you_mean
 from ..models import get_model_builder
-from .settings import did_you_mean, plain_message
+from .settings import plain_message
 
 DEFAULT_MODEL = "resnet18"
 """The network of a recipe that names none."""
@@ -338,7 +338,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         text = resource.read_text(encoding="utf-8")
     else:
         raise RecipeError(
-            f"Unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), builtin_recipes())}. "
+            f"Unknown recipe {str(recipe)!r}. {did_you_mean(str(recipe), builtin_recipes())} "
             f"Built-in recipes: {', '.join(builtin_recipes())}; or name a .yaml file"
         )
     try:
@@ -355,7 +355,7 @@ def _validate(values: dict[str, Any]) -> Recipe:
     for key in values:
         if key not in known:
             raise RecipeError(
-                f"Unknown recipe key {key!r}{did_you_mean(str(key), known)}. "
+                f"Unknown recipe key {key!r}. {did_you_mean(str(key), known)} "
                 f"Known keys: {', '.join(known)}"
             )
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import yaml
@@ -45,13 +44,3 @@ def plain_message(message: str) -> str:
     """Return a message of pydantic without pydantic's own terms."""
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     return message.replace("a valid tuple", "a list, as in [0.5, 1.0]").rstrip(".?")
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Return a question that names the most similar known word; empty if none is similar.
-
-    >>> did_you_mean("epoch", ["epochs", "seed"])
-    " (did you mean 'epochs'?)"
-    """
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

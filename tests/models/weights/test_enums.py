@@ -82,7 +82,7 @@ def test_verify_raises_the_same_types(module):
 
 
 def test_an_unknown_member_raises():
-    expected = "ResNet50_Weights has no member 'IMAGENET1K_V3'. Did you mean IMAGENET1K_V"
+    expected = "ResNet50_Weights has no member 'IMAGENET1K_V3'. Did you mean 'IMAGENET1K_V"
     with pytest.raises(UnknownWeightsError) as caught:
         ResNet50_Weights.verify("IMAGENET1K_V3")
     assert str(caught.value).startswith(expected)

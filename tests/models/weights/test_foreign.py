@@ -157,11 +157,11 @@ def test_a_mismatch_shows_the_first_difference(changed, shape, words):
 def test_a_named_architecture_that_does_not_fit_raises():
     with pytest.raises(WeightsError, match=r"is not a resnet34 .*missing, first layer1\.2\.conv1"):
         recognise(shapes("resnet18"), architecture="resnet34")
-    with pytest.raises(WeightsError, match="Did you mean resnet50 or resnet34"):
+    with pytest.raises(WeightsError, match="Did you mean 'resnet50' or 'resnet34'"):
         recognise(shapes("resnet18"), architecture="resnet35")
     with pytest.raises(WeightsError, match="stride_on must be one of '3x3', '1x1'; got '2x2'"):
         recognise(shapes("resnet50"), options={"stride_on": "2x2"})
-    with pytest.raises(WeightsError, match="did you mean stride_on"):
+    with pytest.raises(WeightsError, match="Did you mean 'stride_on"):
         recognise(shapes("resnet50"), options={"stride": "1x1"})
 
 

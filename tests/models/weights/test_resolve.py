@@ -417,18 +417,18 @@ def test_a_mismatch_logs_no_adaptation(file, caplog):
 def test_hidden_options_are_logged_for_published_weights(monkeypatch, caplog):
     state = resnet50().state_dict()
     monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda *a, **k: state)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG, logger="resnetkit")
     resnet50(weights="DEFAULT", stride_on="3x3")
     assert caplog.records == []
     resnet50(weights="DEFAULT", stride_on="1x1")
     assert "was trained with stride_on='3x3', but this network has '1x1'" in caplog.text
     resnet50(weights="DEFAULT", replace_stride_with_dilation=[False, False, True])
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG"]
 
 
 def test_hidden_options_are_logged_for_a_file(tmp_path, caplog):
     torch.save(resnet50(num_classes=2).state_dict(), tmp_path / "a.pth")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG, logger="resnetkit")
     resnet50(weights=tmp_path / "a.pth", stride_on="1x1")
     assert "does not show whether it was trained with stride_on='1x1'" in caplog.text
     assert [record.levelname for record in caplog.records] == ["INFO"]

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +16,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from ...errors import UnknownWeightsError
+from ...errors import UnknownWeightsError, did_you_mean
 from .download import fetch
 from .preset import ImageClassification
 from .reading import read_tensors
@@ -91,11 +90,10 @@ class WeightsEnum(Enum):
             raise TypeError(f"weights must be a member of {cls.__name__} or its name; got {obj!r}")
         name = obj.removeprefix(f"{cls.__name__}.")
         if name not in cls.__members__:
-            nearest = difflib.get_close_matches(name.upper(), cls.__members__, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            question = did_you_mean(name.upper(), cls.__members__)
             names = ", ".join(cls.__members__)
             what = f"{cls.__name__} has no member {name!r}"
-            raise UnknownWeightsError(f"{what}.{hint} It has {names}.")
+            raise UnknownWeightsError(f"{what}. {question} It has {names}.")
         return cls[name]
 
     def get_state_dict(

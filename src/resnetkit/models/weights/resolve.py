@@ -85,7 +85,7 @@ def _log_hidden_options(source: str, options: Mapping[str, Any], *, is_published
         )
     for name, value in hidden.items():
         if value is not None:
-            _log.info(
+            _log.debug(
                 "%s does not show whether it was trained with %s=%r, which this network has",
                 source,
                 name,
