@@ -194,7 +194,8 @@ def test_two_processes_compute_what_one_does(flat_folder, tmp_path, script, mixi
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_like_any_other(flat_folder, tmp_path):
     out = tmp_path / "run"
-    done = run(torchrun("-m", "resnetkit", "train", flat_folder, "--out", out, *FLAGS))
+    grey = ["--channels", "1"]  # what DDP is prepared with has as many channels as the images
+    done = run(torchrun("-m", "resnetkit", "train", flat_folder, "--out", out, *FLAGS, *grey))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 3/3") == 1  # only the main rank prints
     assert done.stdout.count("resnet evaluate") == 1
@@ -202,7 +203,7 @@ def test_a_run_of_two_processes_is_like_any_other(flat_folder, tmp_path):
     with (out / "history.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 3
     network, _ = modelfile.read(out / "model.safetensors")
-    plain = get_model("cifar_resnet20", width=8, num_classes=3).state_dict()
+    plain = get_model("cifar_resnet20", width=8, num_classes=3, in_channels=1).state_dict()
     assert list(network.state_dict()) == list(plain)
     assert json.loads((out / "environment.json").read_text())["processes"] == 2
 

@@ -156,12 +156,14 @@ def _wrap_in_ddp(model: nn.Module, network: nn.Module, recipe: Recipe, *, runtim
     device_ids = None if runtime.device.type == "cpu" else [runtime.device]
     settings: dict[str, Any] = {"device_ids": device_ids, option: False}
     ddp = _DDP(model, **settings)
-    _rebuild_buckets(ddp, recipe.train_size(0), runtime)
+    size = recipe.train_size(0)
+    image = torch.zeros(1, recipe.channels or 3, size, size, device=runtime.device)
+    _rebuild_buckets(ddp, image)
     ddp.module = network
     return ddp
 
 
-def _rebuild_buckets(ddp: DistributedDataParallel, size: int, runtime: Runtime) -> None:
+def _rebuild_buckets(ddp: DistributedDataParallel, image: torch.Tensor) -> None:
     """Make DDP rebuild its gradient buckets now, with a backward that changes nothing else.
 
     DDP rebuilds them once, after the first backward, in the order in which gradients arrived. How a
@@ -170,7 +172,7 @@ def _rebuild_buckets(ddp: DistributedDataParallel, size: int, runtime: Runtime) 
     one.
     """
     with in_mode(ddp, training=False):  # running statistics stay as they are
-        ddp(torch.zeros(1, 3, size, size, device=runtime.device)).sum().backward()
+        ddp(image).sum().backward()
     ddp.zero_grad()
 
 
