@@ -7,7 +7,11 @@ import pytest
 
 from resnetkit import errors
 
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.ResnetkitError)
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
