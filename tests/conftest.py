@@ -18,12 +18,17 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+OF_OTHERS = ("PYTEST_CURRENT_TEST",)  # and what PyTorch's compiler sets
+
+
 def _process() -> dict[str, object]:
     """What belongs to the whole process, and so to every test that runs in it later."""
     found: dict[str, object] = {
         "signals": {one: signal.getsignal(one) for one in signal.valid_signals()},
         "folder": os.getcwd(),
-        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        "environment": {
+            k: v for k, v in os.environ.items() if k not in OF_OTHERS and "INDUCTOR" not in k
+        },
     }
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()

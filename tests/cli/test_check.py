@@ -45,7 +45,7 @@ def test_warnings_exit_with_0_and_errors_with_1(photos):
         (photos / f"dog/{number}.png").write_text("no picture")
     done = check(photos, "--workers", "0")
     assert done.returncode == 1
-    assert done.stdout.index("error         6  pictures that") < done.stdout.index("\nwarning")
+    assert done.stdout.index("error         6  images that") < done.stdout.index("\nwarning")
     assert "dog/3.png: holds text, not a picture" in done.stdout
     assert "and 2 more; list all with --format json" in done.stdout
 

@@ -18,7 +18,7 @@ import resnetkit
 from resnetkit.data import folder
 from resnetkit.models import summarize
 from resnetkit.models.weights import modelfile
-from resnetkit.training.recipe import load as load_recipe
+from resnetkit.training.recipe import load_recipe
 
 
 def resnet(*arguments, cwd=None, input=None, **environment):

@@ -121,7 +121,7 @@ def test_a_file_of_rows_can_be_resumed(model, images, tmp_path):
             assert file.read_bytes() == whole, (name, cut)
         done = resnet("predict", model, *sources, "--out", file)
         assert done.returncode == 1
-        assert b"add --resume" in done.stderr
+        assert b"Add --resume" in done.stderr
     with (tmp_path / "rows.csv").open() as file:
         assert len(list(csv.reader(file))) == 1 + 122
 
@@ -161,7 +161,7 @@ def test_rows_can_be_resumed_after_kills(model, images, tmp_path):
             "cannot be combined with --resume",
         ),
         (("--out", "r", "--format", "table"), 2, "--format jsonl or csv"),
-        (("--embeddings", "e.npy"), 1, "written as .npz"),
+        (("--embeddings", "e.npy"), 1, "must end in .npz"),
         (("--engine", "tensorrt"), 2, "engine must be auto, eager"),
         (("--engine", "onnx", "--precision", "bf16"), 2, "Engine onnx supports only fp32"),
         (("--threshold", "2"), 2, "threshold"),

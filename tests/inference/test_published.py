@@ -146,7 +146,7 @@ def test_converted_networks_with_other_channels_see_the_same_pixels(tmp_path, ch
     network.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
     torch.save(network.state_dict(), tmp_path / "r.pth")
     found = convert(tmp_path / "r.pth", tmp_path / "m.safetensors")
-    assert any(f"it takes {channels} channel" in note for note in found.notes)
+    assert any(f"takes {channels} channel" in note for note in found.notes)
     predictor = Predictor(tmp_path / "m.safetensors", "cpu")
     image = make_photo((500, 375), "L" if channels == 1 else "RGBA")
     plain = Preset(crop_size=224, resize_size=256, mean=(0,) * channels, std=(1,) * channels)

@@ -51,7 +51,7 @@ def test_rows_that_differ_from_the_paper():
     without = macs["34-layer, without its projections"].derived
     assert round(without, 1) == float(published.TABLE1_GMACS[34])
     assert without == figure["34-layer residual, option A"].derived
-    convolutions = figure["VGG-16, convolutions alone"].derived
+    convolutions = figure["VGG-16, only convolutions"].derived
     assert f"{convolutions:.1f}" == published.SECTION41_GMACS["VGG-16"]
 
 

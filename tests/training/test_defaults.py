@@ -73,7 +73,7 @@ def test_batch_size_epochs_and_image_size_follow_the_device(
     assert defaults.fill_length(load_recipe("fast"), 10, runtime).batch_size == 10
     stated = defaults.fill_length(load_recipe("classic"), 10, runtime)
     assert (stated.batch_size, stated.epochs) == (128, 30)
-    monkeypatch.setattr(defaults, "sizes", lambda *_: [(500, 375)] * 5)
+    monkeypatch.setattr(defaults, "image_sizes", lambda *_: [(500, 375)] * 5)
     named = load_recipe("fast").with_settings({"model": "resnet18"})
     assert defaults.fill_image_size(named, _blank_dataset(5), runtime).image_size == size
 

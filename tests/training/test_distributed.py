@@ -237,7 +237,7 @@ def test_a_process_that_dies_stops_the_other_and_the_run_ends_in_the_same_bits(
     for at in (3, 5):  # within the first epoch and the second: five batches make an epoch
         done = run(torchrun(path, "die", at, tmp_path, *begin, "--out", out))
         assert done.returncode == 1
-        assert "another process of this run has ended" in done.stderr
+        assert "Another process of this run has ended" in done.stderr
         assert (tmp_path / "0").read_text() == "1"
     assert checkpoint.read_newest(out / "state").values["step"] == 2 + 4
     done = run(torchrun("-m", "resnetkit", "train", "--resume", out))

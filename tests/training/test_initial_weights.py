@@ -109,8 +109,8 @@ def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypat
     monkeypatch.setattr(OpenerDirector, "open", silent)
     monkeypatch.setattr(http, "time", SimpleNamespace(sleep=pauses.append))
     assert initial_weights.resolve_recipe(None, {"model": "tiny"}).weights == "none"
-    assert (limits, pauses) == ([http.BRIEF], [])
-    assert http.BRIEF < 5
+    assert (limits, pauses) == ([http.BRIEF_TIMEOUT], [])
+    assert http.BRIEF_TIMEOUT < 5
     with pytest.raises(DownloadError):  # weights that are asked for are waited for
         initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     assert limits[1:] == [http.TIMEOUT] * http.ATTEMPTS
@@ -218,7 +218,7 @@ def test_a_checkpoint_whose_head_is_replaced_is_not_refused_for_its_head(tmp_pat
     net = construct(num_classes=3)
     state = {n: t for n, t in net.state_dict().items() if n[:3] != "fc."}
     heads = {
-        "has a head of more layers": nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 3)),
+        "has a head of several layers": nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 3)),
         "the head is new": nn.Sequential(nn.Dropout(), nn.Linear(64, 3)),
     }
     for words, head in heads.items():

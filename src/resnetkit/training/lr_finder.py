@@ -6,6 +6,7 @@ at the loss. It falls while the rate is useful, and rises when the rate is too h
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from .. import randomness
 from .. import runtime as machine
 from ..data import folder
+from ..data.device_loader import to_device
 from ..data.loader import Batch
 from ..errors import RecipeError, TrainingError
 from ..progress import bar
@@ -118,6 +120,8 @@ def _rates() -> list[float]:
 def _batches(session: Session) -> Iterator[Batch]:
     """Yield the batches of one epoch after another, at the largest training size."""
     image_size = session.recipe.train_size(session.epochs - 1)
-    while True:
-        yield from session.batches(image_size)
-        session.state.epoch += 1
+    for epoch in itertools.count():
+        batches = session.loader.training(
+            session.recipe.augmentation(), image_size, session.recipe.seed, epoch
+        )
+        yield from to_device(batches, session.runtime.device)
