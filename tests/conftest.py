@@ -18,9 +18,6 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-OF_OTHERS = ("PYTEST_CURRENT_TEST",)  # and what PyTorch's compiler sets
-
-
 def _process() -> dict[str, object]:
     """What belongs to the whole process, and so to every test that runs in it later."""
     found: dict[str, object] = {
