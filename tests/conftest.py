@@ -23,8 +23,11 @@ def _process() -> dict[str, object]:
     found: dict[str, object] = {
         "signals": {one: signal.getsignal(one) for one in signal.valid_signals()},
         "folder": os.getcwd(),
+        # pytest and PyTorch's compiler set variables of their own.
         "environment": {
-            k: v for k, v in os.environ.items() if k not in OF_OTHERS and "INDUCTOR" not in k
+            key: value
+            for key, value in os.environ.items()
+            if key != "PYTEST_CURRENT_TEST" and "INDUCTOR" not in key
         },
     }
     if sys.platform == "linux":
