@@ -46,7 +46,7 @@ def test_warnings_exit_with_0_and_errors_with_1(photos):
     done = check(photos, "--workers", "0")
     assert done.returncode == 1
     assert done.stdout.index("error         6  images that") < done.stdout.index("\nwarning")
-    assert "dog/3.png: holds text, not a picture" in done.stdout
+    assert "dog/3.png: holds text, not an image" in done.stdout
     assert "and 2 more; list all with --format json" in done.stdout
 
 

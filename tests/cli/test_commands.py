@@ -174,7 +174,7 @@ def test_a_closed_pipe_ends_quietly(model, images):
         (("predict", "m", "x.png", "--resume"), 1, "m does not exist"),
         (("models", "vgg*"), 2, "No model matches 'vgg*'"),
         (("train", "full", "--out", "text.safetensors/x"), 1, "text.safetensors is a file"),
-        (("train", "full", "--set", "crop_scale=[1"), 2, "no valid YAML"),
+        (("train", "full", "--set", "crop_scale=[1"), 2, "not valid YAML"),
     ],
 )
 def test_error_messages(tmp_path, save, arguments, code, message):
