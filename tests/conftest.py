@@ -18,17 +18,16 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+OURS = ("RESNETKIT", "OMP_", "ATEN_", "ONEDNN_", "WORLD_SIZE", "RANK", "LOCAL_", "HOME", "PATH")
+
+
 def _process() -> dict[str, object]:
     """What belongs to the whole process, and so to every test that runs in it later."""
     found: dict[str, object] = {
         "signals": {one: signal.getsignal(one) for one in signal.valid_signals()},
         "folder": os.getcwd(),
-        # pytest and PyTorch's compiler set variables of their own.
-        "environment": {
-            key: value
-            for key, value in os.environ.items()
-            if key != "PYTEST_CURRENT_TEST" and "INDUCTOR" not in key
-        },
+        # PyTorch's compiler and pytest set variables of their own.
+        "environment": {key: value for key, value in os.environ.items() if key.startswith(OURS)},
     }
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -92,6 +92,6 @@ def test_a_note_names_images_that_come_out_dark(tmp_path, deep_png):
             (tmp_path / label / f"dark{i}.png").write_bytes(deep_png(dark))
     (note,) = prepare(folder.read_dataset(tmp_path), RECIPE, workers=1).notes
     assert note.startswith(
-        "4 of 12 training images checked, such as a/dark0.png, are images of 16 bits for each "
+        "4 of 12 training images checked, such as a/dark0.png, are images with 16 bits per "
         "colour, of which at most 14 are used"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_a_recipe_runs_and_reaches_optimiser_and_loader(name, flat_folder, tmp_p
         assert set(Counter(step["indices"]).values()) == {recipe.repeats}
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
     assert recipes.load_recipe(run.folder / "recipe.yaml") == recipe
-    published = yaml.safe_load((recipe.resources.files("resnetkit.training") / "recipes" /
+    published = yaml.safe_load((resources.files("resnetkit.training") / "recipes" /
                                 f"{name}.yaml").read_text())  # fmt: skip
     for key in set(published) - set(shortened(name)) - {"epochs"}:
         assert saved[key] == published[key], key

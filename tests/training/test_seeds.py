@@ -39,7 +39,7 @@ def test_a_run_for_each_seed_and_their_mean(flat_folder, small, tmp_path, capsys
     before = {run.folder: run.model.stat().st_mtime_ns for run in found.runs}
     again = train_seeds(flat_folder, seeds=[0, 3], out=tmp_path / "all", resume=True, **settings)
     assert {run.folder: run.model.stat().st_mtime_ns for run in again.runs} == before
-    assert "is finished already" in capsys.readouterr().err
+    assert "is already finished" in capsys.readouterr().err
     with pytest.raises(OutputError):
         train_seeds(flat_folder, seeds=[0, 3], out=tmp_path / "all", **settings)
     with pytest.raises(RecipeError, match="not both"):

@@ -206,7 +206,7 @@ class RunFolder:
         split_file = self.path / "split.csv"
         if not prepared.made_split or not split_file.is_file():
             return ""
-        with split_file.open(encoding="utf-8", newline="") as lines:
+        with split_file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
             rows = list(csv.DictReader(lines))
         before = {storage.csv_text(row["path"]): row["split"] for row in rows}
         now = {
