@@ -49,7 +49,10 @@ def main() -> None:
                 sys.exit("training failed")
             reference = speed(alone)
             shares = [speed(out) / reference for out in (first, second)]
-            print(f"alone {reference:.0f} img/s; of two: {shares[0]:.0%} and {shares[1]:.0%}")
+            print(
+                f"alone {reference:.0f} img/s; of two: {shares[0]:.0%} and {shares[1]:.0%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
