@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import struct
@@ -32,6 +33,8 @@ def _process() -> dict[str, object]:
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         found["umask"] = [line for line in lines if line.startswith("Umask:")]
+    if "resnetkit.progress" in sys.modules:
+        found["log level"] = logging.getLogger("resnetkit").level
     if torch := sys.modules.get("torch"):
         found["compute threads"] = torch.get_num_threads()
         found["deterministic"] = torch.are_deterministic_algorithms_enabled()

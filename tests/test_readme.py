@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -130,11 +131,12 @@ def test_chinese_documents_follow_the_english_ones(english):
 
 
 @pytest.mark.slow
-def test_python_blocks_run(tmp_path, monkeypatch):
+def test_python_blocks_run(tmp_path, monkeypatch, caplog):
     import resnetkit
     from resnetkit.data.digits import write_digits
 
     monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, logger="resnetkit")  # a block silences messages: restore them
     write_digits(Path("demo/digits"))  # as `resnet demo`, with fewer epochs
     resnetkit.train("demo/digits", recipe="demo", epochs=2, out="demo/run")
     for path in GUIDES:

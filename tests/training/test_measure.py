@@ -45,17 +45,20 @@ def test_the_measured_step_is_as_large_as_the_real_one(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "most", "expected"),
+    ("seconds", "most", "cores_used", "expected"),
     [
-        ({1: 0.10, 2: 0.095}, 2, 1),  # a second thread gains too little
-        ({1: 0.10, 2: 0.06}, 2, 2),
-        ({1: 0.10, 2: 0.40}, 2, 1),  # another process is busy
-        ({1: 0.02, 2: 0.012, 4: 0.011, 6: 0.05}, 6, 2),
-        ({1: 4.0, 2: 2.5}, 2, 2),  # too long to take turns
-        ({1: 0.1}, 1, 1),
+        ({1: 0.10, 2: 0.095}, 2, 2, 1),  # a second thread gains too little
+        ({1: 0.10, 2: 0.06}, 2, 2, 2),
+        ({1: 0.10, 2: 0.40}, 2, 1, 1),  # another process is busy
+        ({1: 0.02, 2: 0.012, 4: 0.011, 6: 0.05}, 6, 5, 2),
+        ({1: 4.0, 2: 2.5}, 2, 1.9, 2),  # too long to take turns
+        ({1: 4.0, 2: 9.0}, 2, 1.0, 1),  # the same, and another process is busy
+        ({64: 3.0}, 64, 57.0, 64),
+        ({64: 3.0}, 64, 3.1, 4),
+        ({1: 0.1}, 1, 1, 1),
     ],
 )
-def test_the_fewest_threads_that_are_nearly_as_fast_win(seconds, most, expected):
+def test_the_fewest_threads_that_are_nearly_as_fast_win(seconds, most, cores_used, expected):
     before = torch.get_num_threads()
     now = [0.0]
 
@@ -63,7 +66,8 @@ def test_the_fewest_threads_that_are_nearly_as_fast_win(seconds, most, expected)
         now[0] += seconds[torch.get_num_threads()]
 
     try:
-        assert measure.fewest_fast_threads(step, most, lambda: now[0]) == expected
+        found = measure.fewest_fast_threads(step, most, lambda: now[0], lambda: now[0] * cores_used)
+        assert found == expected
         spent = now[0] - 2 * seconds[most]
     finally:
         torch.set_num_threads(before)

@@ -43,7 +43,8 @@ def fill_threads(
 
     Training steps with 1, 2, 4, ... threads take turns for at most `THREADS_SECONDS`. The fewest
     threads whose median step is within `THREADS_GAIN` of the fastest win: a small network gains
-    little from more, and threads that wait for each other slow down every other process.
+    little from more, and threads that wait for each other slow down every other process. If steps
+    are too long for that, the number is that of the cores that a first step got.
 
     Nothing is measured if the number is given: by the recipe, by OMP_NUM_THREADS, by torchrun, or
     by the run that is resumed (``recorded``).
@@ -64,14 +65,23 @@ def fill_threads(
 
 
 def fewest_fast_threads(
-    step: Callable[[], None], most: int, clock: Callable[[], float] = time.perf_counter
+    step: Callable[[], None],
+    most: int,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
 ) -> int:
     """Return the fewest compute threads that are nearly as fast as any; see `fill_threads`.
+
+    If steps take too long for comparisons, the number comes from the first one: the cores that the
+    process got, which is CPU time over elapsed time. On a quiet machine that is `most`, and less
+    where other processes are busy: threads that wait for one that does not run make a step several
+    times slower.
 
     Args:
         step: runs a step of training.
         most: the largest number of threads to try.
         clock: returns seconds, like `time.perf_counter`.
+        cpu_clock: returns the CPU seconds of all threads, like `time.process_time`.
     """
     candidates = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
     seconds: dict[int, list[float]] = {count: [] for count in candidates}
@@ -83,10 +93,11 @@ def fewest_fast_threads(
         return clock() - started
 
     time_step(most)  # warm-up: it compiles kernels and allocates memory
-    started = clock()
+    started, cpu_started = clock(), cpu_clock()
     with_most = time_step(most)
     if with_most * sum(most / count for count in candidates) > THREADS_SECONDS:
-        return most  # a step this large gains from every thread
+        cores_used = (cpu_clock() - cpu_started) / with_most
+        return min(candidates, key=lambda count: abs(count - cores_used))
     for finished_rounds in range(THREADS_ROUNDS):
         for count in candidates:
             seconds[count].append(time_step(count))
