@@ -369,6 +369,15 @@ def test_missing_file_and_folder(tmp_path):
         decode.decode(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("there", "asked"), [("a.JPG", "a.jpg"), ("a.jpg", "a.jpeg"), ("a.png", "a.jpg")]
+)
+def test_a_missing_file_that_differs_in_its_suffix_is_named(tmp_path, there, asked):
+    save(smooth(20, 10), tmp_path, there)
+    with pytest.raises(ImageError, match=rf"{asked}: No such file.*\(but {there} is there\)"):
+        decode.decode(tmp_path / asked)
+
+
 def test_too_many_pixels_are_refused_undecoded(tmp_path):
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from resnetkit.data import folder
 from resnetkit.data.folder import Dataset, Split
@@ -110,3 +111,35 @@ def test_steps_say_how_many_epochs():
     ):
         defaults.fill_epochs(filled, 10_000, CPU)
     assert defaults.fill_epochs(recipe, 5, CPU).epochs == 64_000
+
+
+def test_random_weights_have_one_channel_if_all_training_images_are_grey(flat_folder):
+    def channels(**settings):
+        recipe = load_recipe("fast").with_settings(settings)
+        filled = defaults.fill_channels(recipe, folder.read_dataset(flat_folder))
+        assert filled.model_options.get("in_channels", 3) == (filled.channels or 3)
+        return filled.channels or 3
+
+    paths = sorted(flat_folder.rglob("*.png"))
+    assert channels() == 3
+    for path in paths:
+        Image.open(path).convert("L").save(path)
+    assert channels() == 1
+    assert channels(channels=3) == 3
+    assert channels(channels=4) == 4
+    assert channels(weights="DEFAULT") == 3  # those of the weights
+    paths[0].write_bytes(b"damaged")  # reported when it is decoded
+    assert channels() == 1
+    Image.new("RGB", (32, 32)).save(paths[-1])
+    assert channels() == 3
+
+
+def test_a_resumed_run_keeps_its_channels(flat_folder):
+    """A run of grayscale images from before channels were found has three."""
+    for path in flat_folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    recipe, dataset = load_recipe("fast"), folder.read_dataset(flat_folder)
+    assert defaults.fill_channels(recipe, dataset, recorded=recipe).channels is None
+    found = defaults.fill_channels(recipe, dataset)
+    assert found.channels == 1
+    assert defaults.fill_channels(recipe, dataset, recorded=found).channels == 1

@@ -18,7 +18,16 @@ from ..errors import DataError, ImageError
 from ..prefetch import prefetch_map
 from ..runtime import default_workers
 from . import files, folder, near_duplicates
-from .decode import DIM, UNNAMED, Traits, decode, is_dim_colour, read_depth, read_traits
+from .decode import (
+    DIM,
+    UNNAMED,
+    Traits,
+    decode,
+    is_dim_colour,
+    is_grey_mode,
+    read_depth,
+    read_traits,
+)
 from .grey import FULL_RANGE, Depth
 from .near_duplicates import Signature, near_duplicate_groups
 from .value_range import resolve_value_range
@@ -286,8 +295,11 @@ def _depth_issues(contents: _Contents) -> Iterator[Issue]:
         contents.rows, "dim", level="warning", text=DIM, indices=sorted(contents.dim)
     )
     modes = {traits.mode for traits in contents.traits.values()}
-    if modes and all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes):
-        text = "all images are grey: training reads them as RGB; --channels 1 for one channel"
+    if modes and all(map(is_grey_mode, modes)):
+        text = (
+            "all images are grayscale: training from random weights reads them with one channel; "
+            "--channels 3 for RGB"
+        )
         yield Issue("grey", "note", text)
 
 

@@ -173,6 +173,22 @@ def image_size(source: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def is_grey(source: Path) -> bool:
+    """Return whether an image is stored as grayscale, read from its header.
+
+    Raises:
+        ImageError: the header cannot be read.
+    """
+    name = str(source)
+    with reading(name), files.open_file(source) as file, _named(name), _open(file) as image:
+        return is_grey_mode(image.mode)
+
+
+def is_grey_mode(mode: str) -> bool:
+    """Return whether a mode of Pillow has one color channel, with or without transparency."""
+    return mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
+
+
 @dataclass(frozen=True)
 class Traits:
     """What an image's header says, and what decoding will change.

@@ -57,7 +57,18 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{name}: {_reason(error)}", passing=True) from error
+        hint = _other_suffix(path) if isinstance(error, FileNotFoundError) else ""
+        raise ImageError(f"{name}: {_reason(error)}{hint}", passing=True) from error
+
+
+def _other_suffix(path: Path) -> str:
+    """Return a hint at a file that differs only in its suffix: lists often say .jpg for .JPG."""
+    suffixes = [suffix for name in (".jpg", ".jpeg", ".png") for suffix in (name, name.upper())]
+    for suffix in (path.suffix.lower(), path.suffix.upper(), *suffixes):
+        other = path.with_suffix(suffix)
+        if other.name != path.name and os.path.exists(other):
+            return f" (but {other.name} is there)"
+    return ""
 
 
 def digest(contents: bytes) -> str:

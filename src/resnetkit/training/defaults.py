@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.dataset import image_sizes
+from ..data.dataset import are_all_grey, image_sizes
 from ..data.folder import Dataset
 from ..data.transforms import STATISTICS
 from ..data.value_range import find_value_range
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
+from ..progress import say
 from ..randomness import order
 from ..runtime import Runtime, default_workers
 from .recipe import DEFAULT_MODEL, Recipe
@@ -45,15 +46,23 @@ EPOCHS = (16, 300)
 """The fewest and the most epochs that are filled in."""
 
 
-def fill_defaults(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
+def fill_defaults(
+    recipe: Recipe, dataset: Dataset, runtime: Runtime, *, recorded: Recipe | None = None
+) -> Recipe:
     """Fill in precision, network, input channels, value range and image size.
+
+    Args:
+        recipe: the recipe, with its weights resolved.
+        dataset: the images and their classes.
+        runtime: the device.
+        recorded: the recipe of the run that is resumed, which keeps its input channels.
 
     Raises:
         DataError: there are no training images, or nothing says which values are black and white.
         RecipeError: the recipe and its network differ in the number of channels.
     """
     recipe = fill_network(recipe, dataset, runtime)
-    recipe = fill_channels(recipe)
+    recipe = fill_channels(recipe, dataset, recorded=recorded)
     recipe = fill_value_range(recipe, dataset)
     return fill_image_size(recipe, dataset, runtime)
 
@@ -75,14 +84,28 @@ def fill_network(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
     return recipe.with_settings(values)
 
 
-def fill_channels(recipe: Recipe) -> Recipe:
-    """Make ``channels`` and the network's option ``in_channels`` the same.
+def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None = None) -> Recipe:
+    """Fill in ``channels``, and make the network's option ``in_channels`` the same.
+
+    A network with random weights has one input channel if all training images are stored as
+    grayscale. Otherwise it has three, unless the recipe sets another number.
 
     Raises:
         RecipeError: both are set and differ, or no image has this number of channels.
     """
     options = dict(recipe.model_options)
-    channels = options.get("in_channels", recipe.channels or 3)
+    channels = options.get("in_channels", recipe.channels)
+    if channels is None and recorded is not None:
+        channels = recorded.channels or 3
+    elif channels is None:
+        split = dataset.splits.get("train") or dataset.splits.get("all")
+        is_grey = recipe.weights == "none" and split is not None and are_all_grey(split)
+        channels = 1 if is_grey else 3
+        if is_grey:
+            say(
+                "Note: all training images are grayscale, so the network gets one input channel; "
+                "--channels 3 for RGB."
+            )
     if recipe.channels not in (None, channels):
         raise RecipeError(
             f"channels is {recipe.channels}, but in_channels of the network is {channels}. Remove "

@@ -138,7 +138,8 @@ class Recipe(BaseModel):
     channels: Literal[1, 3, 4] | None = Field(
         None,
         description="input channels of the network: 1 (grayscale), 3 (RGB) or 4 (RGB and alpha); "
-        "by default those of the initial weights, else 3",
+        "by default those of the initial weights; without any, 1 if all images are grayscale, else "
+        "3",
     )
     value_range: tuple[float, float] | None = Field(
         None,

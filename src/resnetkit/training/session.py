@@ -171,7 +171,7 @@ def set_up(
     """
     # Device and precision; then the fields of the recipe that depend on the files alone.
     runtime = machine.pick(device, recipe.precision)
-    recipe = defaults.fill_defaults(recipe, dataset, runtime)
+    recipe = defaults.fill_defaults(recipe, dataset, runtime, recorded=recorded)
     distributed.check_recipe(recipe, runtime)
     if workers is None:
         workers = machine.default_workers()

@@ -149,6 +149,11 @@ def test_config_json_gives_classes_and_the_stride(tmp_path):
     found = convert(tmp_path, tmp_path / "m")
     assert read_header(tmp_path / "m").classes == ("cat", "dog")
     assert found.options["stride_on"] == "1x1"
+    del config["downsample_in_bottleneck"]  # then transformers puts it on the 3x3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = convert(tmp_path, tmp_path / "v1.5")
+    assert found.options["stride_on"] == "3x3"
+    assert not any("V1 and V1.5" in note for note in found.notes)
     config["hidden_act"] = "gelu"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="another activation"):

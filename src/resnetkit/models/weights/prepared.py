@@ -69,8 +69,13 @@ def read_hub_configs(
     config = file.with_name("config.json")
     content = _read_json(config)
     if content.get("model_type") == "resnet":
-        if content.get("downsample_in_bottleneck"):
-            options["stride_on"] = "1x1"
+        if content.get("layer_type", "bottleneck") == "bottleneck":  # transformers' defaults
+            first = content.get("downsample_in_bottleneck", False)
+            options["stride_on"] = "1x1" if first else "3x3"
+            notes.append(
+                f"{config.name} has downsample_in_bottleneck={first}: used stride_on="
+                f"{options['stride_on']}"
+            )
         if content.get("hidden_act", "relu") != "relu" or content.get("downsample_in_first_stage"):
             raise WeightsError(
                 f"{config} describes a network with another activation or first stage, which is "
@@ -84,8 +89,6 @@ def read_hub_configs(
             fields = normalize_fields(found, str(path))
             shown = ", ".join(f"{key} {value}" for key, value in fields.items())
             notes.append(f"took the preprocessing from {path.name}: {shown}")
-    if options:
-        notes.append(f"{config.name} says downsample_in_bottleneck: used stride_on 1x1")
     return fields, options, names, notes
 
 
