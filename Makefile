@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# The rooms that compute, and how to compute as a processor without AVX-512 does.
+# The packages that compute, and how to compute as a processor without AVX-512 does.
 NUMERICAL := tests/models tests/training tests/study tests/evaluation tests/inference
 AVX2      := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 
@@ -31,7 +31,7 @@ test-all: lint  ## the slow ones too, the linters, and test-avx2: what CI runs
 	$(BIN)/python -m pytest -m "slow or not slow"
 	$(AVX2) $(BIN)/python -m pytest $(NUMERICAL)
 
-test-avx2: $(STAMP)  ## the quick tests of the numerical rooms, as on a processor without AVX-512
+test-avx2: $(STAMP)  ## the quick tests of the packages that compute, as on a processor without AVX-512
 	$(AVX2) $(BIN)/python -m pytest $(NUMERICAL)
 
 check: lint test  ## what to run while working

@@ -108,8 +108,9 @@ class Own:
         for batch in batches:
             outcome = training_step(self.state, batch, self.recipe, self.where, RATE)
             outcomes.add(outcome, batch.indices)
-            outcomes.read_oldest(1)
-        outcomes.read_oldest(0)
+            self.state.end_step()
+            outcomes.exchange(is_due=False, signal=0)
+        outcomes.drain()
 
 
 class Plain:

@@ -1,4 +1,4 @@
-"""The flow: a room imports only from its own folder and from rooms above it in the list."""
+"""The flow: a package imports only from its own folder and from packages above it in the list."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import resnetkit
 
 ROOT = Path(resnetkit.__file__).parent
-ROOMS = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
-# Root modules are above every room, and import each other only in this order.
+PACKAGES = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
+# Root modules are above every package, and import each other only in this order.
 ROOT_MODULES = [
     "errors", "signals", "randomness", "limits", "runtime", "progress", "storage", "prefetch",
 ]  # fmt: skip
-ENTRANCES = {"__init__", "__main__"}  # they import rooms lazily
+ENTRANCES = {"__init__", "__main__"}  # they import packages lazily
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
@@ -37,20 +37,20 @@ def imports(path: Path) -> list[tuple[str, int]]:
     return found
 
 
-def room_of(name: str) -> str:
+def package_of(name: str) -> str:
     first = name.split(".")[0]
-    return first if first in ROOMS else ""
+    return first if first in PACKAGES else ""
 
 
-def test_rooms_import_only_from_above():
+def test_packages_import_only_from_above():
     wrong = []
     for path in ROOT.rglob("*.py"):
         relative = path.relative_to(ROOT)
         if relative.parent == Path() and relative.stem in ENTRANCES:
             continue
-        room = relative.parts[0] if len(relative.parts) > 1 else ""
+        package = relative.parts[0] if len(relative.parts) > 1 else ""
         for name, line in imports(path):
-            if ROOMS.index(room_of(name)) > ROOMS.index(room):
+            if PACKAGES.index(package_of(name)) > PACKAGES.index(package):
                 wrong.append(f"{relative}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
 
@@ -64,7 +64,7 @@ def test_root_modules_import_each_other_in_order():
 
 def test_every_folder_is_a_known_room():
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))}
-    assert folders <= set(ROOMS)
+    assert folders <= set(PACKAGES)
     assert {p.stem for p in ROOT.glob("*.py")} == {*ROOT_MODULES, *ENTRANCES}
 
 

@@ -1,4 +1,4 @@
-"""The ResNet family, and all it takes to turn a folder of photos into a trusted classifier.
+"""The ResNet family, and everything needed to turn a folder of photos into a trusted classifier.
 
 The flow, and the packages it passes through::
 

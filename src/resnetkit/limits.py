@@ -53,7 +53,7 @@ def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
 
 
 def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield each control group of this process, innermost first: its folder, and if it is v1."""
+    """Yield (folder, whether it is v1) for each control group of this process, innermost first."""
     try:
         own = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
     except OSError:
@@ -75,7 +75,7 @@ def _free_bytes(folder: Path, limit: str, usage: str, cached: str) -> int | None
     """Return the bytes below a group's limit, without its file cache; None without a limit.
 
     Args:
-        folder: of the group.
+        folder: the group's folder.
         limit: name of the file with the limit.
         usage: name of the file with the bytes in use.
         cached: name of the row of ``memory.stat`` with the reclaimable bytes.
@@ -91,7 +91,7 @@ def _free_bytes(folder: Path, limit: str, usage: str, cached: str) -> int | None
 
 
 def _cpu_quota_v2(folder: Path) -> float:
-    """Return quota over period of ``cpu.max`` ("150000 100000", or "max 100000")."""
+    """Return the quota over the period in ``cpu.max`` ("150000 100000", or "max 100000")."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except OSError:
@@ -100,7 +100,7 @@ def _cpu_quota_v2(folder: Path) -> float:
 
 
 def _cpu_quota_v1(folder: Path) -> float:
-    """Return quota over period; a quota of -1 microseconds means no limit."""
+    """Return the quota over the period; a quota of -1 microseconds means no limit."""
     try:
         quota = int((folder / "cpu.cfs_quota_us").read_text())
         period = int((folder / "cpu.cfs_period_us").read_text())

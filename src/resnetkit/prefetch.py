@@ -142,7 +142,7 @@ class _Pool(Generic[Item, Result]):
         return True
 
     def _slow_files(self) -> str:
-        """Return the files that are being read for long, as part of a sentence."""
+        """Return the files that are taking long to read, as part of a sentence."""
         current = filter(None, (_reading.get(thread.ident or 0) for thread in self.threads))
         names = sorted({name for name, since in current if time.monotonic() - since > STUCK / 2})
         return f"; being read: {', '.join(names)}" if names else ""

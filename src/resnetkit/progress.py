@@ -6,7 +6,7 @@ program::
 
     logging.getLogger("resnetkit").setLevel(logging.WARNING)
 
-Of the processes of one run, only the main rank prints; on the others these functions do nothing, so
+Only the main rank of a run prints. On the other ranks these functions do nothing, so
 callers need not check.
 """
 
@@ -75,9 +75,9 @@ def print_json(value: Any) -> None:
 def print_error(error: Exception) -> None:
     """Print on standard error why the command ends.
 
-    Other ranks print one line each, because most often they met the same error, and nothing if all
+    Other ranks print one line each, because they usually hit the same error, and nothing if all
     ranks were asked to stop. Text and newline are written in one call: `print` writes them in two,
-    and the output of another process could come between.
+    and the output of another process could get in between.
     """
     if runtime.rank() == 0:
         sys.stderr.write(f"resnet: {printable_lines(str(error))}\n")

@@ -133,7 +133,7 @@ class Runtime:
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         """Return the numbers of every rank, in the order of the ranks.
 
-        All ranks must call this with the same count of numbers.
+        All ranks must call this, with equally many numbers.
         """
         own_row = torch.tensor(numbers, dtype=torch.float64)
         if self.world_size == 1:
@@ -283,7 +283,7 @@ def _process_group(cuda: bool) -> Iterator[None]:
         backends, store=store, rank=number, world_size=size, timeout=limit
     )
     _patient_group = distributed.new_group(timeout=PATIENCE, backend="gloo") if cuda else None
-    peers_alive = False  # whether the other ranks reach this end too
+    peers_alive = False  # whether the other ranks also finish without an error
     try:
         yield
         peers_alive = True

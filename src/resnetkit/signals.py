@@ -65,7 +65,7 @@ class SignalWatchdog:
     def acknowledge(self) -> None:
         """Stop the timer: a handler runs, and decides what happens next.
 
-        The handler may call this before the listening thread has read of the signal.
+        The handler may call this before the listening thread has read the signal.
         """
         with self._lock:
             self._acknowledged = max(self._acknowledged + 1, self._received)

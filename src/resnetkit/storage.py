@@ -41,7 +41,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, for `publish`; remove it on exit if it is left.
+    """Yield a temporary path beside ``path``, for `publish`; remove it on exit if it still exists.
 
     Raises:
         OutputError: as `atomic`.
@@ -90,7 +90,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     folders) print a warning and continue without one.
 
     Args:
-        path: the lock file; it is made if missing.
+        path: the lock file; it is created if missing.
         wait: wait for another process to release it.
 
     Raises:
@@ -184,7 +184,7 @@ def refuse_used(folder: Path | None) -> None:
     """Check that ``folder`` is new or empty, so that nothing is overwritten. None passes.
 
     Raises:
-        OutputError: it holds files, is a file, or cannot be made.
+        OutputError: it holds files, is a file, or cannot be created.
     """
     if folder is None:
         return
@@ -208,7 +208,7 @@ def make_output(folder: Path) -> None:
     Marked folders among photos are left out when the photos are read.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be created.
     """
     with _as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def make_output(folder: Path) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Check, before long work, that ``path`` can be made. Writes nothing.
+    """Check, before long work starts, that ``path`` can be created. Writes nothing.
 
     Raises:
         OutputError: a parent is a file, a name is too long, or permission is missing.

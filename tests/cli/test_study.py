@@ -66,7 +66,7 @@ def test_costs_of_shortcuts_need_no_training(tmp_path):
     ("arguments", "words"),
     [
         (("blocks", "resnet5"), "Did you mean"),
-        (("degradation", "--depths", "20,21"), "--depths takes some of 20, 32"),
+        (("degradation", "--depths", "20,21"), "--depths takes one or more of 20, 32"),
         (("degradation", "--depths", "deep"), "as in 20,56"),
         (("degradation", "--recipe", "papr"), "Unknown recipe"),
         (("degradation", "--seeds", "0-"), "--seeds takes numbers, as in 0-4"),

@@ -556,7 +556,7 @@ def test_32_bits_without_a_range_are_refused(tmp_path):
     for kind in (np.int32, np.float32):
         image = Image.fromarray(np.array([[0, 1, 300]], kind))
         image.save(tmp_path / "x.tif")
-        message = r"32 bits of grey, from 0 to 300, and nothing says .*--set value_range="
+        message = r"32-bit grey, from 0 to 300, and nothing says .*--set value_range="
         with pytest.raises(ImageError, match=rf"x\.tif: .*{message}"):
             decode.decode(tmp_path / "x.tif")
         with pytest.raises(ImageError, match=message):

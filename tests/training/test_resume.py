@@ -325,7 +325,7 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
 
 def test_a_finished_run_is_trained_on_with_the_command_it_names(flat_folder, small, tmp_path):
     train(flat_folder, out=tmp_path / "run", **{**small, "epochs": 1})
-    with pytest.raises(TrainingError, match="To train on from its last weights") as caught:
+    with pytest.raises(TrainingError, match="To continue from its last weights") as caught:
         train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 3})
     words = shlex.split(str(caught.value).splitlines()[-1])
     assert words[:3] == ["resnet", "train", str(flat_folder)]

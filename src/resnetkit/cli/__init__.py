@@ -12,7 +12,8 @@ import warnings
 def main() -> None:
     """Run the command ``resnet`` and exit.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed, 130 or 143 stopped by a signal.
+    Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed (`predict`, `explain`), 130 or 143
+    stopped by a signal, 141 nobody reads the output. Each error in `resnetkit.errors` has its own.
     """
     _open_closed_streams()
     # Set before PyTorch is loaded. Its OpenMP threads wait for each other by spinning. By default
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open the standard streams that are closed on the null device.
+    """Open the null device in place of closed standard streams.
 
     Some schedulers start a command without standard streams. The first files that Python opens
     would then get the numbers 0 to 2, and receive what libraries print.

@@ -25,11 +25,11 @@ def convert(
     ] = None,
     prefix: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="If the file has several networks: the prefix of the tensor names."),
+        typer.Option(help="Prefix of the tensor names to use, if the file has several networks."),
     ] = None,
     head: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="If several layers could be the head: its name, or `none`."),
+        typer.Option(help="Name of the head, if several layers could be it; or `none`."),
     ] = None,
     preprocessing: Annotated[
         Optional[Path],  # noqa: UP045
@@ -56,7 +56,7 @@ def convert(
     ] = False,
     interpolation: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="bilinear, bicubic or another filter of Pillow.", metavar="NAME"),
+        typer.Option(help="bilinear, bicubic or another Pillow filter.", metavar="NAME"),
     ] = None,
     decoder: Annotated[
         Optional[str],  # noqa: UP045
@@ -64,7 +64,7 @@ def convert(
     ] = None,
     bgr: Annotated[
         bool,
-        typer.Option("--bgr", help="Channels are in the order BGR, also in --mean and --std."),
+        typer.Option("--bgr", help="Channels are in BGR order, in --mean and --std too."),
     ] = False,
     settings: NETWORK_SETTINGS = None,
 ) -> None:

@@ -52,7 +52,7 @@ def demo(
     image = shlex.quote(predictions[0].source)
     print_result(
         f"\ntest accuracy {result.metrics['accuracy']:.2%} on {result.metrics['pictures']} digits "
-        f"that were not trained on, after {run.train_seconds:.0f} s of training\n"
+        f"not used for training, after {run.train_seconds:.0f} s of training\n"
         f"images        {digits}\n"
         f"model         {run.model}\n"
         f"figures       {run.folder}: predictions.png of the test split; curves.png and "

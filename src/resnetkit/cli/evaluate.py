@@ -22,7 +22,7 @@ def evaluate(
     crops: Annotated[
         int,
         typer.Option(
-            help="1, or 10 (four corners and the centre, each also mirrored).", metavar="N"
+            help="Views of each image: 1, or 10 (4 corners and centre, plus mirrored).", metavar="N"
         ),
     ] = 1,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,

@@ -33,7 +33,7 @@ def explain(
         "explained"
     ),
 ) -> None:
-    """Show where in photos the network sees a class (Grad-CAM), as PNG files."""
+    """Show where the network sees a class in photos (Grad-CAM), as PNG files."""
     from ..evaluation.explain import explain as run_explanation
     from ..inference.images import Unreadable
     from ..progress import print_result, printable, say

@@ -48,7 +48,7 @@ def predict(
     ] = False,
     save_images: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for the images with the class drawn on.", metavar="DIR"),
+        typer.Option(help="Folder for images with the class drawn on them.", metavar="DIR"),
     ] = None,
     embeddings: Annotated[
         Optional[Path],  # noqa: UP045

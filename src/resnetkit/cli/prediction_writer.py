@@ -1,4 +1,4 @@
-"""Where the predictions of ``resnet predict`` go: rows, drawn images, embeddings; and its bar."""
+"""The outputs of ``resnet predict``: rows, labelled images, embeddings, and a progress bar."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _walk_folder(
         if identity in parents:
             left_out.add(tree.LOOP, folder)
             return
-        if parents and (reason := tree.output(folder)):  # a folder that was named itself is read
+        if parents and (reason := tree.output(folder)):  # a folder given by the user is read
             left_out.add(reason, folder)
             return
         names = []

@@ -42,7 +42,7 @@ def tables(
         typer.Option(help="Also write tables.json and blocks.svg to this folder."),
     ] = None,
 ) -> None:
-    """Compare shapes, parameters and multiply-adds of built networks with the paper's."""
+    """Compare the shapes, parameters and multiply-adds of networks with the paper's."""
     from ..storage import write_json, write_text
     from ..study.diagrams import draw, paper_blocks
     from ..study.tables import tables as derive_tables
@@ -84,7 +84,7 @@ DATA = Annotated[
 MINUTES = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(
-        help="Train as many epochs as fit, at most the recipe's.", min=0.1, metavar="MINUTES"
+        help="Train for this long, but at most the recipe's epochs.", min=0.1, metavar="MINUTES"
     ),
 ]
 SEEDS = Annotated[
@@ -170,7 +170,7 @@ def degradation(
     ] = Path("study/degradation"),
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
-    """Train plain and residual networks of several depths: section 4.2 and figure 6."""
+    """Train plain and residual networks of different depths: section 4.2 and figure 6."""
     from ..storage import write_json
     from ..study import degradation as study_degradation
     from ..study import figures, runs
@@ -212,7 +212,7 @@ def shortcuts(
     ] = Path("study/shortcuts"),
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
-    """Measure cost and benefit of the shortcut options A, B and C of table 3."""
+    """Measure the cost and benefit of shortcut options A, B and C from table 3."""
     from ..storage import write_json
     from ..study import figures, runs
     from ..study import shortcuts as study_shortcuts

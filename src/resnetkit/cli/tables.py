@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_table(result: Evaluation) -> str:
-    """Return accuracy, then precision, recall and F1 per class, then the commonest confusions."""
+    """Return accuracy; precision, recall and F1 per class; and the most frequent confusions."""
     from ..evaluation.evaluate import confusions
 
     metrics = result.metrics

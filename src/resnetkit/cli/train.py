@@ -60,7 +60,7 @@ def train(
         int | None, typer.Option(help="Stop after N epochs without improvement.", metavar="N")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed gives identical bits.", metavar="N")
+        int | None, typer.Option(help="The same seed gives bit-identical results.", metavar="N")
     ] = None,
     seeds: Annotated[
         Optional[str],  # noqa: UP045

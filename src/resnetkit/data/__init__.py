@@ -1,1 +1,6 @@
-"""Files -> batches."""
+"""Files -> batches.
+
+The steps, by module::
+
+folder (which files) -> decode (bytes -> pixels) -> transforms (pixels -> tensor) -> loader
+"""

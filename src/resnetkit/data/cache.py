@@ -49,10 +49,10 @@ def scan(
     Pixels are kept in memory if they fit in `RAM_SHARE` of the available memory. Otherwise they go
     into a file in `disk_cache.cache_folder`, named by a hash of the digests of all images, the
     working size and `decode.fingerprint`. Every run hashes every image, which takes 5 to 10 % of
-    the time of decoding it; a run that finds the file decodes nothing. `pixels.open_pixels` says
+    the decoding time; a run that finds the file decodes nothing. See `pixels.open_pixels` for
     what is checked in the file. If two runs need the same file, one writes it and the other waits.
     If the file cannot be written, a message says so, and images that do not fit in memory are
-    decoded whenever they are needed.
+    decoded each time they are needed.
 
     With several processes on one machine, each reads every image, so nothing has to be sent, and
     each may use its share of the memory. If that many copies do not fit, the first process writes
@@ -124,7 +124,7 @@ def _scan_to_memory(
     if left_out:
         say(
             f"{left_out:,} of {len(split):,} images do not fit in memory. They are decoded "
-            "whenever they are needed, which is slower"
+            "each time they are needed, which is slower"
         )
     return Scan(Images(split, preprocessing, kept=kept), digests, unreadable=unreadable)
 
@@ -152,7 +152,7 @@ def _scan_to_disk(
             if digest != digests[index]:
                 raise DataError(
                     f"{split.path(index)} was changed while the images were being read. Start "
-                    "again when nothing writes to them"
+                    "again once nothing else is writing to them"
                 )
             if isinstance(pixels, ImageError):
                 yield None if pixels.passing else str(pixels)
@@ -197,7 +197,7 @@ class _Reader:
     preprocessing: Preprocessing
 
     def __call__(self, index: int) -> tuple[str, np.ndarray | ImageError]:
-        """Return the digest and the working pixels, or the error, which says "the image"."""
+        """Return the digest and the working pixels, or the error, which calls it "the image"."""
         try:
             contents = files.read_file(self.split.path(index), decode.UNNAMED)
         except ImageError as error:

@@ -1,4 +1,4 @@
-"""Check a dataset before a run does: read every image once, change none.
+"""Check a dataset before training: read every image once, and change nothing.
 
 An issue has one of three levels. An **error** would spoil a run or its results. A **warning** needs
 a person to look at it. A **note** says how something unusual is read.
@@ -148,7 +148,7 @@ class Row:
 
 @dataclass
 class _Contents:
-    """What reading every image once found, by row."""
+    """What was found by reading every image once, by row."""
 
     rows: list[Row]
     hashes: np.ndarray  # (n,) uint64
@@ -204,7 +204,7 @@ def _read_all(
 
 
 def _class_issues(counts: dict[str, dict[str, int]]) -> Iterator[Issue]:
-    """Yield the issues that follow from the numbers of images."""
+    """Yield the issues with the number of images per class."""
     leading = next(split for split in ("train", "all", "val", "test") if split in counts)
     own = counts[leading]
 
@@ -238,7 +238,7 @@ def _class_issues(counts: dict[str, dict[str, int]]) -> Iterator[Issue]:
 
 
 def _image_issues(contents: _Contents) -> Iterator[Issue]:
-    """Yield the issues that follow from the images themselves."""
+    """Yield the issues with the images themselves."""
     rows = contents.rows
     if contents.errors:
         unreadable = [[rows[i].path] for i in contents.errors]
@@ -269,7 +269,7 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
 
 
 def _depth_issues(contents: _Contents) -> Iterator[Issue]:
-    """Yield issues about grey of 16 or 32 bits, dark 16-bit colours, and datasets of only grey."""
+    """Yield issues about 16- and 32-bit grey, dark 16-bit colours, and grey-only datasets."""
     deep = [i for i, depth in contents.depths.items() if depth is not None]
     if deep:
         training: list[Depth | None] = []
@@ -284,7 +284,7 @@ def _depth_issues(contents: _Contents) -> Iterator[Issue]:
         try:
             black, white = resolve_value_range([training, validation]) or FULL_RANGE
             text = (
-                f"images with 16 or 32 bits of grey: in training {black:,g} becomes black and "
+                f"images in 16- or 32-bit grey: in training {black:,g} becomes black and "
                 f"{white:,g} white"
             )
         except DataError as error:
@@ -312,7 +312,7 @@ def _copy_issues(
         rows: all images.
         groups: indices of the images that are copies of each other.
         kind: kind of the issue.
-        what: what the images of a group are to each other.
+        what: how the images of a group are related, as text.
         level: level if the copies are in two classes or two splits.
     """
     in_classes: list[list[str]] = []
@@ -332,7 +332,7 @@ def _copy_issues(
         text = f"{what} in two classes: one of the labels is wrong"
         yield Issue(f"{kind}-in-two-classes", level, text, groups=in_classes)
     if in_splits:
-        text = f"{what} in two splits: results measured on it are too good"
+        text = f"{what} in two splits: results measured on them will look too good"
         yield Issue(f"{kind}-in-two-splits", level, text, groups=in_splits)
     if in_one_class:
         where = "" if rows[0].split == folder.UNDECIDED else " in a class"

@@ -19,12 +19,12 @@ def pixels_of(image: Image.Image, channels: int = 3, value_range: ValueRange = N
 
     16-bit values keep their upper 8 bits (``v >> 8``), as Pillow and OpenCV read 16-bit colour PNGs
     and as torchvision's ``to_dtype(scale=True)`` converts. So grey and colour images agree. Grey
-    with another value range is scaled; see `resnetkit.data.grey`.
+    with a different value range is scaled; see `resnetkit.data.grey`.
 
-    Beside the image, this needs ``channels`` bytes per pixel and a few megabytes.
+    Besides the image itself, this needs ``channels`` bytes per pixel and a few megabytes.
 
     Raises:
-        ImageError: 32 bits of grey without a range.
+        ImageError: 32-bit grey without a range.
     """
     image.load()
     if grey.is_wide(image):
@@ -42,7 +42,7 @@ def pixels_of(image: Image.Image, channels: int = 3, value_range: ValueRange = N
 
 
 def with_channels(rgb: np.ndarray, channels: int) -> np.ndarray:
-    """Return ``(H, W, 3)`` uint8 with another number of channels, converted as by `pixels_of`."""
+    """Convert ``(H, W, 3)`` uint8 to a different number of channels, as `pixels_of` does."""
     return rgb if channels == 3 else pixels_of(Image.fromarray(rgb), channels)
 
 

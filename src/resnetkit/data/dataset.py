@@ -24,7 +24,7 @@ class Images:
     Args:
         split: paths and labels of the images.
         preprocessing: how the images are decoded.
-        kept: cached pixels; None to decode each image whenever it is requested.
+        kept: cached pixels; None to decode an image each time it is requested.
         rows: ``(n,)`` int64, the row of each image in ``kept``; None if row i is image i.
     """
 
@@ -67,7 +67,7 @@ class Images:
 
 
 def image_sizes(split: Split, indices: Iterable[int], workers: int = 1) -> list[tuple[int, int]]:
-    """Return width and height of some images, read from their headers.
+    """Return the width and height of some images, read from their headers.
 
     Images that cannot be read are left out; `cache.scan` reports them.
     """

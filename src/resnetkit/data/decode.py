@@ -34,10 +34,10 @@ MAX_PIXELS = 178_000_000
 """An image whose header claims more is refused before it is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
-"""Formats that are read, by Pillow's names, whatever the file name; none that starts a program."""
+"""Formats that are read, by Pillow's names, whatever the file name. None of them runs a program."""
 
 VERSION = 5
-"""Version of the conversion from files to pixels; pixels cached by another version are not used."""
+"""Version of the conversion from files to pixels; cached pixels of other versions are not used."""
 
 DIM = (
     "images with 16 bits per colour, of which at most 14 are used. Only the upper 8 bits are kept, "
@@ -46,7 +46,7 @@ DIM = (
 """What is wrong with images for which `is_dim_colour` is true."""
 
 UNNAMED = "the image"
-"""What errors call an image that has no path."""
+"""Name in error messages of an image without a path."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -69,7 +69,7 @@ def decode(
             every pixel.
         channels: 3 for RGB; 1 for grey, converted from RGB as Pillow's mode ``L``; 4 to keep
             transparency.
-        value_range: the numbers that become black and white in grey of 16 or 32 bits; see
+        value_range: the values that become black and white in 16- or 32-bit grey; see
             `resnetkit.data.grey`.
 
     Returns:
@@ -87,7 +87,7 @@ def decode(
 
 
 def _name_and_contents(source: Path | bytes) -> tuple[str, bytes]:
-    """Return what errors call the image, and its bytes."""
+    """Return the image's name for error messages, and its bytes."""
     if isinstance(source, Path):
         return str(source), files.read_file(source)
     return UNNAMED, source
@@ -96,11 +96,11 @@ def _name_and_contents(source: Path | bytes) -> tuple[str, bytes]:
 def decode_full(
     source: Path | bytes, shorter: int, *, channels: int = 3, value_range: ValueRange = None
 ) -> np.ndarray:
-    """Decode an image as for the published accuracies of weights.
+    """Decode an image as it was decoded to measure the published accuracies.
 
     Every pixel is decoded, and Pillow resizes, bilinear with antialiasing, also to larger sizes.
     The same bits as torchvision's ``Resize(shorter)`` on the upright image in the mode ``L``,
-    ``RGB`` or ``RGBA``. Of an image more than 20 times as long as wide, only the middle is resized.
+    ``RGB`` or ``RGBA``. If an image is over 20 times as long as wide, only its middle is resized.
 
     Args:
         source: a file, or the bytes of one.
@@ -141,7 +141,7 @@ def pixels_from_memory(
         ``(H, W, channels)`` uint8.
 
     Raises:
-        ImageError: pixels of another shape or type.
+        ImageError: the pixels have an unsupported shape or type.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
@@ -159,7 +159,7 @@ def pixels_from_memory(
 
 
 def image_size(source: Path) -> tuple[int, int]:
-    """Return width and height of an image as displayed, read from its header.
+    """Return the width and height of an image as displayed, read from its header.
 
     Raises:
         ImageError: the header cannot be read.
@@ -223,7 +223,7 @@ def read_traits(contents: bytes) -> Traits:
 
 
 def read_depth(source: Path | bytes) -> Depth | None:
-    """Return the `Depth` of a wide grey image whose file does not say which number is white.
+    """Return the `Depth` of a wide grey image whose file does not say which value is white.
 
     Returns:
         None for any other image. For most formats the first bytes are enough to tell.
@@ -245,14 +245,14 @@ def read_depth(source: Path | bytes) -> Depth | None:
 
 
 def _may_be_wide(head: bytes) -> bool:
-    wide_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16 bits of grey
+    wide_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16-bit grey
     return wide_png or head[:2] in (b"II", b"MM", b"Pf")  # TIFF, PFM
 
 
 def is_dim_colour(source: Path | bytes) -> bool:
     """Return whether an image has 16 bits per colour but uses so few that it decodes dark.
 
-    Only the upper 8 bits are kept; the image is dark if none of them exceeds a quarter of 255.
+    Only the upper 8 bits are kept; the image is dark if no value then exceeds a quarter of 255.
 
     Raises:
         ImageError: the image cannot be read.
@@ -297,7 +297,7 @@ def _stored(
 ) -> tuple[np.ndarray, int]:
     """Return the pixels as stored, and the EXIF orientation that is still to be applied.
 
-    Pillow's own copy of the pixels is freed on return, before any other is made.
+    Pillow's own copy of the pixels is freed on return, before another copy is made.
     """
     plain = _plain_jpeg(contents, working_size)
     if plain is not None:
@@ -434,9 +434,9 @@ def _open(file: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{too_large} ({error})") from error
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{too_large}, it claims {image.width} x {image.height}")
+        raise ImageError(f"{too_large}; its header claims {image.width} x {image.height}")
     if 0 in image.size:
-        raise ImageError(f"it claims {image.width} x {image.height} pixels")
+        raise ImageError(f"its header claims {image.width} x {image.height} pixels")
     return image
 
 
@@ -476,7 +476,7 @@ def _heif_reader() -> type[Image.Image]:
 
 def _describe_unknown(head: bytes) -> str:
     if head.startswith(b"\xff\xd8\xff"):
-        return "a JPEG of a kind that is not supported (12 bits, lossless), or a damaged one"
+        return "an unsupported kind of JPEG (12-bit or lossless), or a damaged one"
     unknown = "not an image in a known format, or its beginning is damaged"
     try:
         text = head.decode("utf-8")

@@ -61,7 +61,7 @@ def load_or_create(
     decode_all: Callable[[], Iterable[np.ndarray | str | None]],
     channels: int = 3,
 ) -> tuple[Pixels, dict[int, str]]:
-    """Return the pixels of ``count`` images, from the file of ``key``, which may be written first.
+    """Return the pixels of ``count`` images from the file of ``key``; write it first if needed.
 
     One process writes; others that need the same file wait for it and then read it.
 
@@ -112,7 +112,7 @@ def _write(file: Path, images: Iterable[np.ndarray | str | None]) -> None:
 
 
 def _make_room(folder: Path, expected: int) -> None:
-    """Remove files that have not been used for long, and refuse to fill the disk.
+    """Remove files that have not been used for a long time, and refuse to fill the disk.
 
     Raises:
         OutputError: there is too little space for ``expected`` bytes.

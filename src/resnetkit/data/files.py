@@ -27,7 +27,7 @@ def read_file(path: Path, name: str | None = None) -> bytes:
 
     Args:
         path: the file.
-        name: what error messages call the file; its path by default.
+        name: name of the file in error messages; by default its path.
 
     Raises:
         ImageError: the file does not exist, cannot be read, is too large, or is not a regular
@@ -50,9 +50,7 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
         if special is not None:
             raise ImageError(f"{name}: is {special}; expected an image file")
         if status.st_size > MAX_BYTES:
-            raise ImageError(
-                f"{name}: has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read"
-            )
+            raise ImageError(f"{name}: has {status.st_size:,} bytes; the limit is {MAX_BYTES:,}")
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, ImageError):

@@ -28,7 +28,7 @@ LAYOUTS = (
 """The layouts, as error messages list them."""
 
 UNDECIDED = "undecided"
-"""Name of the only split if it is not decided which folders are splits and which are classes."""
+"""Name of the only split if it is unclear which folders are splits and which are classes."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""Grey of 16 or 32 bits -> 8 bits: the one place that decides which numbers are black and white.
+"""16- or 32-bit grey -> 8 bits: the one place that decides which values are black and white.
 
-Cameras, microscopes and scanners put 8, 10 or 12 bits into files of 16, or write fractions, and
+Cameras, microscopes and scanners store 8, 10 or 12 bits in 16-bit files, or write fractions, and
 most formats do not say so. In order:
 
 1. A PGM states its white level; Pillow scales it to 16 bits, so black is 0 and white is 65,535.
 2. A value range ``(low, high)`` from the preprocessing applies to every other image. Training
    derives it from all training images, with `dataset_range`, unless the recipe sets it.
 3. Without a range, 16 bits go from 0 to 65,535. 32 bits and floats are refused.
-4. The range ``"image"`` guesses for each image: model files written before value ranges need it.
+4. The range ``"image"`` is guessed for each image, for model files older than value ranges.
 
 In a TIFF that says "0 is white", black and white are exchanged.
 """
@@ -24,9 +24,9 @@ from PIL import Image
 from ..errors import ImageError
 
 ValueRange = tuple[float, float] | Literal["image"] | None
-"""The numbers that become 0 and 255 in grey images of 16 or 32 bits per pixel.
+"""The values that become 0 and 255 in grey images of 16 or 32 bits per pixel.
 
-None means 0 to 65,535 for 16 bits, and an error for 32 bits. ``"image"`` guesses for each image."""
+None means 0 to 65,535 for 16 bits, and an error for 32 bits. ``"image"``: guess for each image."""
 
 FULL_RANGE = (0.0, 65535.0)
 """Black and white in 16 bits if nothing else is known."""
@@ -53,7 +53,7 @@ def is_wide(image: Image.Image) -> bool:
 
 
 def states_white(image: Image.Image) -> bool:
-    """Return whether the file itself says which number is white, as PGM does."""
+    """Return whether the file itself says which value is white, as PGM does."""
     return image.format == "PPM" and image.mode == "I"
 
 
@@ -67,7 +67,7 @@ def depth_of(image: Image.Image) -> Depth | None:
 
 
 def extent(image: Image.Image) -> tuple[float, float]:
-    """Return the least and the greatest finite number in a wide image; (0, 0) if it has none."""
+    """Return the lowest and highest finite value in a wide image; (0, 0) if it has none."""
     image.load()
     low = np.inf
     high = -np.inf
@@ -83,13 +83,13 @@ def extent(image: Image.Image) -> tuple[float, float]:
 def dataset_range(depths: Sequence[Depth]) -> tuple[float, float] | None:
     """Return the value range of images of one kind.
 
-    - 16 bits, and 32 bits without negative numbers: 0 to the greatest number of the smallest depth
+    - 16 bits, and 32 bits without negative values: 0 to the highest value of the smallest depth
       in `BITS` that no image exceeds.
-    - 32 bits with negative numbers: the least to the greatest number in all images.
-    - Floats: 0 to 1, extended to the least number below and the greatest number above.
+    - 32 bits with negative values: the lowest to the highest value in all images.
+    - Floats: 0 to 1, extended to the lowest value below and the highest value above.
 
     Returns:
-        The range; None if 16-bit images use all of the 16 bits.
+        The range; None if 16-bit images use all 16 bits.
     """
     kind = depths[0].kind
     low = min(depth.low for depth in depths)
@@ -105,10 +105,10 @@ def dataset_range(depths: Sequence[Depth]) -> tuple[float, float] | None:
 
 
 def black_and_white(image: Image.Image, value_range: ValueRange) -> tuple[float, float]:
-    """Return the numbers that become black and white in a wide image; black may be the greater.
+    """Return the values that become black and white in a wide image; black may be the higher one.
 
     Raises:
-        ImageError: 32 bits of grey without a range.
+        ImageError: 32-bit grey without a range.
     """
     low, high = _limits(image, value_range)
     return (high, low) if _low_is_white(image) else (low, high)
@@ -124,7 +124,7 @@ def _limits(image: Image.Image, value_range: ValueRange) -> tuple[float, float]:
     low, high = extent(image)
     if value_range is None:
         raise ImageError(
-            f"it has 32 bits of grey, from {low:g} to {high:g}, and nothing says which number is "
+            f"it is 32-bit grey, from {low:g} to {high:g}, and nothing says which value is "
             "black and which is white. Train with value_range (--set value_range=[0,1]), or save "
             "the image with 8 or 16 bits"
         )
@@ -134,9 +134,9 @@ def _limits(image: Image.Image, value_range: ValueRange) -> tuple[float, float]:
 
 
 def _low_is_white(image: Image.Image) -> bool:
-    """Return whether a TIFF says that its least number is white, as for scans and X-rays.
+    """Return whether a TIFF says that its lowest value is white, as scans and X-rays may.
 
-    Pillow inverts such images of 8 bits itself, but not those of 16 or more.
+    Pillow inverts such 8-bit images itself, but not those with 16 bits or more.
     """
     return image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
 
@@ -144,8 +144,8 @@ def _low_is_white(image: Image.Image) -> bool:
 def narrow(image: Image.Image, black: float, white: float) -> np.ndarray:
     """Return a wide image as ``(H, W)`` uint8: ``black`` becomes 0, ``white`` becomes 255.
 
-    Either may be the greater. Numbers outside the range are clipped; NaN is black. Of the full 16
-    bits the upper 8 are kept (``v >> 8``).
+    Either may be the higher one. Values outside the range are clipped; NaN is black. If the range
+    is the full 16 bits, the upper 8 are kept (``v >> 8``).
     """
     least = min(black, white)
     most = max(black, white)

@@ -146,7 +146,7 @@ class _Files:
 
         Args:
             path: the path in the row.
-            line: what error messages call the row.
+            line: name of the row in error messages.
 
         Raises:
             DataError: the path could be several files.

@@ -1,7 +1,7 @@
 """MixUp and CutMix on a batch: f(seed, step).
 
-MixUp (arXiv:1710.09412) blends each image with another of the batch. CutMix (arXiv:1905.04899)
-pastes a box of the other image. The targets are blended in the same proportion.
+MixUp (arXiv:1710.09412) blends each image with another from the batch. CutMix (arXiv:1905.04899)
+pastes a box from the other image. The targets are blended in the same proportion.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def mix(
     method = rng.choice(methods)
     alpha = mixup if method == "mixup" else cutmix
     share = rng.betavariate(alpha, alpha)
-    # The partner is the image before: batches are already shuffled. `Loader` relies on this.
+    # The partner is the previous image: batches are already shuffled. `Loader` relies on this.
     partner = images.roll(1, 0)
     if method == "mixup":
         images = images * share + partner * (1 - share)
@@ -62,7 +62,7 @@ def mix(
 
 
 def _random_box(height: int, width: int, *, share: float, rng: Random) -> tuple[int, int, int, int]:
-    """Return top, bottom, left, right of a box that leaves about ``share`` of the image."""
+    """Return the top, bottom, left and right of a box that leaves about ``share`` of the image."""
     half_side = math.sqrt(1 - share) / 2
     x = rng.randrange(width)
     y = rng.randrange(height)

@@ -23,18 +23,18 @@ MIN_CORRELATION = 0.975
 """Smallest correlation of the thumbnails of two near duplicates.
 
 Checked by eye: among 68,000 images of four kinds, the largest correlation of two different ones was
-0.972 (two white shirts on one red cloth). Of 36 pairs in CIFAR-10 between 0.95 and 0.98, all were
+0.972 (two white shirts on one red cloth). All 36 pairs in CIFAR-10 between 0.95 and 0.98 showed
 the same image."""
 
 FLAT = 4.0
 """Smallest standard deviation, on a scale of 255, of a thumbnail with enough detail to compare."""
 
 SAME_HASH = 200
-"""If more images share one hash, each further one is compared with the first of them only."""
+"""If more images share one hash, each further one is compared only with the first."""
 
 _GREY = 32  # side of the image that is hashed, in pixels
 _THUMB = 16  # side of a thumbnail, in pixels
-_BANDS = 4  # of 16 bits: if 7 bits differ, at least one band differs in at most one bit
+_BANDS = 4  # 16 bits each: if 7 bits differ, at least one band differs in at most one bit
 _CHUNK = 1 << 14  # pairs compared at once
 _COSINES = 2 * np.cos(
     np.pi * np.arange(8)[:, None] * (2 * np.arange(_GREY)[None, :] + 1) / (2 * _GREY)
@@ -43,7 +43,7 @@ _COSINES = 2 * np.cos(
 
 @dataclass(frozen=True)
 class Signature:
-    """What near duplicates are compared by.
+    """What is compared to find near duplicates.
 
     ``hash`` is 64 bits, ``thumb`` is ``(16, 16, 3)`` uint8, and ``flat`` says that the image has
     too little detail to be compared.
@@ -172,12 +172,12 @@ def keep_together(
 ) -> tuple[list[str], int]:
     """Give near duplicates of one class the same digest, so that a split keeps them together.
 
-    A group of more than half of its class is left as it is, because a split has to divide it.
+    A group with more than half of its class is left as it is, because a split has to divide it.
 
     Args:
         labels: ``(n,)``.
-        digests: of each image's contents.
-        signatures: of each image.
+        digests: the digest of each image's contents.
+        signatures: the signature of each image.
 
     Returns:
         The digests, where each near duplicate has that of the first in its group; and the number of

@@ -43,7 +43,7 @@ _SPLIT_WORD = re.compile(
 
 
 def is_system(name: str) -> bool:
-    """Return whether a file or folder of this name is never data.
+    """Return whether a file or folder with this name is never data.
 
     It is hidden, or was created by an operating system, a network drive or a photo program.
     """

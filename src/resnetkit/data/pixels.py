@@ -89,8 +89,8 @@ class Pixels:
 def write_pixels(file: BinaryIO, images: Iterable[np.ndarray | str | None]) -> None:
     """Write the pixels of every image in order.
 
-    An error message stands for an image that cannot be read. None stands for one that failed
-    temporarily, about which nothing is recorded.
+    For an image that cannot be read, ``images`` has an error message. For one that failed
+    temporarily it has None, and nothing is recorded.
 
     Raises:
         OSError: the disk is full or fails.
@@ -112,7 +112,7 @@ def write_pixels(file: BinaryIO, images: Iterable[np.ndarray | str | None]) -> N
 
 
 def open_pixels(path: Path, count: int, channels: int = 3) -> tuple[Pixels, dict[int, str]] | None:
-    """Map a file by `write_pixels` into memory.
+    """Memory-map a file that `write_pixels` wrote.
 
     The footer, the hash of the shapes and the length of the file are checked; the pixels are not.
 

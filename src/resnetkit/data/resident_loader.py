@@ -2,7 +2,7 @@
 
 Images of 32 pixels train so fast that threads, which prepare them one by one, cannot keep up. Here
 a batch takes a few tensor operations. Random numbers are again f(seed, epoch, position), but from
-another stream than in `transforms.Augmentation`, and drawn for a whole epoch at once.
+a different stream than in `transforms.Augmentation`, and drawn for a whole epoch at once.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def crop_and_resize(images: Tensor, crops: Tensor, size: int) -> Tensor:
         size: side of the result.
 
     Returns:
-        ``(n, C, size, size)`` uint8, within 1 of PyTorch's ``interpolate`` of uint8.
+        ``(n, C, size, size)`` uint8, within 1 of PyTorch's ``interpolate`` on uint8.
     """
     height, width = images.shape[-2:]
     rows = _filters(crops[:, 0], crops[:, 2], side=height, size=size)  # (n, 1, S, H)

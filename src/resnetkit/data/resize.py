@@ -1,4 +1,4 @@
-"""Pixels -> pixels of another size or orientation."""
+"""Pixels -> pixels of a different size or orientation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's names, as `resize_by_pillow` takes them."""
 
 MAX_ASPECT = 20
-"""Of an image more than this many times as long as wide, only the middle is resized."""
+"""If an image is more than this many times as long as wide, only its middle is resized."""
 
 
 def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
@@ -30,7 +30,7 @@ def shrunk(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
 
 
 def with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
-    """Return width and height scaled to a shorter side of ``side``, rounded as in torchvision."""
+    """Return the width and height for a shorter side of ``side``, rounded as in torchvision."""
     longer = int(side * max(height, width) / min(height, width))
     return (side, longer) if width <= height else (longer, side)
 
@@ -43,8 +43,8 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Resize as `resize` does, to a tensor ``(1, C, h, w)`` in channels_last order.
 
-    The input's strides say channels_last even for a batch of one, so that neither PyTorch nor the
-    caller has to reorder the channels in memory: that took longer than the resizing.
+    The input's strides are channels_last even for a batch of one, so that neither PyTorch nor the
+    caller has to reorder the channels in memory, which took longer than resizing.
     """
     height, width, channels = pixels.shape
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, C)

@@ -18,7 +18,7 @@ def epoch_order(
         epoch: the epoch.
         batch_size: images in a batch.
         balanced: show every class equally often, to within one, at every point of the epoch.
-        repeats: copies of each image in a batch; an epoch shows that many times fewer images.
+        repeats: copies of each image in a batch; an epoch shows fewer images by this factor.
             Repeated augmentation, arXiv:1901.09335.
 
     Returns:

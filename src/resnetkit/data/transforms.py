@@ -60,7 +60,7 @@ class Preprocessing:
         decoder: how files become pixels. ``"scaled"`` is `resnetkit.data.decode.decode`, which is
             several times as fast. ``"full"`` is `resnetkit.data.decode.decode_full`, with which the
             accuracies of published weights were measured.
-        value_range: the numbers that become black and white in grey of 16 or 32 bits; see
+        value_range: the values that become black and white in 16- or 32-bit grey; see
             `resnetkit.data.grey`. It belongs to the dataset, never to one image.
         interpolation: Pillow's name of the filter that resizes. All but ``"bilinear"`` need the
             decoder ``"full"``.
@@ -263,17 +263,17 @@ class Augmentation:
     ``crop_padding`` or ``scale_jitter`` is given.
 
     Args:
-        crop_scale: least and greatest share of the image's area that a crop covers, in (0, 1].
-        crop_ratio: least and greatest width / height of a crop.
+        crop_scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
+        crop_ratio: smallest and largest width / height of a crop.
         crop_padding: pixels of black added around the image, whose shorter side is first resized to
             that of the result. A random square is cropped. He et al., arXiv:1512.03385, section
             4.2.
-        scale_jitter: least and greatest shorter side to which the image is resized, as multiples of
+        scale_jitter: range of the shorter side to which the image is resized, as multiples of
             the result's side, before a random square is cropped. The same paper, section 3.4.
         flip: mirror with probability 1/2.
         trivial_augment: apply one random operation of `resnetkit.data.trivial_augment`.
         erasing: probability that a box is erased; see `erase`.
-        mean: of each channel, on a scale from 0 to 1: the colour of that box.
+        mean: the colour of that box, on a scale from 0 to 1 for each channel.
     """
 
     crop_scale: tuple[float, float] = (0.35, 1.0)
@@ -335,7 +335,7 @@ def erase(image: Tensor, rng: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -
     Args:
         image: ``(C, H, W)`` uint8.
         rng: draws the box.
-        mean: of each channel, on a scale from 0 to 1.
+        mean: mean of each channel, on a scale from 0 to 1.
     """
     height, width = image.shape[-2:]
     for _ in range(10):
@@ -359,7 +359,7 @@ def mirrored(image: Tensor) -> Tensor:
 
 
 def _scale(pixels: np.ndarray, side: int, rng: Random) -> np.ndarray:
-    """Resize to a shorter side of ``side`` pixels; of a very long image, only a random piece."""
+    """Resize to a shorter side of ``side`` pixels; keep a random piece of a very long image."""
     height, width = pixels.shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         longest = 2 * min(height, width)

@@ -108,7 +108,7 @@ def _find_splits(
     if repeated:
         same = [name for name, split in splits.items() if split in repeated]
         raise UndecidedLayout(
-            f"{root} has {' and '.join(same)}, which mean the same split; keep one of them"
+            f"{root} has {' and '.join(same)}, which mean the same split; keep only one of them"
         )
     for name in named:
         if labelled and name not in labelled:
@@ -242,7 +242,7 @@ def _read_classes(root: Path, folder: Path, *, prefix: str, left_out: LeftOut) -
 
 
 def _refuse_split(root: Path, folder: Path, name: str) -> None:
-    """Raise an error for a split folder inside a split: a folder val of folders, inside train."""
+    """Raise an error for a split folder inside a split, such as train/val with sub-folders."""
     if folder == root or name.lower() not in SPLITS:
         return
     if any(not is_system(e.name) and leads_to(e.is_dir) for e in entries(folder / name)):
@@ -279,7 +279,7 @@ def _walk(
 
 
 def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder sorted by name, because each disk lists in its own order.
+    """Return the entries of a folder sorted by name, because file systems differ in their order.
 
     Raises:
         DataError: the folder cannot be read.
@@ -306,7 +306,7 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 
 
 def identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return device and inode, which are the same for every path to a folder."""
+    """Return the device and inode, which are the same for every path to a folder."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 

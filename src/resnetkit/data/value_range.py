@@ -1,4 +1,4 @@
-"""The value range of a dataset with grey images of 16 or 32 bits: one range for all its images.
+"""The value range of a dataset with 16- or 32-bit grey images: one range for all its images.
 
 `resnetkit.data.grey` explains the rule; this module reads the images.
 """
@@ -15,7 +15,7 @@ from .grey import FULL_RANGE, Depth, dataset_range
 
 
 def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, float] | None:
-    """Read the images of ``splits`` and return the numbers that become black and white.
+    """Read the images of ``splits`` and return the values that become black and white.
 
     Args:
         splits: the training images first.
@@ -87,7 +87,7 @@ def _several_kinds(depths: Sequence[Depth | None], value_range: tuple[float, flo
         parts.append(f"{len(members):,} {kind}{between}")
     low, high = value_range or FULL_RANGE
     return (
-        f"The images are of several kinds: {', '.join(parts)}. Which numbers are black and white "
-        f"in those of more than 8 bits? Set them with --set value_range=[{low:g},{high:g}], or "
+        f"The images are of several kinds: {', '.join(parts)}. Which values are black and white "
+        f"in those with more than 8 bits? Set them with --set value_range=[{low:g},{high:g}], or "
         "convert all images to one kind"
     )

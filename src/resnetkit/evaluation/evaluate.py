@@ -119,7 +119,7 @@ def evaluate(
         data: a folder or manifest, as for training. Classes are matched by name; folders named by
             WordNet ids are matched by the published class names of those ids.
         split: ``train``, ``val``, ``test`` or ``all``; by default test, else val, else all. In a
-            flat folder, ``train`` and ``val`` are the images that training used as such, found by
+            flat folder, ``train`` and ``val`` are the images that training used for them, found by
             the digests of their contents.
         image_size: the input size in pixels, if not the model file's own.
         crops: 1 or 10 views of each image, with averaged probabilities; see `Views`.

@@ -41,7 +41,7 @@ class Explanation:
         probability: the probability of ``answer``, in [0, 1].
         target: the class that is explained.
         image: ``(V, V, 3)`` uint8, the crop of the image that the model sees.
-        heat: ``(V, V)`` float32 in [0, 1]: how much each pixel speaks for ``target``.
+        heat: ``(V, V)`` float32 in [0, 1]: how much each pixel supports ``target``.
         error: why the image could not be read, else None.
     """
 
@@ -72,7 +72,7 @@ def grad_cam(
         target: the class index, or one per image; by default the most probable class.
 
     Returns:
-        ``(N, H, W)`` float32 in [0, 1]. The maximum of each map is 1, or 0 if nothing speaks for
+        ``(N, H, W)`` float32 in [0, 1]. The maximum of each map is 1, or 0 if nothing supports
         the class.
 
     Raises:

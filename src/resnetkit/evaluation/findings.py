@@ -1,4 +1,4 @@
-"""The images worth a look: the worst errors, the least sure answers, doubtful labels."""
+"""Images worth a look: the worst errors, the least certain answers, and doubtful labels."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def least_sure(evaluation: Evaluation, limit: int) -> list[Finding]:
 
 
 def doubtful_labels(evaluation: Evaluation, limit: int) -> tuple[list[Finding], int]:
-    """Return up to ``limit`` labels that are probably wrong, and the number of all of them.
+    """Return up to ``limit`` labels that are probably wrong, and how many there are in all.
 
     The rule is confident learning's (Northcutt et al. 2021, arXiv:1911.00068, section 3.1). A class
     is plausible for an image if its probability is at least the mean probability of this class
@@ -81,7 +81,7 @@ def doubtful_labels(evaluation: Evaluation, limit: int) -> tuple[list[Finding], 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An image that several evaluations answer differently.
+    """An image on which several evaluations disagree.
 
     Args:
         index: its row in the evaluations.
@@ -97,9 +97,9 @@ class Disagreement:
 
 
 def disagreements(evaluations: Sequence[Evaluation], limit: int) -> tuple[list[Disagreement], int]:
-    """Return up to ``limit`` images with different answers, and the number of all of them.
+    """Return up to ``limit`` images with different answers, and how many there are in all.
 
-    The evaluations must be of the same images. The images whose true class gets the most
+    The evaluations must cover the same images. The images whose true class gets the most
     different probabilities come first.
     """
     first = evaluations[0]

@@ -17,7 +17,7 @@ NORMAL_95 = 1.959963984540054
 """Standard deviations around the mean that hold 95 % of a normal distribution."""
 
 DENSE = 100
-"""Most classes for which every cell of the confusion matrix is stored."""
+"""Largest number of classes for which every cell of the confusion matrix is stored."""
 
 
 def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -41,7 +41,7 @@ def read_dataset_for(header: Header, data: str | Path) -> folder.Dataset:
 def select_split(dataset: folder.Dataset, split: str | None, header: Header) -> SelectedSplit:
     """Select the split to evaluate: by default test, else val, else all.
 
-    In a flat folder, ``train`` and ``val`` are the images that training used as such. The same
+    In a flat folder, ``train`` and ``val`` are the images that training used for them. The same
     holds for ``val`` if training took it from the ``train`` folder. A note says how many of the
     images the model was trained on.
 

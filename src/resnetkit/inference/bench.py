@@ -45,7 +45,7 @@ def measure_model(
 
     Args:
         model_file: a model file.
-        names: the engines; by default all that are installed, except ``compile``, which takes long
+        names: the engines; by default all that are installed, except ``compile``, which is slow
             to start.
         batch_sizes: images per batch; by default `BATCH_SIZES`.
         seconds: the time for each engine, precision and batch size.
@@ -120,7 +120,7 @@ def bench_table(result: dict[str, Any]) -> str:
 
 
 def matmul_limit(precision: str, device: torch.device, seconds: float) -> float:
-    """Return the multiply-adds per second of a product of two square matrices, best of several."""
+    """Return the multiply-adds per second of a square matrix product, the best of several runs."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rng = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(SIDE, SIDE, device=device, generator=rng).to(dtype) for _ in range(2))

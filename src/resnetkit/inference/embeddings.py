@@ -1,4 +1,4 @@
-"""Write the features of many images to one ``.npz`` file, in little memory."""
+"""Write the features of many images to one ``.npz`` file, using little memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 2**20  # bytes copied at a time
 class EmbeddingsFile:
     """A writer that collects features in temporary files and writes the file on a clean exit.
 
-    ``numpy.load`` reads from it ``features``, ``(n, C)`` float32, and ``sources``, ``(n,)``
+    The file holds ``features``, ``(n, C)`` float32, and ``sources``, ``(n,)``
     strings: one row per readable image, in the order of the images.
 
     Raises:

@@ -125,7 +125,7 @@ def check_engine(engine: str, precision: str, device: torch.device) -> EngineCho
 
 
 def resolve_engine(requested: EngineChoice, device: torch.device, many: bool) -> EngineChoice:
-    """Replace ``auto`` in a request by an engine and a precision.
+    """Replace ``auto`` in a request with an engine and a precision.
 
     Eager fp32 starts at once, so it is used for a few images. For many images, a CPU that
     multiplies bf16 natively is fastest in bf16 (OpenVINO, then PyTorch). Other CPUs use fp32
@@ -135,7 +135,7 @@ def resolve_engine(requested: EngineChoice, device: torch.device, many: bool) ->
     Args:
         requested: what `check_engine` returned.
         device: the device to run on.
-        many: whether there are enough images to repay the start of an engine.
+        many: whether there are enough images to make up for an engine's start-up time.
     """
     engine, precision = requested
     fast = precision if precision != "auto" else runtime.pick(str(device), "auto").precision

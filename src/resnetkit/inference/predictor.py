@@ -49,7 +49,7 @@ class Prediction:
         top: ``(class, probability)``, most probable first.
         model: the first 12 hex digits of the model file's SHA-256.
         error: why the image could not be read, else None.
-        threshold: the least probability at which a class is named.
+        threshold: the smallest probability at which a class is named.
         features: ``(C,)`` float32, the input of the last layer, if it was requested.
         image: the path, or a thumbnail of an image in memory, for display in a notebook. In a list
             of answers, only the first 50 have a thumbnail. `Predictor.stream` leaves out images in
@@ -216,8 +216,8 @@ class Predictor:
             keep_images: keep images in memory in their answers. By default only paths are kept, so
                 that a list of answers stays small.
             first: images to skip at the start. If it is a multiple of ``batch_size``, the other
-                answers have the same bits as without skipping.
-            total: the number of images, if known. The number in an iterator is not known, so the
+                answers are bit-identical to those without skipping.
+            total: the number of images, if known. The length of an iterator is not known, so the
                 engine ``auto`` starts with eager.
         """
         if not features:
@@ -327,7 +327,7 @@ def load(
 
 
 def _with_thumbnail(answer: Prediction, number: int) -> Prediction:
-    """Replace an image in memory by its thumbnail, or by None if no notebook will show it."""
+    """Replace an image in memory with its thumbnail, or with None if no notebook will show it."""
     if answer.image is None or isinstance(answer.image, str | os.PathLike):
         return answer
     shown = number < MAX_CARDS and answer.error is None

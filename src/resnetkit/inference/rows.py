@@ -40,7 +40,7 @@ def format_row(answer: Prediction, format: str) -> str:
 
 
 class RowsFile:
-    """A file of rows that is new or resumed.
+    """A file of rows, new or resumed.
 
     Resuming drops an incomplete last row. The rows of the last batch are computed again and
     compared. So the file ends up with the same bytes as an uninterrupted run, or an error is
@@ -159,7 +159,7 @@ class RowsFile:
             recorded = self._to_compare.pop(0)
             if recorded != text:
                 raise OutputError(
-                    f"{self.path} was written with other settings or images. It has\n"
+                    f"{self.path} was written with different settings or images. It has\n"
                     f"  {recorded.rstrip()}\nbut the new row is\n  {text.rstrip()}"
                 )
             return

@@ -3,7 +3,8 @@
 A block computes ``y = F(x) + x`` (equation 1 of He et al., arXiv:1512.03385): ``F`` is a short
 stack of convolutions, ``+ x`` the shortcut. If the best a block can do is nothing, it only has to
 drive ``F`` to zero, which is easier than learning the identity with nonlinear layers (section 3.1).
-Shapes are ``(N, C, H, W)``: images, channels, height, width.
+No convolution has a bias: the norm after it subtracts the mean and adds its own. Shapes are
+``(N, C, H, W)``: images, channels, height, width.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from torch.nn import functional as F
 NormLayer = Callable[[int], nn.Module]
 
 
-# Neither convolution has a bias: the norm that follows subtracts the mean and adds its own bias.
 def conv3x3(
     in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1
 ) -> nn.Conv2d:
     """Return a 3x3 convolution: stride 1 keeps H and W, stride 2 halves them, rounding up."""
-    # The padding equals the reach of the kernel to each side: 1, or the dilation.
+    # The padding is the reach of the kernel on each side: 1, or the dilation.
     return nn.Conv2d(
         in_planes,
         out_planes,
@@ -144,6 +144,7 @@ class DilatedBasicBlock(BasicBlock):
             norm_layer=norm_layer,
             residual=residual,
         )
+        # Changed, not made again: the same seed gives the same weights with and without dilation.
         set_dilation(self.conv1, dilation)
         set_dilation(self.conv2, inner_dilation or dilation)
 
@@ -159,11 +160,11 @@ class Bottleneck(nn.Module):
         groups, base_width: the 3x3 has ``planes * base_width / 64 * groups`` channels in ``groups``
             groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) Wide ResNet-50-2.
         dilation: spacing of the taps of the 3x3.
-        stride_on: ``"3x3"`` is V1.5, used by all published weights; ``"1x1"`` is V1, used by the
-            paper, which drops three of four pixels before the 3x3 sees them.
+        stride_on: ``"3x3"`` (V1.5, of all published weights) or ``"1x1"`` (V1, the paper's), which
+            drops three of four pixels before the 3x3 sees them.
 
     Raises:
-        ValueError: stride_on is neither of them.
+        ValueError: stride_on is neither ``"3x3"`` nor ``"1x1"``.
     """
 
     expansion: int = 4
@@ -203,7 +204,7 @@ class Bottleneck(nn.Module):
         """Return ``relu(F(x) + x)``; a plain block omits ``+ x``."""
         identity = x
 
-        out: Tensor = self.conv1(x)  # (N, width, H, W)
+        out: Tensor = self.conv1(x)  # (N, width, H, W); H/stride, W/stride if stride_on="1x1"
         out = self.bn1(out)
         out = self.relu(out)
 
@@ -247,7 +248,8 @@ def make_shortcut(
     """Return a block's ``downsample``: (N, inplanes, H, W) -> (N, outplanes, H/stride, W/stride).
 
     If shapes differ, A pads with zeros and B projects (section 3.3). C always projects (section
-    4.1, table 3). ``"none"`` is for plain nets. None is returned for the identity, or no shortcut.
+    4.1, table 3). ``"none"`` is for plain nets. If None is returned, the block adds x itself, or
+    nothing if its ``residual`` is False.
     """
     same_shape = stride == 1 and inplanes == outplanes
     if option == "none" or (same_shape and option != "C"):

@@ -1,4 +1,4 @@
-"""One function for each network, with the numbers that make it.
+"""One function for each network: a block, the number of blocks per stage, and a few options.
 
 All of them return a `ResNet`. Options are keyword arguments of `ResNet` and override the numbers
 given here, except ``groups`` and ``width_per_group`` if they are part of the network's name.
@@ -72,9 +72,9 @@ def _resnet(
     weights: WeightsEnum | os.PathLike[str] | str | None,
     progress: bool,
     options: Mapping[str, Any],
-    **numbers: Any,
+    **defaults: Any,
 ) -> ResNet:
-    """Return ``ResNet(block, layers)`` with the numbers, the caller's options and weights.
+    """Return ``ResNet(block, layers)`` with the defaults, the caller's options and weights.
 
     Args:
         name: the builder's name.
@@ -83,7 +83,7 @@ def _resnet(
         weights: what to load; None for random weights.
         progress: show a bar while weights are downloaded.
         options: keyword arguments of `ResNet` from the caller.
-        numbers: keyword arguments of `ResNet` that belong to the network.
+        defaults: keyword arguments of `ResNet` that belong to the network.
 
     Raises:
         TypeError: `ResNet` has no such option.
@@ -94,14 +94,14 @@ def _resnet(
             hint = did_you_mean(key, [*_OPTIONS, "weights", "progress"])
             hint = hint or f"It has {', '.join(_OPTIONS)}"
             raise TypeError(f"{name}() got an unexpected keyword argument {key!r}. {hint}")
-        if key in ("groups", "width_per_group") and numbers.get(key, value) != value:
+        if key in ("groups", "width_per_group") and defaults.get(key, value) != value:
             raise ValueError(
-                f"{name} means {key}={numbers[key]}; got {value!r}. For other values, use a "
-                "builder without them in its name, such as resnet50"
+                f"{name} means {key}={defaults[key]}; got {value!r}. For other values, use a "
+                "builder whose name does not set them, such as resnet50"
             )
 
     def construct(**resolved: Any) -> ResNet:
-        return ResNet(block, layers, **{**numbers, **resolved})
+        return ResNet(block, layers, **{**defaults, **resolved})
 
     return build_network(
         construct, options, weights=weights, published=published, progress=progress
@@ -171,9 +171,9 @@ def resnet50(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """ResNet-50.
+    """ResNet-50: 25.6 million parameters, 4.1 G multiply-adds at 224 px.
 
-    25.6 million parameters, 4.1 G multiply-adds at 224 px. Strides are on the 3x3 (V1.5).
+    Strides are on the 3x3 (V1.5), as in all deeper networks; ``stride_on="1x1"`` is the paper's.
 
     Args:
         weights: a member of `ResNet50_Weights` or its name, a file, ``https://...`` or
@@ -406,7 +406,7 @@ def plain18(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net of 18 layers: `resnet18` without its shortcuts.
+    """The plain net with 18 layers: `resnet18` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -432,7 +432,7 @@ def plain34(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net of 34 layers.
+    """The plain net with 34 layers.
 
     `resnet34` without its shortcuts. In the paper, its error is higher than that of `plain18`.
 
@@ -461,7 +461,7 @@ def _cifar(
     progress: bool,
     options: Mapping[str, Any],
 ) -> ResNet:
-    """Return a network of section 4.2: 6n + 2 layers, for images of 32 px.
+    """Return a network from section 4.2, with 6n + 2 layers, for 32 px images.
 
     Its three stages have 16, 32 and 64 channels.
     """
@@ -619,7 +619,7 @@ def cifar_plain20(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net of 20 layers for CIFAR-10: `cifar_resnet20` without its shortcuts.
+    """The plain net with 20 layers for CIFAR-10: `cifar_resnet20` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -639,7 +639,7 @@ def cifar_plain32(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net of 32 layers for CIFAR-10: `cifar_resnet32` without its shortcuts.
+    """The plain net with 32 layers for CIFAR-10: `cifar_resnet32` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -659,7 +659,7 @@ def cifar_plain44(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net of 44 layers for CIFAR-10: `cifar_resnet44` without its shortcuts.
+    """The plain net with 44 layers for CIFAR-10: `cifar_resnet44` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -679,7 +679,7 @@ def cifar_plain56(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net of 56 layers for CIFAR-10: `cifar_resnet56` without its shortcuts.
+    """The plain net with 56 layers for CIFAR-10: `cifar_resnet56` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -699,7 +699,7 @@ def cifar_plain110(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net of 110 layers for CIFAR-10: `cifar_resnet110` without its shortcuts.
+    """The plain net with 110 layers for CIFAR-10: `cifar_resnet110` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.

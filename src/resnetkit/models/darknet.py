@@ -1,6 +1,6 @@
 """DarkNet-53 (Redmon and Farhadi, "YOLOv3", arXiv:1804.02767, table 1).
 
-Residual learning with other choices than ResNet's. Strided 3x3 convolutions between the blocks
+Residual learning with choices that differ from ResNet's. Strided 3x3 convolutions between blocks
 change the shape, so every shortcut is an identity. A block squeezes to half the channels. Nothing
 follows the addition. 52 convolutions and one linear layer make 53.
 """

@@ -57,7 +57,7 @@ def modernize_arguments(
         keywords: the keyword arguments of the call.
 
     Raises:
-        TypeError: too many positional arguments, or weights of another type.
+        TypeError: too many positional arguments, or weights of an unsupported type.
         ValueError: ``pretrained=True`` for a network without published weights.
     """
     current = dict(keywords)

@@ -99,7 +99,7 @@ def get_skeleton(name: str, **config: Any) -> nn.Module:
     It takes no memory, however large, and no time to initialise.
 
     Raises:
-        TypeError: ``config`` asks for weights. A file's header must not be able to.
+        TypeError: ``config`` asks for weights, which a file's header must not be able to load.
         ValueError: no network can have these options.
     """
     if {"weights", "pretrained"} & config.keys():
@@ -115,7 +115,7 @@ def get_skeleton(name: str, **config: Any) -> nn.Module:
 class ShapesOnly(TorchFunctionMode):
     """A mode for the ``meta`` device that skips random initialisation and batch norm.
 
-    Neither changes a shape, and for both PyTorch would import half a compiler, which takes two
+    Neither changes a shape, but both would make PyTorch import compiler modules, which takes two
     seconds.
     """
 

@@ -1,6 +1,6 @@
 """ResNet: the network of He et al., "Deep Residual Learning for Image Recognition".
 
-Every network of the family is this one class with other numbers: see `builders`. Sections, tables
+Every network of the family is this one class with its own numbers: see `builders`. Sections, tables
 and figures are those of arXiv:1512.03385. Parameter names must match published files, so
 ``downsample`` keeps its name even where it only changes the number of channels.
 """
@@ -41,7 +41,7 @@ class ResNet(nn.Module):
         shortcut: ``"A"``, ``"B"``, ``"C"`` or ``"none"``: see `make_shortcut` and table 3.
         stride_on: ``"3x3"`` (V1.5) or ``"1x1"`` (V1, the paper's): see `Bottleneck`.
         stem: ``"imagenet"`` quarters H and W; ``"small"`` (section 4.2) keeps them, for 32 px.
-        width: channels of the first stage; each later stage has twice those of the one before.
+        width: channels of the first stage; each later stage has twice as many as the last.
         in_channels: channels of the input.
         include_top: False omits pooling and head and returns the last map ``(N, C, h, w)``.
 
@@ -102,7 +102,7 @@ class ResNet(nn.Module):
         self.stride_on = stride_on
         self.include_top = include_top
 
-        # Stem: (N, 3, H, W) -> (N, 64, H/4, W/4); the small stem keeps H and W.
+        # Stem: (N, in_channels, H, W) -> (N, width, H/4, W/4); the small stem keeps H and W.
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         else:
@@ -115,23 +115,25 @@ class ResNet(nn.Module):
         # time per layer (section 3.3). If its stride is replaced, it dilates its kernels instead.
         inplanes = width
         dilation = 1
-        stages: list[nn.Module] = []
+        built: list[nn.Module] = []
         for i, blocks in enumerate(layers):
             planes = width * 2**i
             stride = 1 if i == 0 else 2
-            dilation_before = dilation
+            previous_dilation = dilation
             if i > 0 and dilate[i - 1]:
                 dilation *= stride
                 stride = 1
-            stages.append(
-                self._make_layer(block, inplanes, planes, blocks, stride, dilation, dilation_before)
+            built.append(
+                self._make_layer(
+                    block, inplanes, planes, blocks, stride, dilation, previous_dilation
+                )
             )
             inplanes = planes * block.expansion
-        stages += [nn.Identity() for _ in range(4 - len(layers))]
-        self.layer1 = stages[0]
-        self.layer2 = stages[1]
-        self.layer3 = stages[2]
-        self.layer4 = stages[3]
+        built += [nn.Identity() for _ in range(4 - len(layers))]
+        self.layer1 = built[0]
+        self.layer2 = built[1]
+        self.layer3 = built[2]
+        self.layer4 = built[3]
         self.stages = [f"layer{i + 1}" for i in range(len(layers))]
         self.inplanes = inplanes  # channels of the last map
 
@@ -151,7 +153,7 @@ class ResNet(nn.Module):
         blocks: int,
         stride: int,
         dilation: int,
-        dilation_before: int,
+        previous_dilation: int,
     ) -> nn.Sequential:
         """Return one stage: (N, inplanes, H, W) -> (N, planes * expansion, H/stride, W/stride).
 
@@ -167,13 +169,13 @@ class ResNet(nn.Module):
             make_block = partial(make_block, residual=False)
         if self.stride_on == "1x1":
             make_block = partial(make_block, stride_on="1x1")
-            dilation_before = dilation  # the 3x3 comes after the stride
+            previous_dilation = dilation  # the 3x3 follows the 1x1 that lost its stride
         if issubclass(block, DilatedBasicBlock):
             make_block = partial(make_block, inner_dilation=dilation)
 
         outplanes = planes * block.expansion
         shortcut = make_shortcut(self.shortcut, inplanes, outplanes, stride, self._norm_layer)
-        first = make_block(inplanes, planes, stride, shortcut, dilation=dilation_before)
+        first = make_block(inplanes, planes, stride, shortcut, dilation=previous_dilation)
         stage = nn.Sequential(first)
         for _ in range(1, blocks):
             shortcut = make_shortcut(self.shortcut, outplanes, outplanes, 1, self._norm_layer)
@@ -181,8 +183,8 @@ class ResNet(nn.Module):
         return stage
 
     def _init_weights(self, zero_init_residual: bool) -> None:
-        # He initialisation (arXiv:1502.01852): a ReLU halves the mean square of its input, so
-        # weights of variance 2/fan keep the signal's scale; fan_out keeps the gradient's.
+        # He initialisation (arXiv:1502.01852): a ReLU drops half of the mean square, so a variance
+        # of 2/fan_in keeps the scale of the signal, and 2/fan_out, as here, that of the gradient.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -213,6 +215,8 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
+    # Apart from forward because subclasses of torchvision's ResNet override one and call the other.
+    # Shapes are those of the default stem and width, without dilation.
     def _forward_impl(self, x: Tensor) -> Tensor:
         x = self.conv1(x)  # (N, 64, H/2, W/2)
         x = self.bn1(x)

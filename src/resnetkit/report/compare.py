@@ -179,7 +179,7 @@ def _duels(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[Duel
 
 
 def _class_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Return for each class the F1 of every model, and the last minus the first."""
+    """Return the F1 of every model for each class, and the last minus the first."""
     rows = []
     for per_model in zip(*(item.metrics["per_class"] for item in evaluations), strict=True):
         values = [row["f1"] for row in per_model]

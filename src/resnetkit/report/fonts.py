@@ -42,7 +42,7 @@ def figure_fonts(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def select_families(characters: set[str]) -> tuple[list[str], set[str]]:
-    """Return font families that cover the characters, in order, and the characters none has.
+    """Return font families that cover the characters, in order, and the characters that none has.
 
     If the standard font has them all, no other font is opened.
     """

@@ -161,7 +161,7 @@ def best_row(record: Record) -> dict[str, float] | None:
 
 
 def _answer_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return for each class how often it was predicted, and its most frequent confusion."""
+    """Return how often each class was predicted, and its most frequent confusion."""
     counts = confusion_counts(evaluation.metrics["confusion_matrix"])
     wrong = counts - np.diag(np.diag(counts))
     rows = []

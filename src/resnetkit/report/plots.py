@@ -17,7 +17,7 @@ from .record import best_epoch
 BLUE = "#1f5fa8"
 ORANGE = "#d9721a"
 GREY = "#666666"
-MAX_LETTERS = 30  # of a name beside the matrix
+MAX_LETTERS = 30  # shown of a name beside the matrix
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -56,7 +56,7 @@ def epoch_rank(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def best_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of the epoch whose model is kept: the first of the highest rank."""
+    """Return the row of the epoch whose model is kept: the first with the highest rank."""
     return max(history, key=epoch_rank)
 
 
@@ -64,7 +64,7 @@ def read_record(path: str | Path) -> Record:
     """Read the record of a run folder or a model file, which may be in a run folder.
 
     Raises:
-        ModelFileError: it is neither, or it is damaged.
+        ModelFileError: the path is neither a run folder nor a model file, or is damaged.
     """
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path

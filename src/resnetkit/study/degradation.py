@@ -37,7 +37,7 @@ def nets(depths: Sequence[int]) -> list[Net]:
     """Return the plain and the residual net of each depth, plain ones first.
 
     Raises:
-        RecipeError: the paper has no nets of a depth, or no depth was given.
+        RecipeError: the paper has no nets of one of these depths, or no depth was given.
     """
     known = list_models("cifar_*")
     wanted = [f"{family}{depth}" for family in FAMILIES for depth in depths]
@@ -47,7 +47,7 @@ def nets(depths: Sequence[int]) -> list[Net]:
             int(name.removeprefix("cifar_plain")) for name in known if "plain" in name
         )
         raise RecipeError(
-            f"--depths takes some of {', '.join(map(str, valid_depths))}; got "
+            f"--depths takes one or more of {', '.join(map(str, valid_depths))}; got "
             f"{', '.join(map(str, depths)) or 'none'}"
         )
     return [Net(name.removeprefix("cifar_"), name) for name in wanted]
@@ -59,7 +59,7 @@ def groups(depths: Sequence[int]) -> list[list[str]]:
 
 
 def table6(comparison: Comparison, outcomes: Sequence[Outcome], device: str) -> Table | None:
-    """Return test errors beside table 6; None unless the images are the original CIFAR-10."""
+    """Return the test errors next to table 6; None unless the images are the original CIFAR-10."""
     if not cifar10.is_original(comparison.data):
         return None
     rows = []

@@ -31,7 +31,7 @@ class Path:
     """What a block computes, as chains of modules (kind, label).
 
     Args:
-        channels: of the input.
+        channels: number of input channels.
         main: from the input to the sum.
         shortcut: from the input to the sum; empty for the identity, None if there is no sum.
         after: from the sum to the output; empty if there is no sum.

@@ -35,7 +35,7 @@ def _plain(axes: Any, x: str, y: str) -> None:
 
 
 def _by_layer(axes: Any, signals: Sequence[Signal], when: str, what: str) -> None:
-    """Plot one line per network on a logarithmic scale, with crosses for values not finite."""
+    """Plot one line per network on a logarithmic scale, with crosses for non-finite values."""
     ceiling = 0.0
     for signal, colour in zip(signals, COLOURS, strict=False):
         layers: Sequence[Layer] = getattr(signal, when)[:-1]  # without the head
@@ -61,7 +61,7 @@ def signals(
 ) -> None:
     """Draw activation and gradient by layer, and the loss by step.
 
-    Crosses are values that are infinite or NaN.
+    Crosses mark values that are infinite or NaN.
 
     Args:
         found: the networks.

@@ -51,7 +51,7 @@ class Layer:
     """The signal at a convolution or linear layer.
 
     Args:
-        name: of the module.
+        name: the module's name.
         activation: standard deviation of the output.
         backward: L2 norm of the loss's gradient with respect to the output.
         gradient: L2 norm of the loss's gradient with respect to the weights.
@@ -258,7 +258,7 @@ def stacks(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal
 
 @randomness.preserve_generators()
 def nets(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal]:
-    """Measure plain and residual nets of 56 layers, with and without batch norm."""
+    """Measure plain and residual nets with 56 layers, with and without batch norm."""
     signals = []
     for net, name, has_norm in NETS:
         options: dict[str, Any] = {} if has_norm else {"norm_layer": nn.Identity}
@@ -322,8 +322,8 @@ def signal_table(signals: Sequence[Signal], what: str = "gradient") -> str:
 
 
 def response_table(found: Sequence[Responses]) -> str:
-    """Return the mean and greatest response of each network as text."""
-    lines = [f"{'std of the responses':26}{'mean':>8}{'greatest':>10}{'layers':>8}"]
+    """Return the mean and largest response of each network as text."""
+    lines = [f"{'std of the responses':26}{'mean':>8}{'largest':>10}{'layers':>8}"]
     for each in found:
         mean = sum(each.values) / len(each.values)
         lines.append(f"{each.net:26}{mean:8.3f}{max(each.values):10.3f}{len(each.values):8}")

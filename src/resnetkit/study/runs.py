@@ -78,8 +78,8 @@ class Comparison:
         return {"model": net.model, "model_options": options, "seed": seed}
 
     def shared(self) -> dict[str, Any]:
-        """Return what all runs share; a folder can be continued only with the same."""
-        is_inside = self.data.is_relative_to(self.out)  # then the folder may be moved
+        """Return what all runs share; to continue a folder, it must be unchanged."""
+        is_inside = self.data.is_relative_to(self.out)  # in that case the folder may be moved
         data = self.data.relative_to(self.out) if is_inside else self.data.absolute()
         return {"data": str(data), "recipe": self.recipe.model_dump(mode="json")}
 
@@ -117,7 +117,7 @@ def compare(
 
     Raises:
         RecipeError: an unknown recipe or field, or a field that the study sets.
-        OutputError: ``out`` holds runs on other images or with another recipe.
+        OutputError: ``out`` holds runs on different images or with a different recipe.
         Interrupted: a signal asked to stop; everything is saved.
     """
     default_recipe = "study-digits" if data == "digits" else "paper-cifar10"
@@ -147,17 +147,17 @@ def compare(
 def _start_or_continue(
     comparison: Comparison, minutes: float | None, *, runtime: Runtime
 ) -> Comparison:
-    """Return the comparison with its number of epochs, from its record or recorded now.
+    """Return the comparison with its number of epochs, from the record or newly recorded.
 
     Raises:
-        OutputError: the record is of other images or another recipe.
+        OutputError: the record is for different images or a different recipe.
     """
     record = comparison.out / "study.json"
     if record.exists():
         saved = json.loads(record.read_text(encoding="utf-8"))
-        # A record older than a field of recipes implies the default of the field.
+        # If a record is older than a recipe field, the field has its default.
         written = Recipe.model_validate({}).with_settings({**saved["recipe"], "model": None})
-        if minutes is not None:  # today's timing may give another number of epochs
+        if minutes is not None:  # timing may now give a different number of epochs
             comparison = _with_settings(comparison, {"epochs": written.epochs})
         before = {"data": saved["data"], **written.model_dump(mode="json")}
         now = comparison.shared()
@@ -190,7 +190,7 @@ def _fitting_epochs(comparison: Comparison, minutes: float, *, runtime: Runtime)
     for net in comparison.nets:
         settings = {**comparison.settings(net, 0), "epochs": 1}
         net_recipe = comparison.recipe.with_settings(settings)
-        model, _, runtime = initial_weights.build_network(net_recipe, dataset.classes, runtime)
+        model, _, runtime = initial_weights.initial_network(net_recipe, dataset.classes, runtime)
         seconds += measure.estimate_seconds(model, net_recipe, runtime, training, val)
     fitting = int(60 * minutes / (seconds * len(comparison.seeds)))
     most = defaults.fill_epochs(comparison.recipe, training, runtime).epochs
@@ -199,7 +199,7 @@ def _fitting_epochs(comparison: Comparison, minutes: float, *, runtime: Runtime)
     nets = pluralize(len(comparison.nets), "net")
     say(f"One epoch of {nets} takes {seconds:.1f} s; training {pluralize(epochs, 'epoch')}.")
     if fitting < FEWEST_EPOCHS:
-        say(f"Only {pluralize(fitting, 'epoch')} fit into {minutes:g} minutes; it takes longer.")
+        say(f"Time for only {pluralize(fitting, 'epoch')} in {minutes:g} minutes; it takes longer.")
     return epochs
 
 

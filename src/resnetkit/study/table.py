@@ -1,4 +1,4 @@
-"""A table of the paper beside values derived from built networks."""
+"""A table from the paper next to values derived from built networks."""
 
 from __future__ import annotations
 

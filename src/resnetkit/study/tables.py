@@ -15,7 +15,7 @@ from ..models.registry import ShapesOnly, get_skeleton
 from . import published
 from .table import Row, Table
 
-SIDE = 224  # pixels; of the images in all ImageNet tables of the paper
+SIDE = 224  # pixels; image side in all ImageNet tables of the paper
 
 
 def tables() -> list[Table]:
@@ -78,7 +78,7 @@ def table1_macs() -> Table:
         "bottleneck has its stride in the first 1x1 (V1), as in the paper.",
         "34-layer: the paper's number is for identity shortcuts (option A); the projections of "
         "option B are extra.",
-        "50-layer: neither with nor without projections does it round to the printed number; with "
+        "50-layer: it does not round to the printed number, with or without projections; with "
         "them it truncates to it. The 101- and 152-layer numbers are rounded, and include the "
         "projections.",
     )

@@ -1,8 +1,8 @@
 """The full state of a run on disk: two generations, checksummed and atomic.
 
 A generation is one file, ``state/000012-<sha256>.safetensors``: its number in the order of saving,
-and the checksum of its contents. It gets this name once it is complete, and no file is ever written
-again. So a crash at any write, fsync or rename leaves the earlier generations untouched.
+and the checksum of its contents. It gets this name once it is complete, and is never modified
+after that. So a crash at any write, fsync or rename leaves the earlier generations untouched.
 ``state/manifest.json`` tells people and monitors which generation is the newest and where the run
 is; reading the state does not need it.
 """
@@ -92,7 +92,7 @@ class Checkpoints:
         return time.monotonic() - self._last_save >= self.seconds
 
     def save(self, snapshot: Snapshot) -> None:
-        """Start to write a snapshot, whose tensors must not change, while training goes on.
+        """Start writing a snapshot while training goes on; its tensors must not change.
 
         Raises:
             OutputError: the previous save failed.

@@ -1,4 +1,4 @@
-"""Filling in what a recipe leaves open, from the data and the device."""
+"""Fill in what a recipe leaves open, from the data and the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DeviceDefaults(NamedTuple):
     Args:
         batch_size: images per step, of all processes together.
         images_shown: images of the whole run. They decide its epochs, within `EPOCHS`.
-        largest_size: limit of the image side in pixels; see `fill_image_size`.
+        largest_size: limit on the image side in pixels; see `fill_image_size`.
     """
 
     batch_size: int
@@ -38,12 +38,12 @@ DEVICE_DEFAULTS = {
     "mps": DeviceDefaults(batch_size=64, images_shown=80_000, largest_size=192),
     "cuda": DeviceDefaults(batch_size=128, images_shown=160_000, largest_size=224),
 }
-"""Defaults by type of device. A GPU idles in small batches, so its batches are larger. It also
-sees more images, to make up for some of the steps that this saves. Only the row of the CPU was
+"""Defaults by type of device. A GPU idles with small batches, so its batches are larger. It also
+sees more images, to make up for some of the steps that this saves. Only the CPU row was
 measured (benchmarks/speed_cpu_2026-11-20.md)."""
 
 EPOCHS = (16, 300)
-"""The fewest and the most epochs that are filled in."""
+"""Smallest and largest number of epochs that is filled in."""
 
 
 def fill_defaults(
@@ -120,7 +120,7 @@ def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None =
 
 
 def fill_value_range(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """Fill in the values that become black and white in grayscale images of 16 or 32 bits.
+    """Fill in the values that become black and white in 16- or 32-bit grayscale images.
 
     Raises:
         DataError: the images are of several kinds.

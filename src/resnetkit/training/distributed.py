@@ -1,4 +1,4 @@
-"""How the training forward runs: eager or compiled, in one process or in several.
+"""How the training forward pass runs: eager or compiled, in one process or in several.
 
 The network keeps its plain parameter names and is what is saved and evaluated. Only the training
 step runs through the wrapper that `wrap_model` puts around it.
@@ -91,14 +91,14 @@ def revert_sync_bn(model: nn.Module) -> nn.Module:
 def wrap_model(
     model: nn.Module, recipe: Recipe, runtime: Runtime, previous: nn.Module | None = None
 ) -> nn.Module:
-    """Return what the training step runs forward. It shares the parameters of ``model``.
+    """Return the module that the training step calls. It shares the parameters of ``model``.
 
     Args:
         model: the network, or its first blocks.
         recipe: its ``compile`` is used.
         runtime: device and ranks.
         previous: the wrapper of the previous step. It is kept while the same parameters are
-            trained: `DistributedDataParallel` waits for the gradients of those that were trained
+            trained: `DistributedDataParallel` waits for the gradients of the parameters trained
             when it was created.
     """
     if isinstance(previous, _DDP):
@@ -149,7 +149,7 @@ def _trained_names(model: nn.Module) -> list[str]:
 
 def _wrap_in_ddp(model: nn.Module, network: nn.Module, recipe: Recipe, *, runtime: Runtime) -> _DDP:
     """Return DDP around ``network``, which is ``model`` or its compiled form."""
-    # Running statistics are not used in the training forward, and only those of the main rank are
+    # Running statistics do not affect training, and only those of the main rank are
     # saved and evaluated. Sending them to the other ranks at every step would change nothing.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -164,12 +164,12 @@ def _wrap_in_ddp(model: nn.Module, network: nn.Module, recipe: Recipe, *, runtim
 
 
 def _rebuild_buckets(ddp: DistributedDataParallel, image: torch.Tensor) -> None:
-    """Make DDP rebuild its gradient buckets now, with a backward that changes nothing else.
+    """Make DDP rebuild its gradient buckets now, with a backward pass that changes nothing else.
 
-    DDP rebuilds them once, after the first backward, in the order in which gradients arrived. How a
+    DDP rebuilds them once, after the first backward pass, in the order of gradient arrival. How a
     sum over three or more ranks is rounded depends on the position in a bucket. If the buckets were
-    rebuilt after the first training step, a resumed run would have other bits than an uninterrupted
-    one.
+    rebuilt after the first training step, a resumed run would not be bit-identical to one without
+    interruptions.
     """
     with in_mode(ddp, training=False):  # running statistics stay as they are
         ddp(image).sum().backward()
@@ -177,10 +177,10 @@ def _rebuild_buckets(ddp: DistributedDataParallel, image: torch.Tensor) -> None:
 
 
 def sync_gradients(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Return the context for the forward and backward of a micro-batch.
+    """Return the context for the forward and backward passes of a micro-batch.
 
     DDP averages the gradients over the ranks after the last micro-batch of a batch. After the
-    others, gradients only add up.
+    others, gradients only accumulate.
     """
     if is_last or not isinstance(network, DistributedDataParallel):
         return nullcontext()

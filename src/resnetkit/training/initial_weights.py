@@ -142,7 +142,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
 
     Raises:
         RecipeError: ``model_options`` has an option that the architecture does not know, a value
-            that is not valid, or one that removes the head or sets another number of classes.
+            that is not valid, or one that removes the head or changes the number of classes.
     """
     assert recipe.model is not None
     if recipe.model_options.get("include_top", True) is not True:
@@ -165,7 +165,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     init_options: dict[str, Any] = {}
     if recipe.zero_init_residual and recipe.model in ARCHITECTURES:  # not DarkNet-53
         init_options["zero_init_residual"] = True
-    torch.default_generator.manual_seed(recipe.seed)  # enough: the network is made on the CPU
+    torch.default_generator.manual_seed(recipe.seed)  # enough, because the model is on the CPU
     try:
         get_skeleton(recipe.model, **options)  # its errors name the options
         model = get_model(recipe.model, **options, **init_options)
@@ -174,7 +174,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     return model, options
 
 
-def build_network(
+def initial_network(
     recipe: Recipe, classes: Sequence[str], runtime: Runtime, *, load_weights: bool = True
 ) -> tuple[nn.Module, dict[str, Any], Runtime]:
     """Build the network on its device, with its initial weights.
@@ -288,7 +288,7 @@ def _match_head(
     if names is None:
         return tensors, (
             "the head is new, because the file does not name its classes. `resnet convert` with "
-            "--classes makes a model file of it, whose head is matched by name"
+            "--classes turns it into a model file, whose head is matched by name"
         )
     if not kept:
         return tensors, f"the head is new, because the file has other classes ({_first_few(names)})"

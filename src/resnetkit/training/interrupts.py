@@ -18,7 +18,7 @@ class Interrupts:
     A second signal has the effect that it had before. If the main thread is stuck in native code
     and reaches neither handler, a `signals.SignalWatchdog` ends the process.
 
-    Outside the main thread, to which Python delivers no signals, the context does nothing.
+    Outside the main thread, where Python delivers no signals, the context does nothing.
     """
 
     def __init__(self) -> None:

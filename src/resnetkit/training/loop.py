@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .. import randomness
 from .. import runtime as machine
-from ..data import folder
+from ..data.folder import read_dataset
 from ..data.loader import Batch
 from ..data.mixing import mix
 from ..data.transforms import normalize
@@ -39,6 +39,7 @@ from .state import State
 from .tensorboard import TensorBoardLogger
 
 
+# The caller's dtype, autocast, RNG states and threads are restored; torchrun's ranks are connected.
 @machine.pytorch_defaults()
 @randomness.preserve_generators()
 @machine.connected()
@@ -78,18 +79,19 @@ def train(
 
     Raises:
         RecipeError, DataError, OutputError: the request cannot be carried out.
-        TrainingError: the loss is not finite, or the saved state is of a different run.
+        TrainingError: the loss is not finite, or the saved state belongs to a different run.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    # Find the run folder and load the recipe. Its weights are resolved; other fields may be open.
+    # Find the run folder and load the recipe. Its weights are decided here; `set_up` fills in the
+    # rest of it.
     if resume and is_run(data):
         out, recipe, data = recorded_arguments(data, out, recipe)
-    main = machine.pick(device)
-    dataset = folder.read_dataset(data)
+    runtime = machine.pick(device)  # its precision follows from the recipe, in set_up
+    dataset = read_dataset(data)
     name = f"{dataset.name}-{network_name(recipe, settings)}"
-    run, saved = main.on_main(RunFolder.open, out, name, resume, data)
-    recorded = main.on_main(run.recorded_recipe) if resume else None
-    loaded = main.on_main(resolve_recipe, recipe, settings, recorded)
+    run_folder, saved = runtime.on_main(RunFolder.open, out, name, resume, data)
+    recorded = runtime.on_main(run_folder.recorded_recipe) if resume else None
+    loaded = runtime.on_main(resolve_recipe, recipe, settings, recorded)
 
     # Set up the images, the network, the optimizer and the loader. This fills in the recipe.
     session = set_up(
@@ -103,19 +105,21 @@ def train(
     if saved is None:
         if show_plan:
             say(session.describe())
-        run = runtime.on_main(begin_run, run, session, data)
-        say(f"{'results in':14}{run.path}{run.note_on_other_run(data) if out is None else ''}\n")
+        run_folder = runtime.on_main(begin_run, run_folder, session, data)
+        note = run_folder.note_on_other_run(data) if out is None else ""
+        say(f"results in    {run_folder.path}{note}\n")
     else:
-        extend_command = run.extend_command(data, resolved) if run.is_finished() else ""
-        state.restore(saved, extend_command, run.describe_new_split(session.data))
-        if runtime.on_main(run.is_finished):
-            say(f"{run.path} is already finished; nothing was changed.")
-            return runtime.on_main(run.result, resolved, state.history)
-        say(f"Resuming {run.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
+        is_finished = runtime.on_main(run_folder.is_finished)
+        extend_command = run_folder.extend_command(data, resolved) if is_finished else ""
+        state.restore(saved, extend_command, run_folder.describe_new_split(session.data))
+        if is_finished:
+            say(f"{run_folder.path} is already finished; nothing was changed.")
+            return runtime.on_main(run_folder.result, resolved, state.history)
+        say(f"Resuming {run_folder.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
 
-    checkpoints = Checkpoints(run.path / "state", resolved.checkpoint_seconds, saved)
+    checkpoints = Checkpoints(run_folder.path / "state", resolved.checkpoint_seconds, saved)
     logger = TensorBoardLogger(
-        run.path / "tensorboard" if tensorboard and runtime.is_main else None
+        run_folder.path / "tensorboard" if tensorboard and runtime.is_main else None
     )
     with checkpoints, logger, session.tuned(), Interrupts() as interrupts:
         runtime.on_main(checkpoints.lock)
@@ -126,16 +130,17 @@ def train(
             outcomes = Outcomes(state, session.data.train.split, runtime)
             with bar(label, session.batches_in(state.epoch), state.batch) as advance:
                 for batch in session.batches(image_size):
-                    session.set_phase()
+                    session.choose_trained_layers()
                     lr = learning_rate(resolved, state.step, session.steps)
                     with explain_out_of_memory(resolved, runtime):
                         outcome = training_step(
                             state, batch, resolved, runtime, lr, session.class_weights
                         )
                     outcomes.add(outcome, batch.indices)
-                    save_if_due(session, run, outcomes, checkpoints, interrupts)
+                    state.end_step()
+                    save_if_due(session, run_folder, outcomes, checkpoints, interrupts)
                     advance(state.tally.text())
-            outcomes.read_oldest(keep=0)
+            outcomes.drain()
 
             # Validate. The model is written if this is the best epoch so far.
             started = time.perf_counter()
@@ -144,7 +149,7 @@ def train(
             row = {
                 "epoch": state.epoch + 1,
                 "image_size": image_size,
-                "lr": learning_rate(resolved, state.step - 1, session.steps),
+                "lr": learning_rate(resolved, state.step - 1, session.steps),  # of the last step
                 "train_loss": state.tally.loss,
                 "train_accuracy": state.tally.accuracy,
                 "val_loss": val_loss,
@@ -152,16 +157,16 @@ def train(
             }
             is_best = state.end_epoch(row, val_seconds=time.perf_counter() - started)
             if runtime.is_main:
-                write_epoch(run, session, row, is_best)
+                write_epoch(run_folder, session, row, is_best)
                 logger.write(row)
             say(format_epoch(row, state.timings[-1], session.epochs))
-            save_if_due(session, run, outcomes, checkpoints, interrupts, due=True)
+            save_if_due(session, run_folder, outcomes, checkpoints, interrupts, is_epoch_end=True)
         runtime.on_main(checkpoints.finish)
     if state.epoch < session.epochs:
-        say(f"No better epoch in {resolved.patience}; stopped early.")
+        say(f"No better epoch in the last {resolved.patience}; stopped early.")
 
     # Evaluate the saved file, through the code that `resnet evaluate` runs, and write the report.
-    return runtime.on_main(finish_run, run, session, device)
+    return runtime.on_main(finish_run, run_folder, session, device)
 
 
 def training_step(
@@ -190,6 +195,7 @@ def training_step(
         ``(micro-batches, 2)`` float32 on the device: loss and number of correct images of each.
         Nothing here waits for the device.
     """
+    set_learning_rate(state.optimizer, lr)
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
@@ -198,26 +204,27 @@ def training_step(
     images, targets = mix(
         images, local_labels, recipe.mixup, recipe.cutmix, state.classes, recipe.seed, state.step
     )
-    # The first image of a rank's share may only be there to be mixed into the next one.
+    # Targets may be mixed; local_labels are the true ones, for the accuracy. The first image of a
+    # rank's share may only be there to be mixed into the next one.
     images = images[batch.lead :].contiguous(memory_format=runtime.memory_format)
     targets = targets[batch.lead :]  # (n,) labels, or (n, classes) probabilities if mixed
     local_labels = local_labels[batch.lead :]
 
-    count = min(recipe.accumulate, len(labels) // runtime.world_size)  # the same on all ranks
+    parts = min(recipe.accumulate, len(labels) // runtime.world_size)  # the same on all ranks
     micro_batches = zip(
-        images.tensor_split(count),
-        targets.tensor_split(count),
-        local_labels.tensor_split(count),
+        images.tensor_split(parts),
+        targets.tensor_split(parts),
+        local_labels.tensor_split(parts),
         strict=True,
     )
-    outcome = []
-    for number, (image, target, label) in enumerate(micro_batches, 1):
-        with sync_gradients(state.forward, is_last=number == count):
+    outcomes = []
+    for number, (micro_images, micro_targets, micro_labels) in enumerate(micro_batches, 1):
+        with sync_gradients(state.forward, is_last=number == parts):
             with runtime.autocast():
-                logits = state.forward(image)  # (n, classes)
+                logits = state.forward(micro_images)  # (n, classes)
             loss = F.cross_entropy(
                 logits.float(),
-                target,
+                micro_targets,
                 class_weights,
                 reduction="sum",
                 label_smoothing=recipe.label_smoothing,
@@ -225,28 +232,28 @@ def training_step(
             loss = loss / total_weight
             # DDP averages gradients over the ranks; the update needs their sum.
             state.scaler.scale(loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
-        correct = (logits.detach().argmax(1) == label).sum()
-        outcome.append(torch.stack([loss.detach(), correct.float()]))
+        correct = (logits.detach().argmax(1) == micro_labels).sum()
+        outcomes.append(torch.stack([loss.detach(), correct.float()]))
 
     state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]
     if recipe.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
-    set_learning_rate(state.optimizer, lr)
     state.scaler.step(state.optimizer)  # type: ignore[arg-type]  # skipped if a gradient overflowed
     state.scaler.update()
     state.optimizer.zero_grad()
     if state.ema is not None and state.step % recipe.ema_every == 0:
         state.ema.update(state.model, state.step)
-    return torch.stack(outcome)
+    return torch.stack(outcomes)
 
 
 def save_if_due(
     session: Session,
-    run: RunFolder,
+    run_folder: RunFolder,
     outcomes: Outcomes,
     checkpoints: Checkpoints,
     interrupts: Interrupts,
-    due: bool | None = None,
+    *,
+    is_epoch_end: bool = False,
 ) -> None:
     """Save the state if it is due, and stop if a signal asked for it. All ranks agree on both.
 
@@ -255,32 +262,31 @@ def save_if_due(
 
     Args:
         session: its state is what is saved.
-        run: the run folder, which the message on how to resume names.
+        run_folder: the run folder, which the message on how to resume names.
         outcomes: the outcomes of this epoch that are not read yet.
         checkpoints: where the state is saved.
         interrupts: the signal that this process received, if any.
-        due: True saves in any case; None asks the clock of the main rank.
+        is_epoch_end: save in any case. Otherwise the clock of the main rank decides.
 
     Raises:
         Interrupted: a signal asked to stop; everything is saved.
         TrainingError: the loss or a weight is not finite.
     """
-    keep = 1 if due is None else 0
-    due = checkpoints.is_due() if due is None else due
-    due, signal = outcomes.read_oldest(keep, due, signal=interrupts.received or 0)
-    if not (due or signal):
+    is_due = is_epoch_end or checkpoints.is_due()
+    is_due, signal = outcomes.exchange(is_due, interrupts.received or 0)
+    if not (is_due or signal):
         return
-    outcomes.read_oldest(keep=0)  # nothing is saved before its loss is known to be finite
+    outcomes.drain()  # nothing is saved before its loss is known to be finite
     session.state.check_finite()
     session.runtime.on_main(lambda: checkpoints.save(session.state.snapshot()))
     if signal:
         session.runtime.on_main(checkpoints.wait)  # no rank leaves before the state is on disk
         command = launch_command(session.runtime)
-        raise_interrupted(signal, f"{command} train --resume {shlex.quote(str(run.path))}")
+        raise_interrupted(signal, f"{command} train --resume {shlex.quote(str(run_folder.path))}")
 
 
 def validate(session: Session) -> tuple[float, float]:
-    """Return accuracy and mean loss on the validation split.
+    """Return the accuracy and mean loss on the validation split.
 
     On a CPU they equal what `evaluate` will find. On a GPU, validation is faster than `evaluate`:
     it runs in the training precision, in batches that need no more memory than training does.

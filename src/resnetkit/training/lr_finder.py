@@ -30,7 +30,7 @@ from .session import Session, set_up
 LOWEST = 1e-6
 HIGHEST = 3.0
 STEPS = 120
-SMOOTHING = 0.9  # share of the old mean in the next
+SMOOTHING = 0.9  # share of the old mean in the new one
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_lr(
     losses: list[float] = []
     with bar("trying learning rates", STEPS) as advance:
         for rate, batch in zip(_rates(), _batches(session), strict=False):
-            session.set_phase()
+            session.choose_trained_layers()
             with explain_out_of_memory(session.recipe, session.runtime):
                 outcome = training_step(
                     state, batch, session.recipe, session.runtime, rate, session.class_weights

@@ -1,4 +1,4 @@
-"""Measuring steps before a run: how many compute threads to use, and how long the run will take."""
+"""Measure steps before a run: how many compute threads to use, and how long the run will take."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ THREADS_SECONDS = 2.0
 """Time limit for measuring compute threads."""
 
 THREADS_ROUNDS = 7
-"""How often each number of compute threads is measured, at most."""
+"""Limit on the measurements of each number of compute threads."""
 
 THREADS_GAIN = 0.1
 """How much slower than the fastest a step may be with fewer compute threads."""
@@ -41,10 +41,10 @@ def fill_threads(
 ) -> Recipe:
     """Fill in the number of compute threads, and use it from here on.
 
-    Training steps with 1, 2, 4, ... threads take turns for at most `THREADS_SECONDS`. The fewest
-    threads whose median step is within `THREADS_GAIN` of the fastest win: a small network gains
+    Training steps with 1, 2, 4, ... threads take turns for at most `THREADS_SECONDS`. The result is
+    the fewest with a median step within `THREADS_GAIN` of the fastest: a small network gains
     little from more, and threads that wait for each other slow down every other process. If steps
-    are too long for that, the number is that of the cores that a first step got.
+    are too long for that, it is the number of cores that a first step got.
 
     Nothing is measured if the number is given: by the recipe, by OMP_NUM_THREADS, by torchrun, or
     by the run that is resumed (``recorded``).
@@ -72,9 +72,9 @@ def fewest_fast_threads(
 ) -> int:
     """Return the fewest compute threads that are nearly as fast as any; see `fill_threads`.
 
-    If steps take too long for comparisons, the number comes from the first one: the cores that the
-    process got, which is CPU time over elapsed time. On a quiet machine that is `most`, and less
-    where other processes are busy: threads that wait for one that does not run make a step several
+    If steps take too long to compare, the first step decides: the result is the number of cores the
+    process got, its CPU time over elapsed time. On a quiet machine that is `most`. It is less
+    if other processes are busy: threads waiting for one that is not running make a step several
     times slower.
 
     Args:
@@ -83,7 +83,9 @@ def fewest_fast_threads(
         clock: returns seconds, like `time.perf_counter`.
         cpu_clock: returns the CPU seconds of all threads, like `time.process_time`.
     """
-    candidates = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
+    candidates: list[int] = [2**power for power in range(most.bit_length()) if 2**power < most] + [
+        most
+    ]
     seconds: dict[int, list[float]] = {count: [] for count in candidates}
 
     def time_step(count: int) -> float:
@@ -97,7 +99,7 @@ def fewest_fast_threads(
     with_most = time_step(most)
     if with_most * sum(most / count for count in candidates) > THREADS_SECONDS:
         cores_used = (cpu_clock() - cpu_started) / with_most
-        return min(candidates, key=lambda count: abs(count - cores_used))
+        return int(min(candidates, key=lambda count: abs(count - cores_used)))
     for finished_rounds in range(THREADS_ROUNDS):
         for count in candidates:
             seconds[count].append(time_step(count))

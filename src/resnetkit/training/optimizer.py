@@ -15,11 +15,11 @@ from torch.optim.sgd import sgd
 class Optimizer:
     """Adam, AdamW (Loshchilov and Hutter, arXiv:1711.05101) or SGD with momentum.
 
-    It calls PyTorch's fused kernels, once per parameter group, and gives the same bits as the
+    It calls PyTorch's fused kernels, once per parameter group, and is bit-identical to the
     classes in `torch.optim`. Those would add two seconds to every start, because creating the first
     one imports PyTorch's compiler.
 
-    The CPU kernels read tensors in memory order (torch 2.15). A gradient in another order than its
+    The CPU kernels read tensors in memory order (torch 2.15). A gradient not in the order of its
     parameter would silently be added to the wrong weights, and one that is channels_last would be
     copied for nothing. So every tensor is passed in the memory order of its parameter.
 

@@ -29,7 +29,7 @@ class _Pending:
     """An outcome on its way to the CPU."""
 
     step: int
-    indices: np.ndarray  # (N,) of the images of the whole batch
+    indices: np.ndarray  # (N,), images of the whole batch
     read: Callable[[], Tensor]
 
 
@@ -38,7 +38,7 @@ class Outcomes:
 
     Args:
         state: the state of the run.
-        split: the training images, which errors name.
+        split: the training images, to name them in errors.
         runtime: this rank, and what connects it to the others.
     """
 
@@ -50,23 +50,21 @@ class Outcomes:
         self._last_read = time.perf_counter()
 
     def add(self, outcome: Tensor, indices: np.ndarray) -> None:
-        """Start to copy the outcome of the current step to the CPU, and advance the state.
+        """Start to copy the outcome of the current step to the CPU.
 
         Args:
             outcome: ``(micro-batches, 2)`` float32, as `training_step` returns it.
             indices: ``(N,)`` of the images of the whole batch in the training split.
         """
         self._pending.append(_Pending(self.state.step, indices, machine.fetch(outcome)))
-        self.state.end_step()
 
-    def read_oldest(self, keep: int, due: bool = False, signal: int = 0) -> tuple[bool, int]:
-        """Add the oldest outcome to the tally, and agree with the other ranks on what to do next.
+    def exchange(self, is_due: bool, signal: int) -> tuple[bool, int]:
+        """Read the outcome of the previous step, and agree with the other ranks on what to do next.
 
-        All ranks must call this.
+        All ranks must call this. The outcome of the latest step stays pending.
 
         Args:
-            keep: read nothing if no more than this many outcomes are pending.
-            due: whether a checkpoint is due; the main rank decides.
+            is_due: whether a checkpoint is due; the main rank decides.
             signal: the number of the signal that this rank received, or 0.
 
         Returns:
@@ -75,9 +73,21 @@ class Outcomes:
         Raises:
             TrainingError: the loss is not finite; raised on all ranks.
         """
+        return self._read_oldest(is_due, signal, keep=1)
+
+    def drain(self) -> None:
+        """Read all pending outcomes. All ranks must call this.
+
+        Raises:
+            TrainingError: the loss is not finite; raised on all ranks.
+        """
+        self._read_oldest(keep=0)
+
+    def _read_oldest(self, is_due: bool = False, signal: int = 0, *, keep: int) -> tuple[bool, int]:
+        """Add the oldest outcome to the tally if more than ``keep`` are pending."""
         oldest = self._pending.popleft() if len(self._pending) > keep else None
         loss, correct = (0.0, 0) if oldest is None else loss_and_correct(oldest.read())
-        rows = self.runtime.gather([loss, correct, due, signal])  # one row per rank
+        rows = self.runtime.gather([loss, correct, is_due, signal])  # one row per rank
         losses, corrects, dues, signals = zip(*rows, strict=True)
         if oldest is not None:
             self._check_finite(losses, oldest)

@@ -16,10 +16,10 @@ from .preparation import PreparedData
 from .recipe import Recipe
 
 FEW_IMAGES = 30
-"""Images per class; a note says if there are fewer."""
+"""Images per class; if there are fewer, a note says so."""
 
 SMALL_BATCH = 8
-"""Images at once; batch norm estimates mean and variance badly from fewer."""
+"""Images at once; from fewer, batch norm estimates mean and variance poorly."""
 
 
 def describe_plan(
@@ -117,7 +117,7 @@ def describe_augmentation(recipe: Recipe) -> str:
 
 
 def describe_training(recipe: Recipe, images: int) -> str:
-    """Describe the length of a run on so many training images, and its batches.
+    """Describe the length of a run on this many training images, and its batches.
 
     >>> describe_training(Recipe(epochs=3, batch_size=32), images=100)
     '3 epochs of 3 steps of 32 images'
@@ -170,7 +170,7 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
     if recipe.value_range is not None:
         low, high = recipe.value_range
         lines.append(
-            f"In grayscale images of 16 or 32 bits, {low:,g} becomes black and {high:,g} white, "
+            f"In 16- or 32-bit grayscale images, {low:,g} becomes black and {high:,g} white, "
             f"here and wherever the model is used (--set value_range=[{low:g},{high:g}])."
         )
     if prepared.conflicting:
@@ -187,7 +187,7 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
         )
     if len(train) < FEW_IMAGES * len(dataset.classes):
         lines.append(
-            f"Note: {len(train) / len(dataset.classes):.0f} training images per class are few. "
+            f"Note: only {len(train) / len(dataset.classes):.0f} training images per class. "
             "More images will help more than anything else."
         )
     return [printable(line) for line in lines]
@@ -217,7 +217,7 @@ def _names_may_be_mirrored(classes: tuple[str, ...]) -> bool:
 
 
 def _class_table(classes: tuple[str, ...], train: Split, val: Split, most: int = 30) -> list[str]:
-    """Return a table of the images per class. Of many classes, it shows the smallest ones."""
+    """Return a table of images per class. If there are many, it shows the smallest classes."""
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
     width = max(len("class"), *(display_width(name) for name, _, _ in shown))

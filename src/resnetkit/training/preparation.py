@@ -24,7 +24,7 @@ MAX_DIM_CHECKED = 64
 """Number of training images that are checked for how many bits of each color they use."""
 
 MAX_COMPARED = 100_000
-"""Number of images up to which near duplicates are searched: a third of a millisecond each."""
+"""Most images that are searched for near duplicates, at a third of a millisecond each."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,14 @@ def _note_shared_images(train: Split, val: Split, digests: dict[str, list[str]])
 def _group_similar_images(
     images: Images, digests: list[str], workers: int
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Return the group of each image, and notes. A split keeps every group on one side.
+    """Return the group of each image, and notes. Splitting never divides a group.
 
     A group holds exact copies, and images of one class that look nearly the same.
     """
     if len(images) > MAX_COMPARED:
         return digests, (
             f"with {len(images):,} images (more than {MAX_COMPARED:,}), near duplicates were not "
-            "searched: some may be in both splits",
+            "searched for: some may be in both splits",
         )
     fingerprints = prefetch_map(lambda i: signature(images[i]), range(len(images)), workers)
     groups, count = keep_together(images.split.labels, digests, fingerprints)
@@ -227,13 +227,13 @@ def check_ranks_agree(identity: dict[str, Any], runtime: Runtime) -> None:
     """Check that all ranks have the same recipe and images; each rank read the images itself.
 
     Raises:
-        DataError: a rank has other images, or another recipe.
+        DataError: a rank has different images or a different recipe.
     """
     fingerprint = derive(json.dumps(identity, sort_keys=True)) >> 11  # 52 bits: exact in float64
     rows = runtime.gather([fingerprint])
     if any(row != rows[0] for row in rows):
         ranks = ", ".join(str(rank) for rank, row in enumerate(rows) if row != rows[0])
         raise DataError(
-            f"Rank {ranks} has read other images or another recipe than rank 0. Every machine "
+            f"Rank {ranks} read different images or a different recipe from rank 0. Every machine "
             "needs the same files and the same command"
         )

@@ -27,7 +27,7 @@ from ..models import get_model_builder
 from .settings import plain_message
 
 DEFAULT_MODEL = "resnet18"
-"""The network of a recipe that names none."""
+"""The network of a recipe that does not name one."""
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -78,7 +78,7 @@ class Recipe(BaseModel):
     )
     shallow_share: Share = Field(
         0.0,
-        description="share of the steps, at the start, that skip the blocks which zero-init makes "
+        description="share of the steps, at the start, that skip the blocks that begin as "
         "the identity",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -92,7 +92,7 @@ class Recipe(BaseModel):
     # The images
     image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
         None,
-        description="side of the square images in evaluation, in pixels; by default found from the "
+        description="side of the square images in evaluation, in pixels; by default taken from the "
         "training images",
     )
     resize_size: Annotated[int, Field(ge=16, le=2048)] | None = Field(
@@ -143,8 +143,8 @@ class Recipe(BaseModel):
     )
     value_range: tuple[float, float] | None = Field(
         None,
-        description="values that become black and white in grayscale images of 16 or 32 bits; by "
-        "default found from the training images",
+        description="values that become black and white in 16- or 32-bit grayscale images; by "
+        "default taken from the training images",
     )
     val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15,
@@ -190,17 +190,17 @@ class Recipe(BaseModel):
         "none", description="balanced: the rarer a class, the more its images count in the loss"
     )
     accumulate: Positive = Field(
-        1, description="parts in which a batch is computed, which saves memory"
+        1, description="number of parts in which a batch is computed; more parts save memory"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="limit of the norm of all gradients together"
+        None, description="limit on the norm of all gradients together"
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of the EMA weights, which are then evaluated and saved; 0 is off"
     )
     ema_every: Positive = Field(1, description="steps between two updates of the EMA weights")
     patience: Positive | None = Field(
-        None, description="stop after this many epochs without a better one"
+        None, description="stop after this many epochs without improvement"
     )
     # The machine
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
@@ -209,14 +209,14 @@ class Recipe(BaseModel):
     threads: Positive | None = Field(
         None,
         description="compute threads of each process; by default measured. A resumed run keeps "
-        "its number, because another one changes the result in the last bits",
+        "its number, because a different one changes the last bits of the result",
     )
     channels_last: bool = Field(True, description="store feature maps as (N, H, W, C): faster")
     compile: bool = Field(
         False, description="compile the training step with torch.compile; needs a C++ compiler"
     )
     sync_bn: bool = Field(
-        False, description="batch norm over the batch of all processes; CUDA GPUs only"
+        False, description="compute batch norm across all processes; CUDA GPUs only"
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         30.0, description="seconds between two saves of the state within an epoch"
@@ -252,7 +252,7 @@ class Recipe(BaseModel):
         return value
 
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
-        """Return this recipe with other values for some fields.
+        """Return this recipe with new values for some fields.
 
         Setting one of epochs and steps clears the other.
 
@@ -340,7 +340,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
     else:
         raise RecipeError(
             f"Unknown recipe {str(recipe)!r}. {did_you_mean(str(recipe), builtin_recipes())} "
-            f"Built-in recipes: {', '.join(builtin_recipes())}; or name a .yaml file"
+            f"Built-in recipes: {', '.join(builtin_recipes())}; or pass a .yaml file"
         )
     try:
         values = yaml.safe_load(text) or {}

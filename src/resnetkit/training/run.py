@@ -37,7 +37,7 @@ class Run:
         model: the model file of the best epoch.
         recipe: the resolved recipe.
         history: one row per epoch, as in ``history.csv``.
-        metrics: of the best model on the validation split, as in ``metrics.json``.
+        metrics: metrics of the best model on the validation split, as in ``metrics.json``.
         train_seconds: seconds of all epochs, validation included.
     """
 
@@ -93,7 +93,7 @@ class RunFolder:
                 with ``resume``, the last one that was started on ``data``.
             name: the name under ``runs/``.
             resume: continue the run in the folder if it has a saved state.
-            data: the photos, which tell the runs of one name apart.
+            data: the photos, which distinguish runs with the same name.
 
         Raises:
             OutputError: the folder holds something that cannot be resumed.
@@ -111,7 +111,7 @@ class RunFolder:
                 others = existing
                 existing = _runs_to_resume(others, data)
                 if not existing:
-                    more = f" ({others[-1]} has others; --out resumes it anyway)" if others else ""
+                    more = f" ({others[-1]} has other photos; --out resumes it)" if others else ""
                     say(f"Nothing to resume for these photos yet{more}; starting a new run.")
                     free = next(path for path in _numbered_paths(name) if not path.exists())
                     return cls(free, is_named=False), None
@@ -227,7 +227,7 @@ class RunFolder:
         )
 
     def note_on_other_run(self, data: str | os.PathLike[str]) -> str:
-        """Return a note if this folder is numbered because ``runs/name`` is of other photos."""
+        """Return a note if this folder is numbered because ``runs/name`` has other photos."""
         first = self.path.with_name(re.sub(r"-\d+$", "", self.path.name))
         if first == self.path or not is_run(first) or recorded_data(first) == _absolute(data):
             return ""
@@ -269,8 +269,8 @@ def _absolute(data: str | os.PathLike[str]) -> str:
 def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
     """Return the runs that may be resumed on these photos.
 
-    These are the runs started on ``data``. Without any, they are the runs whose photos are no
-    longer where they were, as these may be the same photos, moved. Without those either, they are
+    These are the runs started on ``data``. If there are none, they are the runs whose photos are no
+    longer where they were, because they may have been moved. If there are none either, they are
     the folders that hold no run yet.
     """
     same_data = [run for run in runs if is_run(run) and recorded_data(run) == _absolute(data)]
@@ -295,7 +295,7 @@ def recorded_arguments(
     out: str | os.PathLike[str] | None,
     recipe: str | Path | None,
 ) -> tuple[Path, str | Path, str]:
-    """Return folder, recipe and data to resume the run in a folder with.
+    """Return the folder, recipe and data with which to resume the run in a folder.
 
     Args:
         path: the run folder.

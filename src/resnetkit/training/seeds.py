@@ -44,7 +44,7 @@ def parse_seeds(text: str, fewest: int = 2) -> list[int]:
     [0, 1, 2, 7]
 
     Raises:
-        RecipeError: the text has another form, a seed twice, or fewer than ``fewest`` seeds.
+        RecipeError: the text is malformed, repeats a seed, or has fewer than ``fewest`` seeds.
     """
     seeds: list[int] = []
     for piece in text.split(","):

@@ -20,7 +20,7 @@ from ..data.resident_loader import make_loader
 from ..runtime import Runtime
 from . import defaults, distributed, measure, plan
 from .ema import ModelEma
-from .initial_weights import build_network
+from .initial_weights import initial_network
 from .loss import class_weights
 from .optimizer import Optimizer
 from .param_groups import make_optimizer, set_trainable
@@ -28,6 +28,9 @@ from .preparation import PreparedData, check_ranks_agree, prepare, run_identity
 from .recipe import Recipe
 from .shallow import shallow_model
 from .state import State
+
+TUNING_STEPS = 100
+"""Steps at each image size from which tuning cuDNN's kernels pays."""
 
 
 @dataclass
@@ -45,6 +48,10 @@ class Session:
         loader: makes the batches of this rank.
         class_weights: ``(classes,)`` float32 on the device; None if all classes count the same.
         workers: threads that read images.
+
+    Attributes:
+        epochs, steps: the length of the run.
+        epoch_batches: batches in a whole epoch.
     """
 
     recipe: Recipe
@@ -90,8 +97,8 @@ class Session:
         )
         return to_device(batches, self.runtime.device)
 
-    def set_phase(self) -> None:
-        """Prepare the network for the current step.
+    def choose_trained_layers(self) -> None:
+        """Choose the layers that the current step trains.
 
         A run may start with a phase that trains only the new head (``head_share``), and with one
         that skips the blocks that start as the identity (``shallow_share``).
@@ -115,6 +122,7 @@ class Session:
         Blocks that were skipped in every step so far change no logit, so they are skipped here too.
         """
         model = self.state.evaluated
+        # "<=" because the step has ended: the one that ends a phase was still shallow.
         if self.state.step <= self.recipe.shallow_share * self.steps:
             return shallow_model(model, self.recipe)
         return model
@@ -141,7 +149,7 @@ class Session:
     def tuned(self) -> Iterator[None]:
         """Tune cuDNN and the compiler for this run, and restore their settings at the end."""
         image_sizes = {self.recipe.train_size(epoch) for epoch in range(self.epochs)}
-        sizes_repeat = self.steps >= 100 * len(image_sizes)
+        sizes_repeat = self.steps >= TUNING_STEPS * len(image_sizes)
         with self.runtime.tuned(sizes_repeat), distributed.compile_every_size(self.recipe):
             yield
 
@@ -176,7 +184,8 @@ def set_up(
     if workers is None:
         workers = machine.default_workers()
 
-    # The images are read once; batch size and epochs follow from how many can be read.
+    # The images are read once; batch size and epochs depend on how many can be read. A run that
+    # starts again in its folder keeps only what changes no result but the last bits: the threads.
     data = prepare(dataset, recipe, workers)
     distributed.check_image_count(len(data.train), runtime)
     recipe = defaults.fill_length(
@@ -184,7 +193,7 @@ def set_up(
     )
 
     # The initial weights are f(seed), or come from a file.
-    model, model_options, runtime = build_network(
+    model, model_options, runtime = initial_network(  # runtime gets the memory layout
         recipe, dataset.classes, runtime, load_weights=not is_resumed
     )
     recipe = measure.fill_threads(model, recipe, runtime, recorded=recorded)

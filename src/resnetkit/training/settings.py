@@ -41,6 +41,6 @@ def _to_number(value: Any) -> Any:
 
 
 def plain_message(message: str) -> str:
-    """Return a message of pydantic without pydantic's own terms."""
+    """Return a pydantic message without pydantic's own terms."""
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     return message.replace("a valid tuple", "a list, as in [0.5, 1.0]").rstrip(".?")

@@ -67,7 +67,8 @@ class Tally:
 class State:
     """Everything that a run changes.
 
-    RNG state is not stored: it is derived from seed, epoch and step.
+    RNG state is not stored: every random choice is a function of seed and position; see
+    `resnetkit.randomness`.
 
     Args:
         model: the network under its plain parameter names.
@@ -75,7 +76,7 @@ class State:
         identity: recipe and data, as `run_identity` returns them.
         ema: the averaged weights, if the recipe has them.
         scaler: scales the loss in fp16; see `Runtime.scaler`.
-        network: what the training step runs forward; None for ``model``.
+        network: the module that the training step calls; None for ``model``.
         world_size: number of ranks.
         epoch: the next epoch, from 0.
         batch: the next batch within that epoch, from 0.
@@ -207,7 +208,7 @@ class State:
             new_split: how the split differs from the run's, if the images do not.
 
         Raises:
-            TrainingError: the snapshot is of a different run; the differences are listed.
+            TrainingError: the snapshot belongs to a different run; the differences are listed.
         """
         values = snapshot.values
         check_same_run(values["identity"], self.identity, extend_command, new_split=new_split)
@@ -299,7 +300,7 @@ def check_same_run(
         d.startswith(("recipe: epochs ", "recipe: steps ")) for d in differences
     ):
         hint = (
-            "\nThe learning rate schedule of that run has ended. To train on from its last "
+            "\nThe learning rate schedule of that run has ended. To continue from its last "
             f"weights, with a new schedule:\n  {extend_command}"
         )
     raise TrainingError(
@@ -311,7 +312,7 @@ def check_same_run(
 def set_compute_threads(count: int) -> None:
     """Compute with the number of threads that the run started with.
 
-    Another number adds in another order, which changes the result in the last bits.
+    A different number adds in a different order, which changes the last bits of the result.
     """
     if torch.get_num_threads() == count:
         return

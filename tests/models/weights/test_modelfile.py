@@ -141,7 +141,7 @@ def rewrite(file, **changes):
 
 
 def test_convert_leaves_a_model_file_alone(file, tmp_path):
-    with pytest.raises(WeightsError, match="is a model file already"):
+    with pytest.raises(WeightsError, match="is already a model file"):
         convert(file, tmp_path / "other.safetensors")
     assert not (tmp_path / "other.safetensors").exists()
 

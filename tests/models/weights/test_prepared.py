@@ -156,7 +156,7 @@ def test_config_json_gives_classes_and_the_stride(tmp_path):
     assert not any("V1 and V1.5" in note for note in found.notes)
     config["hidden_act"] = "gelu"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="another activation"):
+    with pytest.raises(WeightsError, match="activation or first stage differs"):
         convert(tmp_path, tmp_path / "n")
 
 

@@ -1,4 +1,6 @@
-"""Files and values with class names -> names in the order of the logits.
+"""Class names for `resnet convert`: files and values -> names in the order of the logits.
+
+Training takes its classes from the folders; see `resnetkit.data.folder`.
 
 Every accepted form says which name belongs to which logit. Nothing is sorted or guessed.
 """
@@ -56,7 +58,7 @@ def read_classes(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise WeightsError(
-            f"{path} is not text in UTF-8, so it has no class names: {error}"
+            f"{path} is not UTF-8 text, so it has no class names: {error}"
         ) from error
     suffix = path.suffix.lower()
     where = str(path)
@@ -77,10 +79,10 @@ def parse_names(value: object, where: str) -> list[str]:
 
     Args:
         value: any of the forms that `read_classes` lists for JSON.
-        where: what messages call the value.
+        where: name of the value in messages.
 
     Raises:
-        WeightsError: it has another form.
+        WeightsError: it has none of these forms.
     """
     if isinstance(value, Mapping):
         keys = [key for key in WRAPPERS if isinstance(value.get(key), Mapping | list | tuple)]
@@ -109,8 +111,8 @@ def select_names(
 
     Args:
         stored: values by the key they are stored under.
-        count: the number of classes; values with another number are left out.
-        source: what messages call the checkpoint.
+        count: the number of classes; values with a different number are left out.
+        source: name of the checkpoint in messages.
 
     Raises:
         WeightsError: two keys give different names.
@@ -142,7 +144,7 @@ def check_names(names: Sequence[str], where: str) -> list[str]:
 
     Args:
         names: in the order of the logits.
-        where: what messages call the names.
+        where: where the names are from, for messages.
 
     Raises:
         WeightsError: a name is empty, or two are equal.

@@ -49,7 +49,7 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
     Args:
         path: the file.
         start: its first bytes.
-        name: what messages call it.
+        name: its name in messages.
 
     Raises:
         WeightsError: it is cut short, a TorchScript program, or an archive of other files.

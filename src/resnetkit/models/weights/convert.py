@@ -51,19 +51,19 @@ def convert(
             ``preprocessor_config.json`` beside the file; else resize to 256 and crop to 224 px,
             or 32 px for networks with the small stem. The decoder is ``"full"``, so that the
             model sees the same pixels as in its own code.
-        prefix: which network to take if the file has several: the prefix of its names.
-        head: which linear layer is the head if several could be; ``none`` for no head.
+        prefix: prefix of the names of the network to use, if the file has several.
+        head: name of the head, if several linear layers could be it; ``none`` for no head.
 
     Raises:
-        WeightsError: the file cannot be read, fits no architecture, or has another number of
-            classes than there are names.
+        WeightsError: the file cannot be read, fits no architecture, or its number of
+            classes is not the number of names.
     """
     from ...data.transforms import Preprocessing
     from .modelfile import Header, is_model_file, write
 
     file = _find_checkpoint(Path(source))
     if is_model_file(file):
-        raise WeightsError(f"{file} is a model file already; there is nothing to convert")
+        raise WeightsError(f"{file} is already a model file; there is nothing to convert")
     _check_architecture(file, architecture)
     fields, known_options, hub_names, notes = read_hub_configs(file)
     known_options |= options or {}
@@ -168,7 +168,7 @@ def _resolve_input(
         if not {"mean", "std"} <= given.keys():
             notes.append("assumed ImageNet's mean or std, because not both were given")
     if resolved["decoder"] == "full":
-        notes.append("images are decoded in full, as in other code; --decoder scaled is faster")
+        notes.append("images are decoded in full, as other code does; --decoder scaled is faster")
     if fields.get("bgr") and channels == 3:
         weight = found.tensors["conv1.weight"].flip(1)
         found = replace(found, tensors={**found.tensors, "conv1.weight": weight})
@@ -255,7 +255,7 @@ def find_published(path: Path) -> WeightsEnum | None:
 
 
 def _published_metrics(published: WeightsEnum | None) -> dict[str, Any]:
-    """Return the published accuracy as fractions, under a key of its own."""
+    """Return the published accuracy as fractions, under its own key."""
     if published is None:
         return {}
     percent = published.meta["_metrics"]["ImageNet-1K"]

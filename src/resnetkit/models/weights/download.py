@@ -212,6 +212,6 @@ def _download(
         partial.discard()
     raise WeightsError(
         f"{url} has SHA-256 {digest[:16]}..., but its name says {prefix}...: the server, or a "
-        "proxy in between, sent another file. It was not kept. Try another network, or set "
+        "proxy in between, sent a different file. It was not kept. Try another network, or set "
         "RESNETKIT_MIRROR"
     )

@@ -39,7 +39,7 @@ class Recognised:
 
 @dataclass(frozen=True)
 class Facts:
-    """What names and shapes show of a ResNet."""
+    """What names and shapes reveal about a ResNet."""
 
     block: type[BasicBlock | Bottleneck]
     layers: list[int]
@@ -66,7 +66,7 @@ def recognise(
         found: tensors by name; may be nested, or have prefixes such as ``module.``.
         architecture: its name, if known.
         options: its options, as far as known, such as ``{"stride_on": "1x1"}``.
-        source: what messages call the tensors.
+        source: name of the tensors in messages.
         prefix, head: as in `resnetkit.models.weights.reading.read_tensors`.
 
     Raises:
@@ -211,7 +211,7 @@ def _describe_assumptions(
     if facts.block is BasicBlock and not is_given:
         notes.append(
             "assumed the usual strides and pooling, which tensors do not show: timm's networks "
-            "with a blur (resnetblur18), output_stride=16 or another pooling have the same "
+            "with a blur (resnetblur18), output_stride=16 or different pooling have the same "
             f"tensors and are not supported. If it is a {name}, --arch {name} removes this note"
         )
     if facts.shortcut == "A" and not is_given and "shortcut" not in options:

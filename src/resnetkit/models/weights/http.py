@@ -79,7 +79,7 @@ class PartialDownload:
         # An ETag can only be compared with an ETag, and a date with a date.
         comparable = version and version.startswith('"') == before.startswith('"')
         if comparable and version != before:
-            return "it is from another version of the file"
+            return "it is from a different version of the file"
         if total.isdigit() and note.get("total") not in (None, total):
             return f"the file now has {total} bytes instead of {note['total']}"
         return ""
@@ -114,7 +114,7 @@ def complete_download(
 
     Args:
         partial: the file so far.
-        name: what the progress bar calls it.
+        name: its name in the progress bar.
         progress: show a bar on standard error.
         brief: give up at the first failure, or after 4 seconds without data.
 

@@ -73,9 +73,9 @@ def extract_network(
 
     Args:
         tensors: by the file's names.
-        source: what messages call the file.
-        prefix: which network to take if there are several: the prefix of its names.
-        head: which linear layer is the head; ``none`` leaves the head out.
+        source: name of the file in messages.
+        prefix: prefix of the names of the network to use, if there are several.
+        head: name of the linear layer that is the head; ``none`` leaves the head out.
 
     Raises:
         WeightsError: there are several networks and no ``prefix``, or no such prefix or head.
@@ -122,7 +122,7 @@ def _refuse_deep_stem(tensors: Mapping[str, Tensor], root: str, *, source: str) 
         shown = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in found)
         raise WeightsError(
             f"{source} begins with several convolutions ({shown}): a deep stem, as in timm's "
-            "resnet50d, resnet26t and resnet50s. The networks here have one convolution there"
+            "resnet50d, resnet26t and resnet50s. The networks here have only one"
         )
 
 

@@ -93,7 +93,7 @@ def read_header(path: str | Path) -> Header:
     """Return a model file's header without reading its tensors.
 
     Raises:
-        ModelFileError: the file is missing, not a model file, damaged, or of a newer version.
+        ModelFileError: the file is missing, not a model file, damaged, or from a newer version.
     """
     path = Path(path)
     content = _read_json(path)
@@ -126,7 +126,7 @@ def check_has_classes(header: Header, path: str | Path) -> None:
 
     Args:
         header: the model's header.
-        path: what the message calls the model.
+        path: the model, as the message names it.
 
     Raises:
         ModelFileError: the network has no head.
@@ -166,8 +166,8 @@ def read(path: str | Path) -> tuple[nn.Module, Header]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path}: its architecture cannot be built ({error})") from error
     _check_tensors(path, model, tensors=tensors, header=header)
-    # The file's tensors start at multiples of 8 bytes, where some kernels take another path and
-    # give other last bits. Copies have the alignment of PyTorch's own tensors.
+    # The file's tensors start at multiples of 8 bytes, where some kernels take a different path and
+    # round differently. Copies have the alignment of PyTorch's own tensors.
     model.load_state_dict({name: _copy_contiguous(t) for name, t in tensors.items()}, assign=True)
     return model.eval(), header
 
@@ -254,7 +254,7 @@ def _get_preprocessing(
             f"its network takes {channels!r} channels, but images have 1, 3 or 4. Use it from "
             "Python, with resnetkit.models and inputs you make yourself"
         )
-    if preprocessing.channels == 3 and channels in (1, 4):  # by a version that knew only colour
+    if preprocessing.channels == 3 and channels in (1, 4):  # from a version that knew only colour
         mean, std = STATISTICS[channels]
         preprocessing = replace(preprocessing, mean=mean, std=std)
     # Other values of in_channels are not those of a network, and fail when it is built.
@@ -263,7 +263,7 @@ def _get_preprocessing(
             f"its header is damaged: its images have {preprocessing.channels} channels, its "
             f"network takes {channels}"
         )
-    if recipe and "value_range" not in recipe:  # by a version that used each image's own range
+    if recipe and "value_range" not in recipe:  # from a version that used each image's own range
         preprocessing = replace(preprocessing, value_range="image")
     return preprocessing
 

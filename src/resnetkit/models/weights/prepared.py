@@ -50,7 +50,7 @@ def read_preprocessing(path: Path) -> dict[str, Any]:
 def read_hub_configs(
     file: Path,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
-    """Return what the files beside a checkpoint say, in a folder of a model hub.
+    """Return what the files next to a checkpoint say, if it is in a model hub folder.
 
     Args:
         file: the checkpoint.
@@ -78,7 +78,7 @@ def read_hub_configs(
             )
         if content.get("hidden_act", "relu") != "relu" or content.get("downsample_in_first_stage"):
             raise WeightsError(
-                f"{config} describes a network with another activation or first stage, which is "
+                f"{config} describes a network whose activation or first stage differs, which is "
                 "not supported"
             )
         names = {key: content[key] for key in ("id2label",) if key in content}
@@ -146,7 +146,7 @@ def normalize_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Args:
         given: fields by name; mean and std may be on a scale from 0 to 255.
-        where: what messages call the fields.
+        where: where the fields are from, for messages.
 
     Raises:
         WeightsError: a field is unknown or has an invalid value.
@@ -194,7 +194,7 @@ def _parse_numbers(value: Any, what: str) -> list[float]:
 
 
 def _parse_library_config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the preprocessing in a file by timm or transformers; {} for other files."""
+    """Return the preprocessing in a file from timm or transformers; {} for other files."""
     try:
         return _parse_timm(content) or _parse_transformers(content)
     except WeightsError as error:

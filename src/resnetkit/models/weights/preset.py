@@ -23,7 +23,7 @@ class ImageClassification(nn.Module):
     Args:
         crop_size: side of the cropped square, in pixels.
         resize_size: length of the shorter side before the crop, in pixels.
-        mean, std: of each channel, in the range 0..1; ImageNet's by default.
+        mean, std: one value per channel, in the range 0..1; ImageNet's by default.
         interpolation: torchvision's ``InterpolationMode``, or its value such as ``"bilinear"``.
         antialias: smooth a tensor before shrinking it; PIL images are always smoothed.
 
@@ -32,7 +32,7 @@ class ImageClassification(nn.Module):
         Output: float32 ``(..., 3, crop_size, crop_size)``.
 
     Raises:
-        ValueError: the image has another number of channels, or PIL mode ``F``.
+        ValueError: the image has an unsupported number of channels, or PIL mode ``F``.
     """
 
     def __init__(

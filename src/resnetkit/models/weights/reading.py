@@ -50,11 +50,11 @@ def read_tensors(
     Prefixes of wrappers are removed, and tensors get the names this package uses.
 
     Args:
-        path: the file. Its content decides its format, whatever its suffix.
+        path: the file. Its content, not its suffix, decides its format.
         map_location: device of the tensors, as in ``torch.load``.
-        source: what messages call the file; its path by default.
-        prefix: which network to take if the file has several: the prefix of its names.
-        head: which linear layer is the head if several could be; ``none`` for no head.
+        source: name of the file in messages; by default its path.
+        prefix: prefix of the names of the network to use, if the file has several.
+        head: name of the head, if several linear layers could be it; ``none`` for no head.
 
     Raises:
         WeightsError: the file is missing or damaged, holds no tensors, holds Python objects, or
@@ -110,7 +110,7 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
 
 
 def _safe_types() -> list[Any]:
-    """Return types that training scripts save beside tensors, and that hold only values.
+    """Return the types that training scripts save beside tensors and that hold only values.
 
     These are ``argparse.Namespace``, for arguments, and NumPy numbers, such as the best accuracy,
     under NumPy's old and new module names.
@@ -128,7 +128,7 @@ def unwrap(
 
     Args:
         content: nested mappings and lists with tensors in them.
-        source: what messages call it.
+        source: its name in messages.
         prefix, head: as in `read_tensors`.
 
     Raises:
@@ -271,7 +271,7 @@ def drop_unused(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> lis
 
 
 def _is_surplus(name: str, expected: Mapping[str, Tensor]) -> bool:
-    """Return whether a tensor is of a convolution or norm beyond those the block has."""
+    """Return whether a tensor belongs to a convolution or norm that the block does not have."""
     match = re.fullmatch(r"(layer\d+\.\d+\.)(?:conv|bn)(\d+)\.\w+", name)
     if match is None:
         return False

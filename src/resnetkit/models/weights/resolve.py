@@ -1,6 +1,6 @@
 """What ``weights=`` may be -> a file -> its tensors in a network.
 
-The network may have another number of classes or input channels than the file.
+The network and the file may differ in the number of classes or input channels.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     Args:
         model: the network to fill.
         tensors: by name; left unchanged.
-        source: what messages call the tensors.
+        source: name of the tensors in messages.
 
     Raises:
         WeightsError: other names or shapes differ; the message shows the first of them.
