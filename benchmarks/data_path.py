@@ -6,12 +6,12 @@
 Made photos of 500x375 and 4000x3000 (JPEG, quality 85). Every way ends in batches of training
 pictures, cut at random (8 to 100 % of the area) and mirrored at random:
 
-- Pillow and torchvision's transforms v1, as in every tutorial; normalised
-- torchvision's ``decode_jpeg`` and transforms v2; normalised, and once more left in uint8
-- timm's own training transform; normalised
+- Pillow and torchvision's transforms v1, as in every tutorial; normalized
+- torchvision's ``decode_jpeg`` and transforms v2; normalized, and once more left in uint8
+- timm's own training transform; normalized
 - ours, first epoch: hash and decode everything to 256 px, then cut from that; uint8
 - ours, later epochs: cut from what is kept in memory, and from the file on disk; uint8
-- the same, normalised
+- the same, normalized
 
 The peers read through ``DataLoader(num_workers=0)``, ours through its own loader without threads.
 All ways take turns in one process; medians of the rounds, in CPU seconds (``--clock wall`` for the
@@ -123,10 +123,10 @@ def ways(folder: Path, paths: list[Path], batch: int) -> dict[str, Callable[[], 
         loader = torch.utils.data.DataLoader(Listed(paths, make), batch, shuffle=True)
         return lambda: consume(tensors for tensors, _ in loader)
 
-    def cut(images: Images, normalised: bool = False) -> None:
+    def cut(images: Images, normalized: bool = False) -> None:
         batches = Loader(images, batch, 0).training(augmentation, CROP, 0, next(epoch))
         tensors = (one.images for one in batches)
-        consume(normalize(one, preset) for one in tensors) if normalised else consume(tensors)
+        consume(normalize(one, preset) for one in tensors) if normalized else consume(tensors)
 
     def scan() -> Images:
         return cache.scan(part, preset, 0, lambda text: None).images
@@ -143,10 +143,10 @@ def ways(folder: Path, paths: list[Path], batch: int) -> dict[str, Callable[[], 
     return {
         **{name: peer(make) for name, make in peers().items()},
         "ours, first epoch": lambda: cut(scan()),
-        "ours, first epoch, normalised": lambda: cut(scan(), True),
+        "ours, first epoch, normalized": lambda: cut(scan(), True),
         "ours, later, from memory": lambda: cut(memory),
         "ours, later, from the file": lambda: cut(disk),
-        "ours, later, from memory, normalised": lambda: cut(memory, True),
+        "ours, later, from memory, normalized": lambda: cut(memory, True),
         "ours, a later run hashes all files and finds theirs": on_disk,
     }
 
@@ -176,7 +176,7 @@ def measure(width: int, height: int, count: int, rounds: int, clock: Callable[[]
     fast = max(rate for way, rate in rates.items() if not way.startswith("ours"))
     natural = max(r for w, r in rates.items() if not w.startswith("ours") and "uint8" not in w)
     print(f"\n{count} photos of {width}x{height}, {size / 1000:,.0f} KB each, {rounds} rounds\n")
-    print("| way | pictures/s | spread | x v1 | x best peer | x best normalised peer |")
+    print("| way | pictures/s | spread | x v1 | x best peer | x best normalized peer |")
     print("|---|---|---|---|---|---|")
     for way, rate in rates.items():
         times = taken[way]

@@ -8,14 +8,14 @@
 - The limits of the card: multiply-adds a second of a large matrix product in that precision, and
   bytes a second of a copy within its memory (each byte is read once and written once: two).
 - ResNet-50 training. *resnetkit* is what ``resnet train`` runs: `training_step` with the recipe's
-  optimiser and loss scaling, `to_device`, and the losses that `Outcomes` reads one step late.
+  optimizer and loss scaling, `to_device`, and the losses that `Outcomes` reads one step late.
   *torchvision* and *timm* (``pip install timm``), and *resnetkit's network* to compare, run in a
   plain loop: autocast, channels_last, fused SGD, GradScaler in fp16, no loss fetched. With and
   without ``torch.compile``. *Synthetic* batches lie on the card as uint8. *Cached* ones come from
   resnetkit's loader for all: made photos of 500x375, decoded once to 8/7 of the size, cut at random
   and mirrored by threads, copied ahead by `to_device`; the time of an epoch, with the wait for its
-  first batch. All normalise on the card. *Loader alone* is the same without a network.
-- The optimiser's step alone, the one part of a step whose bytes are known: it reads weight,
+  first batch. All normalize on the card. *Loader alone* is the same without a network.
+- The optimizer's step alone, the one part of a step whose bytes are known: it reads weight,
   gradient and momentum, and writes weight and momentum, in fp32.
 - CIFAR-10 (``--cifar``, pictures under ``train/<class>/`` and ``test/<class>/`` in a folder or a
   .tar.gz): seconds from the start of the process to the first epoch that names ``--target`` of the
@@ -77,7 +77,7 @@ NO_GPU = (
 
 
 class Training(Protocol):
-    """A network and its optimiser, which train on batches."""
+    """A network and its optimizer, which train on batches."""
 
     model: nn.Module
     optimizer: Optimizer | torch.optim.Optimizer
@@ -225,7 +225,7 @@ def spread(amount: float, taken: list[float]) -> str:
 
 
 def throughput(args: argparse.Namespace, where: Runtime, product: float, copy: float) -> list[str]:
-    """The table of ResNet-50, and that of the optimiser's step."""
+    """The table of ResNet-50, and that of the optimizer's step."""
     work = 3 * models.summarize(models.resnet50(), args.size).macs
     with tempfile.TemporaryDirectory() as place:
         loader = photos(args, Path(place))
@@ -258,7 +258,7 @@ def optimizer_table(
     args: argparse.Namespace, where: Runtime, ways: dict[str, Training], copy: float
 ) -> list[str]:
     eager = {way.split(" | ")[0]: training for way, training in ways.items() if "eager" in way}
-    eager.pop("resnetkit's network")  # the same optimiser as torchvision's
+    eager.pop("resnetkit's network")  # the same optimizer as torchvision's
     for training in eager.values():
         for parameter in training.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -268,7 +268,7 @@ def optimizer_table(
     }
     taken = in_turns(runs, args.rounds, where)
     lines = [
-        "\n## The optimiser's step alone\n",
+        "\n## The optimizer's step alone\n",
         "| network | parameters | steps/s | spread | of the copy's limit |",
         "|---|---|---|---|---|",
     ]

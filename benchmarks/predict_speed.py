@@ -50,16 +50,16 @@ WAYS = {"eager fp32": ("eager", "fp32"), "eager bf16": ("eager", "bf16"),
 
 
 def photo(path: Path, seed: int) -> None:
-    """Smooth noise, shapes of one colour, and grain."""
+    """Smooth noise, shapes of one color, and grain."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     image = coarse.resize(SIZE, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(12):
         x, y, side = (int(v) for v in rng.integers((0, 0, 20), (480, 350, 160)))
-        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+        color = tuple(int(v) for v in rng.integers(0, 256, 3))
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape((x, y, x + side, y + side), fill=colour)
+        shape((x, y, x + side, y + side), fill=color)
     grain = rng.normal(0, 8, (SIZE[1], SIZE[0], 3))
     pixels = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path, "JPEG", quality=90)

@@ -62,24 +62,24 @@ def _own_cache(
     monkeypatch.setenv("RESNETKIT_OFFLINE", "1")
 
 
-COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 40, 40)}
+COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 40, 40)}
 
 
-def draw(colour: str, number: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    """Return a coloured square on grey noise; its position depends on the number."""
-    rng = np.random.default_rng([sorted(COLOURS).index(colour), number])
+def draw(color: str, number: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    """Return a colored square on gray noise; its position depends on the number."""
+    rng = np.random.default_rng([sorted(COLORS).index(color), number])
     noise = rng.integers(90, 170, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     left, top = (int(v) for v in rng.integers(0, 14, 2))
-    ImageDraw.Draw(image).rectangle((left, top, left + 18, top + 18), fill=COLOURS[colour])
+    ImageDraw.Draw(image).rectangle((left, top, left + 18, top + 18), fill=COLORS[color])
     return image
 
 
 def write(folder: Path, per_class: int, start: int = 0, extension: str = "png") -> Path:
-    for colour in COLOURS:
-        (folder / colour).mkdir(parents=True)
+    for color in COLORS:
+        (folder / color).mkdir(parents=True)
         for number in range(start, start + per_class):
-            draw(colour, number).save(folder / colour / f"{number:03d}.{extension}")
+            draw(color, number).save(folder / color / f"{number:03d}.{extension}")
     return folder
 
 
@@ -116,7 +116,7 @@ def small() -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run on coloured squares, read-only. Its data is in ``../data``."""
+    """The folder of a finished run on colored squares, read-only. Its data is in ``../data``."""
     from resnetkit import train
 
     base = tmp_path_factory.mktemp("trained")
@@ -146,5 +146,5 @@ def _deep_png(values: np.ndarray) -> bytes:
 
 @pytest.fixture
 def deep_png() -> Callable[[np.ndarray], bytes]:
-    """Return a PNG of 16-bit (H, W, C) pixels, also in colour, which Pillow cannot write."""
+    """Return a PNG of 16-bit (H, W, C) pixels, also in color, which Pillow cannot write."""
     return _deep_png

@@ -11,7 +11,8 @@ ROOT = Path(resnetkit.__file__).parent
 PACKAGES = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
 # Root modules are above every package, and import each other only in this order.
 ROOT_MODULES = [
-    "errors", "signals", "randomness", "limits", "runtime", "progress", "storage", "prefetch",
+    "errors", "signals", "randomness", "limits", "runtime", "text", "progress", "storage",
+    "prefetch",
 ]  # fmt: skip
 ENTRANCES = {"__init__", "__main__"}  # they import packages lazily
 

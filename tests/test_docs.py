@@ -14,7 +14,7 @@ import typer
 
 from resnetkit.cli.commands import app
 from resnetkit.models import ResNet50_Weights, summarize
-from resnetkit.models.registry import get_skeleton
+from resnetkit.models.skeleton import get_skeleton
 from resnetkit.study import published, tables
 
 ROOT = Path(__file__).parents[1]

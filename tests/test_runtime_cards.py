@@ -54,7 +54,7 @@ def test_the_second_gpu_never_touches_the_first(cards):
     where.synchronize()
     assert runtime.environment(where.device)["gpu"] == "a card"
     here = mock.MagicMock(spec=torch.Tensor, device=SECOND)
-    runtime.fetch(here)()
+    runtime.read_later(here)()
     batch = Batch(mock.MagicMock(spec=torch.Tensor), mock.MagicMock(spec=torch.Tensor), None)
     list(device_loader.to_device([batch, batch], SECOND))
     batch.images.pin_memory.return_value.to.assert_called_with(SECOND, non_blocking=True)

@@ -26,16 +26,16 @@ def derive(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def order(seed: int, epoch: int, count: int) -> np.ndarray:
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return the order of an epoch: a permutation of ``range(count)`` as int64, f(seed, epoch).
 
-    >>> order(seed=0, epoch=3, count=4).tolist() == order(seed=0, epoch=3, count=4).tolist()
+    >>> np.array_equal(permutation(0, 3, count=4), permutation(0, 3, count=4))
     True
     """
     return np.random.Generator(np.random.PCG64(derive(seed, "order", epoch))).permutation(count)
 
 
-def for_image(seed: int, epoch: int, image: int, copy: int = 0) -> random.Random:
+def image_rng(seed: int, epoch: int, image: int, copy: int = 0) -> random.Random:
     """Return the rng that augments one copy of an image: f(seed, epoch, image, copy)."""
     return random.Random(derive(seed, "picture", epoch, image, copy))
 
@@ -55,7 +55,7 @@ def seed_generators(device: torch.device, *parts: int | str) -> None:
 def preserve_generators() -> Iterator[None]:
     """Restore the global generators of PyTorch, NumPy and Python on exit.
 
-    If CUDA is initialised inside the context, its generators get the seed that `torch.manual_seed`
+    If CUDA is initialized inside the context, its generators get the seed that `torch.manual_seed`
     had set.
     """
     python_state = random.getstate()

@@ -147,7 +147,7 @@ _patient_group: Any = None
 """Process group of `Runtime.on_main` and `Runtime.gather`: gloo, with `PATIENCE`."""
 
 
-def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+def read_later(tensor: Tensor) -> Callable[[], Tensor]:
     """Start copying a tensor to the CPU, and return a function that returns the copy.
 
     The function waits only for this copy, not for work that was queued after it.

@@ -292,7 +292,7 @@ def test_evaluate_writes_the_evidence(model, images, tmp_path):
         "reliability.png", "report.html",
     ]  # fmt: skip
     done = resnet("evaluate", model, images, "--crops", 5)
-    assert (done.returncode, b"crops must be 1 (centre) or 10" in done.stderr) == (2, True)
+    assert (done.returncode, b"crops must be 1 (center) or 10" in done.stderr) == (2, True)
 
 
 def test_evidence_among_the_photos_is_no_class(model, images, tmp_path):

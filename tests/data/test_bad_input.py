@@ -85,18 +85,18 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, interlaced: int = 0) -> bytes:
-    """Return a grey PNG with ``chunks`` between the header and the end."""
+    """Return a gray PNG with ``chunks`` between the header and the end."""
     header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def interlaced_png() -> bytes:
     """Return an Adam7 PNG with one transparent shade."""
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
               (0, 1, 1, 2)]  # fmt: skip
     rows = b"".join(
-        b"\0" + row.tobytes() for x, y, right, down in passes for row in grey[y::down, x::right]
+        b"\0" + row.tobytes() for x, y, right, down in passes for row in gray[y::down, x::right]
     )
     clear = chunk(b"tRNS", struct.pack(">H", 100))
     return png(8, 8, clear, chunk(b"IDAT", zlib.compress(rows)), interlaced=1)
@@ -127,7 +127,7 @@ def smooth_jpeg() -> bytes:
 
 
 def deep_jpeg(precision: int = 12) -> bytes:
-    """Return 8x8 grey of one shade: two tables of one code each, and two bits of data."""
+    """Return 8x8 gray of one shade: two tables of one code each, and two bits of data."""
 
     def segment(kind: int, body: bytes) -> bytes:
         return bytes([255, kind]) + struct.pack(">H", len(body) + 2) + body
@@ -146,9 +146,9 @@ def local_palettes() -> bytes:
     whole = saved(photo().quantize(30), "GIF", save_all=True,
                   append_images=[photo(60, 46).quantize(200)])  # fmt: skip
     table = 3 * 2 ** ((whole[10] & 7) + 1)
-    colours, rest = whole[13 : 13 + table], whole[13 + table :]
+    colors, rest = whole[13 : 13 + table], whole[13 + table :]
     at = rest.index(b"\x2c\0\0\0\0") + 9  # the flags of the first frame
-    frame = bytes([rest[at] | 0x80 | (whole[10] & 7)]) + colours
+    frame = bytes([rest[at] | 0x80 | (whole[10] & 7)]) + colors
     return (
         whole[:10] + bytes([whole[10] & 0x78]) + whole[11:13] + rest[:at] + frame + rest[at + 1 :]
     )
@@ -163,7 +163,7 @@ def good() -> dict[str, bytes]:
     long[0x010E] = "a" * 60_000
     return {
         "cmyk.jpg": saved(photo(mode="CMYK"), "JPEG"),
-        "grey.jpg": saved(photo(mode="L"), "JPEG"),
+        "gray.jpg": saved(photo(mode="L"), "JPEG"),
         "progressive.jpg": saved(photo(), "JPEG", progressive=True),
         "arithmetic.jpg": ARITHMETIC,
         "eight bits.jpg": deep_jpeg(8),
@@ -301,10 +301,10 @@ def test_large_images_take_seven_bytes_per_pixel(tmp_path):
             for i, image in enumerate([clear, wide])
         },
     )
-    for path, colour in zip(paths, ([255, 204, 204], [255, 255, 255]), strict=True):
+    for path, color in zip(paths, ([255, 204, 204], [255, 255, 255]), strict=True):
         for way, result in decoded([path])[str(path)].items():
             assert isinstance(result, list), (path.name, way, result)
-            expected = np.full(result[0], colour, np.uint8).tobytes()
+            expected = np.full(result[0], color, np.uint8).tobytes()
             assert result[1] == hashlib.sha256(expected).hexdigest(), (path.name, way)
 
 

@@ -214,7 +214,7 @@ def test_an_ambiguous_layout_is_one_issue_among_others(tmp_path):
     assert by_kind(found)["copy"].text == "exactly the same image more than once"
 
 
-def test_dark_16_bit_colours_are_named(healthy, deep_png):
+def test_dark_16_bit_colors_are_named(healthy, deep_png):
     dark = np.random.default_rng(1).integers(0, 4096, (48, 48, 3))
     (healthy / "train/cat/dark.png").write_bytes(deep_png(dark))
     issue = by_kind(check_dataset(healthy, 1))["dim"]

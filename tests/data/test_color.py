@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnetkit.data import color, grey
+from resnetkit.data import color, gray
 
 NARROW = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 WIDE = ("I", "F", "I;16", "I;16B", "I;16L")
@@ -31,17 +31,17 @@ def test_strips_give_the_same_pixels_as_the_whole(mode, strip, monkeypatch):
     assert (whole.shape, whole.dtype) == ((29, 37, 3), np.uint8)
     if mode in NARROW and not random_image(mode).has_transparency_data:
         assert np.array_equal(whole, np.asarray(random_image(mode).convert("RGB")))
-    monkeypatch.setattr(grey, "STRIP", strip)
+    monkeypatch.setattr(gray, "STRIP", strip)
     assert np.array_equal(color.pixels_of(random_image(mode), 3, span), whole)
     for channels in (1, 4):
         strips = color.pixels_of(random_image(mode), channels, span)
         with monkeypatch.context() as patch:
-            patch.setattr(grey, "STRIP", 10_000)
+            patch.setattr(gray, "STRIP", 10_000)
             assert np.array_equal(color.pixels_of(random_image(mode), channels, span), strips)
 
 
-def test_a_transparent_colour_is_white_in_every_strip(monkeypatch):
-    monkeypatch.setattr(grey, "STRIP", 40)
+def test_a_transparent_color_is_white_in_every_strip(monkeypatch):
+    monkeypatch.setattr(gray, "STRIP", 40)
     image = random_image("P")
     image.info["transparency"] = 3
     clear = np.asarray(image) == 3
@@ -60,11 +60,11 @@ def test_nan_is_black_and_does_not_affect_the_range():
         assert color.pixels_of(large, 3, span)[0, :, 0].tolist() == [0, 128, 255, 0, 255]
     signed = Image.fromarray(np.array([[-1024, 0, 3072, np.nan]], np.float32))
     assert color.pixels_of(signed, 1, (-1024, 3072))[0, :, 0].tolist() == [0, 64, 255, 0]
-    assert grey.extent(large) == (0, 65535)
-    assert grey.extent(Image.fromarray(np.full((2, 2), np.nan, np.float32))) == (0, 0)
+    assert gray.extent(large) == (0, 65535)
+    assert gray.extent(Image.fromarray(np.full((2, 2), np.nan, np.float32))) == (0, 0)
 
 
-def test_grey_and_transparent_pixels_become_rgb():
+def test_gray_and_transparent_pixels_become_rgb():
     rgba = np.array([[[200, 10, 20, 255], [0, 0, 0, 0]]], np.uint8)
     assert color.to_rgb(rgba).tolist() == [[[200, 10, 20], [255, 255, 255]]]
     assert color.to_rgb(rgba[..., :1]).tolist() == [[[200] * 3, [0] * 3]]

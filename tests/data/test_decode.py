@@ -63,8 +63,8 @@ def test_transparency_is_composited_over_white(tmp_path):
 
 
 def test_sixteen_bits(tmp_path):
-    grey = np.array([[0, 32768, 65535]], dtype=np.uint16)
-    pixels = decode.decode(save(Image.fromarray(grey), tmp_path, "x.png"))
+    gray = np.array([[0, 32768, 65535]], dtype=np.uint16)
+    pixels = decode.decode(save(Image.fromarray(gray), tmp_path, "x.png"))
     assert pixels[0, :, 0].tolist() == [0, 128, 255]
 
 
@@ -80,7 +80,7 @@ def test_exif_orientation(tmp_path, orientation):
 
 
 def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     path = save(frames[0], tmp_path, "x.gif", save_all=True, append_images=frames[1:])
     assert decode.decode(path)[0, 0].tolist() == [255, 0, 0]
 
@@ -174,7 +174,7 @@ def noisy_jpeg(mode="RGB", **options):
     [{}, {"progressive": True}, {"restart_marker_blocks": 9}, {"mode": "L"}, {"mode": "CMYK"}],
 )
 def test_a_jpeg_with_damaged_pixels_is_named(tmp_path, damage, turned, options):
-    """Pillow reads all of these without an error, with large parts grey or shifted."""
+    """Pillow reads all of these without an error, with large parts gray or shifted."""
     exif = Image.Exif()
     if turned:
         exif[0x0112] = 6
@@ -449,7 +449,7 @@ def test_heic_names_the_extra(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_wide_grey_is_as_bright_as_its_numbers_say(tmp_path, mode):
+def test_wide_gray_is_as_bright_as_its_numbers_say(tmp_path, mode):
     shades = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     expected = decode.pixels_from_memory(shades)
     for scale in (1, 257):
@@ -469,7 +469,7 @@ def test_dark_images_of_sixteen_bits_stay_dark(tmp_path):
         assert decode.decode(tmp_path / name).max() == 0
 
 
-def colour_png(values):
+def color_png(values):
     """Return a 16-bit RGB PNG with ``(H, W)`` uint16 in each of its channels."""
     height, width = values.shape
     rows = b"".join(b"\0" + row.repeat(3).astype(">u2").tobytes() for row in values)
@@ -485,21 +485,21 @@ def colour_png(values):
 
 def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(tmp_path):
     values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-    with Image.open(io.BytesIO(colour_png(values))) as by_pillow:
+    with Image.open(io.BytesIO(color_png(values))) as by_pillow:
         expected = np.array(by_pillow)
     by_torchvision = v2.functional.to_dtype(torch.from_numpy(values), torch.uint8, scale=True)
     assert np.array_equal(expected[..., 0], by_torchvision.numpy())
 
-    grey = Image.fromarray(values)
+    gray = Image.fromarray(values)
     images = {mode: Image.fromarray(values.astype(np.int32)).convert(mode) for mode in ("I", "F")}
-    images["I;16"] = grey
+    images["I;16"] = gray
     for name in ("x.png", "x.tif", "x.pgm"):
-        grey.save(tmp_path / name)
+        gray.save(tmp_path / name)
         pixels = decode.decode(tmp_path / name)
         assert np.array_equal(pixels, expected), name
         assert np.array_equal(decode.decode_full(tmp_path / name, 256), expected), name
         images[name] = Image.open(tmp_path / name)
-    assert np.array_equal(decode.decode(colour_png(values)), expected)
+    assert np.array_equal(decode.decode(color_png(values)), expected)
     plain = {"mean": [0.0] * 3, "std": [1.0] * 3}
     preset = ImageClassification(crop_size=256, resize_size=256, **plain)
     for name, image in images.items():
@@ -545,8 +545,8 @@ def test_a_range_becomes_black_to_white_and_never_wraps_around(tmp_path, kind, s
             decode.decode_full(tmp_path / "x.tif", 48, **form),
         ):
             assert pixels.shape == (48, 64, channels)
-            colours = pixels[..., : min(channels, 3)].astype(int)
-            assert np.abs(colours - expected[..., None]).max() <= 1  # a tie in the last bit
+            colors = pixels[..., : min(channels, 3)].astype(int)
+            assert np.abs(colors - expected[..., None]).max() <= 1  # a tie in the last bit
             assert channels < 4 or (pixels[..., 3] == 255).all()
     assert decode.read_depth(tmp_path / "x.tif").high == pytest.approx(values.max())
     assert decode.read_depth(tmp_path / "x.tif").low == pytest.approx(values.min())
@@ -556,7 +556,7 @@ def test_32_bits_without_a_range_are_refused(tmp_path):
     for kind in (np.int32, np.float32):
         image = Image.fromarray(np.array([[0, 1, 300]], kind))
         image.save(tmp_path / "x.tif")
-        message = r"32-bit grey, from 0 to 300, and nothing says .*--set value_range="
+        message = r"32-bit gray, from 0 to 300, and nothing says .*--set value_range="
         with pytest.raises(ImageError, match=rf"x\.tif: .*{message}"):
             decode.decode(tmp_path / "x.tif")
         with pytest.raises(ImageError, match=message):
@@ -564,9 +564,9 @@ def test_32_bits_without_a_range_are_refused(tmp_path):
 
 
 def test_a_range_does_not_change_eight_bits_or_pgm(tmp_path):
-    grey = save(smooth(20, 10, "L"), tmp_path, "x.png")
+    gray = save(smooth(20, 10, "L"), tmp_path, "x.png")
     expected = np.asarray(smooth(20, 10, "L"))
-    assert (decode.decode(grey, value_range=(0, 4095))[..., 0] == expected).all()
+    assert (decode.decode(gray, value_range=(0, 4095))[..., 0] == expected).all()
     twelve = np.array([[0, 2048, 4095]], ">u2")
     (tmp_path / "x.pgm").write_bytes(b"P5 3 1 4095\n" + twelve.tobytes())
     for span in (None, (0, 4095)):
@@ -575,7 +575,7 @@ def test_a_range_does_not_change_eight_bits_or_pgm(tmp_path):
             128,
             255,
         ]
-    for path in (grey, tmp_path / "x.pgm", save(smooth(20, 10), tmp_path, "x.jpg")):
+    for path in (gray, tmp_path / "x.pgm", save(smooth(20, 10), tmp_path, "x.jpg")):
         assert decode.read_depth(path) is None
     assert decode.read_depth(save(smooth(20, 10), tmp_path, "8bit.tif")) is None
 
@@ -585,7 +585,7 @@ MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_transparency_as_pillow_converts(tmp_path, mode, channels):
+def test_gray_and_transparency_as_pillow_converts(tmp_path, mode, channels):
     if mode == "I;16":
         image = Image.fromarray(np.asarray(smooth(60, 40, "L")).astype(np.uint16) * 257)
         plain = smooth(60, 40, "L")
@@ -608,7 +608,7 @@ def test_grey_and_transparency_as_pillow_converts(tmp_path, mode, channels):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_transparency_resized_as_torchvision_does(tmp_path, channels):
+def test_gray_and_transparency_resized_as_torchvision_does(tmp_path, channels):
     from torchvision.transforms.v2 import functional as F
 
     image = smooth(200, 150, "RGBA")
@@ -625,7 +625,7 @@ def test_grey_and_transparency_resized_as_torchvision_does(tmp_path, channels):
 
 @pytest.mark.parametrize("orientation", [3, 6])
 @pytest.mark.parametrize("kind", ["jpeg", "png", "tiff"])
-def test_grey_is_turned_too(tmp_path, kind, orientation):
+def test_gray_is_turned_too(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(smooth(90, 60), tmp_path, f"x.{kind}", exif=exif)
@@ -634,7 +634,7 @@ def test_grey_is_turned_too(tmp_path, kind, orientation):
 
 
 def tiff(values: np.ndarray, photometric: int) -> bytes:
-    """Return an uncompressed grey TIFF."""
+    """Return an uncompressed gray TIFF."""
     data, (height, width) = values.astype(values.dtype.newbyteorder("<")).tobytes(), values.shape
     bits, kind = values.dtype.itemsize * 8, {"u": 1, "f": 3}[values.dtype.kind]
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
@@ -655,23 +655,23 @@ def test_tiffs_whose_0_is_white(kind, channels):
         for photometric in (1, 0)
     )
     assert (usual[0, 0, 0], usual[-1, -1, 0]) == (0, 255)
-    colours = min(channels, 3)
-    assert np.abs(turned[..., :colours] - (255.0 - usual[..., :colours])).max() <= 1
+    colors = min(channels, 3)
+    assert np.abs(turned[..., :colors] - (255.0 - usual[..., :colors])).max() <= 1
     if kind == "u2":
         half = decode.decode(tiff(values // 16, 0), channels=channels, value_range=(0, 4095))
         assert (half[0, 0, 0], half[-1, -1, 0]) == (255, 0)
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(10, True), (12, True), (14, True), (16, False)])
-def test_is_dim_colour(bits, expected, deep_png):
+def test_is_dim_color(bits, expected, deep_png):
     values = np.random.default_rng(bits).integers(0, 2**bits, (20, 20, 4))
-    assert decode.is_dim_colour(deep_png(values[..., :3])) is expected
+    assert decode.is_dim_color(deep_png(values[..., :3])) is expected
     values[..., 3] = 65535
-    assert decode.is_dim_colour(deep_png(values)) is expected
-    assert decode.is_dim_colour(deep_png(values[..., :1])) is False  # grey has a value range
+    assert decode.is_dim_color(deep_png(values)) is expected
+    assert decode.is_dim_color(deep_png(values[..., :1])) is False  # gray has a value range
     plain = io.BytesIO()
     Image.new("RGB", (8, 8)).save(plain, "PNG")
-    assert decode.is_dim_colour(plain.getvalue()) is False
+    assert decode.is_dim_color(plain.getvalue()) is False
     plain = io.BytesIO()
     Image.new("RGB", (8, 8)).save(plain, "TIFF")
-    assert decode.is_dim_colour(plain.getvalue()) is False
+    assert decode.is_dim_color(plain.getvalue()) is False

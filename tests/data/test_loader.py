@@ -96,7 +96,7 @@ def test_copies_of_an_image_are_augmented_independently(flat_folder, workers):
         copies = {}
         for image, index in zip(batch.images, batch.indices, strict=True):
             number = len(copies.setdefault(int(index), []))
-            rng = randomness.for_image(0, 1, int(index), number)
+            rng = randomness.image_rng(0, 1, int(index), number)
             assert torch.equal(image, Augmentation()(images[int(index)], 24, rng))
             copies[int(index)].append(image)
         assert [len(same) for same in copies.values()] == [4, 4]

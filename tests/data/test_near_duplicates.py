@@ -11,7 +11,7 @@ from resnetkit.data import decode, near_duplicates
 
 
 def scene(number: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
-    """Return soft blobs of colour, different for each number."""
+    """Return soft blobs of color, different for each number."""
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
     return small.resize(size, Image.Resampling.BICUBIC)
@@ -27,9 +27,9 @@ def groups_of(images: list[Image.Image]) -> list[list[int]]:
 
 @pytest.mark.parametrize("number", range(20))
 def test_the_hash_equals_that_of_imagehash(number):
-    grey = scene(number, (32, 32)).convert("L")
-    expected = imagehash.phash(grey)
-    assert near_duplicates.phash(np.asarray(grey, np.float64)) == int(str(expected), 16)
+    gray = scene(number, (32, 32)).convert("L")
+    expected = imagehash.phash(gray)
+    assert near_duplicates.phash(np.asarray(gray, np.float64)) == int(str(expected), 16)
 
 
 @pytest.mark.parametrize("count", [1, 500])
@@ -73,9 +73,9 @@ def test_different_images_of_the_same_kind_are_not_found():
     assert groups_of(images) == []
 
 
-def test_images_of_one_colour_are_flat():
-    for colour in ("white", "black", (7, 90, 200)):
-        assert near_duplicates.signature(np.asarray(Image.new("RGB", (64, 64), colour))).flat
+def test_images_of_one_color_are_flat():
+    for color in ("white", "black", (7, 90, 200)):
+        assert near_duplicates.signature(np.asarray(Image.new("RGB", (64, 64), color))).flat
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     assert near_duplicates.signature(noise // 64 + 100).flat
     assert not near_duplicates.signature(np.asarray(scene(0))).flat

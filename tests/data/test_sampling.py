@@ -17,7 +17,7 @@ def order(seed=0, epoch=1, batch_size=8, balanced=False, repeats=1):
 
 def test_shuffled_is_the_permutation_of_the_epoch():
     rows = order()
-    assert rows[:, 0].tolist() == randomness.order(0, 1, 80).tolist()
+    assert rows[:, 0].tolist() == randomness.permutation(0, 1, 80).tolist()
     assert not rows[:, 1].any()
 
 
@@ -53,7 +53,7 @@ def test_copies_are_numbered():
 
 
 @pytest.mark.parametrize("repeats", [2, 4])
-def test_copies_share_a_batch_and_are_never_neighbours(repeats):
+def test_copies_share_a_batch_and_are_never_neighbors(repeats):
     rows = order(repeats=repeats)
     plain = order()[:, 0]
     for number in range(10):
@@ -67,5 +67,5 @@ def test_copies_share_a_batch_and_are_never_neighbours(repeats):
 def test_copies_that_do_not_fill_a_batch():
     rows = epoch_order(LABELS, 0, 0, 7, False, 4)
     assert len(rows) == 80
-    assert Counter(rows[:, 0].tolist()) == dict.fromkeys(randomness.order(0, 0, 80)[:20], 4)
+    assert Counter(rows[:, 0].tolist()) == dict.fromkeys(randomness.permutation(0, 0, 80)[:20], 4)
     assert len(epoch_order(LABELS, 0, 0, 500, False, 3)) == 80

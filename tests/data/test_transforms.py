@@ -181,7 +181,7 @@ def test_erasing_equals_torchvisions_for_the_same_random_box():
     image = tensor(noise(64, 64))
     before, erased = image.clone(), 0
     areas, ratios = [], []
-    colour = torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8)
+    color = torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8)
     for seed in range(300):
         result = erase(image, random.Random(seed))
         changed = (result != image).any(0).nonzero()
@@ -189,7 +189,7 @@ def test_erasing_equals_torchvisions_for_the_same_random_box():
             continue
         (top, left), (bottom, right) = changed.min(0).values, changed.max(0).values + 1
         h, w = int(bottom - top), int(right - left)
-        box = (int(top), int(left), h, w, colour.view(3, 1, 1))
+        box = (int(top), int(left), h, w, color.view(3, 1, 1))
         assert torch.equal(result, v2.functional.erase(image, *box))
         erased += 1
         areas.append(h * w / 64**2)
@@ -198,7 +198,7 @@ def test_erasing_equals_torchvisions_for_the_same_random_box():
     assert erased > 290
     assert 0.015 < min(areas) < 0.03 < 0.31 < max(areas) < 0.34
     assert 0.28 < min(ratios) < 0.4 < 2.5 < max(ratios) < 3.5
-    zero = normalize(colour.view(1, 3, 1, 1), Preprocessing(32, 32))
+    zero = normalize(color.view(1, 3, 1, 1), Preprocessing(32, 32))
     assert zero.abs().max() < 0.01
 
 

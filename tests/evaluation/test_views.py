@@ -26,7 +26,7 @@ def test_ten_crops_equal_torchvisions(shape, sizes):
         assert (one.int() - other.int()).abs().max() <= 1
 
 
-def test_the_centre_crop_is_the_view_of_a_plain_evaluation():
+def test_the_center_crop_is_the_view_of_a_plain_evaluation():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     preprocessing = Preprocessing(40, 32)
     views = Views(10).crop(pixels, preprocessing)
@@ -69,7 +69,7 @@ def test_crop_and_resize_sizes_scale_together():
     assert scale_preprocessing(Preprocessing(256, 224), None) == Preprocessing(256, 224)
     with pytest.raises(RecipeError, match="1 to 4096"):
         scale_preprocessing(Preprocessing(256, 224), 5000)
-    with pytest.raises(RecipeError, match="crops must be 1 \\(centre\\) or 10"):
+    with pytest.raises(RecipeError, match="crops must be 1 \\(center\\) or 10"):
         Views(crops=5)
     assert [batch_count(n, Views()) for n in (1, 64, 65)] == [1, 1, 2]
     assert batch_count(13, Views(10)) == 3

@@ -11,14 +11,14 @@ from resnetkit.report import fonts
 
 
 def bottom_band(image):
-    """Return the grey values of the bottom rows, where the text is."""
+    """Return the gray values of the bottom rows, where the text is."""
     return np.asarray(image.convert("L"), dtype=float)[-20:]
 
 
-@pytest.mark.parametrize("grey", [0, 128, 255])
+@pytest.mark.parametrize("gray", [0, 128, 255])
 @pytest.mark.parametrize("size", [(28, 28), (500, 375), (375, 500), (3000, 40), (40, 3000)])
-def test_the_text_has_contrast_on_any_background(grey, size):
-    pixels = np.full((size[1], size[0], 3), grey, np.uint8)
+def test_the_text_has_contrast_on_any_background(gray, size):
+    pixels = np.full((size[1], size[0], 3), gray, np.uint8)
     there = bottom_band(drawing.draw_label(pixels, "rose", 0.973))
     light, dark = np.percentile(there, [99.5, 20])
     assert (light + 12) / (dark + 12) > 4.5  # the ratio that WCAG asks for
@@ -99,7 +99,7 @@ def test_files_never_collide(tmp_path):
         "\udcff",
     ]
     paths = [
-        drawing.save_labelled(Prediction(name, (("rose", 0.5),), "", image=image), tmp_path, number)
+        drawing.save_labeled(Prediction(name, (("rose", 0.5),), "", image=image), tmp_path, number)
         for number, name in enumerate(names)
     ]
     assert len(set(paths)) == len(names)
@@ -107,4 +107,4 @@ def test_files_never_collide(tmp_path):
     for path in paths:
         with Image.open(path) as written:
             assert written.size == (224, 224)
-    assert drawing.save_labelled(Prediction("x", (), "", "broken"), tmp_path, 99) is None
+    assert drawing.save_labeled(Prediction("x", (), "", "broken"), tmp_path, 99) is None

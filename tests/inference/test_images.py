@@ -11,7 +11,7 @@ from resnetkit.errors import ImageError
 from resnetkit.inference.images import full_pixels, is_image
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-GREY = PIXELS[:, :, :1]
+GRAY = PIXELS[:, :, :1]
 
 
 def encode_png():
@@ -40,10 +40,10 @@ def test_every_form_has_the_same_pixels(form):
 
 
 @pytest.mark.parametrize(
-    "grey", [GREY[:, :, 0], GREY, torch.from_numpy(GREY).permute(2, 0, 1), GREY / 255]
+    "gray", [GRAY[:, :, 0], GRAY, torch.from_numpy(GRAY).permute(2, 0, 1), GRAY / 255]
 )
-def test_grey_images_become_rgb(grey):
-    np.testing.assert_array_equal(full_pixels(grey), np.repeat(GREY, 3, axis=2))
+def test_gray_images_become_rgb(gray):
+    np.testing.assert_array_equal(full_pixels(gray), np.repeat(GRAY, 3, axis=2))
 
 
 def test_transparent_pixels_become_white():
@@ -54,7 +54,7 @@ def test_transparent_pixels_become_white():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (torch.randn(3, 8, 8) * 3, "before it is normalised"),
+        (torch.randn(3, 8, 8) * 3, "before it is normalized"),
         (np.full((4, 4, 3), np.nan), "float pixels must be in 0..1; got nan"),
         (np.zeros((4, 4, 3), np.int64), r"uint8; got \(4, 4, 3\) int64"),
         (torch.zeros(8, 8, 3), r"a tensor must be \(3, H, W\)"),

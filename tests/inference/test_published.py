@@ -95,7 +95,7 @@ def test_the_same_logits_from_a_file(converted, case, tmp_path):
 
 
 def preset_pixels(preset: Preset, image: Image.Image) -> torch.Tensor:
-    """Return the preset's output before normalising, ``(3, 224, 224)`` uint8."""
+    """Return the preset's output before normalizing, ``(3, 224, 224)`` uint8."""
     plain = Preset(crop_size=224, resize_size=256, mean=(0, 0, 0), std=(1, 1, 1))
     return (plain(image) * 255).round().to(torch.uint8)
 

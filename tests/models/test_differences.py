@@ -90,7 +90,7 @@ def other_classes(monkeypatch):
     assert models.resnet18(weights="DEFAULT", num_classes=3).fc.out_features == 3
 
 
-def grey_and_transparent():
+def gray_and_transparent():
     for mode in ("L", "RGBA", "LA", "CMYK", "I;16"):
         image = Image.new(mode, (9, 9))
         with pytest.raises(RuntimeError):
@@ -148,7 +148,7 @@ def zero_init():
     assert ours.layer1[0].bn2.weight.sum() == 0
 
 
-def colour_spaces():
+def color_spaces():
     preset, theirs = models.ImageClassification(crop_size=8), TheirPreset(crop_size=8)
     photo = Image.new("RGB", (9, 9), (200, 100, 50))
     for mode in ("YCbCr", "HSV"):
@@ -192,16 +192,16 @@ def make_layer():
     assert parameters(models.ResNet._make_layer) != parameters(THEIRS.ResNet._make_layer)
 
 
-BEHAVIOURS = {
+BEHAVIORS = {
     "dilated-basic-block": dilated_basic_block,
     "other-classes": other_classes,
-    "grey-and-transparent": grey_and_transparent,
+    "gray-and-transparent": gray_and_transparent,
     "stages": stages,
     "weights-from-anywhere": weights_from_anywhere,
     "strange-weights": strange_weights,
     "no-classes": no_classes,
     "zero-init": zero_init,
-    "colour-spaces": colour_spaces,
+    "color-spaces": color_spaces,
     "weights-only": weights_only,
     "builders-beside-the-class": builders_beside_the_class,
     "hash-check": hash_check,
@@ -210,13 +210,13 @@ BEHAVIOURS = {
 }
 
 
-@pytest.mark.parametrize("name", BEHAVIOURS)
-def test_a_behaviour_differs_as_written(name, request):
-    check = BEHAVIOURS[name]
+@pytest.mark.parametrize("name", BEHAVIORS)
+def test_a_behavior_differs_as_written(name, request):
+    check = BEHAVIORS[name]
     wanted = inspect.signature(check).parameters
     check(**{fixture: request.getfixturevalue(fixture) for fixture in wanted})
 
 
-def test_the_behaviours_are_all_listed():
+def test_the_behaviors_are_all_listed():
     rows = table("Works where torchvision raises") + table("Behaves differently")
-    assert [row[0].strip("` |") for row in rows] == list(BEHAVIOURS)
+    assert [row[0].strip("` |") for row in rows] == list(BEHAVIORS)

@@ -100,7 +100,7 @@ def test_it_exports_to_onnx(name, x):
             assert torch.allclose(torch.from_numpy(logits), net(images), atol=1e-4)
 
 
-def test_norms_can_be_synchronised(x):
+def test_norms_can_be_synchronized(x):
     net = nn.SyncBatchNorm.convert_sync_batchnorm(get_model("resnet18"))
     assert isinstance(net.bn1, nn.SyncBatchNorm)
 

@@ -7,7 +7,7 @@ from PIL import Image
 from resnetkit.report import plots
 
 
-def read_colours(path):
+def read_colors(path):
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     return pixels, {tuple(p) for p in pixels.reshape(-1, 3)}
@@ -25,9 +25,9 @@ def test_curves_draw_both_splits(tmp_path):
         for i in range(1, 8)
     ]
     plots.save_curves(rows, tmp_path / "c.png", "title")
-    _, found = read_colours(tmp_path / "c.png")
-    for colour in (plots.BLUE, plots.ORANGE):
-        assert tuple(bytes.fromhex(colour[1:])) in found
+    _, found = read_colors(tmp_path / "c.png")
+    for color in (plots.BLUE, plots.ORANGE):
+        assert tuple(bytes.fromhex(color[1:])) in found
 
 
 def test_one_epoch_is_enough(tmp_path):
@@ -43,7 +43,7 @@ def test_confusion_matrix_of_few_and_many_classes(tmp_path):
         plots.save_confusion_matrix(
             matrix, [f"class {i}" for i in range(n)], tmp_path / "m.png", "t"
         )
-        pixels, _ = read_colours(tmp_path / "m.png")
+        pixels, _ = read_colors(tmp_path / "m.png")
         assert pixels.shape[0] > 500
 
 
@@ -52,10 +52,10 @@ def test_images_are_drawn(tmp_path):
     plots.save_image_grid(
         [red] * 3, ["a", "b", "c"], tmp_path / "p.png", "title", [False, True, False]
     )
-    _, found = read_colours(tmp_path / "p.png")
+    _, found = read_colors(tmp_path / "p.png")
     assert (250, 10, 20) in found
     plots.save_image_grid([red] * 3, ["a", "b", "c"], tmp_path / "unmarked.png", "title")
-    marked, unmarked = (read_colours(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
+    marked, unmarked = (read_colors(tmp_path / name)[0] for name in ("p.png", "unmarked.png"))
     assert not np.array_equal(marked, unmarked)
 
 
@@ -65,7 +65,7 @@ def test_the_reliability_diagram_draws_its_bins(tmp_path):
         {"from": 0.5, "to": 1.0, "pictures": 7, "confidence": 0.8, "accuracy": 0.6},
     ]
     plots.save_reliability(bins, tmp_path / "r.png", "title")
-    pixels, found = read_colours(tmp_path / "r.png")
+    pixels, found = read_colors(tmp_path / "r.png")
     assert tuple(bytes.fromhex(plots.ORANGE[1:])) in found
     right_half = pixels[:, pixels.shape[1] // 2 :].reshape(-1, 3).astype(int)
     left_half = pixels[:, : pixels.shape[1] // 2].reshape(-1, 3).astype(int)

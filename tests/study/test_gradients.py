@@ -133,7 +133,7 @@ def test_training_lowers_the_loss_and_is_repeatable(batch):
 
 
 def test_responses_are_taken_after_the_norm():
-    """At the start every scale is one, and so is the deviation of every normalised map."""
+    """At the start every scale is one, and so is the deviation of every normalized map."""
     torch.manual_seed(0)
     images = torch.randn(32, 3, 16, 16)
     network = get_model("cifar_resnet20", width=4)

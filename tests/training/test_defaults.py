@@ -113,7 +113,7 @@ def test_steps_say_how_many_epochs():
     assert defaults.fill_epochs(recipe, 5, CPU).epochs == 64_000
 
 
-def test_random_weights_have_one_channel_if_all_training_images_are_grey(flat_folder):
+def test_random_weights_have_one_channel_if_all_training_images_are_gray(flat_folder):
     def channels(**settings):
         recipe = load_recipe("fast").with_settings(settings)
         filled = defaults.fill_channels(recipe, folder.read_dataset(flat_folder))

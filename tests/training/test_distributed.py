@@ -194,8 +194,8 @@ def test_two_processes_compute_what_one_does(flat_folder, tmp_path, script, mixi
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_like_any_other(flat_folder, tmp_path):
     out = tmp_path / "run"
-    grey = ["--channels", "1"]  # what DDP is prepared with has as many channels as the images
-    done = run(torchrun("-m", "resnetkit", "train", flat_folder, "--out", out, *FLAGS, *grey))
+    gray = ["--channels", "1"]  # what DDP is prepared with has as many channels as the images
+    done = run(torchrun("-m", "resnetkit", "train", flat_folder, "--out", out, *FLAGS, *gray))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 3/3") == 1  # only the main rank prints
     assert done.stdout.count("resnet evaluate") == 1
@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both(flat_folder, tmp_path,
     assert "The loss is nan at step 3" in line
     with (out / "split.csv").open() as lines:
         rows = [row["path"] for row in csv.DictReader(lines) if row["split"] == "train"]
-    batch = randomness.order(0, 0, len(rows))[16:24]
+    batch = randomness.permutation(0, 0, len(rows))[16:24]
     named = line.split("on rank 1: ")[1].split(", ")
     assert named == [rows[i] for i in shares(batch, 2)[1]]
     assert checkpoint.read_newest(out / "state").values["step"] == 2  # nothing broken was saved

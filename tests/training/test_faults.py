@@ -66,12 +66,12 @@ def whole(tmp_path_factory):
     base = tmp_path_factory.mktemp("faults")
     from PIL import Image
 
-    for colour in ("red", "blue"):
-        (base / "data" / colour).mkdir(parents=True)
+    for color in ("red", "blue"):
+        (base / "data" / color).mkdir(parents=True)
         for number in range(20):
-            shade = Image.new("RGB", (32, 32), colour)
+            shade = Image.new("RGB", (32, 32), color)
             shade.putpixel((number, 3), (255, 255, 255))
-            shade.save(base / "data" / colour / f"{number}.png")
+            shade.save(base / "data" / color / f"{number}.png")
     done = run(command(base / "data", base / "whole"))
     assert done.returncode == 0, done.stderr
     return base / "data", base / "whole"

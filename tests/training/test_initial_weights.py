@@ -26,6 +26,7 @@ from resnetkit.errors import (
 from resnetkit.models import (
     ImageClassification,
     ResNet,
+    Starter_Weights,
     Weights,
     WeightsEnum,
     get_model,
@@ -88,12 +89,57 @@ def test_auto_starts_from_random_weights_if_none_are_available(published, capsys
     chosen = initial_weights.resolve_recipe(None, {"model": "tiny"})
     assert (chosen.name, chosen.weights, chosen.weights_sha256) == ("fast", "none", None)
     text = " ".join(capsys.readouterr().err.split())
-    assert "Published weights are not available, so starting from random weights" in text
+    assert "Published weights are not available, so starting from random ones" in text
     assert "RESNETKIT_OFFLINE is set" in text
     with pytest.raises(DownloadError):
         initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     with pytest.raises(DownloadError):
         initial_weights.resolve_recipe("finetune", {"model": "tiny"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, {"width": 32}),
+        ({"weights": "auto"}, {"width": 32}),
+        ({"model_options": {"in_channels": 1}}, {"width": 32, "in_channels": 1}),
+        ({"model": "resnet18", "model_options": {"width": 32}}, {"width": 32}),
+        ({"weights": "Starter_Weights.TINY_IMAGENET"}, {"width": 32}),
+        ({"model": "resnet18_starter"}, {}),
+    ],
+)
+def test_without_a_download_training_starts_from_the_starter_weights(settings, options, capsys):
+    chosen = initial_weights.resolve_recipe(None, settings)
+    model = settings.get("model", "resnet18")
+    assert (chosen.name, chosen.model, chosen.model_options) == ("finetune", model, options)
+    member = Starter_Weights.TINY_IMAGENET
+    expected = "Starter_Weights.TINY_IMAGENET"
+    assert (chosen.weights, chosen.weights_sha256) == (expected, sha256(member.file()))
+    again = initial_weights.resolve_recipe(None, {}, chosen)  # as a resumed run does
+    assert (again.weights, again.model_options) == (chosen.weights, chosen.model_options)
+    network, _ = initial_weights.make_network(chosen, 2)
+    initial_weights.load_initial_weights(network, chosen, ["goldfish", "my cat"])
+    starter = member.get_state_dict()
+    assert torch.equal(network.layer4[1].conv2.weight, starter["layer4.1.conv2.weight"].float())
+    row = member.meta["categories"].index("goldfish")
+    assert torch.equal(network.fc.weight[0], starter["fc.weight"][row].float())
+    assert "1 of 2 rows of the head are kept" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weights": "none"},
+        {"model": "resnet34"},
+        {"model": "resnet18"},
+        {"model_options": {"width": 16}},
+        {"model_options": {"width": 32, "stem": "small"}},
+        {"model": "cifar_resnet20"},
+    ],
+)
+def test_a_network_that_the_starter_weights_do_not_fit_starts_at_random(settings):
+    chosen = initial_weights.resolve_recipe(None, settings)
+    assert (chosen.name, chosen.weights) == ("fast", "none")
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypatch):

@@ -142,7 +142,7 @@ def test_patience_stops_early(flat_folder, small, tmp_path, capsys):
     settings = {**small, "epochs": 30, "patience": 2, "lr": 1e-9}
     run = train(flat_folder, out=tmp_path / "run", **settings)
     assert len(run.history) < 30
-    assert "No better epoch in the last 2; stopped early" in capsys.readouterr().err
+    assert "No improvement in the last 2 epochs; stopped early" in capsys.readouterr().err
     again = train(flat_folder, out=tmp_path / "run", resume=True, **settings)
     assert again.history == run.history
 
@@ -276,8 +276,8 @@ def test_classic_runs_shortened(flat_folder, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_transparent_images_train_and_are_used(tmp_path, small, channels):
-    """Two classes that differ in transparency alone, or in grey; every command takes the model."""
+def test_gray_and_transparent_images_train_and_are_used(tmp_path, small, channels):
+    """Two classes that differ in transparency alone, or in gray; every command takes the model."""
     from resnetkit.evaluation.explain import explain
 
     for i in range(32):

@@ -66,7 +66,7 @@ KINDS = {
 
 
 def a_few_steps(kind, layout, *, late):
-    """The network after five steps of ours, and after five of torch.optim's fused optimiser. What
+    """The network after five steps of ours, and after five of torch.optim's fused optimizer. What
     ``late`` names has no gradient in the first two."""
     models, optimizers = [], []
     theirs, options = KINDS[kind]
@@ -118,7 +118,7 @@ def test_momentum_begins_with_the_first_gradient_however_late():
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_a_gradient_in_another_order_than_its_parameter_goes_to_the_right_weights(kind):
-    # torch.optim's fused optimisers for the CPU give each weight the gradient of another here.
+    # torch.optim's fused optimizers for the CPU give each weight the gradient of another here.
     torch.manual_seed(0)
     start, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
     found = []

@@ -16,7 +16,7 @@ RECIPE = Recipe.model_validate({"image_size": 64, "resize_size": 64, "val_split"
 
 
 def save(path, number, size=(96, 80), quality=90):
-    """A photo of smooth colours, another for each number."""
+    """A photo of smooth colors, another for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(number).integers(0, 255, (7, 7, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC).resize(size).save(
@@ -93,5 +93,5 @@ def test_a_note_names_images_that_come_out_dark(tmp_path, deep_png):
     (note,) = prepare(folder.read_dataset(tmp_path), RECIPE, workers=1).notes
     assert note.startswith(
         "4 of 12 training images checked, such as a/dark0.png, are images with 16 bits per "
-        "colour, of which at most 14 are used"
+        "color, of which at most 14 are used"
     )

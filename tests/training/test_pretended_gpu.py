@@ -103,7 +103,7 @@ class Pretended(torch.Tensor):
 def compute(func, args, kwargs):
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, Pretended)]
-    scalars = "_fused_" not in str(func)  # which are taken from the CPU, but not by optimisers
+    scalars = "_fused_" not in str(func)  # which are taken from the CPU, but not by optimizers
     here = [x for x in tensors if not isinstance(x, Pretended) and (x.dim() or not scalars)]
     fine = func in BETWEEN_DEVICES or (func in INDEXING and isinstance(args[0], Pretended))
     if there and here and not fine:
@@ -314,6 +314,6 @@ def test_what_would_be_waited_for_is_counted(gpu):
         assert len(WAITS) > before
     before = len(WAITS)
     torch.ones(3).pin_memory().to("cuda", non_blocking=True)
-    runtime.fetch(there)
+    runtime.read_later(there)
     assert len(WAITS) == before
-    assert runtime.fetch(there)().tolist() == [1, 1, 1]
+    assert runtime.read_later(there)().tolist() == [1, 1, 1]

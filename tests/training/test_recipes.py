@@ -1,4 +1,4 @@
-"""Each built-in recipe, shortened: it runs, and its settings reach the optimiser and the loader."""
+"""Each built-in recipe, shortened: it runs, and its settings reach the optimizer and the loader."""
 
 from __future__ import annotations
 

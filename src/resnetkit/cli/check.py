@@ -48,7 +48,7 @@ def _print_table(result: CheckResult) -> None:
     from rich.console import Console
 
     from ..data.folder import UNDECIDED
-    from ..progress import printable
+    from ..text import printable
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -68,7 +68,7 @@ def _print_table(result: CheckResult) -> None:
 
 
 def _example_lines(issue: Issue) -> list[str]:
-    from ..progress import printable
+    from ..text import printable
 
     lines = []
     for index, group in enumerate(issue.groups[:EXAMPLES]):

@@ -41,7 +41,7 @@ def convert(
     ] = None,
     crop: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Side of the centre crop.", metavar="PX"),
+        typer.Option(help="Side of the center crop.", metavar="PX"),
     ] = None,
     mean: Annotated[
         Optional[str],  # noqa: UP045
@@ -71,8 +71,9 @@ def convert(
     """Convert a checkpoint from another project to one model file."""
     from ..models.weights.convert import convert as run_conversion
     from ..models.weights.prepared import FIELDS, read_preprocessing
-    from ..progress import print_result, printable, say
+    from ..progress import print_result, say
     from ..storage import refuse_existing
+    from ..text import printable
     from ..training.settings import parse_settings
 
     refuse_existing(target)

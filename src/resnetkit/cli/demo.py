@@ -23,7 +23,8 @@ def demo(
     from ..data.digits import write_digits
     from ..evaluation.evaluate import evaluate
     from ..inference.predictor import load
-    from ..progress import print_result, printable, say
+    from ..progress import print_result, say
+    from ..text import printable
     from ..training.loop import train
     from .tables import evaluation_table
 

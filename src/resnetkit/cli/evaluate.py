@@ -22,7 +22,7 @@ def evaluate(
     crops: Annotated[
         int,
         typer.Option(
-            help="Views of each image: 1, or 10 (4 corners and centre, plus mirrored).", metavar="N"
+            help="Views of each image: 1, or 10 (4 corners and center, plus mirrored).", metavar="N"
         ),
     ] = 1,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
@@ -38,8 +38,9 @@ def evaluate(
     from contextlib import ExitStack
 
     from ..evaluation.evaluate import evaluate as run_evaluation
-    from ..progress import Advance, bar, print_result, printable, say
+    from ..progress import Advance, bar, print_result, say
     from ..storage import refuse_used
+    from ..text import printable
     from .tables import evaluation_table
 
     refuse_used(out)

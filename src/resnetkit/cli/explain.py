@@ -36,9 +36,10 @@ def explain(
     """Show where the network sees a class in photos (Grad-CAM), as PNG files."""
     from ..evaluation.explain import explain as run_explanation
     from ..inference.images import Unreadable
-    from ..progress import print_result, printable, say
+    from ..progress import print_result, say
     from ..report.thumbnails import write_overlays
     from ..storage import refuse_used
+    from ..text import printable
     from .sources import expand_sources
     from .tables import explanation_line
 

@@ -1,4 +1,4 @@
-"""The outputs of ``resnet predict``: rows, labelled images, embeddings, and a progress bar."""
+"""The outputs of ``resnet predict``: rows, labeled images, embeddings, and a progress bar."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ..inference.images import ImageLike
 from ..inference.predictor import Prediction, Predictor
 from ..inference.rows import RowsFile, format_header, format_row
 from ..prefetch import prefetch_map
-from ..progress import Advance, bar, printable_json, printable_lines, say
+from ..progress import Advance, bar, say
 from ..runtime import default_workers
 from ..storage import make_output, refuse_used
+from ..text import printable_json, printable_lines
 from .sources import count_sources, expand_sources
 
 
@@ -139,7 +140,7 @@ class PredictionWriter:
     def _draw(self, numbered: tuple[int, Prediction]) -> Prediction:
         number, prediction = numbered
         assert self._image_folder is not None
-        drawing.save_labelled(prediction, self._image_folder, number=number)
+        drawing.save_labeled(prediction, self._image_folder, number=number)
         return prediction
 
 

@@ -30,8 +30,9 @@ def report(
     ] = None,
 ) -> None:
     """Write an HTML report on one model, or a comparison of several."""
-    from ..progress import print_result, printable, say
+    from ..progress import print_result, say
     from ..report.sources import write_report
+    from ..text import printable
 
     file, notes = write_report(sources, split, out=out, device=device, workers=workers)
     for note in notes:

@@ -15,7 +15,7 @@ from ..data import tree
 from ..data.paths import LeftOut, Paths, is_image, is_system
 from ..errors import RecipeError
 from ..inference.images import Unreadable
-from ..progress import printable
+from ..text import printable
 
 
 def check_usage(model: Path, images: Sequence[str]) -> None:

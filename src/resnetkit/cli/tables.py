@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..progress import display_width, pad_to_width, printable
+from ..text import display_width, pad_to_width, printable
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
@@ -166,7 +166,7 @@ def model_table(pattern: str | None) -> str:
         RecipeError: none matches.
     """
     from ..models import summarize
-    from ..models.registry import get_skeleton
+    from ..models.skeleton import get_skeleton
 
     lines = [f"{'model':20}  {'parameters':>12}  {'multiply-adds':>13}  at"]
     for name in _matching_models(pattern):
@@ -207,7 +207,7 @@ def summary_table(name: str, image_size: int | None, options: dict[str, Any]) ->
     """
     from ..errors import RecipeError
     from ..models import summarize
-    from ..models.registry import get_skeleton
+    from ..models.skeleton import get_skeleton
 
     size = image_size or _default_image_size(name)
     try:

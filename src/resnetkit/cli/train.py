@@ -23,8 +23,8 @@ def train(
     weights: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Initial weights: auto (published ones, if available), none, DEFAULT, another "
-            "published name, or a file."
+            help="Initial weights: auto (published ones, or those in the package), none, "
+            "DEFAULT, another published name, or a file."
         ),
     ] = None,
     epochs: Annotated[
@@ -43,7 +43,7 @@ def train(
     ] = None,
     channels: Annotated[
         int | None,
-        typer.Option(help="Input channels: 1 (grey), 3 (RGB) or 4 (RGBA).", metavar="N"),
+        typer.Option(help="Input channels: 1 (gray), 3 (RGB) or 4 (RGBA).", metavar="N"),
     ] = None,
     val_split: Annotated[
         Optional[float],  # noqa: UP045

@@ -15,8 +15,9 @@ import numpy as np
 from ..errors import DataError, ImageError
 from ..limits import available_memory
 from ..prefetch import prefetch_map
-from ..progress import printable, say
+from ..progress import say
 from ..runtime import local_world_size
+from ..text import printable
 from . import decode, disk_cache, files
 from .dataset import Images, image_sizes
 from .folder import Split
@@ -197,7 +198,7 @@ class _Reader:
     preprocessing: Preprocessing
 
     def __call__(self, index: int) -> tuple[str, np.ndarray | ImageError]:
-        """Return the digest and the working pixels, or the error, which calls it "the image"."""
+        """Return the digest and the working pixels, or the error; it calls the file "the image"."""
         try:
             contents = files.read_file(self.split.path(index), decode.UNNAMED)
         except ImageError as error:

@@ -23,12 +23,12 @@ from .decode import (
     UNNAMED,
     Traits,
     decode,
-    is_dim_colour,
-    is_grey_mode,
+    is_dim_color,
+    is_gray_mode,
     read_depth,
     read_traits,
 )
-from .grey import FULL_RANGE, Depth
+from .gray import FULL_RANGE, Depth
 from .near_duplicates import Signature, near_duplicate_groups
 from .value_range import resolve_value_range
 
@@ -158,7 +158,7 @@ class _Contents:
     errors: dict[int, str] = field(default_factory=dict)
     traits: dict[int, Traits] = field(default_factory=dict)
     depths: dict[int, Depth | None] = field(default_factory=dict)  # only of readable images
-    dim: set[int] = field(default_factory=set)  # see `is_dim_colour`
+    dim: set[int] = field(default_factory=set)  # see `is_dim_color`
 
 
 def _read_all(
@@ -180,7 +180,7 @@ def _read_all(
             digest = files.digest(file)
             traits = read_traits(file)
             contents.depths[index] = read_depth(file)
-            if is_dim_colour(file):
+            if is_dim_color(file):
                 contents.dim.add(index)
             # The guessed range is good enough: it changes the signature little.
             pixels = decode(file, _WORKING_SIZE, value_range="image")
@@ -264,12 +264,12 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
         yield from _issue_if_any(rows, kind, level=level, text=text, indices=matching)
     blank = [i for i in np.flatnonzero(contents.flat).tolist() if i not in contents.errors]
     yield from _issue_if_any(
-        rows, "blank", level="warning", text="images of almost one colour", indices=blank
+        rows, "blank", level="warning", text="images of almost one color", indices=blank
     )
 
 
 def _depth_issues(contents: _Contents) -> Iterator[Issue]:
-    """Yield issues about 16- and 32-bit grey, dark 16-bit colours, and grey-only datasets."""
+    """Yield issues about 16- and 32-bit gray, dark 16-bit colors, and gray-only datasets."""
     deep = [i for i, depth in contents.depths.items() if depth is not None]
     if deep:
         training: list[Depth | None] = []
@@ -284,7 +284,7 @@ def _depth_issues(contents: _Contents) -> Iterator[Issue]:
         try:
             black, white = resolve_value_range([training, validation]) or FULL_RANGE
             text = (
-                f"images in 16- or 32-bit grey: in training {black:,g} becomes black and "
+                f"images in 16- or 32-bit gray: in training {black:,g} becomes black and "
                 f"{white:,g} white"
             )
         except DataError as error:
@@ -295,7 +295,7 @@ def _depth_issues(contents: _Contents) -> Iterator[Issue]:
         contents.rows, "dim", level="warning", text=DIM, indices=sorted(contents.dim)
     )
     modes = {traits.mode for traits in contents.traits.values()}
-    if modes and all(map(is_grey_mode, modes)):
+    if modes and all(map(is_gray_mode, modes)):
         text = (
             "all images are grayscale: training from random weights reads them with one channel; "
             "--channels 3 for RGB"
@@ -368,7 +368,7 @@ _TRAIT_CHECKS: tuple[tuple[str, str, str, Callable[[Traits, Row], bool]], ...] =
     (
         "long",
         "warning",
-        f"images more than {LONG} times as long as wide: the centre crop shows little of them",
+        f"images more than {LONG} times as long as wide: the center crop shows little of them",
         lambda traits, _: max(traits.size) > LONG * min(traits.size),
     ),
     (

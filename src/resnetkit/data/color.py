@@ -1,4 +1,4 @@
-"""Any of Pillow's modes -> 8 bits per channel: grey, RGB, or RGB with transparency."""
+"""Any of Pillow's modes -> 8 bits per channel: gray, RGB, or RGB with transparency."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from . import grey
-from .grey import ValueRange
+from . import gray
+from .gray import ValueRange
 
 
 def pixels_of(image: Image.Image, channels: int = 3, value_range: ValueRange = None) -> np.ndarray:
     """Convert an image of any mode to ``(H, W, channels)`` uint8.
 
-    1 channel is grey, 3 are RGB, 4 are RGB and transparency. With 1 or 3 channels, transparent
+    1 channel is gray, 3 are RGB, 4 are RGB and transparency. With 1 or 3 channels, transparent
     images are composited over white.
 
-    16-bit values keep their upper 8 bits (``v >> 8``), as Pillow and OpenCV read 16-bit colour PNGs
-    and as torchvision's ``to_dtype(scale=True)`` converts. So grey and colour images agree. Grey
-    with a different value range is scaled; see `resnetkit.data.grey`.
+    16-bit values keep their upper 8 bits (``v >> 8``), as Pillow and OpenCV read 16-bit color PNGs
+    and as torchvision's ``to_dtype(scale=True)`` converts. So gray and color images agree. Gray
+    with a different value range is scaled; see `resnetkit.data.gray`.
 
     Besides the image itself, this needs ``channels`` bytes per pixel and a few megabytes.
 
     Raises:
-        ImageError: 32-bit grey without a range.
+        ImageError: 32-bit gray without a range.
     """
     image.load()
-    if grey.is_wide(image):
-        black, white = grey.black_and_white(image, value_range)
+    if gray.is_wide(image):
+        black, white = gray.black_and_white(image, value_range)
         convert = partial(_convert_wide, black=black, white=white, channels=channels)
     else:
         convert = partial(_convert_narrow, channels=channels)
     width, height = image.size
-    if width * height <= grey.STRIP:
+    if width * height <= gray.STRIP:
         return convert(image)
     pixels = np.empty((height, width, channels), np.uint8)
-    for row, strip in grey.strips(image):
+    for row, strip in gray.strips(image):
         pixels[row : row + strip.height] = convert(strip)
     return pixels
 
@@ -47,7 +47,7 @@ def with_channels(rgb: np.ndarray, channels: int) -> np.ndarray:
 
 
 def to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Return ``(H, W, C)`` uint8 as ``(H, W, 3)``: repeat grey, composite over white."""
+    """Return ``(H, W, C)`` uint8 as ``(H, W, 3)``: repeat gray, composite over white."""
     if pixels.shape[2] == 3:
         return pixels
     return pixels_of(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
@@ -64,7 +64,7 @@ def _convert_narrow(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def _convert_wide(image: Image.Image, black: float, white: float, channels: int) -> np.ndarray:
-    values = grey.narrow(image, black, white)
+    values = gray.narrow(image, black, white)
     pixels = np.repeat(values[..., None], channels, axis=2)
     if channels == 4:
         pixels[..., 3] = 255

@@ -82,17 +82,17 @@ def image_sizes(split: Split, indices: Iterable[int], workers: int = 1) -> list[
     return [size for size in sizes if size is not None]
 
 
-def are_all_grey(split: Split) -> bool:
+def are_all_gray(split: Split) -> bool:
     """Return whether all readable images of a split are stored as grayscale.
 
     It reads headers until the first image in color.
     """
-    grey = 0
+    gray = 0
     for index in range(len(split)):
         try:
-            if not decode.is_grey(split.path(index)):
+            if not decode.is_gray(split.path(index)):
                 return False
         except ImageError:
             continue
-        grey += 1
-    return grey > 0
+        gray += 1
+    return gray > 0

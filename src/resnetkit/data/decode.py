@@ -1,4 +1,4 @@
-"""Bytes -> pixels: RGB, grey, or RGB with transparency. The only user of image codecs.
+"""Bytes -> pixels: RGB, gray, or RGB with transparency. The only user of image codecs.
 
 JPEGs go to libjpeg-turbo directly (simplejpeg), scaled by 1/2, 1/4 or 1/8 inside the decoder: the
 same bits as Pillow's, without its copy of four bytes per pixel. Every other format, and every odd
@@ -27,7 +27,7 @@ from ..errors import ImageError
 from ..prefetch import reading
 from . import files
 from .color import pixels_of, with_channels
-from .grey import Depth, ValueRange, depth_of, is_wide
+from .gray import Depth, ValueRange, depth_of, is_wide
 from .resize import resize, resize_by_pillow, shrunk, upright
 
 MAX_PIXELS = 178_000_000
@@ -40,10 +40,10 @@ VERSION = 5
 """Version of the conversion from files to pixels; cached pixels of other versions are not used."""
 
 DIM = (
-    "images with 16 bits per colour, of which at most 14 are used. Only the upper 8 bits are kept, "
+    "images with 16 bits per color, of which at most 14 are used. Only the upper 8 bits are kept, "
     "so these images are dark; save them with 8 bits, or scale them up to 65,535"
 )
-"""What is wrong with images for which `is_dim_colour` is true."""
+"""What is wrong with images for which `is_dim_color` is true."""
 
 UNNAMED = "the image"
 """Name in error messages of an image without a path."""
@@ -60,17 +60,17 @@ def decode(
 ) -> np.ndarray:
     """Decode an image to pixels: upright, and no larger than needed.
 
-    Grey becomes RGB, transparent images are composited over white, and CMYK, palettes and 16 bits
+    Gray becomes RGB, transparent images are composited over white, and CMYK, palettes and 16 bits
     are converted. Animations give their first frame. EXIF orientation is applied.
 
     Args:
         source: a file, or the bytes of one.
         working_size: the shorter side in pixels to which larger images are reduced; None keeps
             every pixel.
-        channels: 3 for RGB; 1 for grey, converted from RGB as Pillow's mode ``L``; 4 to keep
+        channels: 3 for RGB; 1 for gray, converted from RGB as Pillow's mode ``L``; 4 to keep
             transparency.
-        value_range: the values that become black and white in 16- or 32-bit grey; see
-            `resnetkit.data.grey`.
+        value_range: the values that become black and white in 16- or 32-bit gray; see
+            `resnetkit.data.gray`.
 
     Returns:
         ``(H, W, channels)`` uint8. The same bits for the same file and arguments.
@@ -173,7 +173,7 @@ def image_size(source: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def is_grey(source: Path) -> bool:
+def is_gray(source: Path) -> bool:
     """Return whether an image is stored as grayscale, read from its header.
 
     Raises:
@@ -181,10 +181,10 @@ def is_grey(source: Path) -> bool:
     """
     name = str(source)
     with reading(name), files.open_file(source) as file, _named(name), _open(file) as image:
-        return is_grey_mode(image.mode)
+        return is_gray_mode(image.mode)
 
 
-def is_grey_mode(mode: str) -> bool:
+def is_gray_mode(mode: str) -> bool:
     """Return whether a mode of Pillow has one color channel, with or without transparency."""
     return mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
 
@@ -223,7 +223,7 @@ def read_traits(contents: bytes) -> Traits:
 
 
 def read_depth(source: Path | bytes) -> Depth | None:
-    """Return the `Depth` of a wide grey image whose file does not say which value is white.
+    """Return the `Depth` of a wide gray image whose file does not say which value is white.
 
     Returns:
         None for any other image. For most formats the first bytes are enough to tell.
@@ -245,12 +245,12 @@ def read_depth(source: Path | bytes) -> Depth | None:
 
 
 def _may_be_wide(head: bytes) -> bool:
-    wide_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16-bit grey
+    wide_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16-bit gray
     return wide_png or head[:2] in (b"II", b"MM", b"Pf")  # TIFF, PFM
 
 
-def is_dim_colour(source: Path | bytes) -> bool:
-    """Return whether an image has 16 bits per colour but uses so few that it decodes dark.
+def is_dim_color(source: Path | bytes) -> bool:
+    """Return whether an image has 16 bits per color but uses so few that it decodes dark.
 
     Only the upper 8 bits are kept; the image is dark if no value then exceeds a quarter of 255.
 
@@ -321,10 +321,10 @@ def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
     if not contents.startswith(b"\xff\xd8\xff"):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(contents)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(contents)
         if height * width > MAX_PIXELS:
             return None
-        if colours not in ("YCbCr", "Gray", "RGB"):
+        if colors not in ("YCbCr", "Gray", "RGB"):
             simplejpeg.decode_jpeg(contents, "CMYK", min_height=1, min_width=1, min_factor=1)
             return None
         target = shrunk((width, height), working_size)
@@ -403,7 +403,7 @@ def _finish(pixels: np.ndarray, working_size: int | None, *, orientation: int) -
 
 
 def _finish_full(pixels: np.ndarray, orientation: int, *, shorter: int) -> np.ndarray:
-    """Turn upright and resize with Pillow, as `decode_full` describes."""
+    """Turn the pixels upright and resize them with Pillow, as `decode_full` describes."""
     return resize_by_pillow(upright(pixels, orientation), shorter, interpolation="bilinear")
 
 

@@ -1,6 +1,6 @@
 """The built-in dataset: scikit-learn's handwritten digits, written as a folder of PNGs.
 
-1,797 digits by 43 writers, 8x8 pixels with 17 grey levels (Alpaydin and Kaynak, 1998). They are
+1,797 digits by 43 writers, 8x8 pixels with 17 gray levels (Alpaydin and Kaynak, 1998). They are
 written at 32x32 by default, so that they go through the same code as any photo.
 """
 
@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import OutputError
-from ..randomness import order
+from ..randomness import permutation
 
 SHARES = {"test": 0.20, "val": 0.15}
 """Share of each class in each split; the rest is for training."""
 
 
 def write_digits(folder: Path, size: int = 32) -> Path:
-    """Write ``folder/{train,val,test}/{0..9}/*.png``: grey, ``size`` x ``size`` pixels.
+    """Write ``folder/{train,val,test}/{0..9}/*.png``: gray, ``size`` x ``size`` pixels.
 
     The split is fixed and stratified.
 
@@ -37,7 +37,7 @@ def write_digits(folder: Path, size: int = 32) -> Path:
     pixels = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     for digit in range(10):
         members = np.flatnonzero(labels == digit)
-        members = members[order(0, digit, len(members))]
+        members = members[permutation(0, digit, len(members))]
         start = 0
         for split in ("test", "val", "train"):
             share = SHARES.get(split, 1.0)

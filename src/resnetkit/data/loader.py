@@ -133,7 +133,7 @@ class Loader:
         """Return the ``wanted`` batches of an epoch's ``chunks``."""
 
         def augment(index: int, copy: int) -> Tensor:
-            rng = randomness.for_image(seed, epoch, index, copy)
+            rng = randomness.image_rng(seed, epoch, index, copy)
             return augmentation(self.images[index], size, rng)
 
         return self._batches(chunks[wanted], augment)

@@ -32,12 +32,12 @@ FLAT = 4.0
 SAME_HASH = 200
 """If more images share one hash, each further one is compared only with the first."""
 
-_GREY = 32  # side of the image that is hashed, in pixels
+_GRAY = 32  # side of the image that is hashed, in pixels
 _THUMB = 16  # side of a thumbnail, in pixels
 _BANDS = 4  # 16 bits each: if 7 bits differ, at least one band differs in at most one bit
 _CHUNK = 1 << 14  # pairs compared at once
 _COSINES = 2 * np.cos(
-    np.pi * np.arange(8)[:, None] * (2 * np.arange(_GREY)[None, :] + 1) / (2 * _GREY)
+    np.pi * np.arange(8)[:, None] * (2 * np.arange(_GRAY)[None, :] + 1) / (2 * _GRAY)
 )  # the first 8 rows of the discrete cosine transform, type II
 
 
@@ -56,22 +56,22 @@ class Signature:
 
 def signature(pixels: np.ndarray) -> Signature:
     """Return the signature of an image, ``(H, W, C)`` uint8."""
-    small = resize(to_rgb(pixels), (_GREY, _GREY))
-    grey = small @ np.array([0.299, 0.587, 0.114])  # as in BT.601
+    small = resize(to_rgb(pixels), (_GRAY, _GRAY))
+    gray = small @ np.array([0.299, 0.587, 0.114])  # as in BT.601
     thumb = resize(small, (_THUMB, _THUMB))
     flat = bool(thumb.std((0, 1)).max() < FLAT)
-    return Signature(phash(grey.round()), thumb, flat=flat)
+    return Signature(phash(gray.round()), thumb, flat=flat)
 
 
-def phash(grey: np.ndarray) -> int:
+def phash(gray: np.ndarray) -> int:
     """Return 64 bits: which of the 8 x 8 lowest frequencies exceed their median.
 
     The first frequency is the highest bit.
 
     Args:
-        grey: ``(32, 32)``.
+        gray: ``(32, 32)``.
     """
-    low = _COSINES @ grey @ _COSINES.T
+    low = _COSINES @ gray @ _COSINES.T
     bits = np.packbits(low > np.median(low))
     return int.from_bytes(bits.tobytes())
 

@@ -197,8 +197,8 @@ def _filters(start: Tensor, length: Tensor, *, side: int, size: int) -> Tensor:
     pixels = torch.arange(side, device=start.device) - start.view(-1, 1, 1)  # (n, 1, side)
     length = length.view(-1, 1, 1).float()
     scale = length / size
-    centres = scale * (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5)
-    distance = (pixels + 0.5 - centres).abs() / scale.clamp(min=1)  # (n, size, side)
+    centers = scale * (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5)
+    distance = (pixels + 0.5 - centers).abs() / scale.clamp(min=1)  # (n, size, side)
     inside = (pixels >= 0) & (pixels < length)
     weights = (1 - distance).clamp(min=0) * inside
     return (weights / weights.sum(-1, keepdim=True)).unsqueeze(1)

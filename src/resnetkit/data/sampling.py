@@ -27,7 +27,7 @@ def epoch_order(
     if balanced:
         order = _balanced_order(labels, seed, epoch)
     else:
-        order = randomness.order(seed, epoch, len(labels))
+        order = randomness.permutation(seed, epoch, len(labels))
     if repeats > 1:
         order = _with_copies(order, repeats, batch_size)
     return np.stack([order, occurrences(order)], axis=1)
@@ -70,7 +70,7 @@ def _balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 def _with_copies(order: np.ndarray, repeats: int, batch_size: int) -> np.ndarray:
     """Return the first images of an order, ``repeats`` times each.
 
-    The copies of an image are in one batch but not adjacent, because mixing takes the neighbour,
+    The copies of an image are in one batch but not adjacent, because mixing takes the neighbor,
     which would be the same image.
     """
     copies = np.repeat(order, repeats)[: len(order)]

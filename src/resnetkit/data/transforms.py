@@ -1,6 +1,6 @@
 """One image -> one tensor: the evaluation preset, and the training augmentation.
 
-Both return ``(C, size, size)`` uint8: C is 3 for RGB, 1 for grey, 4 for RGB and transparency.
+Both return ``(C, size, size)`` uint8: C is 3 for RGB, 1 for gray, 4 for RGB and transparency.
 `normalize` converts a whole batch to the network's input on the device, so only a quarter of the
 bytes is copied there.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ModelFileError
 from .decode import decode, decode_full, pixels_from_memory
-from .grey import ValueRange
+from .gray import ValueRange
 from .resize import (
     MAX_ASPECT,
     can_resize,
@@ -43,7 +43,7 @@ STATISTICS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Default mean and standard deviation, by number of channels.
 
-They are those of ImageNet. Grey has the average of the colours; transparency becomes -1 to 1."""
+They are those of ImageNet. Gray has the average of the colors; transparency becomes -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Preprocessing:
     Args:
         resize_size: the shorter side after resizing, in pixels; also the working size to which
             images are decoded.
-        crop_size: side of the square cropped from the centre, in pixels.
+        crop_size: side of the square cropped from the center, in pixels.
         mean: subtracted from each channel, on a scale from 0 to 1. Its length is the number of
-            channels: 3 for RGB, 1 for grey, 4 for RGB and transparency.
+            channels: 3 for RGB, 1 for gray, 4 for RGB and transparency.
         std: each channel is divided by it, on the same scale.
         decoder: how files become pixels. ``"scaled"`` is `resnetkit.data.decode.decode`, which is
             several times as fast. ``"full"`` is `resnetkit.data.decode.decode_full`, with which the
             accuracies of published weights were measured.
-        value_range: the values that become black and white in 16- or 32-bit grey; see
-            `resnetkit.data.grey`. It belongs to the dataset, never to one image.
+        value_range: the values that become black and white in 16- or 32-bit gray; see
+            `resnetkit.data.gray`. It belongs to the dataset, never to one image.
         interpolation: Pillow's name of the filter that resizes. All but ``"bilinear"`` need the
             decoder ``"full"``.
         squash: resize both sides to ``resize_size``. Needs the decoder ``"full"``.
@@ -208,14 +208,14 @@ def ten_crops(pixels: np.ndarray, resize_size: int, crop_size: int) -> list[Tens
     """Resize as `center_crop` does, and crop five squares of the image and of its mirror image.
 
     Returns:
-        Top left, top right, bottom left, bottom right and centre; then the same of the mirror
+        Top left, top right, bottom left, bottom right and center; then the same of the mirror
         image. Each is ``(C, crop_size, crop_size)`` uint8.
     """
     pixels = _resize_and_pad(pixels, resize_size, crop_size)
     bottom = pixels.shape[0] - crop_size
     right = pixels.shape[1] - crop_size
-    centre = (round(bottom / 2.0), round(right / 2.0))
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), centre)
+    center = (round(bottom / 2.0), round(right / 2.0))
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), center)
     mirror = np.ascontiguousarray(pixels[:, ::-1])
     return [
         _crop_square(image, top, left=left, size=crop_size)
@@ -273,7 +273,7 @@ class Augmentation:
         flip: mirror with probability 1/2.
         trivial_augment: apply one random operation of `resnetkit.data.trivial_augment`.
         erasing: probability that a box is erased; see `erase`.
-        mean: the colour of that box, on a scale from 0 to 1 for each channel.
+        mean: the color of that box, on a scale from 0 to 1 for each channel.
     """
 
     crop_scale: tuple[float, float] = (0.35, 1.0)
@@ -327,7 +327,7 @@ class Augmentation:
 
 
 def erase(image: Tensor, rng: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -> Tensor:
-    """Return a copy with a box in the mean colour, which becomes zero when normalised.
+    """Return a copy with a box in the mean color, which becomes zero when normalized.
 
     The box covers 2 % to 33 % of the image, with a height / width of 0.3 to 3.3: Zhong et al.,
     arXiv:1708.04896. If none of ten tries fits, the image is returned as it is.

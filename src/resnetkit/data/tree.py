@@ -95,15 +95,15 @@ def _find_splits(
     named = _named_splits(root, folders)
     if not named:
         return {}
-    labelled = [name for name in named if _is_labelled(_descend(root, name)[0])]
+    labeled = [name for name in named if _is_labeled(_descend(root, name)[0])]
     others = [name for name in folders if name not in named and _holds_images(root / name)]
     if others and {label(name) for name in named} <= set(known):
         return {}
-    loose = [name for name in named if name not in labelled and _holds_images(root / name)]
-    certain = len({named[name] for name in labelled}) > 1
-    if (others and not certain) or (loose and not labelled):
+    loose = [name for name in named if name not in labeled and _holds_images(root / name)]
+    certain = len({named[name] for name in labeled}) > 1
+    if (others and not certain) or (loose and not labeled):
         _raise_split_or_class(root, list(named), others)
-    splits = {name: named[name] for name in labelled}
+    splits = {name: named[name] for name in labeled}
     repeated = [split for split, count in Counter(splits.values()).items() if count > 1]
     if repeated:
         same = [name for name, split in splits.items() if split in repeated]
@@ -111,7 +111,7 @@ def _find_splits(
             f"{root} has {' and '.join(same)}, which mean the same split; keep only one of them"
         )
     for name in named:
-        if labelled and name not in labelled:
+        if labeled and name not in labeled:
             reason = "has images but no class folders" if name in loose else "has no images"
             instead = " (a validation split is made instead)" if named[name] == "val" else ""
             notes.append(f"{name} {reason}, so it is not used{instead}")
@@ -201,7 +201,7 @@ def _descend(root: Path, name: str) -> tuple[Path, str]:
     return folder, prefix
 
 
-def _is_labelled(folder: Path) -> bool:
+def _is_labeled(folder: Path) -> bool:
     """Return whether a folder contains class folders with images."""
     unused = LeftOut()
     return any(_holds_images(folder / name) for name in _folders(folder, unused))

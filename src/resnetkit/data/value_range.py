@@ -1,6 +1,6 @@
-"""The value range of a dataset with 16- or 32-bit grey images: one range for all its images.
+"""The value range of a dataset with 16- or 32-bit gray images: one range for all its images.
 
-`resnetkit.data.grey` explains the rule; this module reads the images.
+`resnetkit.data.gray` explains the rule; this module reads the images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ..errors import DataError, ImageError
 from ..prefetch import prefetch_map
 from .decode import read_depth
 from .folder import Split
-from .grey import FULL_RANGE, Depth, dataset_range
+from .gray import FULL_RANGE, Depth, dataset_range
 
 
 def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, float] | None:

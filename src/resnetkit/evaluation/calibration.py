@@ -55,7 +55,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, A
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature T that maximises the likelihood of ``softmax(logits / T)``.
+    """Return the temperature T that maximizes the likelihood of ``softmax(logits / T)``.
 
     The loss is convex in 1 / T. Its slope, the mean of the expected logit minus the true logit,
     is monotonic, so bisection finds its zero to a relative precision of 1e-9. Dividing all logits

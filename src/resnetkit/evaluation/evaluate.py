@@ -88,7 +88,7 @@ def predict_logits(
         for batch in to_device(batches, device):
             inputs = normalize(batch.images, images.preprocessing)
             logits = model(inputs.contiguous(memory_format=layout))
-            pending.append(runtime.fetch(logits.float()))
+            pending.append(runtime.read_later(logits.float()))
             advance("")
         rows = [fetched() for fetched in pending]
     return torch.cat(rows).clone()

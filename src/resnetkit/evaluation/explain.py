@@ -65,7 +65,7 @@ def grad_cam(
     Args:
         model: any model that returns ``(N, classes)`` logits. It runs in eval mode; afterwards
             every module is back in its own mode, and no parameter has a gradient from this call.
-        images: ``(N, C, H, W)`` float, normalised, on the model's device.
+        images: ``(N, C, H, W)`` float, normalized, on the model's device.
         layer: name of a module whose output is ``(N, C, h, w)``, such as ``"layer3"`` or
             ``"layer4.1.conv2"``; by default the last stage. If the module runs several times in
             one forward pass, such as a block's ``relu``, its last output is used.

@@ -62,7 +62,7 @@ def doubtful_labels(evaluation: Evaluation, limit: int) -> tuple[list[Finding], 
 
     The rule is confident learning's (Northcutt et al. 2021, arXiv:1911.00068, section 3.1). A class
     is plausible for an image if its probability is at least the mean probability of this class
-    over the images labelled with it. If the most probable plausible class is not the label, the
+    over the images labeled with it. If the most probable plausible class is not the label, the
     label is doubtful. The largest gap between the probabilities of these two classes comes first.
     """
     shares = probabilities(evaluation.logits).double()

@@ -40,9 +40,9 @@ def wilson_interval(correct: int, count: int, z: float = NORMAL_95) -> tuple[flo
     [0.888, 0.978]
     """
     share = correct / count
-    centre = share + z * z / (2 * count)
+    center = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    low, high = ((centre + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
+    low, high = ((center + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
     return (0.0 if correct == 0 else low), (1.0 if correct == count else high)
 
 

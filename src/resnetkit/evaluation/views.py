@@ -24,7 +24,7 @@ class Views:
     """The views of an image that the model sees.
 
     Args:
-        crops: 1 (the centre), or 10 as in the paper's tests: the four corners and the centre, and
+        crops: 1 (the center), or 10 as in the paper's tests: the four corners and the center, and
             the mirror image of each (arXiv:1512.03385, section 3.4).
         flip: add the mirrored image; ten crops include it anyway.
 
@@ -37,7 +37,7 @@ class Views:
 
     def __post_init__(self) -> None:
         if self.crops not in (1, 10):
-            raise RecipeError(f"crops must be 1 (centre) or 10 (corners too); got {self.crops}")
+            raise RecipeError(f"crops must be 1 (center) or 10 (corners too); got {self.crops}")
 
     @property
     def count(self) -> int:
@@ -57,8 +57,8 @@ class Views:
         """Crop working pixels to views, each ``(C, S, S)`` uint8."""
         if self.crops == 10:
             return ten_crops(pixels, preprocessing.resize_size, preprocessing.crop_size)
-        centre = preprocessing.crop(pixels)
-        return [centre, mirrored(centre)] if self.flip else [centre]
+        center = preprocessing.crop(pixels)
+        return [center, mirrored(center)] if self.flip else [center]
 
 
 def predict_views(

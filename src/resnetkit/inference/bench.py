@@ -1,7 +1,7 @@
 """Measure a model's speed on this machine, and relate it to the machine's limit.
 
 Each row is measured in a fresh process, so its peak memory is its own. A measurement covers the
-model from normalised images to logits, without gradients. The images are random numbers in memory:
+model from normalized images to logits, without gradients. The images are random numbers in memory:
 reading and decoding files is not measured.
 """
 

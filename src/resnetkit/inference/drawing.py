@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import OutputError
-from ..progress import printable
+from ..text import printable
 from .images import full_pixels
 from .predictor import Prediction
 
@@ -33,7 +33,7 @@ def missing_letters(names: tuple[str, ...]) -> str:
     return "".join(sorted({c for name in names for c in font_for(printable(name))[1]}))
 
 
-def save_labelled(answer: Prediction, folder: Path, number: int) -> Path | None:
+def save_labeled(answer: Prediction, folder: Path, number: int) -> Path | None:
     """Write the image of an answer with its class and probability; return None after an error.
 
     Args:

@@ -59,7 +59,7 @@ class Engine:
     Args:
         choice: its name and precision.
         versions: the versions of the libraries that run it.
-        features: normalised images ``(N, channels, S, S)`` float32, any ``N``, -> the input of the
+        features: normalized images ``(N, channels, S, S)`` float32, any ``N``, -> the input of the
             last layer, ``(N, C)`` float32.
         head: the last layer: features -> logits ``(N, classes)`` float32.
         reference: computes the same as ``features``, with the eager fp32 model.
@@ -78,7 +78,7 @@ class Engine:
         are computed again by the reference.
 
         Args:
-            images: ``(N, channels, S, S)`` float32, normalised.
+            images: ``(N, channels, S, S)`` float32, normalized.
         """
         with torch.inference_mode(), runtime.full_fp32(images.device):
             vectors = self.features(images)

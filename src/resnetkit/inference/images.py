@@ -29,7 +29,7 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor |
 
 - a path, or the bytes of a file;
 - a PIL image;
-- an array ``(H, W, 3)``, ``(H, W)`` for grey, or ``(H, W, 4)`` with transparency;
+- an array ``(H, W, 3)``, ``(H, W)`` for gray, or ``(H, W, 4)`` with transparency;
 - a tensor ``(C, H, W)`` with 3, 1 or 4 channels.
 
 Arrays and tensors are uint8 in 0..255 or floats in 0..1.
@@ -118,7 +118,7 @@ def _to_array(image: Tensor) -> np.ndarray:
     """Convert ``(C, H, W)`` to ``(H, W, C)``; ``(H, W)`` stays as it is."""
     if image.ndim == 3 and image.shape[0] not in (1, 3, 4):
         raise ImageError(
-            "a tensor must be (3, H, W), (1, H, W) for grey or (4, H, W) with transparency; got "
+            "a tensor must be (3, H, W), (1, H, W) for gray or (4, H, W) with transparency; got "
             f"{tuple(image.shape)}"
         )
     image = image.detach().cpu()
@@ -138,7 +138,7 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
         if not (low >= 0 and high <= 1):
             raise ImageError(
                 f"float pixels must be in 0..1; got {low:.3g} to {high:.3g}. Pass the image "
-                "before it is normalised, or as uint8 in 0..255"
+                "before it is normalized, or as uint8 in 0..255"
             )
         pixels = (pixels * 255).round().astype(np.uint8)
     return np.ascontiguousarray(pixels)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..errors import ImageError
-from ..progress import printable
+from ..text import printable
 from .images import full_pixels
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIDE = 160  # pixels of the longer side of an image
 MAX_CARDS = 50  # largest number of answers shown
 
-# Colours that are readable on light and dark pages; all other colours are the page's own.
+# Colors that are readable on light and dark pages; all other colors are the page's own.
 _CARD = "display:inline-flex;gap:14px;align-items:center;margin:4px 12px 4px 0;font:13px sans-serif"
 _TRACK = "background:rgba(128,128,128,.25);width:160px;height:12px;border-radius:3px"
 _BAR = "background:#2f7ed8;height:12px;border-radius:3px"

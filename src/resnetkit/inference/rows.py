@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import OutputError
-from ..progress import printable
 from ..storage import csv_line, csv_text
+from ..text import printable
 from .images import ImageLike, source_name
 from .predictor import BATCH_SIZE, Prediction
 

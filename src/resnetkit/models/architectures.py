@@ -24,6 +24,7 @@ _PADDED = {"shortcut": "A"}
 
 ARCHITECTURES = {
     "resnet18": Architecture(BasicBlock, [2, 2, 2, 2], {}),
+    "resnet18_starter": Architecture(BasicBlock, [2, 2, 2, 2], {"width": 32}),
     "resnet34": Architecture(BasicBlock, [3, 4, 6, 3], {}),
     "resnet50": Architecture(Bottleneck, [3, 4, 6, 3], {}),
     "resnet101": Architecture(Bottleneck, [3, 4, 23, 3], {}),

@@ -28,6 +28,7 @@ from .weights import (
     ResNeXt50_32X4D_Weights,
     ResNeXt101_32X8D_Weights,
     ResNeXt101_64X4D_Weights,
+    Starter_Weights,
     WeightsEnum,
     Wide_ResNet50_2_Weights,
     Wide_ResNet101_2_Weights,
@@ -49,6 +50,7 @@ __all__ = [
     "plain18",
     "plain34",
     "resnet18",
+    "resnet18_starter",
     "resnet34",
     "resnet50",
     "resnet101",
@@ -133,6 +135,33 @@ def resnet18(
         weights=weights,
         progress=progress,
         options=options,
+    )
+
+
+@register_model()
+def resnet18_starter(
+    *,
+    weights: Starter_Weights | os.PathLike[str] | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ResNet:
+    """ResNet-18 of half the width: 3.1 million parameters, 0.5 G multiply-adds at 224 px.
+
+    Args:
+        weights: a member of `Starter_Weights`, which needs no download, or its name, a file,
+            ``https://...`` or ``hf://owner/name``; None for random weights.
+        progress: show a bar while weights are downloaded.
+        options: keyword arguments of `ResNet`.
+    """
+    return _resnet(
+        "resnet18_starter",
+        BasicBlock,
+        layers=[2, 2, 2, 2],
+        published=Starter_Weights,
+        weights=weights,
+        progress=progress,
+        options=options,
+        width=32,
     )
 
 

@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar, get_args
 
-import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ..errors import did_you_mean
 from .weights import WeightsEnum
@@ -91,40 +88,6 @@ def get_model(name: str, **config: Any) -> nn.Module:
     torch.Size([2, 3])
     """
     return get_model_builder(name)(**config)
-
-
-def get_skeleton(name: str, **config: Any) -> nn.Module:
-    """Return the network ``name`` on PyTorch's ``meta`` device: shapes without values.
-
-    It takes no memory, however large, and no time to initialise.
-
-    Raises:
-        TypeError: ``config`` asks for weights, which a file's header must not be able to load.
-        ValueError: no network can have these options.
-    """
-    if {"weights", "pretrained"} & config.keys():
-        raise TypeError(f"a skeleton of {name} takes no weights; got {config!r}")
-    try:
-        with torch.device("meta"), ShapesOnly():
-            return get_model(name, **config)
-    except (RuntimeError, ArithmeticError, LookupError, AttributeError) as error:  # from PyTorch
-        given = ", ".join(f"{key}={value!r}" for key, value in config.items())
-        raise ValueError(f"{name} cannot be built with {given or 'no options'}: {error}") from error
-
-
-class ShapesOnly(TorchFunctionMode):
-    """A mode for the ``meta`` device that skips random initialisation and batch norm.
-
-    Neither changes a shape, but both would make PyTorch import compiler modules, which takes two
-    seconds.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_, F.batch_norm):
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def get_model_weights(name: Builder | str) -> type[WeightsEnum]:

@@ -50,8 +50,8 @@ class ResNet(nn.Module):
 
     Raises:
         ValueError: an argument is not among the values above.
-        NotImplementedError: strides are replaced, and block is a subclass of `BasicBlock` but not
-            of `DilatedBasicBlock`.
+        NotImplementedError: strides are replaced, and block is a subclass of `BasicBlock`, other
+            than itself, but not of `DilatedBasicBlock`.
     """
 
     __constants__ = ("include_top",)  # TorchScript compiles only the branch that is taken
@@ -119,14 +119,12 @@ class ResNet(nn.Module):
         for i, blocks in enumerate(layers):
             planes = width * 2**i
             stride = 1 if i == 0 else 2
-            previous_dilation = dilation
+            first_dilation = dilation
             if i > 0 and dilate[i - 1]:
                 dilation *= stride
                 stride = 1
             built.append(
-                self._make_layer(
-                    block, inplanes, planes, blocks, stride, dilation, previous_dilation
-                )
+                self._make_layer(block, inplanes, planes, blocks, stride, dilation, first_dilation)
             )
             inplanes = planes * block.expansion
         built += [nn.Identity() for _ in range(4 - len(layers))]
@@ -153,7 +151,7 @@ class ResNet(nn.Module):
         blocks: int,
         stride: int,
         dilation: int,
-        previous_dilation: int,
+        first_dilation: int,
     ) -> nn.Sequential:
         """Return one stage: (N, inplanes, H, W) -> (N, planes * expansion, H/stride, W/stride).
 
@@ -169,13 +167,13 @@ class ResNet(nn.Module):
             make_block = partial(make_block, residual=False)
         if self.stride_on == "1x1":
             make_block = partial(make_block, stride_on="1x1")
-            previous_dilation = dilation  # the 3x3 follows the 1x1 that lost its stride
+            first_dilation = dilation  # the 3x3 follows the 1x1 that lost its stride
         if issubclass(block, DilatedBasicBlock):
             make_block = partial(make_block, inner_dilation=dilation)
 
         outplanes = planes * block.expansion
         shortcut = make_shortcut(self.shortcut, inplanes, outplanes, stride, self._norm_layer)
-        first = make_block(inplanes, planes, stride, shortcut, dilation=previous_dilation)
+        first = make_block(inplanes, planes, stride, shortcut, dilation=first_dilation)
         stage = nn.Sequential(first)
         for _ in range(1, blocks):
             shortcut = make_shortcut(self.shortcut, outplanes, outplanes, 1, self._norm_layer)
@@ -183,7 +181,7 @@ class ResNet(nn.Module):
         return stage
 
     def _init_weights(self, zero_init_residual: bool) -> None:
-        # He initialisation (arXiv:1502.01852): a ReLU drops half of the mean square, so a variance
+        # He initialization (arXiv:1502.01852): a ReLU halves the mean square, so a variance
         # of 2/fan_in keeps the scale of the signal, and 2/fan_out, as here, that of the gradient.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .registry import ShapesOnly
+from .skeleton import ShapesOnly
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The report's charts as inline SVG.
 
-The browser draws the text, so names can be in any script; the style sheet sets the colours.
+The browser draws the text, so names can be in any script; the style sheet sets the colors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RIGHT = 14
 TOP = 12
 BOTTOM = 36
 MAX_NUMBERED = 32  # classes: with more, the counts do not fit into the cells of the matrix
-MAX_LABELLED = 100  # classes: with more, the names do not fit beside it
+MAX_LABELED = 100  # classes: with more, the names do not fit beside it
 MAX_CLASSES = 250  # with more, a cell would be smaller than 2.6 pixels
 MAX_CELLS = 12_000  # non-zero cells
 MAX_LETTERS = 22  # shown of a name beside the matrix
@@ -146,7 +146,7 @@ def _describe_bin(row: dict[str, Any]) -> str:
 def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> Markup | None:
     """Return the confusion matrix, truth by row; None if it is too large to draw.
 
-    Correct answers have one colour, errors another; a darker cell is a larger share of its row.
+    Correct answers have one color, errors another; a darker cell is a larger share of its row.
     The page reads the truth, answer and count of a cell from its ``data-c``.
     """
     size = len(classes)
@@ -154,20 +154,18 @@ def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> Markup | None
     if size > MAX_CLASSES or len(cells) > MAX_CELLS:
         return None
     numbered = size <= MAX_NUMBERED
-    labelled = size <= MAX_LABELLED
+    labeled = size <= MAX_LABELED
     cell = max(2.6, 640 / size)
-    if labelled:
+    if labeled:
         cell = min(46.0, max(22.0, 380 / size)) if numbered else min(22.0, 860 / size)
     letters = min(12.0, 0.93 * cell)  # font size
-    margin = (
-        12 + letters / 12 * max(_text_width(_cut(name)) for name in classes) if labelled else 24
-    )
+    margin = 12 + letters / 12 * max(_text_width(_cut(name)) for name in classes) if labeled else 24
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     elements = [
         f'<rect class="paper" x="{margin:g}" y="{margin:g}" width="{size * cell:g}" '
         f'height="{size * cell:g}"/>'
     ]
-    gap = 1.5 if numbered else 0.5 if labelled else 0.0
+    gap = 1.5 if numbered else 0.5 if labeled else 0.0
     for i, j in cells.tolist():
         x = margin + j * cell
         y = margin + i * cell
@@ -185,7 +183,7 @@ def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> Markup | None
                 f'<text class="n{light}" font-size="{min(14.0, 0.46 * cell):.1f}" {middle}>'
                 f"{counts[i, j]}</text>"
             )
-    if labelled:
+    if labeled:
         elements += _class_labels(classes, margin, cell=cell, letters=letters)
     side = margin + size * cell
     middle_x = margin + size * cell / 2

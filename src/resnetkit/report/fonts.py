@@ -89,14 +89,14 @@ def _covered(file: str, characters: set[str]) -> set[str]:
 def glyphs(file: str) -> frozenset[int]:
     """Return the code points that a font file can draw.
 
-    The set is empty for bitmap and colour fonts and for files that cannot be read.
+    The set is empty for bitmap and color fonts and for files that cannot be read.
     """
     try:
         font = font_manager.get_font(file)
     except (RuntimeError, OSError):  # damaged, or a format that FreeType does not know
         return frozenset()
-    is_colour = "Color" in font.family_name or "Emoji" in font.family_name
-    if not font.scalable or is_colour:
+    is_color = "Color" in font.family_name or "Emoji" in font.family_name
+    if not font.scalable or is_color:
         return frozenset()
     return frozenset(font.get_charmap())
 

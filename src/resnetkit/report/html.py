@@ -14,7 +14,7 @@ import numpy as np
 from ..evaluation.evaluate import Evaluation, confusions
 from ..evaluation.findings import doubtful_labels, least_sure, worst_errors
 from ..evaluation.metrics import confusion_counts
-from ..models.registry import get_skeleton
+from ..models.skeleton import get_skeleton
 from ..storage import write_text
 from . import charts
 from .charts import Line

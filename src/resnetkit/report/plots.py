@@ -16,7 +16,7 @@ from .record import best_epoch
 
 BLUE = "#1f5fa8"
 ORANGE = "#d9721a"
-GREY = "#666666"
+GRAY = "#666666"
 MAX_LETTERS = 30  # shown of a name beside the matrix
 
 
@@ -43,10 +43,10 @@ def _draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, colour in (("train", ORANGE), ("val", BLUE)):
+        for split, color in (("train", ORANGE), ("val", BLUE)):
             values = [row[f"{split}_{what}"] for row in history]
             label = "training (augmented)" if split == "train" else "validation"
-            axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+            axes.plot(epochs, values, color=color, marker="o", markersize=3, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
@@ -87,7 +87,7 @@ def save_learning_rates(
 def save_confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
     """Save the confusion matrix: truth by row, prediction by column.
 
-    Colours are shares of the row; numbers are counts.
+    Colors are shares of the row; numbers are counts.
     """
     short = [
         name if len(name) <= MAX_LETTERS else name[: MAX_LETTERS - 1] + "…" for name in classes
@@ -115,8 +115,8 @@ def _draw_confusion_matrix(matrix: Any, classes: Sequence[str], title: str) -> F
     if numbered:
         for (i, j), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if shares[i, j] > 0.5 else "black"
-                axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if shares[i, j] > 0.5 else "black"
+                axes.text(j, i, str(count), ha="center", va="center", color=color, fontsize=8)
     return figure
 
 
@@ -142,10 +142,10 @@ def _draw_reliability(bins: Sequence[dict[str, Any]], title: str) -> Figure:
     width = [row["to"] - row["from"] for row in bins]
     heights = [row["accuracy"] for row in bins]
     upper.bar(left, heights, width, align="edge", color=BLUE, alpha=0.75, edgecolor="white")
-    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    upper.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1)
     upper.scatter([row["confidence"] for row in bins], heights, color=ORANGE, s=18, zorder=3)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    lower.bar(left, [row["pictures"] for row in bins], width, align="edge", color=GREY)
+    lower.bar(left, [row["pictures"] for row in bins], width, align="edge", color=GRAY)
     lower.set(xlabel="probability of the answer", ylabel="images")
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
@@ -190,6 +190,6 @@ def _draw_images(
         axes.axis("off")
         if i < len(images):
             axes.imshow(images[i])
-            colour = ORANGE if i < len(marked) and marked[i] else "black"
-            axes.set_title(captions[i], y=-0.22, fontsize=8, color=colour)
+            color = ORANGE if i < len(marked) and marked[i] else "black"
+            axes.set_title(captions[i], y=-0.22, fontsize=8, color=color)
     return figure

@@ -28,23 +28,23 @@ QUALITY = 80
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """Lay a heat map over an image: warm colours where it is high, nearly grey where it is low.
+    """Lay a heat map over an image: warm colors where it is high, nearly gray where it is low.
 
     Args:
         image: ``(H, W, 3)`` uint8.
         heat: ``(H, W)`` in [0, 1].
-        strength: the opacity of the colours where ``heat`` is 1.
+        strength: the opacity of the colors where ``heat`` is 1.
 
     Returns:
         ``(H, W, 3)`` uint8.
     """
     from matplotlib import colormaps
 
-    colours = colormaps["turbo"](0.4 + 0.5 * heat)[..., :3] * 255
-    grey = image.mean(2, keepdims=True)  # fade colours: a red flower must not look like heat
-    base = 0.75 * grey + 0.25 * image
+    colors = colormaps["turbo"](0.4 + 0.5 * heat)[..., :3] * 255
+    gray = image.mean(2, keepdims=True)  # fade colors: a red flower must not look like heat
+    base = 0.75 * gray + 0.25 * image
     opacity = strength * heat[..., None]
-    mixed: np.ndarray = base * (1 - opacity) + colours * opacity
+    mixed: np.ndarray = base * (1 - opacity) + colors * opacity
     return mixed.round().astype(np.uint8)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from ..errors import DataError, OutputError
 from ..models.weights.download import fetch
 from ..progress import bar
-from ..randomness import order
+from ..randomness import permutation
 from ..storage import write_json
 
 # In the order of the labels.
@@ -99,7 +99,7 @@ def unpack(archive: Path, target: Path) -> Path:
     with bar("writing CIFAR-10 as PNG images", 10 * len(CLASSES)) as advance:
         for number, name in enumerate(CLASSES):
             members = np.flatnonzero(labels == number)
-            members = members[order(0, number, len(members))]
+            members = members[permutation(0, number, len(members))]
             _write_images(partial / "val" / name, pixels, indices=members[:VALIDATION])
             _write_images(partial / "train" / name, pixels, indices=members[VALIDATION:])
             test_pixels, test_labels = batches["test_batch"]

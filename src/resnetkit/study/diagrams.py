@@ -16,13 +16,13 @@ from torch import fx, nn
 
 from ..errors import RecipeError
 from ..models import PadShortcut
-from ..models.registry import get_skeleton
+from ..models.skeleton import get_skeleton
 
 BOX_W = 140
 BOX_H = 26
 STEP = 44
 MARGIN = 18
-COLOURS = {"conv": "#cfe0f3", "norm": "#e6e6e6", "act": "#fbdcc2", "pad": "#d8ecd4"}
+COLORS = {"conv": "#cfe0f3", "norm": "#e6e6e6", "act": "#fbdcc2", "pad": "#d8ecd4"}
 LINE = "#333333"
 
 
@@ -117,7 +117,7 @@ def draw(blocks: Sequence[tuple[str, nn.Module]]) -> str:
 
 
 def _column(x: int, title: str, path: Path) -> list[str]:
-    """Return the elements of one block, top to bottom; ``x`` is the centre of the main path."""
+    """Return the elements of one block, top to bottom; ``x`` is the center of the main path."""
     top = MARGIN + 16
     parts = [_text(x + BOX_W // 2, top - 10, title, bold=True)]
     parts.append(_text(x, top + 18, f"x: {path.channels} channels"))
@@ -127,11 +127,11 @@ def _column(x: int, title: str, path: Path) -> list[str]:
         y += STEP
     if path.shortcut is None:
         return [*parts, _line(x, y, x, y + STEP - BOX_H)]
-    centre = y + STEP - BOX_H + 10
-    parts += [_line(x, y, x, centre - 10), *_shortcut(x, start, centre, path.shortcut)]
-    parts.append(f'<circle cx="{x}" cy="{centre}" r="10" fill="white" stroke="{LINE}"/>')
-    parts.append(_text(x, centre + 5, "+", bold=True))
-    y = centre + 10
+    center = y + STEP - BOX_H + 10
+    parts += [_line(x, y, x, center - 10), *_shortcut(x, start, center, path.shortcut)]
+    parts.append(f'<circle cx="{x}" cy="{center}" r="10" fill="white" stroke="{LINE}"/>')
+    parts.append(_text(x, center + 5, "+", bold=True))
+    y = center + 10
     for kind, label in path.after:
         parts += [_line(x, y, x, y + STEP - BOX_H), _box(x, y + STEP - BOX_H, kind, label)]
         y += STEP
@@ -159,7 +159,7 @@ def _shortcut(x: int, start: int, end: int, chain: Sequence[tuple[str, str]]) ->
 def _box(x: int, y: int, kind: str, label: str) -> str:
     return (
         f'<rect x="{x - BOX_W // 2}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="4" '
-        f'fill="{COLOURS[kind]}" stroke="{LINE}"/>' + _text(x, y + 17, label, small=len(label) > 20)
+        f'fill="{COLORS[kind]}" stroke="{LINE}"/>' + _text(x, y + 17, label, small=len(label) > 20)
     )
 
 

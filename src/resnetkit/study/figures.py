@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .gradients import Layer, Responses, Signal
     from .runs import Outcome
 
-COLOURS = ("#1f5fa8", "#d9721a", "#3a923a", "#8c4fa8", "#666666", "#b8293d")
+COLORS = ("#1f5fa8", "#d9721a", "#3a923a", "#8c4fa8", "#666666", "#b8293d")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -37,22 +37,22 @@ def _plain(axes: Any, x: str, y: str) -> None:
 def _by_layer(axes: Any, signals: Sequence[Signal], when: str, what: str) -> None:
     """Plot one line per network on a logarithmic scale, with crosses for non-finite values."""
     ceiling = 0.0
-    for signal, colour in zip(signals, COLOURS, strict=False):
+    for signal, color in zip(signals, COLORS, strict=False):
         layers: Sequence[Layer] = getattr(signal, when)[:-1]  # without the head
         values = [getattr(layer, what) for layer in layers]
         shown = [value if math.isfinite(value) and value > 0 else math.nan for value in values]
-        axes.plot(range(1, len(values) + 1), shown, color=colour, linewidth=1.4, label=signal.net)
+        axes.plot(range(1, len(values) + 1), shown, color=color, linewidth=1.4, label=signal.net)
         ceiling = max([ceiling, *(value for value in shown if math.isfinite(value))])
-    for row, (signal, colour) in enumerate(zip(signals, COLOURS, strict=False)):
+    for row, (signal, color) in enumerate(zip(signals, COLORS, strict=False)):
         values = [getattr(layer, what) for layer in getattr(signal, when)[:-1]]
         lost = [i + 1 for i, value in enumerate(values) if not math.isfinite(value)]
         height = ceiling * 10 ** (1 + row)
-        axes.plot(lost, [height] * len(lost), "x", color=colour, markersize=3)
+        axes.plot(lost, [height] * len(lost), "x", color=color, markersize=3)
     axes.set_yscale("log")
 
 
 def stacks(found: Sequence[Signal], path: Path) -> None:
-    """Draw `signals` at initialisation, with the gradient with respect to each layer's output."""
+    """Draw `signals` at initialization, with the gradient with respect to each layer's output."""
     signals(found, path, what="backward", after=False)
 
 
@@ -70,7 +70,7 @@ def signals(
         after: add a second row for the state after the training steps.
     """
     gradient_of = {"gradient": "weights", "backward": "output"}[what]
-    rows: list[tuple[str, str]] = [("before", "at initialisation")]
+    rows: list[tuple[str, str]] = [("before", "at initialization")]
     if after:
         rows.append(("after", f"after {found[0].steps} steps"))
     figure = Figure(figsize=(10.5, 3.1 * len(rows) + 0.7 * (not after)), layout="constrained")
@@ -85,12 +85,12 @@ def signals(
         right.axis("off")
     losses = grid[0][2]
     losses.axis("on")
-    for signal, colour in zip(found, COLOURS, strict=False):
+    for signal, color in zip(found, COLORS, strict=False):
         shown = [value if value < 10 else math.nan for value in signal.losses]
-        losses.plot(range(1, signal.steps + 1), shown, color=colour, linewidth=1.4)
+        losses.plot(range(1, signal.steps + 1), shown, color=color, linewidth=1.4)
         if not math.isfinite(signal.losses[-1]):
             last = sum(map(math.isfinite, signal.losses))
-            losses.plot([last + 1], [0.0], "x", color=colour, markersize=7, clip_on=False)
+            losses.plot([last + 1], [0.0], "x", color=color, markersize=7, clip_on=False)
     losses.set_ylim(0, 4)
     _plain(losses, "step", "training loss")
     handles = grid[0][0].get_legend_handles_labels()
@@ -110,8 +110,8 @@ def responses(found: Sequence[Responses], path: Path) -> None:
         for each in found:
             values = sorted(each.values, reverse=True) if ordered else each.values
             shade = shades["plain" if "plain" in each.net else "resnet"]
-            colour = shade(0.25 + 0.65 * len(values) / deepest)  # deeper is darker
-            axes.plot(range(1, len(values) + 1), values, color=colour, label=each.net)
+            color = shade(0.25 + 0.65 * len(values) / deepest)  # deeper is darker
+            axes.plot(range(1, len(values) + 1), values, color=color, label=each.net)
         axes.set_ylim(bottom=0)
         _plain(axes, "layer, by size" if ordered else "layer", "std of the response")
     figure.axes[0].legend(frameon=False, ncols=2)
@@ -126,13 +126,13 @@ def _mean_percent(runs: Sequence[Sequence[float]]) -> list[float]:
 def errors(found: Sequence[Outcome], groups: Sequence[Sequence[str]], path: Path) -> None:
     """Draw error by epoch, as in figure 6.
 
-    One panel per group of networks, one colour per network. Lines are means over the seeds: dashed
+    One panel per group of networks, one color per network. Lines are means over the seeds: dashed
     for training, bold for validation. The band is the range of the training errors.
     """
     figure = Figure(figsize=(5.2 * len(groups), 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, names in zip(panels, groups, strict=True):
-        for name, colour in zip(names, COLOURS, strict=False):
+        for name, color in zip(names, COLORS, strict=False):
             outcomes = [outcome for outcome in found if outcome.net == name]
             training = [outcome.train_errors for outcome in outcomes]
             low, high = (
@@ -140,10 +140,10 @@ def errors(found: Sequence[Outcome], groups: Sequence[Sequence[str]], path: Path
                 for extreme in (min, max)
             )
             epochs = range(1, len(low) + 1)
-            axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(epochs, _mean_percent(training), "--", color=colour, linewidth=1)
+            axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0)
+            axes.plot(epochs, _mean_percent(training), "--", color=color, linewidth=1)
             validation = _mean_percent([outcome.val_errors for outcome in outcomes])
-            axes.plot(epochs, validation, color=colour, linewidth=2, label=name)
+            axes.plot(epochs, validation, color=color, linewidth=2, label=name)
         _plain(axes, "epoch", "error, %")
         axes.set_ylim(bottom=0)
         above_axes = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": len(names)}

@@ -208,7 +208,7 @@ def fit(
     network.train()
     for step in range(steps):
         epoch, start = divmod(step * BATCH, max(BATCH, len(labels) // BATCH * BATCH))
-        order = torch.from_numpy(randomness.order(seed, epoch, len(labels)))
+        order = torch.from_numpy(randomness.permutation(seed, epoch, len(labels)))
         indices = order[start : start + BATCH]
         loss = F.cross_entropy(network(images[indices]), labels[indices])
         optimizer.zero_grad()

@@ -49,7 +49,7 @@ def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, T
         most: the largest number of images to return.
 
     Returns:
-        Normalised float32 images (N, 3, size, size) and int64 labels (N,).
+        Normalized float32 images (N, 3, size, size) and int64 labels (N,).
 
     Raises:
         DataError: the folder has no split to train on.
@@ -62,6 +62,6 @@ def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, T
         )
     preset = Preprocessing(size, size)
     images = Images(split, preset)
-    order = randomness.order(0, 0, len(split))[:most]
+    order = randomness.permutation(0, 0, len(split))[:most]
     tensors = stack([preset.crop(images[int(i)]) for i in order])
     return normalize(tensors, preset).contiguous(), images.labels()[torch.from_numpy(order)]

@@ -16,10 +16,11 @@ from ..data import folder
 from ..data.folder import Dataset
 from ..errors import Interrupted, OutputError, RecipeError
 from ..models import summarize
-from ..models.registry import get_skeleton
-from ..progress import pluralize, say
+from ..models.skeleton import get_skeleton
+from ..progress import say
 from ..runtime import Runtime, pick
 from ..storage import write_json, write_text
+from ..text import pluralize
 from ..training import defaults, initial_weights, measure
 from ..training import recipe as recipes
 from ..training.loop import train
@@ -78,7 +79,7 @@ class Comparison:
         return {"model": net.model, "model_options": options, "seed": seed}
 
     def shared(self) -> dict[str, Any]:
-        """Return what all runs share; to continue a folder, it must be unchanged."""
+        """Return what all runs share. A folder continues only if this is unchanged."""
         is_inside = self.data.is_relative_to(self.out)  # in that case the folder may be moved
         data = self.data.relative_to(self.out) if is_inside else self.data.absolute()
         return {"data": str(data), "recipe": self.recipe.model_dump(mode="json")}

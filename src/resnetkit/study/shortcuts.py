@@ -7,7 +7,7 @@ everywhere (C).
 from __future__ import annotations
 
 from ..models import summarize
-from ..models.registry import get_skeleton
+from ..models.skeleton import get_skeleton
 from . import published
 from .runs import Net
 from .table import Row, Table

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from ..models import BasicBlock, Bottleneck, Summary, summarize
-from ..models.registry import ShapesOnly, get_skeleton
+from ..models.skeleton import ShapesOnly, get_skeleton
 from . import published
 from .table import Row, Table
 

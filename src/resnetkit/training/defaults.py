@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.dataset import are_all_grey, image_sizes
+from ..data.dataset import are_all_gray, image_sizes
 from ..data.folder import Dataset
 from ..data.transforms import STATISTICS
 from ..data.value_range import find_value_range
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
 from ..progress import say
-from ..randomness import order
+from ..randomness import permutation
 from ..runtime import Runtime, default_workers
 from .recipe import DEFAULT_MODEL, Recipe
 
@@ -99,9 +99,9 @@ def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None =
         channels = recorded.channels or 3
     elif channels is None:
         split = dataset.splits.get("train") or dataset.splits.get("all")
-        is_grey = recipe.weights == "none" and split is not None and are_all_grey(split)
-        channels = 1 if is_grey else 3
-        if is_grey:
+        is_gray = recipe.weights == "none" and split is not None and are_all_gray(split)
+        channels = 1 if is_gray else 3
+        if is_gray:
             say(
                 "Note: all training images are grayscale, so the network gets one input channel; "
                 "--channels 3 for RGB."
@@ -147,7 +147,7 @@ def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recip
             f"{dataset.root} has only {', '.join(dataset.splits)}: there are no training images"
         )
     if image_size is None:
-        sides = [min(size) for size in image_sizes(split, order(0, 0, len(split))[:200])]
+        sides = [min(size) for size in image_sizes(split, permutation(0, 0, len(split))[:200])]
         fitting = int(np.median(sides or [32])) // 32 * 32
         image_size = min(max(32, fitting), DEVICE_DEFAULTS[runtime.device.type].largest_size)
     options = dict(recipe.model_options)

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import DataError, RecipeError
 from ..models.modes import in_mode
-from ..progress import pluralize
 from ..runtime import Runtime
+from ..text import pluralize
 from .recipe import Recipe
 
 

@@ -18,16 +18,20 @@ from torch import Tensor, nn
 from ..errors import RecipeError, TrainingError, WeightsError
 from ..models import get_model, get_model_weights, list_weights
 from ..models.architectures import ARCHITECTURES
-from ..models.registry import get_skeleton
-from ..models.weights import WeightsEnum, imagenet_classes, imagenet_ids, modelfile
+from ..models.skeleton import get_skeleton
+from ..models.weights import Starter_Weights, WeightsEnum, imagenet_classes, imagenet_ids, modelfile
 from ..models.weights.classnames import select_names
-from ..models.weights.download import fetch
 from ..models.weights.reading import Checkpoint, check_finite, read_tensors
 from ..models.weights.resolve import load_into, resolve_file, resolve_weights
 from ..progress import say
 from ..runtime import Runtime
 from ..storage import sha256
 from .recipe import DEFAULT_MODEL, Recipe, load_recipe
+
+STARTER = Starter_Weights.TINY_IMAGENET
+"""The weights of runs for which no published ones are available."""
+
+STARTER_MODEL = "resnet18_starter"
 
 
 def network_name(recipe: str | Path | None, settings: dict[str, Any]) -> str:
@@ -88,13 +92,23 @@ def _resolve_weights(recipe: Recipe, weights: str) -> dict[str, Any] | None:
     model = recipe.model or DEFAULT_MODEL
     if weights != "auto":
         return _weights_fields(recipe, model, weights, brief=False)
-    if not list_weights(model) or recipe.model_options:
-        return None  # nothing is published for this network
-    try:
-        return _weights_fields(recipe, model, "DEFAULT", brief=True)
-    except WeightsError as error:
-        say(f"Published weights are not available, so starting from random weights: {error}")
-        return None
+    fits_starter = _fits_starter(recipe)
+    if list_weights(model) and not recipe.model_options:
+        try:
+            return _weights_fields(recipe, model, "DEFAULT", brief=True)
+        except WeightsError as error:
+            instead = (
+                f"those that ship with resnetkit ({STARTER})" if fits_starter else "random ones"
+            )
+            say(f"Published weights are not available, so starting from {instead}: {error}")
+    return _weights_fields(recipe, model, str(STARTER), brief=True) if fits_starter else None
+
+
+def _fits_starter(recipe: Recipe) -> bool:
+    """Return whether the recipe's network is that of the starter weights, or left open."""
+    options = {name: value for name, value in recipe.model_options.items() if name != "in_channels"}
+    is_open = recipe.model is None and not options
+    return is_open or (recipe.model in (None, "resnet18") and options == {"width": 32})
 
 
 def _weights_fields(recipe: Recipe, model: str, weights: str, *, brief: bool) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def _weights_fields(recipe: Recipe, model: str, weights: str, *, brief: bool) ->
     member = _published_member(model, weights)
     options = recipe.model_options
     is_local_file = member is None and "://" not in weights
-    if modelfile.is_model_file(path):
+    if modelfile.is_model_file(path) and model != STARTER_MODEL:
         header = modelfile.read_header(path)
         if recipe.model not in (None, header.architecture):
             raise RecipeError(
@@ -122,6 +136,8 @@ def _weights_fields(recipe: Recipe, model: str, weights: str, *, brief: bool) ->
 
 def _published_member(model: str, weights: str) -> WeightsEnum | None:
     """Return the published weights of this name; None if it is a file or an address."""
+    if weights.startswith(f"{Starter_Weights.__name__}."):
+        return Starter_Weights.verify(weights)
     return resolve_weights(weights, get_model_weights(model) if list_weights(model) else None)
 
 
@@ -134,7 +150,7 @@ def _weights_file(model: str, weights: str, *, brief: bool) -> Path:
         brief: give up soon if the server of published weights does not answer.
     """
     member = _published_member(model, weights)
-    return resolve_file(weights) if member is None else fetch(member.url, brief=brief)
+    return resolve_file(weights) if member is None else member.file(brief=brief)
 
 
 def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any]]:

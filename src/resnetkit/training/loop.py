@@ -39,11 +39,10 @@ from .state import State
 from .tensorboard import TensorBoardLogger
 
 
-# The caller's dtype, autocast, RNG states and threads are restored; torchrun's ranks are connected.
-@machine.pytorch_defaults()
-@randomness.preserve_generators()
-@machine.connected()
-@machine.restored_threads()
+@machine.pytorch_defaults()  # whatever dtype and autocast the caller has set
+@randomness.preserve_generators()  # the caller's RNG states are restored
+@machine.connected()  # torchrun's ranks
+@machine.restored_threads()  # the caller's number of threads is restored
 def train(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -91,11 +90,11 @@ def train(
     name = f"{dataset.name}-{network_name(recipe, settings)}"
     run_folder, saved = runtime.on_main(RunFolder.open, out, name, resume, data)
     recorded = runtime.on_main(run_folder.recorded_recipe) if resume else None
-    loaded = runtime.on_main(resolve_recipe, recipe, settings, recorded)
+    requested = runtime.on_main(resolve_recipe, recipe, settings, recorded)
 
     # Set up the images, the network, the optimizer and the loader. This fills in the recipe.
     session = set_up(
-        dataset, loaded, device, workers, recorded=recorded, is_resumed=saved is not None
+        dataset, requested, device, workers, recorded=recorded, is_resumed=saved is not None
     )
     resolved = session.recipe
     runtime = session.runtime
@@ -109,6 +108,7 @@ def train(
         note = run_folder.note_on_other_run(data) if out is None else ""
         say(f"results in    {run_folder.path}{note}\n")
     else:
+        # The command and the split only make the errors of `restore` more helpful.
         is_finished = runtime.on_main(run_folder.is_finished)
         extend_command = run_folder.extend_command(data, resolved) if is_finished else ""
         state.restore(saved, extend_command, run_folder.describe_new_split(session.data))
@@ -130,7 +130,7 @@ def train(
             outcomes = Outcomes(state, session.data.train.split, runtime)
             with bar(label, session.batches_in(state.epoch), state.batch) as advance:
                 for batch in session.batches(image_size):
-                    session.choose_trained_layers()
+                    session.choose_trained_layers()  # and set training mode
                     lr = learning_rate(resolved, state.step, session.steps)
                     with explain_out_of_memory(resolved, runtime):
                         outcome = training_step(
@@ -138,6 +138,7 @@ def train(
                         )
                     outcomes.add(outcome, batch.indices)
                     state.end_step()
+                    # Also adds the outcome of the previous step to the tally.
                     save_if_due(session, run_folder, outcomes, checkpoints, interrupts)
                     advance(state.tally.text())
             outcomes.drain()
@@ -149,7 +150,8 @@ def train(
             row = {
                 "epoch": state.epoch + 1,
                 "image_size": image_size,
-                "lr": learning_rate(resolved, state.step - 1, session.steps),  # of the last step
+                # Of the last step. Not `lr`: a run resumed after the last batch has not set it.
+                "lr": learning_rate(resolved, state.step - 1, session.steps),
                 "train_loss": state.tally.loss,
                 "train_accuracy": state.tally.accuracy,
                 "val_loss": val_loss,
@@ -163,10 +165,10 @@ def train(
             save_if_due(session, run_folder, outcomes, checkpoints, interrupts, is_epoch_end=True)
         runtime.on_main(checkpoints.finish)
     if state.epoch < session.epochs:
-        say(f"No better epoch in the last {resolved.patience}; stopped early.")
+        say(f"No improvement in the last {resolved.patience} epochs; stopped early.")
 
     # Evaluate the saved file, through the code that `resnet evaluate` runs, and write the report.
-    return runtime.on_main(finish_run, run_folder, session, device)
+    return runtime.on_main(finish_run, run_folder, session)
 
 
 def training_step(
@@ -196,6 +198,7 @@ def training_step(
         Nothing here waits for the device.
     """
     set_learning_rate(state.optimizer, lr)
+    # What the network itself draws, as for dropout, is f(seed, step, rank).
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
@@ -217,7 +220,7 @@ def training_step(
         local_labels.tensor_split(parts),
         strict=True,
     )
-    outcomes = []
+    rows = []
     for number, (micro_images, micro_targets, micro_labels) in enumerate(micro_batches, 1):
         with sync_gradients(state.forward, is_last=number == parts):
             with runtime.autocast():
@@ -229,11 +232,11 @@ def training_step(
                 reduction="sum",
                 label_smoothing=recipe.label_smoothing,
             )
-            loss = loss / total_weight
+            loss = loss / total_weight  # the sum over micro-batches and ranks is the mean
             # DDP averages gradients over the ranks; the update needs their sum.
             state.scaler.scale(loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
         correct = (logits.detach().argmax(1) == micro_labels).sum()
-        outcomes.append(torch.stack([loss.detach(), correct.float()]))
+        rows.append(torch.stack([loss.detach(), correct.float()]))
 
     state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]
     if recipe.clip_norm is not None:
@@ -243,7 +246,7 @@ def training_step(
     state.optimizer.zero_grad()
     if state.ema is not None and state.step % recipe.ema_every == 0:
         state.ema.update(state.model, state.step)
-    return torch.stack(outcomes)
+    return torch.stack(rows)
 
 
 def save_if_due(

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from ..data.transforms import normalize
 from ..errors import RecipeError
-from ..progress import pluralize, say
+from ..progress import say
 from ..runtime import Runtime, cores
+from ..text import pluralize
 from .distributed import revert_sync_bn
 from .optimizer import Optimizer
 from .out_of_memory import explain_out_of_memory

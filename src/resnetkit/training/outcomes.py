@@ -56,7 +56,7 @@ class Outcomes:
             outcome: ``(micro-batches, 2)`` float32, as `training_step` returns it.
             indices: ``(N,)`` of the images of the whole batch in the training split.
         """
-        self._pending.append(_Pending(self.state.step, indices, machine.fetch(outcome)))
+        self._pending.append(_Pending(self.state.step, indices, machine.read_later(outcome)))
 
     def exchange(self, is_due: bool, signal: int) -> tuple[bool, int]:
         """Read the outcome of the previous step, and agree with the other ranks on what to do next.

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..data.folder import Split
-from ..progress import display_width, pad_to_width, pluralize, printable
 from ..runtime import Runtime
+from ..text import display_width, pad_to_width, pluralize, printable
 from .preparation import PreparedData
 from .recipe import Recipe
 

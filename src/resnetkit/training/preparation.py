@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.cache import Scan, check_readable, scan
 from ..data.dataset import Images
-from ..data.decode import DIM, is_dim_colour
+from ..data.decode import DIM, is_dim_color
 from ..data.files import digest
 from ..data.folder import Dataset, Split
 from ..data.near_duplicates import keep_together, signature
@@ -129,7 +129,7 @@ def _note_dim_images(split: Split) -> tuple[str, ...]:
     checked = range(0, len(split), step)[:MAX_DIM_CHECKED]
     paths = [split.paths[i] for i in checked]
     paths = [path for path in paths if path.lower().endswith((".png", ".tif", ".tiff"))]
-    dim = [path for path in paths if is_dim_colour(split.root / path)]
+    dim = [path for path in paths if is_dim_color(split.root / path)]
     if not dim:
         return ()
     return (

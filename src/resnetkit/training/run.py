@@ -17,9 +17,10 @@ from .. import storage
 from ..data.folder import Dataset
 from ..data.tree import is_run
 from ..errors import OutputError
-from ..progress import pluralize, printable, say
+from ..progress import say
 from ..report import files
 from ..report.record import best_epoch
+from ..text import pluralize, printable
 from .checkpoint import Snapshot, read_newest
 from .preparation import PreparedData
 from .recipe import Recipe, load_recipe
@@ -55,7 +56,7 @@ class Run:
 
 
 class RunFolder:
-    """The folder that a run writes to. The README lists its files.
+    """The folder that a run writes to. docs/training.md lists its files.
 
     Args:
         path: the folder.

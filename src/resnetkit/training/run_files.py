@@ -31,8 +31,8 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
         OutputError: the folder cannot be created.
     """
     run.claim()
-    machine = environment(session.runtime.device)
-    run.write_json(FIRST_FILE, {"data": str(Path(data).absolute()), **machine})
+    recorded = environment(session.runtime.device)
+    run.write_json(FIRST_FILE, {"data": str(Path(data).absolute()), **recorded})
     run.write_text("recipe.yaml", session.recipe.to_yaml())
     run.write_json("classes.json", list(session.data.dataset.classes))
     if session.data.made_split:
@@ -57,13 +57,14 @@ def write_epoch(run: RunFolder, session: Session, row: dict[str, Any], is_best: 
     run.write_rows("timings.csv", state.timings)
 
 
-def finish_run(run: RunFolder, session: Session, device: str) -> Run:
+def finish_run(run: RunFolder, session: Session) -> Run:
     """Write the last model, then evaluate the best one from its file and write the results.
 
     The results are curves, confusion matrix, report and metrics.
     """
     state = session.state
     recipe = session.recipe
+    device = str(session.runtime.device)
     header = make_header(session, state.history[-1])
     modelfile.write(run.last, state.evaluated.state_dict(), header)
     split = session.data.val.split

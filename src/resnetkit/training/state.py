@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ..errors import TrainingError
-from ..progress import pluralize, say
+from ..progress import say
 from ..report.record import best_epoch, epoch_rank
+from ..text import pluralize
 from .checkpoint import Snapshot
 from .ema import ModelEma
 from .optimizer import Optimizer
@@ -159,7 +160,7 @@ class State:
             if not is_finite:
                 raise TrainingError(
                     f"{name} is no longer finite after step {self.step}. A lower learning rate "
-                    "(--lr) usually helps. What was saved before is kept"
+                    "(--lr) usually helps. Earlier saves are kept"
                 )
 
     def check_scale(self) -> None:

@@ -66,7 +66,7 @@ ENTRIES = {
        and not (key in ("recipe", "data") and value == {"a": [1]})},
     "unknown architecture": {"architecture": "resnet5000"},
     "version true": {"format_version": True},
-    "newer": {"format_version": 2},
+    "newer": {"format_version": 3},
     "unknown option": {"options": {"num_classes": 3, "wings": 2}},
     "wide": {"options": {"num_classes": 3, "width": 10**9}},
     "wider": {"options": {"num_classes": 3, "width": 2**70}},

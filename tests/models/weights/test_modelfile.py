@@ -15,7 +15,7 @@ from resnetkit.data.transforms import Preprocessing
 from resnetkit.errors import ModelFileError, OutputError, WeightsError
 from resnetkit.evaluation.explain import explain
 from resnetkit.models import convert, get_model
-from resnetkit.models.registry import get_skeleton
+from resnetkit.models.skeleton import get_skeleton
 from resnetkit.models.weights import modelfile
 from resnetkit.models.weights.modelfile import Header
 
@@ -158,9 +158,26 @@ def test_a_full_disk_raises(tmp_path, monkeypatch):
 
 
 def test_a_newer_version_says_to_upgrade(file):
-    rewrite(file, format_version=2)
-    with pytest.raises(ModelFileError, match=r"version 2.* up to 1.*pip install --upgrade"):
+    rewrite(file, format_version=3)
+    with pytest.raises(ModelFileError, match=r"version 3.* up to 2.*pip install --upgrade"):
         modelfile.read(file)
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+    model, header = make()
+    state = {n: t.half() if t.ndim > 1 else t for n, t in model.state_dict().items()}
+    modelfile.write(tmp_path / "half", state, header)
+    modelfile.write(tmp_path / "full", model.state_dict(), header)
+    assert (tmp_path / "half").stat().st_size < 0.6 * (tmp_path / "full").stat().st_size
+    found, found_header = modelfile.read(tmp_path / "half")
+    assert found_header == header
+    for name, tensor in found.state_dict().items():
+        assert tensor.dtype == model.state_dict()[name].dtype
+        assert torch.equal(tensor, state[name].to(tensor.dtype))
+    versions = {
+        name: modelfile._read_json(tmp_path / name)["format_version"] for name in ("half", "full")
+    }
+    assert versions == {"half": 2, "full": 1}  # what older readers can read, they are given
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,11 @@ def test_real_photos_give_equal_results(name):
         assert torch.equal(ours(photo), theirs(photo))
 
 
-def test_grey_is_repeated_over_the_channels():
+def test_gray_is_repeated_over_the_channels():
     ours = ImageClassification(crop_size=32, resize_size=40)
-    grey = make_image((60, 50)).convert("L")
-    assert torch.equal(ours(grey), ours(grey.convert("RGB")))
-    pixels = torch.from_numpy(np.array(grey))[None]
+    gray = make_image((60, 50)).convert("L")
+    assert torch.equal(ours(gray), ours(gray.convert("RGB")))
+    pixels = torch.from_numpy(np.array(gray))[None]
     assert torch.equal(ours(pixels), ours(pixels.repeat(3, 1, 1)))
     assert ours(pixels[None]).shape == (1, 3, 32, 32)
 
@@ -110,7 +110,7 @@ def test_transparent_tensors_are_laid_over_white_like_images():
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "1"])
-def test_other_colours_are_converted(mode):
+def test_other_colors_are_converted(mode):
     ours = ImageClassification(crop_size=16, resize_size=16)
     image = make_image((20, 20)).convert(mode)
     assert torch.equal(ours(image), ours(image.convert("RGB")))

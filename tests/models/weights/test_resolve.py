@@ -363,10 +363,10 @@ def test_a_file_without_head_is_logged(net, tmp_path, caplog):
 
 
 def test_other_input_channels_adapt_the_first_convolution(net, x, file, caplog):
-    grey = resnet18(weights=file, in_channels=1).eval()
+    gray = resnet18(weights=file, in_channels=1).eval()
     with torch.no_grad():
-        of_grey, of_rgb = grey(x[:, :1]), net(x[:, :1].expand(-1, 3, -1, -1))
-    assert torch.allclose(of_grey, of_rgb, atol=1e-4)
+        of_gray, of_rgb = gray(x[:, :1]), net(x[:, :1].expand(-1, 3, -1, -1))
+    assert torch.allclose(of_gray, of_rgb, atol=1e-4)
     assert "has 3 input channels, the network 1: the first convolution is summed" in caplog.text
     six = resnet18(weights=file, in_channels=6).eval()
     assert "is repeated" in caplog.text
@@ -374,14 +374,14 @@ def test_other_input_channels_adapt_the_first_convolution(net, x, file, caplog):
         assert torch.allclose(six(torch.cat([x, x], 1)), net(x), atol=1e-4)
 
 
-def test_grey_weights_grow_to_three_channels(tmp_path):
-    grey = resnet18(in_channels=1).eval()
-    torch.save(grey.state_dict(), tmp_path / "grey.pth")
-    assert resnet18(weights=tmp_path / "grey.pth").conv1.in_channels == 1
-    model = resnet18(weights=tmp_path / "grey.pth", in_channels=3).eval()
+def test_gray_weights_grow_to_three_channels(tmp_path):
+    gray = resnet18(in_channels=1).eval()
+    torch.save(gray.state_dict(), tmp_path / "gray.pth")
+    assert resnet18(weights=tmp_path / "gray.pth").conv1.in_channels == 1
+    model = resnet18(weights=tmp_path / "gray.pth", in_channels=3).eval()
     x = torch.randn(1, 1, 32, 32)
     with torch.no_grad():
-        assert torch.allclose(model(x.expand(-1, 3, -1, -1)), grey(x), atol=1e-4)
+        assert torch.allclose(model(x.expand(-1, 3, -1, -1)), gray(x), atol=1e-4)
 
 
 def test_batch_counts_may_be_missing_or_extra(net, x, file, tmp_path):

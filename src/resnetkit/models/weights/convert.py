@@ -139,7 +139,7 @@ def _resolve_input(
     channels = found.options.get("in_channels", 3)
     if channels not in STATISTICS:
         raise WeightsError(
-            f"the first convolution takes {channels} channels, but images have 1 (grey), 3 (RGB) "
+            f"the first convolution takes {channels} channels, but images have 1 (gray), 3 (RGB) "
             "or 4 (RGB and transparency), so a model file cannot use this network"
         )
     usual = dict(zip(("mean", "std"), STATISTICS[channels], strict=True))
@@ -153,7 +153,7 @@ def _resolve_input(
     resolved = {**_default_sizes(found, published), **usual, "decoder": "full", **given}
     notes = []
     if channels == 1:
-        notes.append("the network takes 1 channel: images are read as grey")
+        notes.append("the network takes 1 channel: images are read as gray")
     elif channels == 4:
         notes.append("the network takes 4 channels: images are read as RGB and transparency")
     sizes = f"shorter side {resolved['resize_size']}, crop {resolved['crop_size']} px"

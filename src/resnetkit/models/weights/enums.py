@@ -30,6 +30,7 @@ __all__ = [
     "ResNet50_Weights",
     "ResNet101_Weights",
     "ResNet152_Weights",
+    "Starter_Weights",
     "Wide_ResNet50_2_Weights",
     "Wide_ResNet101_2_Weights",
 ]
@@ -96,6 +97,29 @@ class WeightsEnum(Enum):
             raise UnknownWeightsError(f"{what}. {question} It has {names}.")
         return cls[name]
 
+    def file(
+        self,
+        folder: Path | None = None,
+        name: str | None = None,
+        *,
+        progress: bool = True,
+        check_hash: bool = True,
+        brief: bool = False,
+    ) -> Path:
+        """Return the local file, downloaded at the first call; see `fetch`.
+
+        Args:
+            folder: the folder to keep it in; by default PyTorch's cache.
+            name: the name to keep it under; by default the last part of the address.
+            progress: show a bar on standard error.
+            check_hash: compare the file with the SHA-256 prefix in its name.
+            brief: give up soon if the server does not answer.
+
+        Raises:
+            DownloadError: it could not be fetched.
+        """
+        return fetch(self.url, folder, name, progress=progress, check_hash=check_hash, brief=brief)
+
     def get_state_dict(
         self,
         model_dir: str | None = None,
@@ -118,7 +142,7 @@ class WeightsEnum(Enum):
             WeightsError: it is damaged.
         """
         folder = None if model_dir is None else Path(model_dir)
-        path = fetch(self.url, folder, file_name, progress=progress, check_hash=check_hash)
+        path = self.file(folder, file_name, progress=progress, check_hash=check_hash)
         return read_tensors(path, map_location).tensors
 
     @property
@@ -145,8 +169,11 @@ class WeightsEnum(Enum):
 
 def imagenet_classes() -> list[str]:
     """Return the 1000 class names of ImageNet-1K, in the order of the logits."""
-    path = Path(__file__).with_name("imagenet_classes.txt")
-    return path.read_text(encoding="utf-8").splitlines()
+    return _read_lines("imagenet_classes.txt")
+
+
+def _read_lines(name: str) -> list[str]:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
 
 
 def imagenet_ids() -> list[str]:
@@ -154,8 +181,7 @@ def imagenet_ids() -> list[str]:
 
     ImageNet's folders have these names; the order of the logits is their sorted order.
     """
-    path = Path(__file__).with_name("imagenet_ids.txt")
-    return path.read_text(encoding="utf-8").split()
+    return _read_lines("imagenet_ids.txt")
 
 
 _CATEGORIES = imagenet_classes()
@@ -277,3 +303,30 @@ class Wide_ResNet101_2_Weights(WeightsEnum):
     IMAGENET1K_V2 = _w("wide_resnet101_2-d733dc28", 126886696, 22.753, 82.51, 96.02, 484.747, _NEW)
     DEFAULT = IMAGENET1K_V2
 # fmt: on
+
+
+class Starter_Weights(WeightsEnum):
+    """Small weights that ship with this package; ``starter/README.md`` is their model card.
+
+    `get_state_dict` and `file` need no network, and ignore where a download would be kept.
+    """
+
+    TINY_IMAGENET = Weights(
+        "resnet18_starter-1124d765.safetensors",
+        partial(ImageClassification, crop_size=96, resize_size=96),
+        {
+            "min_size": (1, 1),
+            "categories": _read_lines("starter/tiny_imagenet_classes.txt"),
+            "num_params": 2_850_280,
+            "recipe": "starter",
+            "_metrics": {"Tiny-ImageNet": {"acc@1": 45.29, "acc@5": 71.18}},
+            "_ops": 0.483,
+            "_file_size": 5.479,
+            "_docs": "Trained on the 100,000 images of 64 px of Tiny-ImageNet.",
+        },
+    )
+    DEFAULT = TINY_IMAGENET
+
+    def file(self, *_: Any, **__: Any) -> Path:
+        """Return the file in the package."""
+        return Path(__file__).parent / "starter" / self.url

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import WeightsError
 from ..architectures import ARCHITECTURES, Architecture
 from ..blocks import BasicBlock, Bottleneck
-from ..registry import get_skeleton
+from ..skeleton import get_skeleton
 from .reading import Checkpoint, describe_differences, drop_unused, unwrap
 from .resolve import infer_options
 
@@ -174,7 +174,9 @@ def _match_architecture(
         widths = (numbers.get("groups", 1), numbers.get("width_per_group", 64))
         if same_blocks and widths == (facts.groups, facts.width_per_group):
             is_plain = numbers.get("shortcut") == "none" and options.get("shortcut") != "none"
-            candidates.append((is_plain, len(_options_for(facts, known)), name))
+            is_starter = name == "resnet18_starter"  # a resnet18 with width=32, which says more
+            options_count = len(_options_for(facts, known))
+            candidates.append((is_plain, is_starter, options_count, name))
     if candidates:
         return min(candidates)[-1]
     nearest = min(ARCHITECTURES, key=lambda name: _distance(facts, ARCHITECTURES[name]))

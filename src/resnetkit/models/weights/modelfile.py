@@ -22,9 +22,11 @@ from ...data.transforms import STATISTICS, Preprocessing
 from ...errors import ModelFileError, OutputError
 from ...runtime import pytorch_defaults
 from ...storage import atomic
-from ..registry import get_skeleton
+from ..skeleton import get_skeleton
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 allows float16. Files without it are written as version 1, which older readers know."""
+
 MAX_HEADER = 64 * 2**20  # bytes; a larger header is refused without reading it
 KEY = "resnetkit"
 
@@ -40,7 +42,7 @@ class Header:
         preprocessing: how an image becomes the network's input.
         metrics: what was measured with these weights.
         recipe: the recipe they were trained with.
-        data: name of the dataset, and ``{split: {"count", "digests"}}`` of the splits it used.
+        data: ``name`` of the dataset, and ``parts``: ``{split: {"count", "digests"}}``.
     """
 
     architecture: str
@@ -51,10 +53,10 @@ class Header:
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """Return the header's JSON entry; equal headers give equal text."""
+    def to_json(self, version: int = FORMAT_VERSION) -> str:
+        """Return the header's JSON entry for a format version; equal headers give equal text."""
         content = {
-            "format_version": FORMAT_VERSION,
+            "format_version": version,
             "architecture": self.architecture,
             "options": self.options,
             "classes": list(self.classes),
@@ -75,16 +77,17 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
     Args:
         path: the file.
         tensors: the network's ``state_dict``, on any device and in any memory layout; names may
-            share memory.
+            share memory. In float16, parameters take half the space, and are read back as float32.
         header: everything else.
 
     Raises:
         OutputError: ``path`` cannot be written.
     """
     copies = {name: _copy_contiguous(t.detach().cpu()) for name, t in tensors.items()}
+    version = 2 if any(t.dtype == torch.float16 for t in copies.values()) else 1
     with atomic(path) as temporary:
         try:
-            save_file(copies, temporary, metadata={KEY: header.to_json()})
+            save_file(copies, temporary, metadata={KEY: header.to_json(version)})
         except SafetensorError as error:  # also raised when the disk is full
             raise OutputError(f"{path} cannot be written ({error})") from error
 
@@ -161,6 +164,7 @@ def read(path: str | Path) -> tuple[nn.Module, Header]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is damaged or cut short ({error})") from error
+    tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
     try:
         model = get_skeleton(header.architecture, **header.options)  # allocates nothing
     except (TypeError, ValueError, RuntimeError) as error:
@@ -254,7 +258,7 @@ def _get_preprocessing(
             f"its network takes {channels!r} channels, but images have 1, 3 or 4. Use it from "
             "Python, with resnetkit.models and inputs you make yourself"
         )
-    if preprocessing.channels == 3 and channels in (1, 4):  # from a version that knew only colour
+    if preprocessing.channels == 3 and channels in (1, 4):  # from a version that knew only color
         mean, std = STATISTICS[channels]
         preprocessing = replace(preprocessing, mean=mean, std=std)
     # Other values of in_channels are not those of a network, and fail when it is built.

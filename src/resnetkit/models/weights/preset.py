@@ -1,4 +1,4 @@
-"""The preprocessing that published weights expect: one image -> one normalised tensor."""
+"""The preprocessing that published weights expect: one image -> one normalized tensor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(nn.Module):
-    """Resize the shorter side, crop the centre, scale to 0..1, normalise.
+    """Resize the shorter side, crop the center, scale to 0..1, normalize.
 
-    If ``mean`` has three values, a grey image is repeated over three channels, and a transparent
-    one is laid over white. Of 16-bit grey, the upper 8 bits are used. A PIL image of mode ``I``
+    If ``mean`` has three values, a gray image is repeated over three channels, and a transparent
+    one is laid over white. Of 16-bit gray, the upper 8 bits are used. A PIL image of mode ``I``
     does not say which value is white: if none is over 255, it is read as 8-bit.
 
     Args:
@@ -82,7 +82,7 @@ class ImageClassification(nn.Module):
         return (
             f"Takes a PIL image or a tensor (..., C, H, W), resizes its shorter side to "
             f"{self.resize_size[0]} pixels ({self._interpolation}), crops the central "
-            f"{self.crop_size[0]}x{self.crop_size[0]}, scales the values to 0..1, and normalises "
+            f"{self.crop_size[0]}x{self.crop_size[0]}, scales the values to 0..1, and normalizes "
             f"them with mean={self.mean} and std={self.std}."
         )
 
@@ -98,12 +98,12 @@ def _pil_to_rgb(image: Image) -> Image:
 
     if image.mode == "F":
         raise ValueError("the image has mode F, whose range is unknown; convert it to L or RGB")
-    if image.mode.startswith("I"):  # 16-bit grey; RGB keeps the upper 8 bits
-        grey = image.convert("I")
-        largest: Any = grey.getextrema()[1]
+    if image.mode.startswith("I"):  # 16-bit gray; RGB keeps the upper 8 bits
+        gray = image.convert("I")
+        largest: Any = gray.getextrema()[1]
         if image.mode != "I" or image.format == "PPM" or largest > 255:
-            grey = grey.point(lambda v: v / 256)
-        return grey.convert("L").convert("RGB")
+            gray = gray.point(lambda v: v / 256)
+        return gray.convert("L").convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
@@ -118,12 +118,12 @@ def _tensor_to_rgb(image: Tensor) -> Tensor:
         return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
     if channels not in (2, 4):
         raise ValueError(
-            "expected an image (..., C, H, W) with 3 channels, 1 (grey), 2 or 4 (transparent); got "
+            "expected an image (..., C, H, W) with 3 channels, 1 (gray), 2 or 4 (transparent); got "
             f"shape {tuple(image.shape)}"
         )
-    colour = image[..., :-1, :, :]
+    color = image[..., :-1, :, :]
     alpha = image[..., -1:, :, :]
     white = 1.0 if image.is_floating_point() else float(torch.iinfo(image.dtype).max)
-    mixed = white - (white - colour.double()) * (alpha / white)
+    mixed = white - (white - color.double()) * (alpha / white)
     mixed = mixed if image.is_floating_point() else mixed.round()
     return mixed.to(image.dtype).expand(*image.shape[:-3], 3, *image.shape[-2:])

@@ -272,7 +272,7 @@ def _adapt_input(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> li
     if wanted is None or found is None or wanted == found:
         return []
     weight = given["conv1.weight"]  # (planes, channels, k, k)
-    if wanted == 1:  # gives what a grey image, repeated over the channels, would give
+    if wanted == 1:  # gives what a gray image, repeated over the channels, would give
         given["conv1.weight"] = weight.sum(1, keepdim=True)
         how = "summed"
     else:  # scaled, so that the next layers still see sums of the same size

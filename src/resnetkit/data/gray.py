@@ -1,4 +1,4 @@
-"""16- or 32-bit grey -> 8 bits: the one place that decides which values are black and white.
+"""16- or 32-bit gray -> 8 bits: the one place that decides which values are black and white.
 
 Cameras, microscopes and scanners store 8, 10 or 12 bits in 16-bit files, or write fractions, and
 most formats do not say so. In order:
@@ -24,7 +24,7 @@ from PIL import Image
 from ..errors import ImageError
 
 ValueRange = tuple[float, float] | Literal["image"] | None
-"""The values that become 0 and 255 in grey images of 16 or 32 bits per pixel.
+"""The values that become 0 and 255 in gray images of 16 or 32 bits per pixel.
 
 None means 0 to 65,535 for 16 bits, and an error for 32 bits. ``"image"``: guess for each image."""
 
@@ -40,7 +40,7 @@ STRIP = 4_000_000
 
 @dataclass(frozen=True)
 class Depth:
-    """The kind of a wide grey image, ``16-bit``, ``32-bit`` or ``float``, and its extent."""
+    """The kind of a wide gray image, ``16-bit``, ``32-bit`` or ``float``, and its extent."""
 
     kind: str
     low: float
@@ -108,7 +108,7 @@ def black_and_white(image: Image.Image, value_range: ValueRange) -> tuple[float,
     """Return the values that become black and white in a wide image; black may be the higher one.
 
     Raises:
-        ImageError: 32-bit grey without a range.
+        ImageError: 32-bit gray without a range.
     """
     low, high = _limits(image, value_range)
     return (high, low) if _low_is_white(image) else (low, high)
@@ -124,7 +124,7 @@ def _limits(image: Image.Image, value_range: ValueRange) -> tuple[float, float]:
     low, high = extent(image)
     if value_range is None:
         raise ImageError(
-            f"it is 32-bit grey, from {low:g} to {high:g}, and nothing says which value is "
+            f"it is 32-bit gray, from {low:g} to {high:g}, and nothing says which value is "
             "black and which is white. Train with value_range (--set value_range=[0,1]), or save "
             "the image with 8 or 16 bits"
         )
@@ -160,7 +160,7 @@ def narrow(image: Image.Image, black: float, white: float) -> np.ndarray:
 
 
 def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield copies of strips of at most `STRIP` pixels, each with its first row."""
+    """Yield strips of at most `STRIP` pixels as copies, each with the index of its first row."""
     width, height = image.size
     rows = max(1, STRIP // width)
     for row in range(0, height, rows):
