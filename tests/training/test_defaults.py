@@ -56,6 +56,8 @@ def test_small_sets_get_more_epochs():
         16,
     ]
     assert defaults.fill_epochs(load_recipe("classic"), 10, CPU).epochs == 30
+    pretrained = load_recipe("fast").with_settings({"weights": "DEFAULT"})
+    assert [defaults.fill_epochs(pretrained, n, CPU).epochs for n in (160, 10_000)] == [100, 16]
 
 
 @pytest.mark.parametrize(

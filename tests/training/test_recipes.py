@@ -26,7 +26,7 @@ SMALLER = {
     "precision": "fp32",
     "checkpoint_seconds": 0,
 }
-NETWORKS = {"resnet50": 4, "resnet34": 4, "cifar_resnet20": 8}  # and their widths
+NETWORKS = {"resnet50": 4, "resnet34": 4, "resnet18": 4, "cifar_resnet20": 8}  # and their widths
 BATCHES = 5  # of 8 of the 42 training images
 
 

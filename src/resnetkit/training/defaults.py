@@ -46,6 +46,10 @@ EPOCHS = (16, 300)
 """Smallest and largest number of epochs that is filled in."""
 
 
+PRETRAINED_SHARE = 0.4
+"""Share of the images of `DEVICE_DEFAULTS` that a run from trained weights shows."""
+
+
 def fill_defaults(
     recipe: Recipe, dataset: Dataset, runtime: Runtime, *, recorded: Recipe | None = None
 ) -> Recipe:
@@ -208,7 +212,8 @@ def fill_epochs(
     """Fill in the number of epochs.
 
     With ``steps``, it is the number of epochs that contain them; the last one may be cut short.
-    Otherwise it shows the number of images of `DEVICE_DEFAULTS`, within `EPOCHS`.
+    Otherwise it shows the number of images of `DEVICE_DEFAULTS`, or `PRETRAINED_SHARE` of them if
+    the network starts from trained weights, within `EPOCHS`.
 
     Args:
         recipe: the recipe; its batch size is filled in.
@@ -233,6 +238,8 @@ def fill_epochs(
     if recipe.epochs is not None:
         return recipe
     fewest, most = EPOCHS
-    images_shown = DEVICE_DEFAULTS[runtime.device.type].images_shown
+    images_shown: float = DEVICE_DEFAULTS[runtime.device.type].images_shown
+    if recipe.weights != "none":
+        images_shown *= PRETRAINED_SHARE
     epochs = min(most, max(fewest, round(images_shown / images)))
     return recipe.with_settings({"epochs": epochs})

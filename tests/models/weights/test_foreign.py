@@ -15,6 +15,7 @@ from resnetkit.models.weights.modelfile import read
 
 QUICK = [n for n in list_models() if n != "cifar_resnet1202"]
 SAME_TENSORS = {n: n.replace("plain", "resnet") for n in QUICK if "plain" in n}
+SAME_TENSORS["resnet18_starter"] = "resnet18"
 
 
 def shapes(name, **options):
@@ -32,6 +33,8 @@ def test_every_architecture_is_recognised_with_any_number_of_classes(name, class
     expected = {"num_classes": classes}
     if name in ("plain18", "plain34"):  # a residual net of option A has no other tensors
         expected["shortcut"] = "A"
+    if name == "resnet18_starter":
+        expected["width"] = 32
     assert found.architecture == SAME_TENSORS.get(name, name)
     assert found.options == expected
     assert list(found.tensors) == [n.removeprefix("module.") for n in state]
