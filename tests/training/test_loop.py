@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -78,10 +79,15 @@ def test_the_same_bits_with_any_number_of_workers(flat_folder, small, tmp_path, 
     assert other.model.read_bytes() != runs[0].model.read_bytes()
 
 
-def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
-    """The loop against a few lines of plain PyTorch with the same images and random numbers."""
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path, steps):
+    """The loop against a few lines of plain PyTorch with the same images and random numbers.
+
+    Each step enlarges the rounding of the one before. So after one step, both are equal but for
+    the last digits; after four, the loop must be as close to float64 as plain PyTorch is.
+    """
     settings = {
-        **small, "epochs": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1,
+        **small, "epochs": 1, "steps": steps, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1,
         "schedule": "constant", "weight_decay": 0.0, "channels_last": False,
         "zero_init_residual": False,
         "label_smoothing": 0.0, "crop_scale": [1.0, 1.0], "flip": False, "train_sizes": [1.0, 1.0],
@@ -90,25 +96,35 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path):
     recipe = run.recipe
     split = folder.read_dataset(split_folder).splits["train"]
 
-    torch.manual_seed(recipe.seed)
-    model = get_model("cifar_resnet20", width=8, num_classes=3)
-    loader = Loader(Images(split, recipe.preprocessing()), 8, 0)
-    losses = []
-    for batch in loader.training(recipe.augmentation(), 32, recipe.seed, 0):
-        x = batch.images.float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        x = (x / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)).contiguous()
-        loss = F.cross_entropy(model(x), batch.labels)
-        model.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 0.1 * p.grad
-        losses.append(loss.item())
-    assert len(losses) == 4
-    assert run.history[0]["train_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+    def train_plainly(dtype):
+        torch.manual_seed(recipe.seed)
+        model = get_model("cifar_resnet20", width=8, num_classes=3).to(dtype)
+        loader = Loader(Images(split, recipe.preprocessing()), 8, 0)
+        batches = loader.training(recipe.augmentation(), 32, recipe.seed, 0)
+        losses = []
+        for batch in itertools.islice(batches, steps):
+            x = batch.images.to(dtype) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+            x = (x / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)).contiguous()
+            loss = F.cross_entropy(model(x), batch.labels)
+            model.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.1 * p.grad
+            losses.append(loss.item())
+        return {"loss": torch.tensor(sum(losses) / steps), **model.state_dict()}
+
     trained_model, _ = modelfile.read(run.folder / "last.safetensors")
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(trained_model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    ours = {"loss": torch.tensor(run.history[0]["train_loss"]), **trained_model.state_dict()}
+    plain = train_plainly(torch.float32)
+    if steps == 1:
+        assert float(ours["loss"]) == pytest.approx(float(plain["loss"]), rel=1e-5)
+        for name, value in plain.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+        return
+    for name, exact in train_plainly(torch.float64).items():
+        error, expected = ((found[name] - exact).abs().max() for found in (ours, plain))
+        assert error <= 1.5 * expected + 1e-5, name
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
