@@ -24,7 +24,7 @@ extensions = [
     "from_source",
 ]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**", "benchmarks/*.md"]
+include_patterns = ["*.md", "docs/**", "benchmarks/*.md", "src/**/starter/README.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "demo", "docs/_extensions", "docs/_static"]
 nitpicky = False  # the types of PyTorch and NumPy are not linked: building needs no network
 

@@ -72,11 +72,13 @@ class PublishedWeights(SphinxDirective):
         rows = []
         for name in models.weights.__all__:
             for member in getattr(models, name):
-                accuracy = member.meta["_metrics"]["ImageNet-1K"]
-                cells = [f"{accuracy['acc@1']} %", f"{accuracy['acc@5']} %"]
+                ((images, accuracy),) = member.meta["_metrics"].items()
+                cells = [images, f"{accuracy['acc@1']} %", f"{accuracy['acc@5']} %"]
                 cells.append(f"{member.meta['num_params']:,}")
                 rows.append([[nodes.literal("", str(member))], *([nodes.Text(c)] for c in cells)])
-        return [table(["weights", "top-1", "top-5", "parameters"], rows, [52, 14, 14, 20])]
+        return [
+            table(["weights", "images", "top-1", "top-5", "parameters"], rows, [44, 16, 12, 12, 16])
+        ]
 
 
 class Commands(SphinxDirective):

@@ -245,6 +245,10 @@ def test_published_weights_are_listed_with_their_accuracies():
     rows = [line.split() for line in lines(done)[1:]]
     assert ["resnext50_32x4d", "IMAGENET1K_V2", "81.20", "95.34", "95.8", "(default)"] in rows
     assert len(rows) == 5
+    rows = lines(resnet("models", "--weights"))[1:]
+    assert len(rows) == 17 + 1
+    (starter,) = (" ".join(row.split()) for row in rows if "starter" in row)
+    assert starter == "resnet18_starter TINY_IMAGENET 45.29 71.18 5.5 (default) (on Tiny-ImageNet)"
 
 
 @pytest.mark.slow

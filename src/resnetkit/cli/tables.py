@@ -178,7 +178,9 @@ def model_table(pattern: str | None) -> str:
 
 
 def weights_table(pattern: str | None) -> str:
-    """Return the published weights of matching architectures, with their ImageNet accuracies.
+    """Return the published weights of matching architectures, with their accuracies.
+
+    The accuracies are on ImageNet; other datasets are named.
 
     Raises:
         RecipeError: no architecture matches.
@@ -188,11 +190,12 @@ def weights_table(pattern: str | None) -> str:
     lines = [f"{'model':18}  {'weights':18}  {'top-1':>6}  {'top-5':>6}  {'MB':>6}"]
     for name in _matching_models(pattern):
         for member in list_weights(name).get(name, []):
-            accuracy = member.meta["_metrics"]["ImageNet-1K"]
+            ((images, accuracy),) = member.meta["_metrics"].items()
             default = " (default)" if member is type(member)["DEFAULT"] else ""
+            elsewhere = f" (on {images})" if images != "ImageNet-1K" else ""
             lines.append(
                 f"{name:18}  {member.name:18}  {accuracy['acc@1']:6.2f}  {accuracy['acc@5']:6.2f}  "
-                f"{member.meta['_file_size']:6.1f}{default}"
+                f"{member.meta['_file_size']:6.1f}{default}{elsewhere}"
             )
     if len(lines) == 1:
         return "These models have no published weights."

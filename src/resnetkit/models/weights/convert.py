@@ -258,9 +258,9 @@ def _published_metrics(published: WeightsEnum | None) -> dict[str, Any]:
     """Return the published accuracy as fractions, under its own key."""
     if published is None:
         return {}
-    percent = published.meta["_metrics"]["ImageNet-1K"]
+    ((images, percent),) = published.meta["_metrics"].items()
     fractions = {"accuracy": percent["acc@1"] / 100, "top5_accuracy": percent["acc@5"] / 100}
-    return {"published": {"weights": repr(published), "data": "ImageNet-1K", **fractions}}
+    return {"published": {"weights": repr(published), "data": images, **fractions}}
 
 
 def _default_sizes(found: Recognised, published: WeightsEnum | None) -> dict[str, Any]:
