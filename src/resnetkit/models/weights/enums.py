@@ -94,7 +94,8 @@ class WeightsEnum(Enum):
             question = did_you_mean(name.upper(), cls.__members__)
             names = ", ".join(cls.__members__)
             what = f"{cls.__name__} has no member {name!r}"
-            raise UnknownWeightsError(f"{what}. {question} It has {names}.")
+            hint = f" {question}" if question else ""
+            raise UnknownWeightsError(f"{what}.{hint} It has {names}.")
         return cls[name]
 
     def file(
