@@ -113,7 +113,8 @@ def ways(folder: Path, paths: list[Path], batch: int) -> dict[str, Callable[[], 
     from resnetkit.data import folder as folders
     from resnetkit.data.dataset import Images
     from resnetkit.data.loader import Loader
-    from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
+    from resnetkit.data.preprocessing import Preprocessing
+    from resnetkit.data.transforms import Augmentation, normalize
 
     preset, augmentation = Preprocessing(PRESET_SIZE, CROP), Augmentation(crop_scale=SCALE)
     part = folders.read_dataset(folder).splits["train"]

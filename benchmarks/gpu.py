@@ -56,7 +56,9 @@ from resnetkit.data import cache, dataset, folder
 from resnetkit.data.device_loader import to_device
 from resnetkit.data.folder import Split
 from resnetkit.data.loader import Batch, Loader
-from resnetkit.data.transforms import Augmentation, Preprocessing, normalize
+from resnetkit.data.preprocessing import Preprocessing
+from resnetkit.data.transforms import Augmentation, normalize
+from resnetkit.processes import default_workers
 from resnetkit.runtime import Runtime
 from resnetkit.training import distributed, recipe
 from resnetkit.training.loop import training_step
@@ -307,7 +309,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
     parser.add_argument("--steps", type=int, default=50, help="in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=runtime.default_workers())
+    parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cifar", type=Path, metavar="FOLDER|TAR.GZ", help="measure CIFAR-10 too")
     parser.add_argument("--target", type=float, default=0.9, help="accuracy on its test pictures")

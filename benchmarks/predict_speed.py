@@ -38,8 +38,9 @@ from PIL import Image, ImageDraw
 from torchvision import transforms
 
 from resnetkit import load
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.inference import engines
+from resnetkit.inference.predictor import FEW
 from resnetkit.models.weights import modelfile
 from resnetkit.runtime import environment
 
@@ -161,6 +162,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--every", action="store_true", help="each engine, not only auto")
     args = parser.parse_args()
+    if args.photos < FEW:
+        parser.error(f"--photos must be at least {FEW}: with fewer, auto keeps the eager engine")
     machine = environment(torch.device("cpu"))
     machine["GOMP_SPINCOUNT"] = os.environ["GOMP_SPINCOUNT"]
     machine["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "not set")

@@ -1,7 +1,8 @@
 """Make the file of starter weights that ships with the package, from a run on Tiny-ImageNet.
 
-    resnet train TINY_IMAGENET --recipe starter --out RUN
     python benchmarks/starter.py RUN/model.safetensors TINY_IMAGENET
+
+RUN is the second of the two runs in the model card, ``models/weights/starter/README.md``.
 
 TINY_IMAGENET has ``train/<WordNet id>/`` with 100,000 images and ``val/<WordNet id>/`` with 10,000.
 The script halves the precision of convolutions and head, names the classes, and leaves out the

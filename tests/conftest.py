@@ -125,7 +125,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save() -> Callable[..., Path]:
     return write
 
@@ -148,3 +148,24 @@ def _deep_png(values: np.ndarray) -> bytes:
 def deep_png() -> Callable[[np.ndarray], bytes]:
     """Return a PNG of 16-bit (H, W, C) pixels, also in color, which Pillow cannot write."""
     return _deep_png
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of three classes and random weights, whose answers are far from ties."""
+    import torch
+
+    from resnetkit import models
+    from resnetkit.data.preprocessing import Preprocessing
+    from resnetkit.models.weights import modelfile
+
+    options = {"num_classes": 3, "width": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.get_model("cifar_resnet20", **options)
+    network.fc.weight.data *= 3
+    classes = ("blue", "green", "red")
+    header = modelfile.Header("cifar_resnet20", options, classes, Preprocessing(32, 32))
+    path = tmp_path_factory.mktemp("tiny") / "model.safetensors"
+    modelfile.write(path, network.state_dict(), header)
+    return path

@@ -8,11 +8,14 @@ from pathlib import Path
 import resnetkit
 
 ROOT = Path(resnetkit.__file__).parent
-PACKAGES = ["", "data", "models", "evaluation", "report", "training", "inference", "study", "cli"]
+PACKAGES = [
+    "", "data", "models", "evaluation", "report", "training", "inference", "export", "serving",
+    "scale", "study", "cli",
+]  # fmt: skip
 # Root modules are above every package, and import each other only in this order.
 ROOT_MODULES = [
-    "errors", "signals", "randomness", "limits", "runtime", "text", "progress", "storage",
-    "prefetch",
+    "errors", "distribution", "signals", "randomness", "limits", "processes", "hosts", "runtime",
+    "text", "progress", "storage", "prefetch", "calibration",
 ]  # fmt: skip
 ENTRANCES = {"__init__", "__main__"}  # they import packages lazily
 

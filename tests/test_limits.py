@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 
+from resnetkit import limits
 from resnetkit.limits import UNKNOWN, available_memory, cpu_quota
 
 MB = 2**20
@@ -105,3 +107,10 @@ def test_the_cpu_quota_of_a_container(files, expected, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_quota(tmp_path / "proc", tmp_path / "groups") == expected
+
+
+def test_a_container_quota_limits_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for quota, expected in ((float("inf"), 8), (1.5, 2), (0.2, 1), (64.0, 8)):
+        monkeypatch.setattr(limits, "cpu_quota", lambda quota=quota: quota)
+        assert limits.cores() == expected

@@ -10,7 +10,7 @@ import pytest
 from resnetkit import prefetch
 from resnetkit.data import files, folder
 from resnetkit.data.cache import scan
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.errors import DataError, ImageError
 from resnetkit.prefetch import prefetch_map, reading
 

@@ -68,10 +68,3 @@ def test_a_narrow_network_trains_without_writing_past_a_buffer(flat_folder, tmp_
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "metrics.json").exists()
-
-
-def test_a_container_quota_limits_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    for quota, expected in ((float("inf"), 8), (1.5, 2), (0.2, 1), (64.0, 8)):
-        monkeypatch.setattr(runtime, "cpu_quota", lambda quota=quota: quota)
-        assert runtime.cores() == expected

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from resnetkit import runtime
+from resnetkit import hosts, runtime
 from resnetkit.data import device_loader
 from resnetkit.data.loader import Batch
 from resnetkit.errors import RecipeError
@@ -130,7 +130,6 @@ def test_cudnn_is_tuned_only_inside_the_context(cards):
 def test_nccl_waits_for_minutes_and_gloo_for_as_long_as_the_main_rank_works(cards, monkeypatch):
     """One group for tensors on GPUs, and one for `on_main` and `gather`."""
     store = mock.MagicMock()
-    store.add.return_value = 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     current = [3]  # the caller's device
@@ -149,7 +148,9 @@ def test_nccl_waits_for_minutes_and_gloo_for_as_long_as_the_main_rank_works(card
     rendezvous = mock.patch(
         "torch.distributed.rendezvous.rendezvous", return_value=iter([(store, 0, 2)])
     )
-    with rendezvous as begun, mock.patch.multiple(
+    peers = hosts.Peers("token", 0, [{"host": "alpha", "port": 0}] * 2, None)
+    met = mock.patch.object(hosts, "meet", return_value=peers)
+    with rendezvous as begun, met, mock.patch.multiple(
         torch.distributed, init_process_group=mock.DEFAULT, new_group=mock.DEFAULT,
         destroy_process_group=mock.DEFAULT, broadcast_object_list=mock.DEFAULT,
         all_gather=mock.DEFAULT,

@@ -2,8 +2,8 @@
 
 The flow, and the packages it passes through::
 
-    files -> batches -> logits -> evidence -> weights -> answers
-    data     models     evaluation, report    training   inference
+    files -> batches -> logits -> evidence -> weights -> answers -> other programs
+    data     models     evaluation, report    training   inference  export
 
     run = resnetkit.train("flowers")             # one sub-folder of photos per class
     predictor = resnetkit.load(run.model)        # one file: weights, classes, preprocessing
@@ -17,23 +17,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import ResnetkitError
     from .evaluation.evaluate import evaluate
-    from .inference.predictor import Prediction, Predictor, load
+    from .export.predictor import ExportedPredictor
+    from .inference.prediction import Prediction
+    from .inference.predictor import Predictor, load
+    from .inference.similar import ImageIndex
+    from .training.folds import CrossValidation, train_folds
     from .training.loop import train
     from .training.run import Run
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "Prediction": ".inference.predictor",
+    "CrossValidation": ".training.folds",
+    "ExportedPredictor": ".export.predictor",
+    "ImageIndex": ".inference.similar",
+    "Prediction": ".inference.prediction",
     "Predictor": ".inference.predictor",
     "ResnetkitError": ".errors",
     "Run": ".training.run",
     "evaluate": ".evaluation.evaluate",
     "load": ".inference.predictor",
     "train": ".training.loop",
+    "train_folds": ".training.folds",
 }
 
 __all__ = [
+    "CrossValidation",
+    "ExportedPredictor",
+    "ImageIndex",
     "Prediction",
     "Predictor",
     "ResnetkitError",
@@ -41,6 +52,7 @@ __all__ = [
     "evaluate",
     "load",
     "train",
+    "train_folds",
 ]
 
 
@@ -49,7 +61,10 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name], __name__), name)
+        from .distribution import explain_missing
+
+        with explain_missing(f"resnetkit.{name}"):
+            return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

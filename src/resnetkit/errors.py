@@ -7,11 +7,13 @@
     |-- DataError         a dataset that cannot be trained or evaluated on
     |   `-- ImageError    a file that is not a readable image
     |-- ModelFileError    a file that is not a model file, is damaged, or is too new
+    |   `-- ArtefactError a file that is not an exported model, is damaged, or is too new
     |-- OutputError       a path that results cannot be written to
     |-- WeightsError      weights that are not available or do not fit
     |   |-- UnknownWeightsError  a name that no published weights have
     |   `-- DownloadError        a file that could not be downloaded
     |-- TrainingError     a run that cannot continue
+    |-- MissingPackageError  a package that is not installed
     `-- Interrupted       a run that was stopped by a signal and saved        (exit code 130, 143)
 """
 
@@ -55,6 +57,10 @@ class ModelFileError(ResnetkitError, ValueError):
     """A file that is not a model file, is damaged, or was written by a newer version."""
 
 
+class ArtefactError(ModelFileError):
+    """A file that is not an exported model, is damaged, or was written by a newer version."""
+
+
 class OutputError(ResnetkitError, OSError):
     """A path that results cannot be written to."""
 
@@ -78,6 +84,10 @@ class DownloadError(WeightsError, OSError):
 
 class TrainingError(ResnetkitError, RuntimeError):
     """A run that cannot continue."""
+
+
+class MissingPackageError(ResnetkitError, ImportError):
+    """A package that is not installed; the message says what to type."""
 
 
 class Interrupted(ResnetkitError):

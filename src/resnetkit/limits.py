@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
         for folder, is_v1 in _control_groups("cpu", proc, groups)
     )
     return min((quota for quota in quotas if quota > 0), default=math.inf)
+
+
+def cores() -> int:
+    """Return how many cores this process may use, at least 1.
+
+    The smaller of its CPU affinity and its container's CPU quota, rounded up.
+    """
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        allowed = os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, cpu_quota())))
 
 
 def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:

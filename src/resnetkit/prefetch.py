@@ -1,4 +1,4 @@
-"""Prefetching with threads, and a way out if a thread never returns.
+"""Prefetch with threads, without hanging if one of them never returns.
 
 A read from a network folder that is gone may block forever.
 """
@@ -58,7 +58,7 @@ def prefetch_map(
         yield from map(function, items)
         return
     pending: deque[tuple[Future[Result], Item]] = deque()
-    pool = _Pool(function, workers)
+    pool = Pool(function, workers)
     try:
         for item in items:
             pending.append((pool.submit(item), item))
@@ -72,7 +72,7 @@ def prefetch_map(
         pool.close()
 
 
-class _Pool(Generic[Item, Result]):
+class Pool(Generic[Item, Result]):
     """Worker threads that compute ``function``.
 
     Unlike the threads of a `ThreadPoolExecutor`, they are daemons, so Python does not wait for them

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,11 +30,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import runtime
 from .errors import Interrupted
+from .processes import rank
 from .text import printable, printable_json, printable_lines
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_typed: list[str] = []  # names with control characters in the command's arguments
 
 Advance = Callable[[str], None]
 """Called after each unit of work, with the text to show after the bar (may be empty)."""
@@ -44,14 +47,29 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; ``[`` and ``]`` have no special meaning."""
-        if runtime.rank() == 0:
-            console.print(printable_lines(self.format(record)), markup=False)
+        if rank() == 0:
+            console.print(_printable_message(self.format(record)), markup=False)
 
 
 log = logging.getLogger("resnetkit")
 log.addHandler(ConsoleHandler())
 if log.level == logging.NOTSET:
     log.setLevel(logging.INFO)
+
+
+def keep_on_one_line(arguments: Iterable[str]) -> None:
+    """Escape names in the command's arguments that would break the lines of messages.
+
+    A finished message may have several lines, so it does not show which line breaks are its own.
+    """
+    parts = {part for argument in arguments for part in re.split("[/\\\\=]", argument)}
+    _typed[:] = sorted(part for part in parts if part.strip() and printable(part) != part)
+
+
+def _printable_message(text: str) -> str:
+    for name in _typed:
+        text = text.replace(name, printable(name))
+    return printable_lines(text)
 
 
 def say(text: str = "") -> None:
@@ -61,13 +79,13 @@ def say(text: str = "") -> None:
 
 def print_result(text: str) -> None:
     """Print a result on standard output."""
-    if runtime.rank() == 0:
-        print(printable_lines(text), flush=True)
+    if rank() == 0:
+        print(_printable_message(text), flush=True)
 
 
 def print_json(value: Any) -> None:
     """Print a result as indented JSON on standard output."""
-    if runtime.rank() == 0:
+    if rank() == 0:
         print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)), flush=True)
 
 
@@ -78,11 +96,11 @@ def print_error(error: Exception) -> None:
     ranks were asked to stop. Text and newline are written in one call: `print` writes them in two,
     and the output of another process could get in between.
     """
-    if runtime.rank() == 0:
-        sys.stderr.write(f"resnet: {printable_lines(str(error))}\n")
+    if rank() == 0:
+        sys.stderr.write(f"resnet: {_printable_message(str(error))}\n")
     elif not isinstance(error, Interrupted):
-        line = f"resnet: process {runtime.rank()}: {error}".splitlines()[0]
-        sys.stderr.write(f"{printable(line)}\n")
+        line = _printable_message(f"resnet: process {rank()}: {error}").splitlines()[0]
+        sys.stderr.write(f"{line}\n")
 
 
 @contextmanager
@@ -101,7 +119,7 @@ def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> It
     Yields:
         The function to call after each further unit.
     """
-    if runtime.rank() != 0 or not log.isEnabledFor(logging.INFO):
+    if rank() != 0 or not log.isEnabledFor(logging.INFO):
         yield lambda text: None
         return
     if not console.is_terminal:

@@ -10,9 +10,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(*parts: int | str) -> int:
@@ -42,6 +45,8 @@ def image_rng(seed: int, epoch: int, image: int, copy: int = 0) -> random.Random
 
 def seed_generators(device: torch.device, *parts: int | str) -> None:
     """Seed only the global PyTorch generators that a network on ``device`` draws from."""
+    import torch
+
     seed = derive(*parts)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -58,6 +63,8 @@ def preserve_generators() -> Iterator[None]:
     If CUDA is initialized inside the context, its generators get the seed that `torch.manual_seed`
     had set.
     """
+    import torch
+
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     torch_state = torch.get_rng_state()
@@ -76,4 +83,6 @@ def preserve_generators() -> Iterator[None]:
 
 
 def _is_cuda_initialized() -> bool:
+    import torch
+
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

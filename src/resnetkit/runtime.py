@@ -1,13 +1,13 @@
 """Device, precision, memory layout, threads and ranks of a run.
 
-The only module that reads the hardware, and the environment variables that torchrun sets.
+The only module that asks PyTorch about the hardware. What needs no PyTorch is in `limits` and
+`processes`.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from . import hosts
 from .errors import RecipeError, ResnetkitError, TrainingError
-from .limits import cpu_quota
+from .limits import cores
+from .processes import hosts_meeting, local_rank, local_world_size, rank, world_size
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -142,6 +144,17 @@ class Runtime:
         distributed.all_gather(rows, own_row, group=_patient_group)
         return [row.tolist() for row in rows]
 
+    def gather_objects(self, value: Result) -> list[Result]:
+        """Return the pickled values of every rank, in the order of the ranks.
+
+        All ranks must call this.
+        """
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value, group=_patient_group)
+        return values
+
 
 _patient_group: Any = None
 """Process group of `Runtime.on_main` and `Runtime.gather`: gloo, with `PATIENCE`."""
@@ -229,21 +242,6 @@ def pytorch_defaults() -> Iterator[None]:
                     torch.set_default_dtype(saved)
 
 
-def world_size() -> int:
-    """Return how many processes torchrun started for this run; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def local_world_size() -> int:
-    """Return how many processes of this run are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def rank() -> int:
-    """Return the rank of this process. Only rank 0, the main rank, writes, prints and evaluates."""
-    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
-
-
 @contextmanager
 def connected() -> Iterator[None]:
     """Connect the processes of one run while this context is open.
@@ -257,9 +255,9 @@ def connected() -> Iterator[None]:
         yield
         return
     cuda = torch.cuda.is_available()
-    has_own_gpu = cuda and _local_rank() < torch.cuda.device_count()
+    has_own_gpu = cuda and local_rank() < torch.cuda.device_count()
     # Unlike set_device, this restores the caller's device, and allocates nothing on it.
-    with torch.cuda.device(_local_rank()) if has_own_gpu else nullcontext(), _process_group(cuda):
+    with torch.cuda.device(local_rank()) if has_own_gpu else nullcontext(), _process_group(cuda):
         yield
 
 
@@ -274,31 +272,38 @@ def _process_group(cuda: bool) -> Iterator[None]:
 
     global _patient_group
     backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    base_store, number, size = next(rendezvous("env://", timeout=PATIENCE))
-    # A second connection of these processes must not read the addresses of the first.
-    connection = (base_store.add("connections", 1) - 1) // size
-    store = PrefixStore(f"{connection}", base_store)
+    number, size = rank(), world_size()
+    deadline = time.monotonic() + hosts.MEETING_SECONDS
+    if not hosts_meeting():
+        hosts.await_main_rank(number, deadline)
+    base_store, *_ = next(rendezvous("env://", timeout=PATIENCE))
+    peers = hosts.meet(base_store, number, size, deadline=deadline)
+    # If these processes connect again, or torchrun restarts them, they must not read the addresses
+    # of the first connection.
+    store = PrefixStore(peers.token, base_store)
     limit = NCCL_PATIENCE if cuda else PATIENCE
-    distributed.init_process_group(
-        backends, store=store, rank=number, world_size=size, timeout=limit
-    )
-    _patient_group = distributed.new_group(timeout=PATIENCE, backend="gloo") if cuda else None
+    open_before = hosts.open_sockets()
     peers_alive = False  # whether the other ranks also finish without an error
     try:
+        distributed.init_process_group(
+            backends, store=store, rank=number, world_size=size, timeout=limit
+        )
+        _patient_group = distributed.new_group(timeout=PATIENCE, backend="gloo") if cuda else None
+        peers.watch(open_before)
         yield
         peers_alive = True
     except Exception as error:
         peers_alive = not _is_connection_error(error)
         if peers_alive:
             raise
-        raise TrainingError(
-            "Another process of this run has ended. Its own message says why"
-        ) from error
+        raise TrainingError(peers.explain_loss()) from error
     finally:
         if peers_alive:
             _wait_for_peers(store, number, size=size)
         _patient_group = None
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        peers.close()
 
 
 def _wait_for_peers(store: Store, number: int, *, size: int) -> None:
@@ -316,10 +321,6 @@ def _is_connection_error(error: Exception) -> bool:
         return False
     text = str(error)
     return isinstance(error, distributed.DistError) or "gloo" in text or "NCCL" in text
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def pick(device: str = "auto", precision: str = "auto") -> Runtime:
@@ -383,7 +384,7 @@ def _select_own_gpu(name: str) -> torch.device:
             f"{local_world_size()} processes were started on a machine with {count}. Start "
             f"torchrun with --nproc-per-node {gpus}, or use the CPU with --device cpu"
         )
-    return torch.device("cuda", _local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
@@ -451,26 +452,6 @@ def _cpu_features() -> dict[str, Any]:
         "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
         "amx_bf16": torch.cpu._is_amx_tile_supported(),
     }
-
-
-def default_workers() -> int:
-    """Return the default number of threads that read images: one per core, at most 16.
-
-    Processes on one machine share its cores. The number of compute threads does not depend on it.
-    """
-    return max(1, min(16, cores() // local_world_size()))
-
-
-def cores() -> int:
-    """Return how many cores this process may use, at least 1.
-
-    The smaller of its CPU affinity and its container's CPU quota, rounded up.
-    """
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        allowed = os.cpu_count() or 1
-    return max(1, math.ceil(min(allowed, cpu_quota())))
 
 
 @contextmanager

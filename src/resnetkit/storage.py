@@ -12,6 +12,8 @@ import json
 import os
 import re
 import secrets
+import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,6 +62,29 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``, and rename it to ``path`` on exit.
+
+    Its files reach the disk before the rename. An exception removes it.
+
+    Raises:
+        OutputError: as `atomic`, or ``path`` exists.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with _as_output_error(path):
+        unfinished.mkdir(parents=True)
+    try:
+        with _as_output_error(path):
+            yield unfinished
+            for file in unfinished.iterdir():
+                _fsync(file)
+            refuse_existing(path)  # again: another command may have been faster
+            publish(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
@@ -72,6 +97,17 @@ def _as_output_error(path: Path) -> Iterator[None]:
         )
         output_error.strerror = reason
         raise output_error from error
+
+
+@contextlib.contextmanager
+def kept_permissions(path: Path) -> Iterator[None]:
+    """Restore the permissions of a file that a library may replace.
+
+    safetensors 0.8 writes a new file that only its owner can read, and renames it.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -241,13 +277,13 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def refuse_existing(file: Path) -> None:
-    """Check that ``file`` does not exist yet.
+    """Check that a file or folder does not exist yet.
 
     Raises:
         OutputError: it exists.
     """
-    if file.exists():
-        raise OutputError(f"{file} exists. Name another file, or remove this one")
+    if os.path.lexists(file):
+        raise OutputError(f"{file} exists. Name another path, or remove it")
 
 
 def sha256(path: Path) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import unicodedata
 
-from rich.cells import cell_len
-
 
 def pluralize(number: int, noun: str) -> str:
     """Return a number with its noun.
@@ -62,4 +60,6 @@ def display_width(text: str) -> int:
 
     Chinese, Japanese and Korean characters take two columns, combining marks none.
     """
+    from rich.cells import cell_len
+
     return cell_len(printable(text))

@@ -46,15 +46,18 @@ def test_help_lists_the_commands_that_exist():
         "evaluate",
         "predict",
         "check",
+        "shard",
         "models",
         "summary",
         "convert",
+        "export",
+        "verify",
         "report",
         "explain",
+        "similar",
     ):
         assert command in text
-    for later in ("serve", "export"):
-        assert later not in text
+    assert "serve" in text
 
 
 def test_train_evaluate_predict(flat_folder, tmp_path):
@@ -161,7 +164,7 @@ def test_a_closed_pipe_ends_quietly(model, images):
         (
             ("train", "full", "--find-lr", "--seeds", "0-1"),
             2,
-            "--find-lr cannot be combined with --seeds",
+            "--find-lr cannot be combined with --folds, --seeds, --resume",
         ),
         (("train", "full", "--out", "full"), 1, "full is in use"),
         (("train", "full", "--epochs", "many"), 2, "epochs"),
@@ -248,7 +251,7 @@ def test_published_weights_are_listed_with_their_accuracies():
     rows = lines(resnet("models", "--weights"))[1:]
     assert len(rows) == 17 + 1
     (starter,) = (" ".join(row.split()) for row in rows if "starter" in row)
-    assert starter == "resnet18_starter TINY_IMAGENET 45.29 71.18 5.5 (default) (on Tiny-ImageNet)"
+    assert starter == "resnet18_starter TINY_IMAGENET 50.84 75.30 5.5 (default) (on Tiny-ImageNet)"
 
 
 @pytest.mark.slow

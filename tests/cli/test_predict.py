@@ -211,3 +211,30 @@ def test_memory_does_not_grow_with_the_number_of_images(model, images, tmp_path)
         return usage.ru_maxrss / 1024
 
     assert peak(6000) < peak(600) + 25  # MB
+
+
+def test_sets_and_strange_photos(model, images, tmp_path):
+    options = ("--coverage", "0.8", "--false-alarms", "0.2")
+    done = resnet("predict", model, images / "red", *options, "--out", tmp_path / "rows.csv")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    done = resnet("predict", model, images / "red", *options)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for row, line in zip(rows, lines, strict=True):
+        assert json.loads(row["set"]) == line["set"]
+        assert float(row["strangeness"]) == line["strangeness"]
+        strange = line["strangeness"] >= 0.8 - 1e-9
+        assert line["class"] == row["class"] == ("unknown" if strange else line["top"][0]["class"])
+
+
+def test_a_promise_that_cannot_be_kept_opens_no_output(model, images, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    done = resnet("predict", model, images / "red", "--coverage", "0.999", "--out", out)
+    assert done.returncode == 2
+    assert b"--coverage 0.999 needs at least 999 validation images" in done.stderr
+    last = model.with_name("last.safetensors")
+    done = resnet("predict", last, images / "red", "--false-alarms", "0.1", "--out", out)
+    assert done.returncode == 1
+    assert b"--calibrate --save-model" in done.stderr
+    assert not out.exists()

@@ -78,4 +78,40 @@ def test_no_command_prints_a_name_unescaped(evil, model, tmp_path):
     run("convert", evil / "blue" / f"bro\nken{RED}.png", tmp_path / "x.safetensors")
     run("predict", tmp_path / f"no{RED}.safetensors", evil)
     run("predict", model, evil, "--format", "table")
+    assert run("similar", own, evil, evil, "--format", "table").returncode == 3
+    run("similar", model, evil / f"no{RED}", evil)
     run("report", evil / f"bro{BELL}")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_standard_output_is_named():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "resnetkit", "models"], stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode().strip() == "resnet: standard output: No space left on device"
+
+
+def test_a_typed_path_stays_on_one_line(tmp_path):
+    """In every message of the command; its own line breaks stay."""
+    name = "no\nphotos\x1b[31m"
+    photos = tmp_path / "is\nthere"
+    (photos / "cat").mkdir(parents=True)
+    (photos / "cat/loose\nnote.txt").touch()
+    commands = [
+        (["check", f"{tmp_path}/{name}/"], 1, "no\\nphotos\\x1b[31m does not exist"),
+        (["convert", name, "out"], 1, "no\\nphotos\\x1b[31m is not a file"),
+        (["train", str(photos), f"--out={name}"], 1, "is\\nthere (left out: 1 file of another "
+         "kind, such as cat/loose\\nnote.txt). Known layouts"),
+        (["similar", name, "q"], 2, "No query was given. Type:"),
+    ]  # fmt: skip
+    for arguments, code, words in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "resnetkit", *arguments],
+            capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        )  # fmt: skip
+        lines = done.stderr.splitlines()
+        assert (done.returncode, words in lines[0]) == (code, True), done.stderr
+        assert len(lines) == (2 if code == 2 else 1)
+        assert "\x1b" not in done.stderr

@@ -430,7 +430,7 @@ def test_the_check_names_all_unreadable_files(tmp_path, strange):
 
 def test_a_scan_names_all_unreadable_files(tmp_path):
     from resnetkit.data.cache import scan
-    from resnetkit.data.transforms import Preprocessing
+    from resnetkit.data.preprocessing import Preprocessing
 
     write_digits(tmp_path / "d")
     put(tmp_path / "d/train/0", bad())

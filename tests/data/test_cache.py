@@ -14,7 +14,8 @@ import torch
 
 from resnetkit.data import cache, dataset, decode, disk_cache, folder, pixels
 from resnetkit.data.loader import Loader
-from resnetkit.data.transforms import Augmentation, Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
+from resnetkit.data.transforms import Augmentation
 from resnetkit.errors import DataError, ImageError
 
 PRESET = Preprocessing(32, 32)
@@ -46,7 +47,7 @@ def decoded(monkeypatch):
         calls.append(source)
         return decode.decode(source, working_size, **form)
 
-    monkeypatch.setattr("resnetkit.data.transforms.decode", counting)
+    monkeypatch.setattr("resnetkit.data.preprocessing.decode", counting)
     return calls
 
 
@@ -282,7 +283,7 @@ def test_the_folder_of_the_cache(monkeypatch, tmp_path):
 RUN = """
 import sys
 from resnetkit.data import cache, folder
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 cache.available_memory = lambda: 1000
 split = folder.read_dataset(sys.argv[1]).splits["all"]
 found = cache.scan(split, Preprocessing(32, 32), 1, lambda text: None)

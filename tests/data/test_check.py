@@ -56,6 +56,13 @@ def test_a_healthy_dataset_has_no_issues(healthy):
     assert tree_digest(healthy) == before
 
 
+def test_no_training_images(healthy):
+    shutil.rmtree(healthy / "train")
+    found = check_dataset(healthy, 2)
+    assert by_kind(found)["no-training-images"].text == "there are no training images, only val"
+    assert found.has_errors
+
+
 def test_the_same_image_in_two_splits_or_two_classes(healthy):
     shutil.copy(healthy / "train/cat/3.png", healthy / "val/cat/again.png")
     shutil.copy(healthy / "train/cat/4.png", healthy / "train/dog/cat.png")
@@ -214,8 +221,19 @@ def test_an_ambiguous_layout_is_one_issue_among_others(tmp_path):
     assert by_kind(found)["copy"].text == "exactly the same image more than once"
 
 
-def test_dark_16_bit_colors_are_named(healthy, deep_png):
-    dark = np.random.default_rng(1).integers(0, 4096, (48, 48, 3))
-    (healthy / "train/cat/dark.png").write_bytes(deep_png(dark))
-    issue = by_kind(check_dataset(healthy, 1))["dim"]
-    assert (issue.level, issue.groups) == ("warning", [["train/cat/dark.png"]])
+def test_the_value_range_of_16_bit_colors_is_shown(healthy, tmp_path, deep_png):
+    assert check_dataset(healthy, 1).to_dict()["value_range"] is None
+    rng = np.random.default_rng(1)
+    for name in ("cat/1", "cat/2", "dog/1", "dog/2"):
+        path = tmp_path / f"deep/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(deep_png(rng.integers(0, 4096, (48, 48, 3))))
+    found = check_dataset(tmp_path / "deep", 2)
+    assert found.to_dict()["value_range"] == (0, 4095)
+    issue = by_kind(found)["deep"]
+    assert (issue.level, len(issue.groups)) == ("note", 4)
+    assert "in training 0 becomes black and 4,095 white" in issue.text
+    noise(3).save(tmp_path / "deep/cat/usual.png")
+    found = check_dataset(tmp_path / "deep", 2)
+    assert found.to_dict()["value_range"] is None
+    assert by_kind(found)["deep"].level == "error"

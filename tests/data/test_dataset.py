@@ -5,7 +5,7 @@ import pytest
 
 from resnetkit.data import cache, folder
 from resnetkit.data.dataset import Images, image_sizes
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 
 PRESET = Preprocessing(32, 32)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from resnetkit.data import decode, resize
+from resnetkit.data.gray import dataset_range
 from resnetkit.errors import ImageError
 from resnetkit.models.weights.preset import ImageClassification
 
@@ -385,6 +386,14 @@ def test_too_many_pixels_are_refused_undecoded(tmp_path):
         decode.decode(bomb.getvalue())
 
 
+def test_the_size_of_a_tiff_that_only_xmp_rotates(tmp_path):
+    """Pillow rotates it after loading, not while loading, as it does for the TIFF tag."""
+    turn = b'<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/>'
+    smooth(60, 40, "RGB").save(tmp_path / "x.tif", tiffinfo={700: turn})
+    assert decode.decode(tmp_path / "x.tif").shape == (60, 40, 3)
+    assert decode.image_size(tmp_path / "x.tif") == (40, 60)
+
+
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.bmp", "x.ppm", "x.gif", "x.avif"])
 def test_the_limit_of_the_calling_program_is_neither_used_nor_changed(tmp_path, monkeypatch, name):
     image = smooth(60, 40, "CMYK" if name == "x.jpg" else "RGB")
@@ -662,16 +671,93 @@ def test_tiffs_whose_0_is_white(kind, channels):
         assert (half[0, 0, 0], half[-1, -1, 0]) == (255, 0)
 
 
-@pytest.mark.parametrize(("bits", "expected"), [(10, True), (12, True), (14, True), (16, False)])
-def test_is_dim_color(bits, expected, deep_png):
-    values = np.random.default_rng(bits).integers(0, 2**bits, (20, 20, 4))
-    assert decode.is_dim_color(deep_png(values[..., :3])) is expected
-    values[..., 3] = 65535
-    assert decode.is_dim_color(deep_png(values)) is expected
-    assert decode.is_dim_color(deep_png(values[..., :1])) is False  # gray has a value range
-    plain = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(plain, "PNG")
-    assert decode.is_dim_color(plain.getvalue()) is False
-    plain = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(plain, "TIFF")
-    assert decode.is_dim_color(plain.getvalue()) is False
+def deep_tiff(values, order, compression, planar):
+    """Return a TIFF of (H, W, 3 or 4) uint16 values in one strip per plane."""
+    height, width, colors = values.shape
+    stored = values.astype(f"{order}u2")
+    parts = [stored[..., i].tobytes() for i in range(colors)] if planar else [stored.tobytes()]
+    if compression == 8:
+        parts = [zlib.compress(part) for part in parts]
+    tags = {256: [width], 257: [height], 258: [16] * colors, 259: [compression], 262: [2]}
+    tags |= {273: [0] * len(parts), 277: [colors], 278: [height], 279: [len(p) for p in parts]}
+    tags |= {284: [2 if planar else 1], **({338: [2]} if colors == 4 else {})}
+    start = 8 + 2 + 12 * len(tags) + 4
+    extra = b""
+    after = start + sum(4 * len(v) for v in tags.values() if len(v) > 1)
+    tags[273] = [after + sum(map(len, parts[:i])) for i in range(len(parts))]
+    fields = b""
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        where = packed if len(numbers) == 1 else struct.pack(f"{order}I", start + len(extra))
+        extra += packed if len(numbers) > 1 else b""
+        fields += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + where
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    return head + fields + bytes(4) + extra + b"".join(parts)
+
+
+def narrowed(values, most):
+    """Return (H, W, C) uint16 as 8 bits by the documented rule, over white if transparent."""
+    wide = values.astype(np.float64)
+    colors = (wide[..., :3].clip(0, most) * 255 / most).round()
+    if values.shape[2] < 4:
+        return colors
+    alpha = (values[..., 3:] >> 8) / 255
+    return colors * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize("most", [1023, 4095, 16383])
+@pytest.mark.parametrize(
+    "kind", ["RGB", "RGBA", "LA", "tiff<", "tiff>", "packed", "planes", "RGBA tiff"]
+)
+def test_16_bit_colors_follow_the_value_range(most, kind, deep_png):
+    rng = np.random.default_rng(most)
+    values = rng.integers(0, most + 1, (40, 53, 4)).astype(np.uint16)
+    values[..., 3] = rng.integers(0, 65536, (40, 53))
+    order = ">" if ">" in kind else "<"
+    if kind == "LA":
+        file = deep_png(values[..., [0, 3]])
+        values[..., 1:3] = values[..., :1]
+    elif kind in ("RGB", "RGBA"):
+        values = values[..., : len(kind)]
+        file = deep_png(values)
+    else:
+        values = values if kind == "RGBA tiff" else values[..., :3]
+        file = deep_tiff(values, order, 8 if kind == "packed" else 1, kind == "planes")
+    depth = decode.read_depth(file)
+    assert (depth.kind, dataset_range([depth])) == ("16-bit", (0, most))
+    seen = decode.decode(file, value_range=(0.0, float(most)))
+    assert np.abs(seen - narrowed(values, most)).max() <= (1 if values.shape[2] == 4 else 0)
+    for unknown in (None, "image", (0.0, 65535.0)):  # the upper 8 bits, as before
+        dark = decode.decode(file, value_range=unknown)
+        assert np.abs(dark - narrowed(values >> 8 << 8, 65280)).max() < 2
+        assert np.array_equal(dark, decode.decode(file))
+
+
+@pytest.mark.parametrize("kind", ["tiff", "planes"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_full_16_bits_of_a_color_tiff(kind, order):
+    values = np.random.default_rng(2).integers(0, 65536, (40, 53, 3)).astype(np.uint16)
+    file = deep_tiff(values, order, 1, kind == "planes")
+    assert np.array_equal(decode.decode(file), values >> 8)
+    assert dataset_range([decode.read_depth(file)]) is None
+
+
+def test_planes_whose_lower_bits_cannot_be_read_are_refused():
+    values = np.random.default_rng(2).integers(0, 4096, (40, 53, 3)).astype(np.uint16)
+    file = deep_tiff(values, "<", 8, True)
+    with pytest.raises(
+        ImageError, match=r"Only the upper 8 bits of each value can be read.*interleaved"
+    ):
+        decode.decode(file, value_range=(0.0, 4095.0))
+    assert np.array_equal(decode.decode(file), values >> 8)
+
+
+def test_pixels_of_tiffs_that_pillow_cannot_read_are_named():
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    signed = tiff(values, 1).replace(
+        struct.pack("<HHII", 339, 4, 1, 1), struct.pack("<HHII", 339, 4, 1, 2)
+    )
+    with pytest.raises(ImageError, match="signed 8-bit values"):
+        decode.decode(signed)
+    with pytest.raises(ImageError, match="such as 64-bit floats; save it with 8 or 16 bits"):
+        decode.decode(tiff(values / 48, 1))

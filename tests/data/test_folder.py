@@ -70,7 +70,10 @@ def test_manifest(tmp_path):
             "line 2: split must be train, val or test; got later",
         ),
         ("path,label\n,a\n", "line 2: path or label is empty"),
-        ("path;label\nx.png;a\n", "separate them by commas, not semicolons"),
+        ("path;file\nx.png;a\n", "has the columns path, file; expected path,label"),
+        ("path,label\nx.png,1,0\n", "line 2 has 3 values, but there are 2 columns .path, label."),
+        ("path,label\nC:\\x\\1.png,a\n", "line 2: C:.* is a path of another computer"),
+        ("path,label\nhttps://a.org/1.png,a\n", "line 2: .* or a web address"),
         ("path,label,split\nx.png,a,train\ny.png,b,\n", "some rows have a split and some do not"),
     ],
 )
@@ -86,9 +89,13 @@ def test_manifest_with_spaces_and_other_encodings(tmp_path):
     data = folder.read_dataset(tmp_path / "m.csv")
     assert data.classes == ("cat", "dog")
     assert list(data.splits["all"].paths) == ["x/1.png", "x/2.png"]
-    for encoding in ("utf-16", "latin-1"):
-        (tmp_path / "m.csv").write_bytes("path,label\nx/1.png,k\u00e4tzchen\n".encode(encoding))
-        with pytest.raises(DataError, match="save it as CSV in UTF-8"):
+    for contents, message in (
+        ("path,label\nx/1.png,k\u00e4tzchen\n".encode("latin-1"), "m.csv is not UTF-8 text"),
+        (b"PK\3\4\x14\0\6\0", "m.csv is an Excel workbook"),
+        (b"\x89PNG\0\0", "m.csv is not text"),
+    ):
+        (tmp_path / "m.csv").write_bytes(contents)
+        with pytest.raises(DataError, match=f"{message}.*save it as CSV in UTF-8"):
             folder.read_dataset(tmp_path / "m.csv")
     with pytest.raises(DataError, match=r"1\.png is a single image; expected a folder"):
         folder.read_dataset(tmp_path / "x" / "1.png")

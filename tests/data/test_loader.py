@@ -12,7 +12,8 @@ from resnetkit import randomness
 from resnetkit.data import cache, folder
 from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader
-from resnetkit.data.transforms import Augmentation, Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
+from resnetkit.data.transforms import Augmentation
 from resnetkit.errors import ImageError
 
 PRESET = Preprocessing(32, 32)
@@ -135,7 +136,8 @@ import torch
 from resnetkit.data import folder
 from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader
-from resnetkit.data.transforms import Augmentation, Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
+from resnetkit.data.transforms import Augmentation
 torch.set_num_threads(4)
 images = Images(folder.read_dataset(sys.argv[1]).splits["all"], Preprocessing(128, 128))
 def count():

@@ -110,6 +110,41 @@ def test_names_that_are_not_utf_8(tmp_path):
             folder.read_dataset(write(tmp_path, "path,label\n" + row))
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("path;label;split\r\nx/1.png;ca,t;train\r\nx/2.png;d\u00f6g;train\r\n", "utf-8-sig"),
+        ("sep=;\r\npath;label;split\r\nx/1.png;ca,t;\r\nx/2.png;d\u00f6g;\r\n", "utf-8-sig"),
+        ("sep=|\npath|label\nx/1.png|ca,t\nx/2.png|d\u00f6g\n", "utf-8"),
+        ("Path\tLabel\r\nx/1.png\tca,t\r\nx/2.png\td\u00f6g\r\n", "utf-16"),
+        (',PATH,"Label"\n0,x/1.png,"ca,t"\n1,x/2.png,d\u00f6g,,,\n', "utf-8"),
+    ],
+    ids=["semicolons", "sep and semicolons", "sep", "Unicode text", "pandas and trailing commas"],
+)
+def test_what_spreadsheets_write(tmp_path, text, encoding):
+    """The line with the columns decides how the file is read."""
+    write(tmp_path, "", "x/1.png", "x/2.png").write_bytes(text.encode(encoding))
+    data = folder.read_dataset(tmp_path / "m.csv")
+    assert data.classes == ("ca,t", "d\u00f6g")
+    assert list(next(iter(data.splits.values())).paths) == ["x/1.png", "x/2.png"]
+    assert data.notes == ()
+
+
+def test_the_line_of_an_error_counts_all_lines(tmp_path):
+    with pytest.raises(DataError, match=r"line 3: path or label is empty"):
+        folder.read_dataset(write(tmp_path, "sep=;\npath;label\n;a\n"))
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+def test_composed_and_decomposed_paths_are_one(tmp_path, on_disk):
+    """A list made on macOS names files that another disk stores composed, and the reverse."""
+    name = {form: unicodedata.normalize(form, "caf\u00e9/1.png") for form in ("NFC", "NFD")}
+    other = name["NFD" if on_disk == "NFC" else "NFC"]
+    file = write(tmp_path, f"path,label\n{other},a\n2.png,b\n", name[on_disk], "2.png")
+    data = folder.read_dataset(file)
+    assert data.splits["all"].path(0).exists()
+
+
 LEFT_OUT = ("n.txt", "._a.png")
 PATHS = ("a.png", "b", "c", "x/7", "x\\7.jpg", "gone", *LEFT_OUT)
 LABELS = ("1", "1.0", "01", "Cat", "cat", "caf\u00e9", "cafe\u0301", "a", "A")

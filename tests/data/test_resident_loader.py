@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from resnetkit.data import cache, folder
 from resnetkit.data.loader import Loader
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.data.resident_loader import (
     ResidentLoader,
     crop_and_resize,
     fits_on_device,
     random_crops,
 )
-from resnetkit.data.transforms import Augmentation, Preprocessing
+from resnetkit.data.transforms import Augmentation
 
 CPU = torch.device("cpu")  # the same operations; only `fits_on_device` needs a GPU
 WHOLE = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)

@@ -9,15 +9,9 @@ import torch
 from torchvision.transforms import functional, v2
 
 from resnetkit.data import transforms
-from resnetkit.data.transforms import (
-    IMAGENET_MEAN,
-    Augmentation,
-    Preprocessing,
-    center_crop,
-    erase,
-    normalize,
-)
-from resnetkit.errors import ModelFileError
+from resnetkit.data.crops import center_crop, to_tensor
+from resnetkit.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from resnetkit.data.transforms import Augmentation, erase, normalize
 
 
 def noise(height, width, seed=0):
@@ -30,25 +24,25 @@ def test_evaluation_equals_torchvision_on_tensors(shape, resize, crop):
     pixels = noise(*shape)
     reference = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
     expected = reference(torch.from_numpy(pixels).permute(2, 0, 1))
-    assert torch.equal(center_crop(pixels, resize, crop), expected)
+    assert torch.equal(to_tensor(center_crop(pixels, resize, crop)), expected)
 
 
 def test_crop_larger_than_the_image_pads_with_black_as_torchvision_does():
     pixels = noise(40, 30)
     reference = v2.Compose([v2.Resize(20, antialias=True), v2.CenterCrop(25)])
     expected = reference(torch.from_numpy(pixels).permute(2, 0, 1))
-    assert torch.equal(center_crop(pixels, 20, 25), expected)
+    assert torch.equal(to_tensor(center_crop(pixels, 20, 25)), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 10_000), (10_000, 1), (3, 90)])
 def test_only_the_middle_of_a_very_long_image_is_resized(shape):
-    assert center_crop(noise(*shape), 64, 64).shape == (3, 64, 64)
+    assert center_crop(noise(*shape), 64, 64).shape == (64, 64, 3)
 
 
 def test_normalize_equals_torchvision():
     images = torch.from_numpy(noise(32, 32)).permute(2, 0, 1)[None]
     scaled = functional.convert_image_dtype(images, torch.float32)
-    expected = functional.normalize(scaled, transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
+    expected = functional.normalize(scaled, IMAGENET_MEAN, IMAGENET_STD)
     assert torch.equal(transforms.normalize(images, Preprocessing(32, 32)), expected)
 
 
@@ -91,19 +85,6 @@ def test_flip_mirrors_half_of_the_images():
     seed = same.index(False)
     flipped = mirrored(pixels, 32, random.Random(seed))
     assert torch.equal(flipped.flip(-1), plain(pixels, 32, random.Random(seed)))
-
-
-def test_preprocessing_round_trip():
-    made = Preprocessing(128, 112, mean=(0.1, 0.2, 0.3))
-    assert Preprocessing.from_dict(made.to_dict()) == made
-
-
-@pytest.mark.parametrize(
-    "change", [{"decoder": "other"}, {"crop_size": 0}, {"crop_size": 10**9}, {"more": 1}]
-)
-def test_invalid_preprocessing_is_refused(change):
-    with pytest.raises(ModelFileError, match="preprocessing"):
-        Preprocessing.from_dict({**Preprocessing(64, 64).to_dict(), **change})
 
 
 def test_stack_is_channels_last():

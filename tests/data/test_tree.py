@@ -83,6 +83,10 @@ def test_other_names_are_classes(tmp_path, name):
             ["part1/a/1.png", "part1/b/1.png", "part2/a/1.png", "part2/b/1.png"],
             "contain the same folders",
         ),
+        (  # a small split lacks a class
+            [f"{part}/{name}/1.png" for part in ("holdout", "rest") for name in "abc"][1:],
+            "contain the same folders, 'a', 'b', 'c'",
+        ),
         (in_classes("x_train", "x_test", "y_train", "y_test"), "a split or a class"),
     ],
 )
@@ -94,6 +98,35 @@ def test_an_ambiguous_layout_is_an_error(tmp_path, paths, words):
     found = check_dataset(tmp_path)
     assert [f.text for f in found.issues if f.kind == "layout"] == [str(raised.value)]
     assert {f.kind: len(f.groups) for f in found.issues}["unreadable"] == len(paths)
+
+
+def test_folders_that_differ_are_classes(tmp_path):
+    touch(tmp_path, "cat/in/1.png", "cat/out/1.png", "dog/in/1.png", "dog/far/1.png")
+    assert folder.read_dataset(tmp_path).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "inside", [("train/a", "train/b", "val/a", "val/b"), ("a", "b"), ("deep/a", "deep/b", "c")]
+)
+def test_a_folder_around_the_dataset_is_named(tmp_path, inside):
+    """Unpacking an archive often makes flowers/flowers/..., with __MACOSX beside it."""
+    touch(tmp_path, *(f"flowers/{name}/1.png" for name in inside), "__MACOSX/flowers/a/._1.png")
+    with pytest.raises(DataError, match="only one class, 'flowers'") as raised:
+        folder.read_dataset(tmp_path)
+    assert str(raised.value).endswith(f"pass {tmp_path / 'flowers'}")
+    (issue,) = (i for i in check_dataset(tmp_path).issues if i.kind == "one-class")
+    assert f"pass {tmp_path / 'flowers'}" in issue.text
+
+
+@pytest.mark.parametrize("inside", [("flowers/a/1.png",), ("flowers/a/1.png", "flowers/1.png")])
+def test_a_single_class_is_no_folder_around_a_dataset(tmp_path, inside):
+    with pytest.raises(DataError, match="Known layouts"):
+        folder.read_dataset(touch(tmp_path, *inside))
+
+
+def test_a_network_that_lacks_a_class_is_named_as_such(tmp_path):
+    with pytest.raises(DataError, match="all has classes that the model does not have: 'dog'"):
+        folder.read_dataset(touch(tmp_path, "cat/1.png", "dog/1.png"), classes=["cat", "cow"])
 
 
 def test_following_the_error_message_works(tmp_path):
@@ -130,6 +163,8 @@ def test_system_files_are_left_out(tmp_path):
         ".Trashes/1.jpg", "lost+found/1.jpg", "__pycache__/1.jpg", "dog/.ipynb_checkpoints/1.jpg",
         "~snapshot/a/1.jpg", "RECYCLER/1.jpg", "FOUND.000/1.jpg",
         ".git/1.jpg", ".dropbox.cache/1.jpg", "Old Previews.lrdata/1.jpg", "cat/.thumbnails/1.jpg",
+        "cat/CaptureOne/Cache/1.jpg", "Photos Library.photoslibrary/resources/1.jpg", "@tmp/1.jpg",
+        "venv/lib/1.png", "node_modules/1.png", "cat/CVS/1.png", "_gsdata_/1.jpg",
     ]  # fmt: skip
     data = folder.read_dataset(touch(tmp_path, *wanted, *system))
     assert list(data.splits["all"].paths) == wanted

@@ -6,7 +6,7 @@ from PIL import Image
 
 from resnetkit.data import folder
 from resnetkit.data.check import check_dataset
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.data.value_range import find_value_range
 from resnetkit.errors import DataError, ModelFileError
 from resnetkit.evaluation.evaluate import evaluate
@@ -122,3 +122,21 @@ def test_an_invalid_range_is_refused(bad):
     values = {**Preprocessing(8, 8).to_dict(), "value_range": bad}
     with pytest.raises(ModelFileError):
         Preprocessing.from_dict(values)
+
+
+def test_16_bit_colors_have_the_range_of_their_dataset(tmp_path, small, deep_png):
+    rng = np.random.default_rng(4)
+    values = rng.integers(0, 4096, (12, 32, 32, 3))
+    for number, image in enumerate(values):
+        path = tmp_path / f"d/{'ab'[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(deep_png(image))
+    run = train(tmp_path / "d", out=tmp_path / "run", **small)
+    assert modelfile.read_header(run.model).preprocessing.value_range == (0, 4095)
+    predictor = load(run.model)
+    plain = np.rint(values[0] * (255 / 4095)).astype(np.uint8)
+    assert predictor(tmp_path / "d/a/0.png").top == predictor(plain).top
+    mixed = tmp_path / "d/a/8bit.png"
+    Image.fromarray(plain).save(mixed)
+    with pytest.raises(DataError, match=r"several kinds: 12 16-bit .*, 1 8-bit"):
+        find_value_range([folder.read_dataset(tmp_path / "d").splits["all"]], 2)

@@ -10,11 +10,13 @@ import torch
 from torchvision.datasets import imagenette
 
 from resnetkit import evaluate, train
+from resnetkit.data.crops import center_crop, to_tensor
 from resnetkit.data.decode import decode
-from resnetkit.data.transforms import Preprocessing, center_crop, normalize
+from resnetkit.data.preprocessing import Preprocessing
+from resnetkit.data.transforms import normalize
 from resnetkit.errors import DataError, ImageError
 from resnetkit.evaluation.calibration import fit_temperature
-from resnetkit.evaluation.evaluate import confusions
+from resnetkit.evaluation.metrics import confusions
 from resnetkit.models import ResNet18_Weights, get_model
 from resnetkit.models.weights import modelfile
 
@@ -34,7 +36,7 @@ def test_logits_equal_those_of_each_image_alone(trained):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all", workers=3)
     assert len(found.samples) == 60
     for i in (0, 17, 59):
-        pixels = center_crop(decode(found.samples.path(i), 32), 32, 32)
+        pixels = to_tensor(center_crop(decode(found.samples.path(i), 32), 32, 32))
         with torch.no_grad():
             alone = model(normalize(pixels[None], header.preprocessing))[0]
         torch.testing.assert_close(found.logits[i], alone, rtol=1e-4, atol=1e-5)
@@ -79,6 +81,13 @@ def test_a_missing_split_is_an_error(trained, split_folder):
     assert len(found.samples) == 18
 
 
+def test_the_split_of_a_training_that_is_not_there(trained, tmp_path, save):
+    save(tmp_path / "data" / "test", 2)
+    for split in ("val", "train"):
+        with pytest.raises(DataError, match=f"no split '{split}'; it has test"):
+            evaluate(trained / "model.safetensors", tmp_path / "data", split)
+
+
 def test_new_images_in_a_flat_folder_are_all_evaluated(trained, tmp_path, save):
     data = save(tmp_path / "new", 3, start=900)
     known = evaluate(trained / "model.safetensors", trained.parent / "data", "val").samples
@@ -110,7 +119,7 @@ def test_a_broken_image_is_named(trained, tmp_path, save):
 
 def test_confusions_are_sorted(trained):
     found = evaluate(trained / "model.safetensors", trained.parent / "data", "all")
-    wrong = confusions(found)
+    wrong = confusions(found.metrics)
     assert sum(n for _, _, n in wrong) == found.metrics["errors"]
     assert [n for _, _, n in wrong] == sorted((n for _, _, n in wrong), reverse=True)
 

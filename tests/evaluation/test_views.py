@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from resnetkit import evaluate
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.errors import RecipeError
 from resnetkit.evaluation.metrics import probabilities
 from resnetkit.evaluation.views import Views, batch_count, scale_preprocessing

@@ -6,7 +6,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw
 
 from resnetkit.inference import drawing
-from resnetkit.inference.predictor import Prediction
+from resnetkit.inference.prediction import Prediction
 from resnetkit.report import fonts
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import resnetkit
-from resnetkit.inference.predictor import Prediction
+from resnetkit.inference.prediction import Prediction
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PIXELS = np.zeros((30, 60, 3), np.uint8)

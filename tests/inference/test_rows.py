@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from resnetkit.errors import OutputError
 from resnetkit.inference import rows
 from resnetkit.inference.images import Unreadable
-from resnetkit.inference.predictor import BATCH_SIZE, Prediction
+from resnetkit.inference.prediction import BATCH_SIZE, Prediction
 from resnetkit.storage import csv_text
 
 DIGEST = "0123456789ab"
@@ -95,6 +97,64 @@ def test_a_mismatch_is_refused_and_the_file_kept(tmp_path, form):
     with pytest.raises(OutputError, match=r"not written by"):
         rows.RowsFile(path, "csv" if form == "jsonl" else "jsonl", DIGEST, resume=True)
     assert path.read_bytes() == before
+
+
+DOUBTFUL = {
+    "coverage": 0.9, "false_alarms": 0.05, "class_set": ("ro\nse", 'tu"l,ip'), "strangeness": 0.96,
+}  # fmt: skip
+
+
+def test_sets_and_strangeness_are_there_only_if_requested():
+    plain = make_answer("a.png")
+    assert rows.columns_for(None, None) == rows.COLUMNS
+    assert plain.to_dict().keys() == {"source", "class", "probability", "top", "model", "error"}
+    asked = replace(plain, **DOUBTFUL)
+    assert json.loads(rows.format_row(asked, "jsonl")) == {
+        **plain.to_dict(),
+        "class": "unknown",
+        "top": [{"class": "ro\nse", "probability": 0.75}, {"class": "tulip", "probability": 0.25}],
+        "set": ["ro\nse", 'tu"l,ip'],
+        "strangeness": 0.96,
+    }
+    header = rows.format_header("csv", rows.columns_for(0.9, 0.05))
+    assert header == "source,class,probability,model,error,set,strangeness\n"
+    (found,) = csv.DictReader(io.StringIO(header + rows.format_row(asked, "csv")))
+    assert json.loads(found["set"]) == ["ro\nse", 'tu"l,ip']
+    assert float(found["strangeness"]) == 0.96
+    text = rows.format_row(asked, "table")
+    assert text.endswith('   set: ro\\nse, tu"l,ip   strangeness: 96.0%\n')
+    assert rows.columns_for(0.9, None) == (*rows.COLUMNS, "set")
+    assert rows.columns_for(None, 0.9) == (*rows.COLUMNS, "strangeness")
+
+
+def test_rows_of_unreadable_images_have_the_same_keys():
+    asked = replace(make_answer("7"), coverage=0.9, false_alarms=0.05)
+    found = asked.to_dict()
+    assert (found["set"], found["strangeness"], found["class"]) == ([], None, None)
+    columns = rows.columns_for(0.9, 0.05)
+    (row,) = csv.DictReader(
+        io.StringIO(rows.format_header("csv", columns) + rows.format_row(asked, "csv"))
+    )
+    assert (row["set"], row["strangeness"]) == ("[]", "")
+
+
+def test_rows_with_sets_resume_to_the_same_bytes_with_the_same_options_only(tmp_path):
+    columns = rows.columns_for(0.9, 0.05)
+
+    def write_sets(path, columns=columns):
+        with rows.RowsFile(path, "csv", DIGEST, resume=True, columns=columns) as file:
+            for number, name in enumerate(file.check_sources(NAMES)):
+                if number >= file.first:
+                    file.write(replace(make_answer(name), **DOUBTFUL))
+        return path.read_bytes()
+
+    whole = write_sets(tmp_path / "whole")
+    for cut in range(0, len(whole), 97):
+        (tmp_path / "cut").write_bytes(whole[:cut])
+        assert write_sets(tmp_path / "cut") == whole
+    with pytest.raises(OutputError, match=r"has the columns source.*set,strangeness; expected"):
+        write_sets(tmp_path / "whole", rows.COLUMNS)
+    assert (tmp_path / "whole").read_bytes() == whole
 
 
 def test_no_csv_cell_is_a_formula_and_the_file_resumes(tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 
 from resnetkit.data.dataset import Images
 from resnetkit.data.folder import read_dataset
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.evaluation.evaluate import predict_logits
 from resnetkit.evaluation.explain import grad_cam
 from resnetkit.models import get_model

@@ -81,6 +81,25 @@ def test_batch_size_epochs_and_image_size_follow_the_device(
     assert defaults.fill_image_size(named, _blank_dataset(5), runtime).image_size == size
 
 
+def test_few_images_are_augmented_more():
+    recipe = load_recipe("finetune")
+    filled = [defaults.fill_length(recipe, images, CPU) for images in (999, 1000)]
+    assert [found.trivial_augment for found in filled] == [True, False]
+    assert [found.augmentation().trivial_augment for found in (recipe, *filled)] == [
+        False, True, False,
+    ]  # fmt: skip
+    fixed = recipe.with_settings({"trivial_augment": True})
+    assert defaults.fill_length(fixed, 5000, CPU).trivial_augment is True
+
+
+def test_the_batch_size_of_a_cpu_follows_the_number_of_images():
+    sizes = [
+        defaults.fill_length(load_recipe("fast"), images, CPU).batch_size
+        for images in (250, 1_000, 3_000, 6_000, 12_000, 24_000, 100_000, 10_000_000)
+    ]
+    assert sizes == [16, 16, 16, 32, 64, 128, 128, 128]
+
+
 @pytest.mark.parametrize(
     ("ranks", "images", "expected"), [(2, 100, 16), (3, 100, 15), (4, 10, 8), (20, 100, 20)]
 )
@@ -134,6 +153,27 @@ def test_random_weights_have_one_channel_if_all_training_images_are_gray(flat_fo
     assert channels() == 1
     Image.new("RGB", (32, 32)).save(paths[-1])
     assert channels() == 3
+
+
+@pytest.mark.parametrize(("number", "says"), [(0, False), (3, False), (4, True), (40, True)])
+def test_transparency_that_is_put_on_white_is_said_once(tmp_path, capsys, number, says):
+    """Opaque alpha is no transparency; a few transparent images among many are not mentioned."""
+    for i in range(40):
+        image = Image.new("RGBA", (32, 32), (i, 2 * i, 90, 255))
+        if i < number:
+            image.putpixel((3, 3), (0, 0, 0, 254))
+        path = tmp_path / f"{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+    dataset = folder.read_dataset(tmp_path)
+    assert not defaults.fill_channels(load_recipe("fast"), dataset).channels
+    words = f"{number} of 40 training images checked, such as a/0.png, are transparent in places"
+    output = capsys.readouterr().err
+    assert (words in output, "--channels 4" in output) == (says, says)
+    for settings in ({"channels": 3}, {"channels": 4}):
+        defaults.fill_channels(load_recipe("fast").with_settings(settings), dataset)
+    defaults.fill_channels(load_recipe("fast"), dataset, recorded=load_recipe("fast"))
+    assert "transparent" not in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_its_channels(flat_folder):

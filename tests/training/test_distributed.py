@@ -23,7 +23,7 @@ from resnetkit import randomness, train
 from resnetkit.data import folder
 from resnetkit.data.dataset import Images
 from resnetkit.data.loader import Loader, shares
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.errors import DataError, RecipeError
 from resnetkit.models import get_model
 from resnetkit.models.weights import modelfile
@@ -81,7 +81,7 @@ with runtime.connected():
     steps = []
     for batch in loader.training(recipe.augmentation(), 24, recipe.seed, 0):
         outcome = loop.training_step(state, batch, recipe, this, 0.05, weights)
-        loss, correct = loss_and_correct(outcome)
+        loss, correct = loss_and_correct(outcome.totals)
         steps.append({
             "indices": batch.indices[batch.local_indices][batch.lead:].tolist(),
             "images": torch.cat(seen),

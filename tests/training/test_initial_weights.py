@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from resnetkit import train
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.errors import (
     DownloadError,
     RecipeError,

@@ -81,17 +81,3 @@ def test_validation_images_that_are_training_images_are_counted(
         "(validation/blue/copy2.png = train/blue/002.png)"
     )
     assert expected in text
-
-
-def test_a_note_names_images_that_come_out_dark(tmp_path, deep_png):
-    for label in "ab":
-        for i in range(4):
-            save(tmp_path / label / f"{i}.jpg", i + 10 * (label == "b"))
-        for i in range(2):
-            dark = np.random.default_rng(i + ord(label)).integers(0, 4096, (64, 64, 3))
-            (tmp_path / label / f"dark{i}.png").write_bytes(deep_png(dark))
-    (note,) = prepare(folder.read_dataset(tmp_path), RECIPE, workers=1).notes
-    assert note.startswith(
-        "4 of 12 training images checked, such as a/dark0.png, are images with 16 bits per "
-        "color, of which at most 14 are used"
-    )

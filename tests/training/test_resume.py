@@ -78,8 +78,8 @@ def test_a_run_keeps_batch_size_and_epochs_of_the_device_it_began_on(
 ):
     open_ = {**small, "batch_size": None, "epochs": None, "checkpoint_seconds": 0}
     monkeypatch.setattr(defaults, "EPOCHS", (1, 2))
-    here = defaults.DeviceDefaults(batch_size=12, images_shown=10**6, largest_size=128)
-    there = defaults.DeviceDefaults(batch_size=7, images_shown=1, largest_size=128)
+    here = defaults.DeviceDefaults(batch_sizes=(12, 12), images_shown=10**6, largest_size=128)
+    there = defaults.DeviceDefaults(batch_sizes=(7, 7), images_shown=1, largest_size=128)
     monkeypatch.setitem(defaults.DEVICE_DEFAULTS, "cpu", here)
     whole = train(flat_folder, out=tmp_path / "whole", **open_)
     assert (whole.recipe.batch_size, whole.recipe.epochs) == (12, 2)
@@ -254,13 +254,13 @@ def test_a_signal_is_noted_first_and_stops_the_second_time():
 def command(data, out):
     return [sys.executable, "-m", "resnetkit", "train", str(data), "--out", str(out), "--resume",
             "--model", "cifar_resnet20", "--set", "model_options={width: 8}", "--epochs", "12",
-            "--batch-size", "8", "--image-size", "32", "--set", "checkpoint_seconds=0.05",
+            "--batch-size", "8", "--image-size", "32", "--set", "checkpoint_seconds=0",
             "--set", "precision=bf16"]  # fmt: skip
 
 
 def go_on(data, out):
     """What `command` says, in this process, which has loaded PyTorch already."""
-    settings = {"model_options": {"width": 8}, "checkpoint_seconds": 0.05, "precision": "bf16"}
+    settings = {"model_options": {"width": 8}, "checkpoint_seconds": 0, "precision": "bf16"}
     settings |= {"model": "cifar_resnet20", "epochs": 12, "batch_size": 8, "image_size": 32}
     train(data, out=out, resume=True, **settings)
 

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from resnetkit.data import tree
 from resnetkit.errors import OutputError, RecipeError
 from resnetkit.training.seeds import parse_seeds, train_seeds
 
@@ -28,6 +29,7 @@ def test_a_run_for_each_seed_and_their_mean(flat_folder, small, tmp_path, capsys
     accuracies = [run.metrics["accuracy"] for run in found.runs]
     assert found.mean == statistics.mean(accuracies)
     assert found.deviation == statistics.stdev(accuracies)
+    assert tree.output(str(tmp_path / "all")) == tree.OUTPUTS  # among photos, it is no class
     written = json.loads((tmp_path / "all" / "seeds.json").read_text())
     assert written == {
         "seeds": [0, 3],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -12,8 +13,9 @@ import warnings
 def main() -> None:
     """Run the command ``resnet`` and exit.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed (`predict`, `explain`), 130 or 143
-    stopped by a signal, 141 nobody reads the output. Each error in `resnetkit.errors` has its own.
+    Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed (`predict`, `explain`, `similar`),
+    130 or 143 stopped by a signal, 141 the reader of the output is gone. Each error in
+    `resnetkit.errors` has its own.
     """
     _open_closed_streams()
     # Set before PyTorch is loaded. Its OpenMP threads wait for each other by spinning. By default
@@ -23,6 +25,7 @@ def main() -> None:
     # Pillow warns about odd metadata, which changes no pixel, and about sizes that we limit.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
+    from ..distribution import explain_missing
     from ..errors import ResnetkitError
     from ..signals import SignalWatchdog
     from .commands import app
@@ -30,9 +33,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot encode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if not all(argument.isprintable() for argument in sys.argv):
+        from ..progress import keep_on_one_line
+
+        keep_on_one_line(sys.argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with SignalWatchdog():
+        with SignalWatchdog(), explain_missing(_user()):
             app()
     except ResnetkitError as error:
         from ..progress import print_error
@@ -50,8 +57,19 @@ def main() -> None:
     except OSError as error:  # a full or failing disk, a folder without permission
         from ..progress import print_error
 
-        print_error(OSError(f"{error.filename}: {error.strerror}") if error.filename else error)
+        # Errors about files that we write name the file, so a full disk without a file name means
+        # standard output.
+        name = "standard output" if error.errno == errno.ENOSPC else None
+        name = error.filename or name
+        print_error(OSError(f"{name}: {error.strerror}") if name else error)
         sys.exit(1)
+
+
+def _user() -> str:
+    """Return the command and, if it also takes exported files, what else it was given."""
+    command = " ".join(["resnet", *sys.argv[1:2]])
+    exported_too = {*sys.argv[1:2]} & {"predict", "evaluate", "bench", "serve"}
+    return f"{command} with a model file" if exported_too else command
 
 
 def _open_closed_streams() -> None:

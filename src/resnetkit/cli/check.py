@@ -48,13 +48,14 @@ def _print_table(result: CheckResult) -> None:
     from rich.console import Console
 
     from ..data.folder import UNDECIDED
+    from ..data.paths import shown
     from ..text import printable
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
     sizes = [f"{sum(classes.values()):,} ({split})" for split, classes in result.counts.items()]
     names = {name for classes in result.counts.values() for name in classes}
-    root = printable(str(result.root))
+    root = printable(shown(result.root))
     kind = "folders" if UNDECIDED in result.counts else "classes"
     console.print(f"{root}: images {' + '.join(sizes)}, {len(names)} {kind}", markup=False)
     for issue in result.issues:

@@ -15,12 +15,17 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
+from .export import export
 from .models import models
 from .predict import predict
 from .report import report
+from .serve import serve
+from .shard import shard
+from .similar import similar
 from .study import study
 from .summary import summary
 from .train import train
+from .verify import verify
 
 app = typer.Typer(
     name="resnet",
@@ -58,9 +63,14 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(explain)
 app.command()(report)
+app.command()(similar)
 app.command()(models)
 app.command()(summary)
 app.command()(convert)
+app.command()(export)
+app.command()(verify)
+app.command()(serve)
 app.command()(bench)
 app.command()(check)
+app.command()(shard)
 app.add_typer(study)

@@ -33,7 +33,9 @@ def convert(
     ] = None,
     preprocessing: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="How images were prepared: YAML, or preprocessor_config.json."),
+        typer.Option(
+            help="How images were prepared, as YAML or JSON; default: a YAML beside SOURCE."
+        ),
     ] = None,
     resize: Annotated[
         Optional[int],  # noqa: UP045
@@ -70,7 +72,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint from another project to one model file."""
     from ..models.weights.convert import convert as run_conversion
-    from ..models.weights.prepared import FIELDS, read_preprocessing
+    from ..models.weights.prepared import FIELDS
     from ..progress import print_result, say
     from ..storage import refuse_existing
     from ..text import printable
@@ -78,8 +80,7 @@ def convert(
 
     refuse_existing(target)
     options = parse_settings(settings or [])
-    prepared: dict[str, Any] = {} if preprocessing is None else read_preprocessing(preprocessing)
-    flags = {
+    flags: dict[str, Any] = {
         "resize_size": resize,
         "crop_size": crop,
         "mean": mean,
@@ -89,7 +90,7 @@ def convert(
         "squash": squash or None,
         "bgr": bgr or None,
     }
-    prepared |= {key: value for key, value in flags.items() if value is not None}
+    prepared = {key: value for key, value in flags.items() if value is not None}
     prepared |= {key: options.pop(key) for key in list(options) if key in FIELDS}
     converted = run_conversion(
         source,
@@ -98,6 +99,7 @@ def convert(
         options=options,
         classes=classes,
         preprocessing=prepared,
+        preprocessing_file=preprocessing,
         prefix=prefix,
         head=head,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..inference.predictor import Prediction
+    from ..inference.prediction import Prediction
 
 PREDICTIONS = 24
 """Test images in ``predictions.png``."""

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from .options import DEVICE, MODEL_FILE, WORKERS
+from .options import ANY_MODEL, DEVICE, ROW_FORMAT, WORKERS, refuse_engine_options
 
-
-class RowFormat(str, Enum):  # noqa: UP042
-    """The form of the rows that `predict` writes."""
-
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
+if TYPE_CHECKING:
+    from ..export.predictor import ExportedPredictor
+    from ..inference.predictor import Predictor
 
 
 def predict(
-    model: MODEL_FILE,
+    model: ANY_MODEL,
     images: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            help="Files, folders, globs, @list.txt, @- (paths from standard input) or - (one "
-            "image from standard input).",
+            help="Files, folders, globs, s3://BUCKET/PREFIX, @list.txt, @- (paths from standard "
+            "input) or - (one image from standard input).",
             metavar="IMAGE...",
         ),
     ] = None,
@@ -35,13 +30,28 @@ def predict(
         float,
         typer.Option(help="Answer `unknown` below this probability.", min=0, max=1),
     ] = 0.0,
-    format: Annotated[
-        Optional[RowFormat],  # noqa: UP045
-        typer.Option(help="Default: a table on a terminal, JSON Lines in a pipe or file."),
+    coverage: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="Add a set of classes that includes the true class with this probability, such as "
+            "0.95.",
+            metavar="P",
+        ),
     ] = None,
+    false_alarms: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="Answer `unknown` for strange photos; at most this share of photos of known "
+            "classes is called unknown, such as 0.05.",
+            metavar="SHARE",
+        ),
+    ] = None,
+    format: ROW_FORMAT = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="File for the rows (.jsonl or .csv).", metavar="FILE"),
+        typer.Option(
+            help="File for the rows (.jsonl or .csv); with --on, a folder.", metavar="FILE"
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the rows in --out FILE.")
@@ -52,7 +62,17 @@ def predict(
     ] = None,
     embeddings: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="File for `features` (n, C) and `sources` (n,).", metavar="FILE.npz"),
+        typer.Option(
+            help="File for `features` (n, C), `sources` (n,) and `model`.", metavar="FILE.npz"
+        ),
+    ] = None,
+    on: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Predict on Ray, on this machine (ray) or a cluster (ray://HOST:PORT), into "
+            "Parquet files in --out. The same command continues a run that was stopped.",
+            metavar="RAY",
+        ),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="auto, eager, compile, openvino or onnx.", metavar="ENGINE")
@@ -65,11 +85,44 @@ def predict(
     from .sources import check_usage
 
     check_usage(model, images or [])
-    from ..inference.predictor import Predictor
+    if on is not None:
+        from .predict_on import predict_on
+
+        unusable = {"--format": format, "--resume": resume, "--save-images": save_images}
+        failed = predict_on(
+            on,
+            model,
+            images or [],
+            out=out,
+            unusable={**unusable, "--embeddings": embeddings},
+            settings={
+                "top_k": top_k,
+                "threshold": threshold,
+                "coverage": coverage,
+                "false_alarms": false_alarms,
+                "engine": engine,
+                "precision": precision,
+                "device": device,
+                "workers": workers,
+            },
+        )
+        raise typer.Exit(3 if failed else 0)
+    from ..export.artefact import is_artefact
+    from ..inference.rows import columns_for
     from ..progress import say
     from .prediction_writer import PredictionWriter
 
-    predictor = Predictor(model, device, engine=engine, precision=precision, note=say)
+    predictor: Predictor | ExportedPredictor
+    if is_artefact(model):
+        from ..export.predictor import ExportedPredictor
+
+        refuse_engine_options(model, engine=engine, precision=precision, device=device)
+        predictor = ExportedPredictor(model, note=say)
+    else:
+        from ..inference.predictor import Predictor
+
+        predictor = Predictor(model, device, engine=engine, precision=precision, note=say)
+    predictor.resolve_uncertainty(coverage, false_alarms)  # before any output is opened
     with ExitStack() as stack:
         writer = stack.enter_context(
             PredictionWriter(
@@ -79,6 +132,7 @@ def predict(
                 resume=resume,
                 image_folder=save_images,
                 embeddings=embeddings,
+                columns=columns_for(coverage, false_alarms),
             )
         )
         predictions = predictor.stream(
@@ -86,6 +140,8 @@ def predict(
             top_k,
             workers=workers,
             threshold=threshold,
+            coverage=coverage,
+            false_alarms=false_alarms,
             features=embeddings is not None,
             keep_images=save_images is not None,
             first=writer.first,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
 from ..inference import drawing
 from ..inference.embeddings import EmbeddingsFile
 from ..inference.images import ImageLike
-from ..inference.predictor import Prediction, Predictor
+from ..inference.prediction import Prediction
 from ..inference.rows import RowsFile, format_header, format_row
 from ..prefetch import prefetch_map
+from ..processes import default_workers
 from ..progress import Advance, bar, say
-from ..runtime import default_workers
 from ..storage import make_output, refuse_used
-from ..text import printable_json, printable_lines
+from .row_printer import RowPrinter
 from .sources import count_sources, expand_sources
+
+if TYPE_CHECKING:
+    from ..export.predictor import ExportedPredictor
+    from ..inference.predictor import Predictor
 
 
 class PredictionWriter:
@@ -33,6 +37,7 @@ class PredictionWriter:
         resume: continue the rows in ``out``.
         image_folder: folder for the images with the class drawn on them.
         embeddings: file for the features.
+        columns: the columns of CSV rows.
 
     Attributes:
         first: index of the first image to predict; above 0 only for continued rows.
@@ -45,13 +50,14 @@ class PredictionWriter:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Predictor | ExportedPredictor,
         format: str | None,
         *,
         out: Path | None,
         resume: bool,
         image_folder: Path | None,
         embeddings: Path | None,
+        columns: Sequence[str],
     ) -> None:
         if resume and out is None:
             raise RecipeError("--resume continues a file of rows. Name it with --out FILE")
@@ -61,13 +67,13 @@ class PredictionWriter:
             )
         if out is not None and format == "table":
             raise RecipeError("--out takes --format jsonl or csv; a table is only for the terminal")
-        self._is_terminal = sys.stdout.isatty()
-        file_format = "csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl"
-        default_format = "table" if out is None and self._is_terminal else file_format
-        self._format = format or default_format
-        self._needs_bar = not (
-            out is None and self._is_terminal
-        )  # rows on a terminal show progress
+        self._printer = RowPrinter(format)
+        self._format = self._printer.format
+        if out is not None:
+            self._format = format or ("csv" if out.suffix.lower() == ".csv" else "jsonl")
+        # rows on a terminal show progress
+        self._needs_bar = not (out is None and self._printer.is_terminal)
+        self._columns = columns
         self._image_folder = image_folder
         self._stack = ExitStack()
         self.total: int | None = None
@@ -76,17 +82,24 @@ class PredictionWriter:
         if image_folder is not None and not resume:
             refuse_used(image_folder)
         if embeddings is not None:
-            self._embeddings = self._stack.enter_context(EmbeddingsFile(embeddings))
+            self._embeddings = self._stack.enter_context(
+                EmbeddingsFile(embeddings, model=predictor.digest)
+            )
         if out is not None:
             self._rows = self._stack.enter_context(
-                RowsFile(out, self._format, digest=predictor.digest, resume=resume)
+                RowsFile(
+                    out,
+                    self._format,
+                    digest=predictor.digest,
+                    resume=resume,
+                    columns=columns,
+                )
             )
         if image_folder is not None:
             if not image_folder.exists():
                 make_output(image_folder)
             _warn_about_missing_glyphs(predictor.classes)
         self.first = self._rows.first if self._rows else 0
-        self._stdout = sys.stdout  # a live bar replaces sys.stdout
 
     def __enter__(self) -> PredictionWriter:
         return self
@@ -112,7 +125,7 @@ class PredictionWriter:
             numbered = enumerate(predictions, self.first)
             predictions = prefetch_map(self._draw, numbered, workers=workers)
         if self._rows is None:
-            self._stdout.write(format_header(self._format))
+            self._printer.write(format_header(self._format, self._columns))
         failed = self._rows.failed if self._rows else 0
         with ExitStack() as stack:
             advance: Advance = lambda text: None  # noqa: E731
@@ -128,12 +141,7 @@ class PredictionWriter:
         if self._rows is not None:
             self._rows.write(prediction)
         else:
-            text = format_row(prediction, self._format)
-            if self._is_terminal:  # file names may hold escape sequences
-                is_json = self._format == "jsonl"
-                text = printable_json(text) if is_json else printable_lines(text)
-            self._stdout.write(text)
-            self._stdout.flush()
+            self._printer.write(format_row(prediction, self._format))
         if self._embeddings is not None and prediction.features is not None:
             self._embeddings.add(prediction.source, prediction.features)
 

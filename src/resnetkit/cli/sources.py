@@ -8,37 +8,57 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
-from ..data import tree
-from ..data.paths import LeftOut, Paths, is_image, is_system
+from ..data import shards, tree
+from ..data.folder import survey
+from ..data.object_store import ObjectNotFound, list_objects, split_url
+from ..data.paths import LeftOut, Paths, is_image, is_system, object_url
 from ..errors import RecipeError
 from ..inference.images import Unreadable
+from ..storage import MARKER
 from ..text import printable
 
+PREDICT_ARGUMENTS = {"IMAGE...": "No image was given"}
+"""What must follow the model file, and the problem if it is missing."""
 
-def check_usage(model: Path, images: Sequence[str]) -> None:
-    """Check that a model file comes first and at least one image follows.
+
+def check_usage(
+    model: Path,
+    arguments: Sequence[str],
+    command: str = "predict",
+    expected: Mapping[str, str] = PREDICT_ARGUMENTS,
+) -> None:
+    """Check that a model file comes first and enough arguments follow.
+
+    Args:
+        model: the first argument.
+        arguments: the others.
+        command: the command, for the message.
+        expected: the arguments that must follow, each with the problem to report if it is missing.
 
     Raises:
         RecipeError: otherwise; the message shows the command to type.
     """
     is_misplaced = is_image(str(model)) or model.is_dir()
-    if not is_misplaced and images:
+    missing = list(expected)[len(arguments) :]
+    if not is_misplaced and not missing:
         return
     if is_misplaced:
-        runs = sorted(Path("runs").glob("*/model.safetensors"), key=os.path.getmtime)
+        runs = sorted(sorted(Path("runs").glob("*/model.safetensors")), key=os.path.getmtime)
         file = str(runs[-1]) if runs else "model.safetensors"
         problem = f"The model file must come before the images; got {model}"
-        names = [shlex.quote(name) for name in (str(model), *images)]
+        names = [shlex.quote(name) for name in (str(model), *arguments)]
     else:
         file = str(model)
-        problem = "No image was given"
-        names = ["IMAGE..."]
+        problem = expected[missing[0]]
+        names = [*map(shlex.quote, arguments), *missing]
     more = " ..." if len(names) > 3 else ""
     raise RecipeError(
-        f"{problem}. Type:\n  resnet predict {shlex.quote(file)} {' '.join(names[:3])}{more}"
+        f"{problem}. Type:\n  resnet {command} {shlex.quote(file)} {' '.join(names[:3])}{more}"
     )
 
 
@@ -48,7 +68,8 @@ def expand_sources(
     """Yield the images that arguments name, in order.
 
     An argument is a file, a folder (walked to any depth, sorted), a glob, ``@list.txt``, ``@-``
-    (paths from standard input) or ``-`` (the bytes of one image from standard input). A file is
+    (paths from standard input) or ``-`` (the bytes of one image from standard input). In an object
+    store, it is an image or a prefix, such as ``s3://bucket/photos``. A file is
     yielded as it is, even if it does not exist: reading it reports the error. A folder, glob or
     list that has no images or cannot be read is yielded as `Unreadable`.
 
@@ -65,10 +86,17 @@ def expand_sources(
             yield from _or_unreadable(paths, argument, "standard input lists no images")
         elif argument.startswith("@") and not os.path.exists(argument):
             yield from _read_list(argument)
-        elif os.path.isdir(argument):
+        elif object_url(argument) is not None and is_image(argument):
+            split_url(argument)
+            yield argument
+        elif os.path.isdir(argument) or object_url(argument) is not None:
             left_out = LeftOut()
-            inside = _walk_folder(argument, left_out)
-            yield from _or_unreadable(inside, argument, "no images in this folder")
+            if object_url(argument) is None:
+                inside = _walk_folder(argument, left_out)
+            else:
+                inside = _list_remote(argument.rstrip("/"), left_out)
+            kind = "folder" if object_url(argument) is None else "prefix"
+            yield from _or_unreadable(inside, argument, f"no images in this {kind}")
             for line in left_out.lines() if note is not None else []:
                 assert note is not None
                 note(f"Left out of {printable(argument)}: {printable(line)}.")
@@ -87,6 +115,42 @@ def count_sources(arguments: Sequence[str]) -> int | None:
     return sum(1 for _ in expand_sources(arguments))
 
 
+def expand_photos(
+    argument: str, note: Callable[[str], None]
+) -> tuple[list[str | Unreadable], list[str] | None]:
+    """Return the photos that one argument names, and their labels if it is a manifest.
+
+    The argument is a folder, a glob, ``@list.txt``, ``@-``, or a CSV manifest.
+
+    Args:
+        argument: what the user typed.
+        note: called with a line for each kind of file that is left out.
+
+    Raises:
+        RecipeError: the argument is a single image.
+        DataError: the manifest is not valid.
+    """
+    is_glob = glob.has_magic(argument) and not os.path.exists(argument)
+    if argument == "-" or (is_image(argument) and not is_glob and not os.path.isdir(argument)):
+        raise RecipeError(
+            f"PHOTOS must name many photos; got the single image {argument}. Expected a folder, "
+            "'*.jpg' in quotes (without quotes, the shell replaces it), @list.txt, a CSV or an .npz"
+        )
+    if argument.lower().endswith(".csv") and os.path.isfile(argument):
+        found = survey(argument, ask=False)
+        for line in (*(f"left out: {line}" for line in found.left_out.lines()), *found.notes):
+            note(f"Note: {printable(line)}.")
+        rows = [
+            (os.path.join(found.base, path), label)
+            for by_class in found.splits.values()
+            for label, paths in by_class.items()
+            for path in paths
+        ]
+        return [path for path, _ in rows], [label for _, label in rows]
+    images = [image for image in expand_sources([argument], note) if not isinstance(image, bytes)]
+    return images, None
+
+
 def _read_list(argument: str) -> Iterator[str | Unreadable]:
     try:
         with open(argument[1:], "rb") as file:
@@ -103,6 +167,10 @@ def _walk_folder(
 
     Links to folders are followed, except to one of ``parents``, which would loop.
     """
+    if not parents and tree.is_sharded(folder):
+        for path in shards.open_shards(Path(folder)).paths:
+            yield os.path.join(folder, path)
+        return
     try:
         identity = tree.identity(folder)
         if identity in parents:
@@ -139,6 +207,50 @@ def _walk_folder(
             yield from _walk_folder(path, left_out, parents | {identity})
 
 
+def _list_remote(url: str, left_out: LeftOut) -> Iterator[str]:
+    """Yield the images under a prefix of an object store, as `_walk_folder` does in a folder."""
+    with suppress(ObjectNotFound):
+        for path in shards.open_shards(Path(url)).paths:
+            yield f"{url}/{path}"
+        return
+    keys = sorted((key.split("/") for key in _keys(url)), key=_walking_order)
+    folders = {tuple(key[:-1]): set[str]() for key in keys}
+    for *folder, name in keys:
+        folders[tuple(folder)].add(name)
+    written = {
+        folder: tree.OUTPUTS if MARKER in names else tree.RUNS
+        for folder, names in folders.items()
+        if folder and (MARKER in names or names >= tree.RUN_FILES)
+    }
+    seen = set[str]()
+    for key in keys:
+        path = "/".join(key)
+        for depth in range(1, len(key) + 1):
+            above = tuple(key[:depth])
+            reason = tree.SYSTEM if is_system(key[depth - 1]) else written.get(above)
+            if reason is not None:
+                path = "/".join(above)
+                break
+        else:
+            reason = None if is_image(path) else tree.OTHER
+        if reason is None:
+            yield f"{url}/{path}"
+        elif path not in seen:
+            seen.add(path)
+            left_out.add(reason, f"{url}/{path}")
+
+
+@lru_cache(maxsize=4)
+def _keys(url: str) -> tuple[str, ...]:
+    """Return the keys under a prefix; cached, because they are counted before they are read."""
+    return tuple(key for key, _ in list_objects(url))
+
+
+def _walking_order(key: Sequence[str]) -> list[tuple[bool, str]]:
+    """Return a sort key for the order of a folder walk: a folder's images, then deeper ones."""
+    return [(depth < len(key) - 1, name) for depth, name in enumerate(key)]
+
+
 def _decode_lines(file: Iterable[bytes]) -> Iterator[str]:
     """Yield the lines of a list in UTF-8, or in UTF-16 with a BOM, as PowerShell writes files."""
     lines = iter(file)
@@ -155,6 +267,8 @@ def _parse_paths(lines: Iterable[str]) -> Iterator[str]:
     for number, line in enumerate(lines):
         line = line.rstrip("\r\n").removeprefix("\ufeff" if number == 0 else "")
         if line.strip():
+            if object_url(line) is not None:
+                split_url(line)
             yield os.fsdecode(line.encode("utf-8", "surrogateescape"))
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..text import display_width, pad_to_width, printable
+from ..text import display_width, pad_to_width, pluralize, printable
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.explain import Explanation
+    from ..export.evaluate import ExportedEvaluation
+    from ..training.folds import CrossValidation
     from ..training.lr_finder import LearningRates
     from ..training.run import Run
     from ..training.seeds import SeedSweep
 
 
-def evaluation_table(result: Evaluation) -> str:
+def evaluation_table(result: Evaluation | ExportedEvaluation) -> str:
     """Return accuracy; precision, recall and F1 per class; and the most frequent confusions."""
-    from ..evaluation.evaluate import confusions
+    from ..evaluation.metrics import confusions
 
     metrics = result.metrics
     correct = metrics["pictures"] - metrics["errors"]
@@ -38,7 +41,7 @@ def evaluation_table(result: Evaluation) -> str:
             f"{pad_to_width(row['class'], width)}  {row['precision']:9.2%}  {row['recall']:7.2%}  "
             f"{row['f1']:7.2%}  {images:8}"
         )
-    mistakes = confusions(result)[:5]
+    mistakes = confusions(metrics)[:5]
     if mistakes:
         text = "; ".join(f"{truth} taken for {answer} {n}x" for truth, answer, n in mistakes)
         lines += ["", f"most frequent mistakes: {printable(text)}"]
@@ -87,17 +90,44 @@ def explanation_line(explanation: Explanation, file: Path | None) -> str:
 def closing_lines(run: Run) -> str:
     """Return the result of a run, its folder, and the commands to type next."""
     metrics = run.metrics
-    correct = metrics["pictures"] - metrics["errors"]
     file = shlex.quote(str(run.model))
     data = shlex.quote(_relative_data_path(run))
+    if metrics["split"] is None:
+        return (
+            f"\ntrained on all images for {pluralize(len(run.history), 'epoch')} in "
+            f"{run.train_seconds:.0f} s from {_initial_weights(run)}; no images were left "
+            f"to measure the accuracy\n{_suspects_line(run)}"
+            f"everything is in {run.folder}\n\nnext:\n"
+            f"  resnet evaluate {file} OTHER_PHOTOS\n"
+            f"  resnet predict {file} IMAGE..."
+        )
+    correct = metrics["pictures"] - metrics["errors"]
+    low, high = metrics["accuracy_interval"]
     return (
         f"\nvalidation accuracy {metrics['accuracy']:.2%} "
-        f"({correct} of {metrics['pictures']} images) in epoch {run.best_epoch}, the best of "
-        f"{len(run.history)}; {run.train_seconds:.0f} s of training from {_initial_weights(run)}\n"
-        f"everything is in {run.folder}\n\nnext:\n"
+        f"({correct} of {metrics['pictures']} images), 95% interval {low:.2%} to {high:.2%}\n"
+        f"kept epoch {run.best_epoch} of {len(run.history)}; {run.train_seconds:.0f} s of training "
+        f"from {_initial_weights(run)}\n"
+        f"{_suspects_line(run)}everything is in {run.folder}\n\nnext:\n"
         f"  resnet evaluate {file} {data} --split val\n"
         f"  resnet predict {file} IMAGE..."
     )
+
+
+def _suspects_line(run: Run) -> str:
+    """Return the line on labels that look wrong; empty if they were not searched for."""
+    from ..training.run import RunFolder
+
+    file = RunFolder(run.folder).suspects
+    if not file.is_file():
+        return ""
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        count = sum(1 for _ in csv.reader(lines)) - 1
+    if not count:
+        return "no training label looks wrong\n"
+    verb = "looks" if count == 1 else "look"
+    page = file.with_suffix(".html")
+    return f"{pluralize(count, 'training label')} {verb} wrong: {file}, shown in {page}\n"
 
 
 def plot_learning_rates(result: LearningRates, out: Path | None) -> str:
@@ -122,7 +152,7 @@ def plot_learning_rates(result: LearningRates, out: Path | None) -> str:
 
 def seeds_table(sweep: SeedSweep) -> str:
     """Return a line per seed, then the mean and standard deviation."""
-    lines = ["", "seed  validation accuracy  best epoch"]
+    lines = ["", "seed  validation accuracy  kept epoch"]
     for run in sweep.runs:
         lines.append(
             f"{run.recipe.seed:4}  {run.metrics['accuracy']:19.2%}  "
@@ -132,16 +162,65 @@ def seeds_table(sweep: SeedSweep) -> str:
     return "\n".join([*lines, f"everything is in {sweep.folder}"])
 
 
+def folds_table(found: CrossValidation) -> str:
+    """Return a line per fold, the out-of-fold accuracy, and the commands to type next."""
+    summary = found.summary
+    file = shlex.quote(str(found.final.model))
+    low, high = summary["accuracy_interval"]
+    lines = ["", "fold  images  accuracy"]
+    lines += [
+        f"{row['fold']:4}  {row['pictures']:6,}  {row['accuracy']:8.2%}"
+        for row in summary["per_fold"]
+    ]
+    copies = ""
+    if summary["groups"] < summary["pictures"]:
+        copies = f" (copies count once: as {summary['independent_images']:,.0f} images)"
+    lines += [
+        "",
+        f"out-of-fold accuracy {summary['accuracy']:.2%} "
+        f"({summary['pictures'] - summary['errors']:,} of {summary['pictures']:,} images), 95% "
+        f"interval {low:.2%} to {high:.2%}{copies}",
+        f"final network: trained on all {summary['pictures']:,} images for "
+        f"{pluralize(summary['epochs'], 'epoch')}, like the folds",
+    ]
+    target = "OTHER_PHOTOS"
+    if "test" in summary:
+        test = summary["test"]
+        low, high = test["accuracy_interval"]
+        lines.append(
+            f"its test accuracy {test['accuracy']:.2%} ({test['pictures'] - test['errors']:,} of "
+            f"{test['pictures']:,} images), 95% interval {low:.2%} to {high:.2%}"
+        )
+        target = f"{shlex.quote(_relative_data_path(found.final))} --split test"
+    lines += [
+        f"predictions and report.html are in {found.folder}",
+        "",
+        "next:",
+        f"  resnet evaluate {file} {target}",
+        f"  resnet predict {file} IMAGE...",
+    ]
+    return "\n".join(lines)
+
+
 def _initial_weights(run: Run) -> str:
     name = Path(run.recipe.weights).name
     return "random weights" if name == "none" else f"weights of {printable(name)}"
 
 
 def _relative_data_path(run: Run) -> str:
-    """Return the path of the run's data, relative if it is below the current folder."""
-    from ..training.run import recorded_data
+    """Return the path of the run's data, relative if it is below the current folder.
 
-    path = Path(recorded_data(run.folder))
+    With corrections, return the run's split.csv, which has the corrected labels.
+    """
+    from ..data.paths import object_url
+    from ..training.run import CORRECTIONS, recorded_data
+
+    if (run.folder / CORRECTIONS).is_file():
+        return str(run.folder / "split.csv")
+    data = recorded_data(run.folder)
+    if object_url(data) is not None:
+        return data
+    path = Path(data)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

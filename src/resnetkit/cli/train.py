@@ -66,6 +66,14 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(help="Train once per seed, such as 0-4, and report the mean.", metavar="N-M"),
     ] = None,
+    folds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Cross-validate: train once per fold, predict each image with a network that was "
+            "not trained on it, then train the final network on all images.",
+            metavar="K",
+        ),
+    ] = None,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Only try learning rates, and plot the loss.")
     ] = False,
@@ -81,6 +89,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write the history for TensorBoard.")
     ] = False,
+    corrections: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A suspects.csv with verdicts: keep, relabel or drop.", metavar="CSV"),
+    ] = None,
     settings: RECIPE_SETTINGS = None,
 ) -> None:
     """Train a network on a folder of photos."""
@@ -97,7 +109,9 @@ def train(
         "patience": patience,
         "seed": seed,
     }
+    from ..processes import rank
     from ..progress import print_result
+    from ..training.folds import is_cross_validation
     from ..training.loop import train as run_training
     from ..training.settings import parse_settings
     from .tables import closing_lines
@@ -106,10 +120,22 @@ def train(
     fields |= parse_settings(settings or [])
     fields |= {"device": device, "workers": workers}
     run_options: dict[str, Any] = {"out": out, "resume": resume, "tensorboard": tensorboard}
+    if folds is not None and seeds is not None:
+        raise typer.BadParameter(
+            "--folds cannot be combined with --seeds: to see how folds vary with the seed, run "
+            "--folds once per --seed, each with its own --out"
+        )
+    is_folds = folds is not None or (resume and is_cross_validation(data))
+    if is_folds and corrections is not None:
+        raise typer.BadParameter(
+            "--folds cannot be combined with --corrections: train with --corrections first, and "
+            "cross-validate on the split.csv of that run, which has the corrected labels"
+        )
     if find_lr:
-        if seeds is not None or resume or tensorboard:
+        if folds is not None or seeds is not None or resume or tensorboard or corrections:
             raise typer.BadParameter(
-                "--find-lr cannot be combined with --seeds, --resume or --tensorboard"
+                "--find-lr cannot be combined with --folds, --seeds, --resume, --tensorboard or "
+                "--corrections"
             )
         from ..training.lr_finder import find_lr as run_lr_finder
         from .tables import plot_learning_rates
@@ -119,7 +145,17 @@ def train(
         from ..training.seeds import parse_seeds, train_seeds
         from .tables import seeds_table
 
-        sweep = train_seeds(data, recipe, seeds=parse_seeds(seeds), **run_options, **fields)
+        run_options |= {"seeds": parse_seeds(seeds), "corrections": corrections}
+        sweep = train_seeds(data, recipe, **run_options, **fields)
         print_result(seeds_table(sweep))
+    elif is_folds:
+        from ..training.folds import train_folds
+        from .tables import folds_table
+
+        found = train_folds(data, recipe, folds=folds, **run_options, **fields)
+        print_result(folds_table(found))
     else:
-        print_result(closing_lines(run_training(data, recipe, **run_options, **fields)))
+        run_options["corrections"] = corrections
+        run = run_training(data, recipe, **run_options, **fields)
+        if rank() == 0:  # other hosts may not have the run folder
+            print_result(closing_lines(run))

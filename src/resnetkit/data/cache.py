@@ -15,14 +15,15 @@ import numpy as np
 from ..errors import DataError, ImageError
 from ..limits import available_memory
 from ..prefetch import prefetch_map
+from ..processes import local_world_size
 from ..progress import say
-from ..runtime import local_world_size
 from ..text import printable
-from . import decode, disk_cache, files
+from . import decode, disk_cache, files, shards
 from .dataset import Images, image_sizes
 from .folder import Split
 from .pixels import Pixels
-from .transforms import Preprocessing
+from .preprocessing import Preprocessing
+from .remote import in_order
 
 RAM_SHARE = 0.4
 """Largest share of the available memory used for pixels."""
@@ -111,7 +112,7 @@ def _scan_to_memory(
     unreadable = {}
     left_out = 0
     reader = _Reader(split, preprocessing)
-    results = prefetch_map(reader, range(len(split)), workers)
+    results = prefetch_map(reader, in_order(split), workers)
     for index, (digest, pixels) in enumerate(results):
         digests[index] = digest
         if isinstance(pixels, ImageError):
@@ -145,10 +146,10 @@ def _scan_to_disk(
         DataError: an image changed after it was hashed.
     """
     reader = _Reader(split, preprocessing)
-    digests = list(prefetch_map(reader.digest, range(len(split)), workers))
+    digests = list(prefetch_map(reader.digest, in_order(split), workers))
 
     def decode_all() -> Iterator[np.ndarray | str | None]:
-        results = prefetch_map(reader, range(len(split)), workers)
+        results = prefetch_map(reader, in_order(split), workers)
         for index, (digest, pixels) in enumerate(results):
             if digest != digests[index]:
                 raise DataError(
@@ -218,7 +219,7 @@ class _Reader:
 
     def with_path(self, index: int, message: str) -> str:
         """Return an error message that names the image by its path."""
-        return message.replace(decode.UNNAMED, str(self.split.path(index)), 1)
+        return message.replace(decode.UNNAMED, shards.describe(self.split.path(index)), 1)
 
 
 def _limit_calls(times: int, advance: Callable[[str], None]) -> Callable[[], None]:

@@ -16,20 +16,20 @@ import numpy as np
 
 from ..errors import DataError, ImageError
 from ..prefetch import prefetch_map
-from ..runtime import default_workers
-from . import files, folder, near_duplicates
+from ..processes import default_workers
+from . import files, folder, holes, near_duplicates, shards, tree
 from .decode import (
-    DIM,
     UNNAMED,
     Traits,
     decode,
-    is_dim_color,
     is_gray_mode,
     read_depth,
     read_traits,
 )
-from .gray import FULL_RANGE, Depth
+from .gray import FULL_RANGE, Depth, dataset_range
 from .near_duplicates import Signature, near_duplicate_groups
+from .paths import shown
+from .remote import read_ahead
 from .value_range import resolve_value_range
 
 FEW = 20
@@ -79,11 +79,16 @@ class Issue:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Number of images, ``{split: {class: count}}``, and the issues, errors first."""
+    """Number of images, ``{split: {class: count}}``, and the issues, errors first.
+
+    ``value_range`` holds the values that training turns black and white in images with more than 8
+    bits; None if there are no such images, or if an issue asks for the range.
+    """
 
     root: Path
     counts: dict[str, dict[str, int]]
     issues: tuple[Issue, ...]
+    value_range: tuple[float, float] | None = None
 
     @property
     def has_errors(self) -> bool:
@@ -93,7 +98,12 @@ class CheckResult:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``resnet check --format json`` prints."""
         issues = [asdict(issue) for issue in self.issues]
-        return {"data": str(self.root), "pictures": self.counts, "findings": issues}
+        return {
+            "data": shown(self.root),
+            "pictures": self.counts,
+            "value_range": self.value_range,
+            "findings": issues,
+        }
 
 
 def check_dataset(
@@ -128,13 +138,18 @@ def check_dataset(
     if survey.question:
         issues = [Issue("layout", "error", survey.question)]
     else:
-        issues = list(_class_issues(counts))
+        leading = next(iter(survey.splits.values()))
+        advice = folder.inner_folder_advice(survey.root, leading)
+        issues = list(_class_issues(counts, advice))
     issues += _image_issues(contents)
-    issues += _depth_issues(contents)
+    value_range, depth_issues = _check_depths(contents)
+    issues += depth_issues
+    issues += _gray_issues(contents)
+    issues += _shard_issues(survey.root)
     issues += [Issue("left-out", "note", line) for line in survey.left_out.lines()]
     issues += [Issue("reading", "warning", note) for note in survey.notes]
     issues.sort(key=lambda issue: _LEVELS.index(issue.level))
-    return CheckResult(survey.root, counts, issues=tuple(issues))
+    return CheckResult(survey.root, counts, issues=tuple(issues), value_range=value_range)
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ class _Contents:
     errors: dict[int, str] = field(default_factory=dict)
     traits: dict[int, Traits] = field(default_factory=dict)
     depths: dict[int, Depth | None] = field(default_factory=dict)  # only of readable images
-    dim: set[int] = field(default_factory=set)  # see `is_dim_color`
+    empty_blocks: set[int] = field(default_factory=set)  # see `holes.has_empty_block`
 
 
 def _read_all(
@@ -178,17 +193,20 @@ def _read_all(
         try:
             file = files.read_file(base / rows[index].path, UNNAMED)
             digest = files.digest(file)
+            if holes.has_empty_block(file):
+                contents.empty_blocks.add(index)
             traits = read_traits(file)
-            contents.depths[index] = read_depth(file)
-            if is_dim_color(file):
-                contents.dim.add(index)
-            # The guessed range is good enough: it changes the signature little.
-            pixels = decode(file, _WORKING_SIZE, value_range="image")
+            depth = read_depth(file)
+            contents.depths[index] = depth
+            # The range of one image is good enough: it hardly changes the signature.
+            own_range = dataset_range([depth]) if depth else None
+            pixels = decode(file, _WORKING_SIZE, value_range=own_range)
             return digest, traits, near_duplicates.signature(pixels)
         except ImageError as error:
             return digest, traits, str(error).removeprefix(f"{UNNAMED}: ")
 
-    results = prefetch_map(read_image, range(count), workers)
+    indices = read_ahead(range(count), lambda index: [base / rows[index].path])
+    results = prefetch_map(read_image, indices, workers)
     for index, (digest, traits, signature) in enumerate(results):
         contents.digests.append(digest)
         if traits is not None:
@@ -203,8 +221,13 @@ def _read_all(
     return contents
 
 
-def _class_issues(counts: dict[str, dict[str, int]]) -> Iterator[Issue]:
-    """Yield the issues with the number of images per class."""
+def _class_issues(counts: dict[str, dict[str, int]], advice: str) -> Iterator[Issue]:
+    """Yield the issues with the number of images per class.
+
+    Args:
+        counts: ``{split: {class: count}}``.
+        advice: what to do if there is only one class, or "".
+    """
     leading = next(split for split in ("train", "all", "val", "test") if split in counts)
     own = counts[leading]
 
@@ -214,10 +237,14 @@ def _class_issues(counts: dict[str, dict[str, int]]) -> Iterator[Issue]:
         if named:
             yield Issue(kind, level, f"{text}: {', '.join(named)}")
 
+    if leading not in ("train", "all"):
+        text = f"there are no training images, only {' and '.join(counts)}"
+        yield Issue("no-training-images", "error", text)
     empty = [name for name in own if not own[name]]
     yield from about("empty-class", "error", empty, "classes without images")
     if len(own) < 2:
         text = "a classifier needs two classes or more; there is only one"
+        text += f" ({advice})" if advice else ""
         yield from about("one-class", "error", own, text)
     for split, other in counts.items():
         unknown = [name for name in other if name not in own]
@@ -262,38 +289,57 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
     for kind, level, text, applies in _TRAIT_CHECKS:
         matching = [i for i in contents.traits if applies(contents.traits[i], rows[i])]
         yield from _issue_if_any(rows, kind, level=level, text=text, indices=matching)
+    holed = sorted(contents.empty_blocks - contents.errors.keys())
+    text = "files with whole blocks of zeros, as in a broken copy: compare them with the originals"
+    yield from _issue_if_any(rows, "zeros", level="warning", text=text, indices=holed)
     blank = [i for i in np.flatnonzero(contents.flat).tolist() if i not in contents.errors]
     yield from _issue_if_any(
         rows, "blank", level="warning", text="images of almost one color", indices=blank
     )
 
 
-def _depth_issues(contents: _Contents) -> Iterator[Issue]:
-    """Yield issues about 16- and 32-bit gray, dark 16-bit colors, and gray-only datasets."""
-    deep = [i for i, depth in contents.depths.items() if depth is not None]
-    if deep:
-        training: list[Depth | None] = []
-        validation: list[Depth | None] = []
-        for i, depth in contents.depths.items():
-            split = contents.rows[i].split
-            if split in ("train", "all", folder.UNDECIDED):
-                training.append(depth)
-            elif split == "val":
-                validation.append(depth)
-        level = "note"
-        try:
-            black, white = resolve_value_range([training, validation]) or FULL_RANGE
-            text = (
-                f"images in 16- or 32-bit gray: in training {black:,g} becomes black and "
-                f"{white:,g} white"
-            )
-        except DataError as error:
-            level = "error"
-            text = str(error)
-        yield from _issue_if_any(contents.rows, "deep", level=level, text=text, indices=deep)
-    yield from _issue_if_any(
-        contents.rows, "dim", level="warning", text=DIM, indices=sorted(contents.dim)
+def _shard_issues(root: Path) -> Iterator[Issue]:
+    """Yield an issue if ``root`` has shards and some of them were changed."""
+    details = list(shards.issues(root)) if tree.is_sharded(root) else []
+    if details:
+        text = "shards that were changed after they were written: write them again, or copy them"
+        groups = [[detail.split(" ", 1)[0]] for detail in details]
+        yield Issue("shards", "error", text, groups=groups, details=details)
+
+
+def _check_depths(contents: _Contents) -> tuple[tuple[float, float] | None, list[Issue]]:
+    """Return the value range of images with more than 8 bits, and the issues with them."""
+    depths = dict(sorted(contents.depths.items()))  # threads add them in any order
+    deep = [i for i, depth in depths.items() if depth is not None]
+    if not deep:
+        return None, []
+    training: list[Depth | None] = []
+    validation: list[Depth | None] = []
+    for i, depth in depths.items():
+        split = contents.rows[i].split
+        if split in ("train", "all", folder.UNDECIDED):
+            training.append(depth)
+        elif split == "val":
+            validation.append(depth)
+    value_range = None
+    level = "note"
+    try:
+        value_range = resolve_value_range([training, validation]) or FULL_RANGE
+        black, white = value_range
+        text = (
+            f"images with more than 8 bits per channel: in training {black:,g} becomes black and "
+            f"{white:,g} white; --set value_range=[LOW,HIGH] for others"
+        )
+    except DataError as error:
+        level = "error"
+        text = str(error)
+    return value_range, list(
+        _issue_if_any(contents.rows, "deep", level=level, text=text, indices=deep)
     )
+
+
+def _gray_issues(contents: _Contents) -> Iterator[Issue]:
+    """Yield a note if all images are grayscale."""
     modes = {traits.mode for traits in contents.traits.values()}
     if modes and all(map(is_gray_mode, modes)):
         text = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from ..prefetch import prefetch_map
 from . import decode
 from .folder import Split
 from .pixels import Pixels
-from .transforms import Preprocessing
+from .preprocessing import Preprocessing
+from .remote import in_order
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,17 @@ class Images:
                 return pixels
         return self.preprocessing.pixels(self.split.path(index))
 
+    def paths_to_read(self, indices: Iterable[int]) -> list[Path]:
+        """Return the paths of the images that are in an object store and not cached."""
+        if not self.split.is_remote:
+            return []
+        rows = ((i, i if self.rows is None else int(self.rows[i])) for i in indices)
+        return [
+            self.split.path(index)
+            for index, row in rows
+            if self.kept is None or self.kept.get(row) is None
+        ]
+
     def labels(self) -> Tensor:
         """Return the labels, ``(n,)`` int64."""
         return torch.from_numpy(self.split.labels.astype(np.int64))
@@ -78,7 +91,7 @@ def image_sizes(split: Split, indices: Iterable[int], workers: int = 1) -> list[
         except ImageError:
             return None
 
-    sizes = prefetch_map(size_or_none, indices, workers)
+    sizes = prefetch_map(size_or_none, in_order(split, indices), workers)
     return [size for size in sizes if size is not None]
 
 
@@ -88,7 +101,7 @@ def are_all_gray(split: Split) -> bool:
     It reads headers until the first image in color.
     """
     gray = 0
-    for index in range(len(split)):
+    for index in in_order(split):
         try:
             if not decode.is_gray(split.path(index)):
                 return False
@@ -96,3 +109,16 @@ def are_all_gray(split: Split) -> bool:
             continue
         gray += 1
     return gray > 0
+
+
+def find_see_through(split: Split, indices: Iterable[int], workers: int = 1) -> list[str]:
+    """Return the paths of the given images that have transparent pixels."""
+
+    def path_if_see_through(index: int) -> str | None:
+        try:
+            return split.paths[index] if decode.is_see_through(split.path(index)) else None
+        except ImageError:
+            return None
+
+    paths = prefetch_map(path_if_see_through, [int(index) for index in indices], workers)
+    return [path for path in paths if path is not None]

@@ -20,14 +20,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 import simplejpeg
-import torch
 from PIL import Image, ImageFile, features
 
+from ..distribution import install_command
 from ..errors import ImageError
 from ..prefetch import reading
-from . import files
+from . import deep_color, files, holes
 from .color import pixels_of, with_channels
-from .gray import Depth, ValueRange, depth_of, is_wide
+from .gray import FULL_RANGE, Depth, ValueRange, depth_of
+from .paths import shown
 from .resize import resize, resize_by_pillow, shrunk, upright
 
 MAX_PIXELS = 178_000_000
@@ -36,14 +37,8 @@ MAX_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 """Formats that are read, by Pillow's names, whatever the file name. None of them runs a program."""
 
-VERSION = 5
+VERSION = 6
 """Version of the conversion from files to pixels; cached pixels of other versions are not used."""
-
-DIM = (
-    "images with 16 bits per color, of which at most 14 are used. Only the upper 8 bits are kept, "
-    "so these images are dark; save them with 8 bits, or scale them up to 65,535"
-)
-"""What is wrong with images for which `is_dim_color` is true."""
 
 UNNAMED = "the image"
 """Name in error messages of an image without a path."""
@@ -69,8 +64,8 @@ def decode(
             every pixel.
         channels: 3 for RGB; 1 for gray, converted from RGB as Pillow's mode ``L``; 4 to keep
             transparency.
-        value_range: the values that become black and white in 16- or 32-bit gray; see
-            `resnetkit.data.gray`.
+        value_range: the values that become black and white in 16- or 32-bit gray and in 16-bit
+            color; see `resnetkit.data.gray`.
 
     Returns:
         ``(H, W, channels)`` uint8. The same bits for the same file and arguments.
@@ -89,7 +84,7 @@ def decode(
 def _name_and_contents(source: Path | bytes) -> tuple[str, bytes]:
     """Return the image's name for error messages, and its bytes."""
     if isinstance(source, Path):
-        return str(source), files.read_file(source)
+        return shown(source), files.read_file(source)
     return UNNAMED, source
 
 
@@ -167,10 +162,33 @@ def image_size(source: Path) -> tuple[int, int]:
     name = str(source)
     with reading(name), files.open_file(source) as file, _named(name), _open(file) as image:
         width, height = image.size
-        if image.format == "TIFF":  # Pillow already gives the displayed size
-            return width, height
+        if image.format == "TIFF" and _ORIENTATION in image.tag_v2:  # type: ignore[attr-defined]
+            return width, height  # Pillow already gives the displayed size
         turned = _orientation(image) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
+
+
+def stored_size(contents: bytes) -> tuple[int, int]:
+    """Return the width and height that the header of an image file claims, before any rotation.
+
+    Raises:
+        ImageError: the header cannot be read, or it claims too many pixels.
+    """
+    with _named(UNNAMED), _open(io.BytesIO(contents)) as image:
+        width, height = image.size
+        return width, height
+
+
+def has_known_signature(contents: bytes) -> bool:
+    """Return whether a file begins like an image in a format that is read, complete or not."""
+    head = contents[:16]
+    Image.init()
+    for name in FORMATS:
+        accept = Image.OPEN[name][1] if name in Image.OPEN else None
+        with suppress(IndexError, struct.error):  # a file shorter than the signature
+            if accept is not None and accept(head) is True:
+                return True
+    return _is_heif(head)
 
 
 def is_gray(source: Path) -> bool:
@@ -182,6 +200,20 @@ def is_gray(source: Path) -> bool:
     name = str(source)
     with reading(name), files.open_file(source) as file, _named(name), _open(file) as image:
         return is_gray_mode(image.mode)
+
+
+def is_see_through(source: Path) -> bool:
+    """Return whether some pixels of an image are at least partly transparent.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    name, contents = _name_and_contents(source)
+    with _named(name), _open(io.BytesIO(contents)) as image:
+        if not image.has_transparency_data:
+            return False
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        return lowest != 255
 
 
 def is_gray_mode(mode: str) -> bool:
@@ -223,10 +255,11 @@ def read_traits(contents: bytes) -> Traits:
 
 
 def read_depth(source: Path | bytes) -> Depth | None:
-    """Return the `Depth` of a wide gray image whose file does not say which value is white.
+    """Return the `Depth` of an image in 16- or 32-bit gray, or with 16 bits per color.
 
     Returns:
-        None for any other image. For most formats the first bytes are enough to tell.
+        None for any other image, and if the file says which value is white. For most formats, the
+        first bytes are enough to tell.
 
     Raises:
         ImageError: the image cannot be read.
@@ -241,34 +274,12 @@ def read_depth(source: Path | bytes) -> Depth | None:
         return None
     name, contents = _name_and_contents(source)
     with _named(name), _open(io.BytesIO(contents)) as image:
-        return depth_of(image)
+        return deep_color.depth_of(image) if deep_color.is_deep_color(image) else depth_of(image)
 
 
 def _may_be_wide(head: bytes) -> bool:
-    wide_png = head.startswith(b"\x89PNG") and head[24:26] == b"\x10\0"  # 16-bit gray
+    wide_png = head.startswith(b"\x89PNG") and head[24:25] == b"\x10"  # 16 bits
     return wide_png or head[:2] in (b"II", b"MM", b"Pf")  # TIFF, PFM
-
-
-def is_dim_color(source: Path | bytes) -> bool:
-    """Return whether an image has 16 bits per color but uses so few that it decodes dark.
-
-    Only the upper 8 bits are kept; the image is dark if no value then exceeds a quarter of 255.
-
-    Raises:
-        ImageError: the image cannot be read.
-    """
-    name, contents = _name_and_contents(source)
-    if contents.startswith(b"\x89PNG"):
-        if contents[24:25] != b"\x10" or contents[25:26] == b"\0":
-            return False
-    elif contents[:2] not in (b"II", b"MM"):
-        return False
-    with _named(name), _open(io.BytesIO(contents)) as image:
-        if is_wide(image):
-            return False
-        if image.format == "TIFF" and set(image.tag_v2.get(258, ())) != {16}:  # type: ignore[attr-defined]
-            return False
-        return int(pixels_of(image, 4)[..., :3].max()) < 64
 
 
 def fingerprint() -> str:
@@ -277,6 +288,8 @@ def fingerprint() -> str:
     These are the versions of this code and of the decoders, and the CPU instructions that PyTorch
     uses to resize.
     """
+    import torch
+
     libraries = f"pillow {PIL.__version__}, simplejpeg {metadata.version('simplejpeg')}"
     for codec in ("libjpeg_turbo", "libtiff", "webp", "avif"):  # some builds of Pillow lack one
         libraries += f", {codec} {features.version(codec)}"
@@ -305,7 +318,16 @@ def _stored(
         if not _may_be_turned(contents):
             return plain, 1
     with _open(io.BytesIO(contents)) as image:
+        holes.refuse_holes(image, contents)
         image.draft("RGB", shrunk(image.size, working_size))  # JPEG: scale while decoding
+        if (
+            plain is None
+            and isinstance(value_range, tuple)
+            and value_range != FULL_RANGE
+            and deep_color.is_deep_color(image)
+        ):
+            with _open(io.BytesIO(contents)) as again:
+                plain = pixels_of(deep_color.narrow(image, again, value_range), channels)
         pixels = pixels_of(image, channels, value_range) if plain is None else plain
         return pixels, _orientation(image)
 
@@ -413,13 +435,23 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        raise ImageError(f"{name}: {error}", error.passing) from error.__cause__
+        raise ImageError(f"{_full_name(name)}: {error}", error.passing) from error.__cause__
     except MemoryError as error:
-        message = f"{name}: there is not enough memory to decode it"
+        message = f"{_full_name(name)}: there is not enough memory to decode it"
         raise ImageError(message, passing=True) from error
     except Exception as error:  # codecs raise everything from EOFError to struct.error
         out_of_memory = isinstance(error, RuntimeError)  # what PyTorch raises
-        raise ImageError(f"{name}: cannot be decoded ({error})", passing=out_of_memory) from error
+        message = f"{_full_name(name)}: cannot be decoded ({error})"
+        raise ImageError(message, passing=out_of_memory) from error
+
+
+def _full_name(name: str) -> str:
+    """Return the name of an image in error messages; of one in shards, also its place in them."""
+    if name == UNNAMED:
+        return name
+    from . import shards  # only errors need it
+
+    return shards.describe(Path(name))
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -437,7 +469,17 @@ def _open(file: BinaryIO) -> Image.Image:
         raise ImageError(f"{too_large}; its header claims {image.width} x {image.height}")
     if 0 in image.size:
         raise ImageError(f"its header claims {image.width} x {image.height} pixels")
+    if image.format == "TIFF":
+        _refuse_signed_bytes(image)
+    deep_color.name_planes(image)
     return image
+
+
+def _refuse_signed_bytes(image: Image.Image) -> None:
+    """Raise if a TIFF has signed 8-bit values, which Pillow reads as unsigned: -1 as 255."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if 2 in tags.get(339, ()) and 8 in tags.get(258, ()):
+        raise ImageError("a TIFF with signed 8-bit values, which cannot be read; save it as 16-bit")
 
 
 def _identify(file: BinaryIO, head: bytes) -> Image.Image:
@@ -450,7 +492,7 @@ def _identify(file: BinaryIO, head: bytes) -> Image.Image:
     readers: dict[str, tuple[Any, Any]] = {
         name: Image.OPEN[name] for name in FORMATS if name in Image.OPEN
     }
-    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
+    if _is_heif(head):
         readers["HEIF"] = _heif_reader(), None
     for reader, accept in readers.values():
         accepted = accept is None or accept(head[:16])
@@ -461,6 +503,10 @@ def _identify(file: BinaryIO, head: bytes) -> Image.Image:
     raise ImageError(_describe_unknown(head))
 
 
+def _is_heif(head: bytes) -> bool:
+    return head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
+
+
 def _heif_reader() -> type[Image.Image]:
     """Return a reader of HEIC without registering it with Pillow.
 
@@ -469,7 +515,7 @@ def _heif_reader() -> type[Image.Image]:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        message = 'a HEIC image; to read it: pip install "resnetkit[heif]"'
+        message = f"a HEIC image; to read it: {install_command('heif')}"
         raise ImageError(message, passing=True) from None
     return HeifImageFile
 
@@ -477,6 +523,11 @@ def _heif_reader() -> type[Image.Image]:
 def _describe_unknown(head: bytes) -> str:
     if head.startswith(b"\xff\xd8\xff"):
         return "an unsupported kind of JPEG (12-bit or lossless), or a damaged one"
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        return (
+            "a damaged TIFF, or one whose pixels cannot be read, such as 64-bit floats; save it "
+            "with 8 or 16 bits per channel, or as 32-bit floats"
+        )
     unknown = "not an image in a known format, or its beginning is damaged"
     try:
         text = head.decode("utf-8")

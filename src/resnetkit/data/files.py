@@ -1,4 +1,9 @@
-"""A path -> the bytes of a file, of bounded size. Never blocks on pipes or devices."""
+"""A path -> the bytes of a file, of bounded size. Never blocks on pipes or devices.
+
+A path that leads into a folder of shards means the image with that path in them; see
+`data.shards`. A path that begins with ``s3://`` or ``gs://`` is an object in a store; see
+`data.remote`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import ImageError
+from ..errors import DataError, ImageError
 from ..prefetch import reading
+from .paths import object_url, shown
 
 MAX_BYTES = 2**29
 """Larger files are refused unread. 178 million uncompressed pixels fit in this."""
@@ -33,8 +39,8 @@ def read_file(path: Path, name: str | None = None) -> bytes:
         ImageError: the file does not exist, cannot be read, is too large, or is not a regular
             file.
     """
-    name = str(path) if name is None else name
-    with reading(str(path)), open_file(path, name) as file:
+    name = shown(path) if name is None else name
+    with reading(shown(path)), open_file(path, name) as file:
         try:
             return file.read()
         except (OSError, MemoryError) as error:
@@ -43,7 +49,11 @@ def read_file(path: Path, name: str | None = None) -> bytes:
 
 def open_file(path: Path, name: str | None = None) -> BinaryIO:
     """Open a file for reading; arguments and errors as in `read_file`."""
-    name = str(path) if name is None else name
+    name = shown(path) if name is None else name
+    if object_url(path) is not None:
+        from . import remote  # other files are read without it
+
+        return remote.open_image(path, name)
     try:
         status = os.stat(path)  # before opening, which would block on a pipe
         special = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode))
@@ -53,8 +63,14 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
             raise ImageError(f"{name}: has {status.st_size:,} bytes; the limit is {MAX_BYTES:,}")
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, ImageError):
+        if isinstance(error, DataError):
             raise
+        if isinstance(error, FileNotFoundError):
+            from . import shards  # other files are read without it
+
+            image = shards.open_image(path, name)
+            if image is not None:
+                return image
         hint = _other_suffix(path) if isinstance(error, FileNotFoundError) else ""
         raise ImageError(f"{name}: {_reason(error)}{hint}", passing=True) from error
 

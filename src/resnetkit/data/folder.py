@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, did_you_mean
-from . import manifest, tree
-from .paths import EXTENSIONS, LeftOut, Paths, spelling
+from . import manifest, shards, tree
+from .object_store import ObjectNotFound, list_objects
+from .paths import EXTENSIONS, LeftOut, Paths, object_url, spelling
 
 LAYOUTS = (
     "train/<class>/photo.jpg with val/<class>/... next to it, "
@@ -41,6 +42,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the images are in an object store."""
+        return object_url(self.root) is not None
 
     def path(self, index: int) -> Path:
         """Return the path of an image, including ``root``."""
@@ -72,7 +78,9 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """Name of the folder, or of the manifest without its extension."""
+        """Name of the folder, or of the manifest without its extension; shards keep that name."""
+        if tree.is_sharded(self.root):
+            return shards.open_shards(self.root).manifest.name
         name = os.path.basename(os.path.abspath(self.root))
         return name if self.root.is_dir() else os.path.splitext(name)[0]
 
@@ -80,6 +88,19 @@ class Dataset:
     def remarks(self) -> tuple[str, ...]:
         """Lines that say what was left out, and the notes."""
         return (*(f"left out: {line}" for line in self.left_out.lines()), *self.notes)
+
+
+def pool_validation(dataset: Dataset) -> Dataset:
+    """Return the dataset with the images of ``val`` moved to ``train``, if it has both."""
+    if not {"train", "val"} <= dataset.splits.keys():
+        return dataset
+    train = dataset.splits["train"]
+    val = dataset.splits["val"]
+    paths = Paths(train.paths)
+    paths.extend(Paths(val.paths))
+    pooled = replace(train, paths=paths, labels=np.concatenate([train.labels, val.labels]))
+    others = {name: split for name, split in dataset.splits.items() if name not in ("train", "val")}
+    return replace(dataset, splits={"train": pooled, **others})
 
 
 def read_dataset(
@@ -133,15 +154,21 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool 
             folders could be either splits or classes.
     """
     root = Path(data)
-    if not root.exists():
+    url = object_url(root)
+    if url is None and not root.exists():
         message = f"{root} does not exist (searched in {Path.cwd()}). {_suggest_path(root)}"
         raise DataError(message.rstrip())
     left_out = LeftOut()
     notes: list[str] = []
     question = ""
-    if root.is_file():
+    if url is None and root.is_file():
         base = manifest.base_folder(root, notes)
         splits = manifest.read_manifest(root, base, left_out=left_out, notes=notes)
+    elif tree.is_sharded(root):
+        base = root
+        packed = shards.open_shards(root) if url is None else _open_remote(url)
+        packed.check_sizes()
+        splits = packed.splits()
     else:
         base = root
         try:
@@ -158,6 +185,7 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool 
         skipped = "; ".join(left_out.lines())
         raise DataError(
             f"No images in {root}{f' (left out: {skipped})' if skipped else ''}. "
+            f"{_tar_hint(left_out)}"
             f"Known layouts: {LAYOUTS}. Known formats: {' '.join(sorted(EXTENSIONS))}"
         )
     return Survey(
@@ -168,6 +196,30 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool 
         notes=tuple(notes),
         question=question,
     )
+
+
+def _open_remote(url: str) -> shards.Shards:
+    """Return the shards at a prefix of an object store.
+
+    Raises:
+        DataError: there are none; the message says what is there instead.
+    """
+    try:
+        return shards.open_shards(Path(url))
+    except ObjectNotFound:
+        names = sorted(name for name, _ in list_objects(url))
+    found = f"it has {names[0]}, for example" if names else "nothing is under this prefix"
+    raise DataError(
+        f"{url} has no {tree.SHARDS} ({found}). Expected a dataset that "
+        f"resnet shard wrote. Check the prefix, or type: resnet shard FOLDER {url}"
+    )
+
+
+def _tar_hint(left_out: LeftOut) -> str:
+    """Return a sentence about tar files, if some were left out."""
+    if not any(example.endswith(".tar") for example in left_out.examples.values()):
+        return ""
+    return "Tar files are read only with the index that resnet shard writes. "
 
 
 def _notes_on_similar_names(splits: dict[str, dict[str, Paths]]) -> list[str]:
@@ -196,7 +248,8 @@ def _assemble(survey: Survey, classes: Sequence[str] | None, aliases: Mapping[st
     for split, by_class in survey.splits.items():
         unknown = sorted(set(by_class) - set(index))
         if unknown:
-            _raise_unknown(survey.root, split, unknown=unknown, names=names)
+            owner = "the training images do" if classes is None else "the model does"
+            _raise_unknown(survey.root, split, unknown=unknown, names=names, owner=owner)
         present = {index[name] for name, paths in by_class.items() if paths}
         absent = [name for i, name in enumerate(names) if i not in present]
         if absent:
@@ -231,19 +284,39 @@ def _check_classes(root: Path, by_class: Mapping[str, Paths]) -> None:
             f"Class folders without images in {root}: {', '.join(empty)}. Fill or remove them."
         )
     if len(names) < 2:
+        advice = inner_folder_advice(root, by_class) or f"Known layouts: {LAYOUTS}"
         raise DataError(
-            f"{root} has only one class, {names[0]!r}; a classifier needs two or more. "
-            f"Known layouts: {LAYOUTS}"
+            f"{root} has only one class, {names[0]!r}; a classifier needs two or more. {advice}"
         )
 
 
-def _raise_unknown(root: Path, split: str, *, unknown: list[str], names: tuple[str, ...]) -> None:
+def inner_folder_advice(root: Path, by_class: Mapping[str, Paths]) -> str:
+    """Return advice to pass the only folder in ``root`` if it holds several folders, else "".
+
+    Unpacking an archive often wraps a dataset in an extra folder.
+    """
+    if len(by_class) != 1 or not root.is_dir():
+        return ""
+    (paths,) = by_class.values()
+    parents = {tuple(path.split("/")[:2]) for path in paths if path.count("/") > 1}
+    folder = next(iter(parents), ("",))[0]
+    if len(parents) < 2 or any(path.count("/") == 1 for path in paths):
+        return ""
+    inside = ", ".join(repr(name) for _, name in sorted(parents)[:5])
+    more = ", ..." if len(parents) > 5 else ""
+    advice = f"To use these as splits or classes, pass {root / folder}"
+    return f"It holds the folders {inside}{more}. {advice}"
+
+
+def _raise_unknown(
+    root: Path, split: str, *, unknown: list[str], names: tuple[str, ...], owner: str
+) -> None:
     def with_suggestion(name: str) -> str:
         question = did_you_mean(name, names)
         return f"{name!r} (d{question[1:]})" if question else repr(name)
 
     raise DataError(
-        f"{root}: {split} has classes that the training images do not have: "
+        f"{root}: {split} has classes that {owner} not have: "
         f"{', '.join(map(with_suggestion, unknown))}. Known: {', '.join(names[:20])}"
         f"{', ...' if len(names) > 20 else ''}. Rename or remove those folders."
     )

@@ -1,7 +1,7 @@
 """16- or 32-bit gray -> 8 bits: the one place that decides which values are black and white.
 
 Cameras, microscopes and scanners store 8, 10 or 12 bits in 16-bit files, or write fractions, and
-most formats do not say so. In order:
+most formats do not say so. `deep_color` follows the same rule for 16 bits per color. In order:
 
 1. A PGM states its white level; Pillow scales it to 16 bits, so black is 0 and white is 65,535.
 2. A value range ``(low, high)`` from the preprocessing applies to every other image. Training
@@ -24,7 +24,7 @@ from PIL import Image
 from ..errors import ImageError
 
 ValueRange = tuple[float, float] | Literal["image"] | None
-"""The values that become 0 and 255 in gray images of 16 or 32 bits per pixel.
+"""The values that become 0 and 255 in 16- or 32-bit gray images, and in 16-bit color.
 
 None means 0 to 65,535 for 16 bits, and an error for 32 bits. ``"image"``: guess for each image."""
 
@@ -40,7 +40,7 @@ STRIP = 4_000_000
 
 @dataclass(frozen=True)
 class Depth:
-    """The kind of a wide gray image, ``16-bit``, ``32-bit`` or ``float``, and its extent."""
+    """The kind of a wide image, ``16-bit``, ``32-bit`` or ``float``, and its extent."""
 
     kind: str
     low: float
@@ -159,9 +159,9 @@ def narrow(image: Image.Image, black: float, white: float) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield strips of at most `STRIP` pixels as copies, each with the index of its first row."""
+def strips(image: Image.Image, most: int = STRIP) -> Iterator[tuple[int, Image.Image]]:
+    """Yield strips of at most ``most`` pixels as copies, each with the index of its first row."""
     width, height = image.size
-    rows = max(1, STRIP // width)
+    rows = max(1, most // width)
     for row in range(0, height, rows):
         yield row, image.crop((0, row, width, min(row + rows, height)))

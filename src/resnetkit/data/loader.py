@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from .. import randomness
 from ..prefetch import prefetch_map
 from .dataset import Images
+from .remote import read_ahead
 from .sampling import epoch_order
 from .transforms import Augmentation, stack
 
@@ -164,7 +166,11 @@ class Loader:
                 stack(inputs), labels, indices=indices, local_indices=local_indices, lead=lead
             )
 
-        return prefetch_map(make_batch, chunks, self.workers)
+        def needed(chunk: np.ndarray) -> list[Path]:
+            share, _ = self._local_share(len(chunk))
+            return self.images.paths_to_read(chunk[share, 0].tolist())
+
+        return prefetch_map(make_batch, read_ahead(chunks, needed), self.workers)
 
     def _local_share(self, count: int) -> tuple[np.ndarray | slice, int]:
         """Return the positions of this rank in a batch of ``count``, and `Batch.lead`."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import DataError
 from ..storage import csv_text
 from . import tree
-from .paths import SPLITS, LeftOut, Paths, is_image, is_system, spelling
+from .paths import SPLITS, LeftOut, Paths, is_image, is_system, object_url, shown, spelling
+
+COLUMNS = "path,label and optionally split"
+"""The columns of a manifest, as error messages list them."""
 
 
 def base_folder(file: Path, notes: list[str]) -> Path:
@@ -25,9 +31,11 @@ def base_folder(file: Path, notes: list[str]) -> Path:
     recorded = file.parent / "environment.json"
     if file.name == "split.csv" and tree.is_run(str(file.parent)):
         data = Path(json.loads(recorded.read_text(encoding="utf-8"))["data"])
-        photos = data.parent if data.suffix.lower() == ".csv" else data
-        if photos.is_dir():
-            notes.append(f"the paths in {file} are relative to {photos}, as its run recorded")
+        photos = base_folder(data, []) if data.suffix.lower() == ".csv" else data
+        if photos.is_dir() or object_url(photos) is not None:
+            notes.append(
+                f"the paths in {file} are relative to {shown(photos)}, as its run recorded"
+            )
             return photos
     return file.parent
 
@@ -53,25 +61,53 @@ def read_manifest(
         raise DataError(
             f"{file} is a single image; expected a folder with one sub-folder per class"
         )
+    with file.open("rb") as start:
+        encoding = _find_encoding(file, start.read(512))
     # A path need not be valid UTF-8; anything else must be.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines, skipinitialspace=True)
+    with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
+        rows = csv.reader(lines, delimiter=_find_delimiter(lines), skipinitialspace=True)
         found = _parse(file, rows, files=_Files(base), left_out=left_out, notes=notes)
     return _merge_spellings(file, found, notes)
+
+
+def _find_encoding(file: Path, start: bytes) -> str:
+    """Return UTF-8, or UTF-16 if the file begins with its mark, as Excel's "Unicode Text" does.
+
+    Raises:
+        DataError: the file is not text.
+    """
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in start:
+        what = "an Excel workbook or another zip archive" if start[:2] == b"PK" else "not text"
+        raise DataError(f"{file} is {what}; save it as CSV in UTF-8, with the columns {COLUMNS}")
+    return "utf-8-sig"
+
+
+def _find_delimiter(lines: TextIO) -> str:
+    """Return the delimiter that the first line shows.
+
+    Excel writes semicolons if the comma is the decimal sign, and may name the delimiter in a line
+    before the columns (``sep=;``).
+    """
+    first = lines.readline()
+    lines.seek(0)
+    stated = re.fullmatch(r"sep=(.)[\r\n]*", first)
+    return stated[1] if stated else max(",;\t", key=first.count)
 
 
 def _parse(
     file: Path, rows: Iterator[list[str]], *, files: _Files, left_out: LeftOut, notes: list[str]
 ) -> dict[str, dict[str, Paths]]:
     found: dict[str, dict[str, Paths]] = {}
-    columns = [name.strip() for name in next(rows, [])]
-    _check_text(file, "".join(columns))
-    if not {"path", "label"} <= set(columns):
-        hint = "; separate them by commas, not semicolons" if ";" in "".join(columns) else ""
-        raise DataError(
-            f"{file} has the columns {', '.join(columns) or '(none)'}; "
-            f"expected path,label and optionally split{hint}"
-        )
+    given = [name.strip() for name in next(rows, [])]
+    if given[:1] == ["sep="]:
+        given = [name.strip() for name in next(rows, [])]
+    _check_text(file, "".join(given))
+    columns = [name.lower() for name in given]
+    if columns.count("path") != 1 or columns.count("label") != 1 or columns.count("split") > 1:
+        shown = ", ".join(given)[:200] or "(none)"
+        raise DataError(f"{file} has the columns {shown}; expected {COLUMNS}")
     path_column = columns.index("path")
     label_column = columns.index("label")
     split_column = columns.index("split") if "split" in columns else len(columns)
@@ -80,6 +116,12 @@ def _parse(
             continue  # an empty line
         line = f"{file}, line {rows.line_num}"  # type: ignore[attr-defined]
         row = [csv_text(value.strip()) for value in row] + [""] * (len(columns) + 1 - len(row))
+        if any(row[len(columns) :]):
+            raise DataError(
+                f"{line} has {len(row)} values, but there are {len(columns)} columns "
+                f"({', '.join(given)}). Put a value that contains {rows.dialect.delimiter!r} in "  # type: ignore[attr-defined]
+                "double quotes"
+            )
         path = row[path_column]
         label = row[label_column]
         split = row[split_column].lower() or "all"
@@ -94,7 +136,8 @@ def _parse(
             elif _is_text(path):
                 _check_text(file, label)
             label = unicodedata.normalize("NFC", label)
-        image = path if is_image(path) and "\\" not in path else files.find_image(path, line)
+        is_plain = is_image(path) and path.isascii() and not re.search(r"\\|:/", path)
+        image = path if is_plain else files.find_image(path, line)
         if image is None:
             left_out.add(tree.SYSTEM if is_system(os.path.basename(path)) else tree.OTHER, path)
             continue
@@ -152,6 +195,14 @@ class _Files:
             DataError: the path could be several files.
         """
         name = path if self.exists(path) else path.replace("\\", "/")  # as on Windows
+        if not self.exists(name):
+            if os.name != "nt" and re.match(r"[A-Za-z]:/|[a-z]{2,}://", name):
+                raise DataError(
+                    f"{line}: {path} is a path of another computer or a web address; expected a "
+                    f"path relative to {self._base}"
+                )
+            forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]  # NFD: a Mac
+            name = next(filter(self.exists, forms), name)
         if not is_image(name):
             folder, stem = os.path.split(name)
             names = self._stems(folder).get(stem, [])

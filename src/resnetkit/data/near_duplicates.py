@@ -168,16 +168,20 @@ def near_duplicate_groups(
 
 
 def keep_together(
-    labels: np.ndarray, digests: Sequence[str], signatures: Iterable[Signature]
+    labels: np.ndarray,
+    digests: Sequence[str],
+    signatures: Iterable[Signature],
+    *,
+    largest: float = 0.5,
 ) -> tuple[list[str], int]:
     """Give near duplicates of one class the same digest, so that a split keeps them together.
-
-    A group with more than half of its class is left as it is, because a split has to divide it.
 
     Args:
         labels: ``(n,)``.
         digests: the digest of each image's contents.
         signatures: the signature of each image.
+        largest: the largest share of its class that a group may have. A larger group is not kept
+            together, because a split has to divide it.
 
     Returns:
         The digests, where each near duplicate has that of the first in its group; and the number of
@@ -197,7 +201,7 @@ def keep_together(
         own = np.flatnonzero((labels == label) & ~flat)
         for group in near_duplicate_groups(hashes[own], thumbs[own]):
             members = own[group].tolist()
-            if len({digests[i] for i in members}) > 1 and 2 * len(members) <= len(own):
+            if len({digests[i] for i in members}) > 1 and len(members) <= largest * len(own):
                 changed += len(members)
                 for i in members:
                     together[i] = digests[members[0]]

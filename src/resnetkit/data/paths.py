@@ -9,9 +9,12 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import overload
 
 import numpy as np
+
+from ..text import printable
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
@@ -30,9 +33,12 @@ _SYSTEM = frozenset(
     {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}  # Synology, QNAP
     | {"$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"}
     | {"__macosx", "network trash folder", "temporary items", "icon\r"}
-    | {"lost+found", "__pycache__", "~snapshot", "recycler", "found.000"}
+    | {"lost+found", "__pycache__", "~snapshot", "recycler", "found.000", "@tmp", "@sharebin"}
+    | {"_gsdata_"}  # GoodSync
+    | {"cvs", "node_modules", "venv", "captureone"}  # programs' own icons and thumbnails
 )
-_SYSTEM_SUFFIXES = (".lrdata",)  # Lightroom's previews
+# Lightroom's previews, and libraries of Apple's photo programs, which also hold thumbnails.
+_SYSTEM_SUFFIXES = (".lrdata", ".photoslibrary", ".photolibrary", ".aplibrary")
 
 _PLURAL = re.compile(r"\b(file|folder|image|link)s\b")
 
@@ -40,6 +46,33 @@ _SPLIT_WORD = re.compile(
     rf"(?<![^\W\d_])({'|'.join(sorted(SPLITS, key=len, reverse=True))})"
     r"(?=(?:set|data|images?)?(?![^\W\d_]))"
 )
+
+
+def object_url(path: str | os.PathLike[str]) -> str | None:
+    """Return the URL of an object in a store; None for a path on this machine.
+
+    A `Path` has lost one of the two slashes.
+
+    >>> from pathlib import PurePosixPath
+    >>> object_url(PurePosixPath("s3://bucket/cats/1.jpg")), object_url("cats/1.jpg")
+    ('s3://bucket/cats/1.jpg', None)
+    """
+    text = os.fspath(path)
+    if os.name == "nt":
+        text = text.replace("\\", "/")
+    if not text.startswith(("s3:/", "gs:/")) and text not in ("s3:", "gs:"):
+        return None
+    return f"{text[:2]}://{text[4:].lstrip('/')}"
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path as the user types it; for an object, its URL."""
+    return object_url(path) or os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return an absolute path; for an object, its URL."""
+    return object_url(path) or str(Path(path).absolute())
 
 
 def is_system(name: str) -> bool:
@@ -117,7 +150,7 @@ class LeftOut(Counter[str]):
         ['1 file of another kind, such as cat/notes.txt']
         """
         return [
-            f"{_count(number, reason)}, such as {self.examples[reason]}"
+            f"{_count(number, reason)}, such as {printable(self.examples[reason])}"
             for reason, number in self.items()
             if number
         ]
@@ -149,6 +182,19 @@ class Paths(Sequence[str]):
         for path in paths:
             self.append(path)
 
+    @classmethod
+    def from_buffers(cls, text: bytearray, ends: array[int]) -> Paths:
+        """Return the paths whose text is joined in ``text``, each up to one of ``ends``."""
+        paths = cls()
+        paths._text = text
+        paths._ends = ends
+        return paths
+
+    def to_buffers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the joined text, uint8, and the length of each path in bytes, uint64."""
+        ends = np.frombuffer(self._ends, np.uint64)
+        return np.frombuffer(self._text, np.uint8), np.diff(ends, prepend=np.uint64(0))
+
     def append(self, path: str) -> None:
         """Append a path."""
         self._text += os.fsencode(path)
@@ -169,19 +215,30 @@ class Paths(Sequence[str]):
     def __getitem__(self, index: slice) -> Paths: ...
     def __getitem__(self, index: int | slice) -> str | Paths:
         if isinstance(index, slice):
-            return self.take(range(len(self))[index])
+            rows = range(len(self))[index]
+            return self._consecutive(rows) if rows and rows.step == 1 else self.take(rows)
         position = operator.index(index)  # accepts NumPy's integers too
         position += len(self) if position < 0 else 0
         if not 0 <= position < len(self):
             raise IndexError(f"path {index} of {len(self)}")
-        start = self._ends[position - 1] if position else 0
-        return os.fsdecode(bytes(self._text[start : self._ends[position]]))
+        return os.fsdecode(self.encoded(position))
+
+    def encoded(self, index: int) -> bytes:
+        """Return a path as the system stores it; ``index`` is not negative."""
+        start = self._ends[index - 1] if index else 0
+        return bytes(self._text[start : self._ends[index]])
 
     def __iter__(self) -> Iterator[str]:
         start = 0
         for end in self._ends:
             yield os.fsdecode(bytes(self._text[start:end]))
             start = end
+
+    def _consecutive(self, rows: range) -> Paths:
+        start = self._ends[rows[0] - 1] if rows[0] else 0
+        ends = np.frombuffer(self._ends, np.uint64)[rows.start : rows.stop] - np.uint64(start)
+        text = self._text[start : self._ends[rows[-1]]]
+        return Paths.from_buffers(text, array("Q", ends.tobytes()))
 
     def take(self, indices: Iterable[int]) -> Paths:
         """Return the paths at ``indices``, in that order."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's names, as `resize_by_pillow` takes them."""
@@ -46,11 +48,15 @@ def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     The input's strides are channels_last even for a batch of one, so that neither PyTorch nor the
     caller has to reorder the channels in memory, which took longer than resizing.
     """
+    import torch
+
     height, width, channels = pixels.shape
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # (H, W, C)
     strides = (pixels.size, 1, width * channels, channels)
     batch = image.as_strided((1, channels, height, width), strides)
-    return F.interpolate(batch, (size[1], size[0]), mode="bilinear", antialias=True)
+    return torch.nn.functional.interpolate(
+        batch, (size[1], size[0]), mode="bilinear", antialias=True
+    )
 
 
 def can_resize(decoder: str, interpolation: object, squash: object) -> bool:
@@ -65,9 +71,12 @@ def resize_by_pillow(
 ) -> np.ndarray:
     """Resize ``(H, W, C)`` uint8 to a shorter side of ``side`` pixels, with antialiasing.
 
-    The result has the same bits as torchvision's ``Resize(side)`` on a PIL image. With ``squash``
-    it is a square, as by ``Resize((side, side))``. Without, only the middle of an image more than
-    `MAX_ASPECT` times as long as wide is resized.
+    The result has the same bits as torchvision's ``Resize(side)`` on a PIL image with Pillow 12.
+    With ``squash`` it is a square, as by ``Resize((side, side))``. Without, only the middle of an
+    image more than `MAX_ASPECT` times as long as wide is resized.
+
+    The width is resized first, whatever the version of Pillow: Pillow 13 begins with the height of
+    tall images, which changes a tenth of the levels by one.
     """
     height, width, channels = pixels.shape
     if not squash:
@@ -77,7 +86,15 @@ def resize_by_pillow(
         pixels = pixels[top : top + longest, left : left + longest]
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     target = (side, side) if squash else with_shorter_side(*image.size, side)
-    resized = image.resize(target, Image.Resampling[interpolation.upper()])
+    resampling = Image.Resampling[interpolation.upper()]
+    if resampling is Image.Resampling.NEAREST or target == image.size:
+        resized = image.resize(target, resampling)
+    else:
+        # Transparent pixels have no color. Pillow multiplies colors by the opacity while resizing.
+        first = image.convert("RGBa") if channels == 4 else image
+        for size in ((target[0], first.height), target):
+            first = first.resize(size, resampling)
+        resized = first.convert("RGBA") if channels == 4 else first
     return np.require(resized, np.uint8, ["C", "W"]).reshape(target[1], target[0], channels)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..storage import MARKER
-from .paths import SPLITS, LeftOut, Paths, affixed_split, is_image, is_system, label
+from .paths import SPLITS, LeftOut, Paths, affixed_split, is_image, is_system, label, object_url
 
 # Reasons for leaving out files and folders.
 RUNS = "folders of a run, whose images are figures"
@@ -19,6 +19,12 @@ OTHER = "files of another kind"
 LOOSE = "images outside a class folder"
 LOOP = "links back to a parent folder"
 BESIDE = "folders next to the splits"
+
+RUN_FILES = frozenset(("environment.json", "recipe.yaml"))
+"""The files that make a folder a run folder."""
+
+SHARDS = "shards.json"
+"""The file that makes a folder one of shards; see `resnetkit.data.shards`."""
 
 
 class UndecidedLayout(DataError):
@@ -92,7 +98,7 @@ def _find_splits(
     Names alone decide nothing: `train` may be a class, next to `bus` and `car`. The folders are
     splits if there are no others, or if at least two different splits contain class folders.
     """
-    named = _named_splits(root, folders)
+    named = named_splits(root, folders)
     if not named:
         return {}
     labeled = [name for name in named if _is_labeled(_descend(root, name)[0])]
@@ -128,7 +134,7 @@ _USUAL = ("train", "val", "valid", "validation", "test")
 """Split names that need no note."""
 
 
-def _named_splits(root: Path, folders: list[str]) -> dict[str, str]:
+def named_splits(root: Path, folders: list[str]) -> dict[str, str]:
     """Return {folder: split} for folders whose names mean splits.
 
     They are named like ``train`` and ``Testing``, or with equal text around that word, like
@@ -167,9 +173,11 @@ def _some(names: list[str], word: str = ", ") -> str:
 def _refuse_same_folders(root: Path, classes: dict[str, Paths]) -> None:
     """Raise an error if all folders contain the same folders and nothing else.
 
-    They may be something other than classes.
+    The outer folders may be splits instead of classes. Some may lack a few of the inner folders: a
+    small split may lack a rare class.
     """
-    inside: set[str] | None = None
+    inside: set[str] = set()
+    found: list[set[str]] = []
     for paths in classes.values():
         subfolders = set()
         for path in paths:
@@ -177,10 +185,11 @@ def _refuse_same_folders(root: Path, classes: dict[str, Paths]) -> None:
             if len(components) < 3:
                 return
             subfolders.add(components[1])
-        if len(subfolders) < 2 or (inside is not None and subfolders != inside):
+        if len(subfolders) < 2:
             return
-        inside = subfolders
-    if inside is not None and len(classes) > 1:
+        found.append(subfolders)
+        inside |= subfolders
+    if len(classes) > 1 and inside in found:
         raise UndecidedLayout(
             f"{root}: {_some(sorted(classes))} contain the same folders, {_some(sorted(inside))}. "
             f"Which are the classes? If the outer ones, move them into {root / 'train'}. If the "
@@ -215,7 +224,7 @@ def _holds_images(folder: Path) -> bool:
 def _read_classes(root: Path, folder: Path, *, prefix: str, left_out: LeftOut) -> dict[str, Paths]:
     classes: dict[str, Paths] = {}
     folder_names: dict[str, str] = {}
-    # What is directly in the root has been counted already.
+    # Files directly in the root have been counted already.
     for name in _folders(folder, LeftOut() if folder == root else left_out):
         _refuse_split(root, folder, name)
         outputs = left_out[RUNS] + left_out[OUTPUTS]
@@ -300,9 +309,17 @@ def output(folder: str) -> str | None:
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Return whether this is a run folder, finished or not."""
-    return all(
-        os.path.exists(os.path.join(folder, name)) for name in ("environment.json", "recipe.yaml")
-    )
+    return all(os.path.exists(os.path.join(folder, name)) for name in RUN_FILES)
+
+
+def is_sharded(folder: str | os.PathLike[str]) -> bool:
+    """Return whether ``resnet shard`` wrote this folder.
+
+    Always true in an object store, where every dataset consists of shards.
+    """
+    if object_url(folder) is not None:
+        return True
+    return os.path.isfile(os.path.join(folder, SHARDS))
 
 
 def identity(folder: str | os.PathLike[str]) -> tuple[int, int]:

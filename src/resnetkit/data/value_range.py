@@ -1,4 +1,4 @@
-"""The value range of a dataset with 16- or 32-bit gray images: one range for all its images.
+"""The value range of a dataset with more than 8 bits per channel: one range for all its images.
 
 `resnetkit.data.gray` explains the rule; this module reads the images.
 """
@@ -12,6 +12,7 @@ from ..prefetch import prefetch_map
 from .decode import read_depth
 from .folder import Split
 from .gray import FULL_RANGE, Depth, dataset_range
+from .remote import in_order
 
 
 def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, float] | None:
@@ -68,7 +69,7 @@ def _read_depths(split: Split, workers: int) -> list[Depth | None]:
         except ImageError:
             return None
 
-    results = prefetch_map(read_or_none, range(len(split)), workers)
+    results = prefetch_map(read_or_none, in_order(split), workers)
     return [result[0] for result in results if result is not None]
 
 

@@ -5,10 +5,13 @@ Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BINS = 15
 # Bounds of the temperature search: a perfect model has no positive optimum.
@@ -16,7 +19,7 @@ COLDEST = 0.01
 HOTTEST = 100.0
 
 
-def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Any]:
+def reliability(logits: ArrayLike, labels: ArrayLike, bins: int = BINS) -> dict[str, Any]:
     """Return the expected calibration error and its bins.
 
     Answers are sorted by probability into ``bins`` of equal width, (0, 1/15] to (14/15, 1]. The
@@ -32,15 +35,18 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, A
         ``ece`` in [0, 1], and ``bins``. Each bin has ``from``, ``to``, ``pictures``, and the mean
         ``confidence`` and ``accuracy`` of its images (None if it is empty).
     """
-    confidence, predicted = torch.softmax(logits.double(), 1).max(1)
-    correct = (predicted == labels).double()
-    edges = torch.arange(1, bins, dtype=torch.float64) / bins
-    index = torch.bucketize(confidence, edges)  # right=False: a bin includes its upper edge
-    count = torch.bincount(index, minlength=bins)
+    scores = np.asarray(logits, np.float64)
+    truth = np.asarray(labels)
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    confidence = 1 / weights.sum(1)  # the greatest weight is 1
+    correct = scores.argmax(1) == truth
+    edges = np.arange(1, bins) / bins
+    index = np.searchsorted(edges, confidence)  # from the left: a bin includes its upper edge
+    count = np.bincount(index, minlength=bins)
     mean_confidence, accuracy = (
-        torch.bincount(index, values, bins) / count.clamp(min=1) for values in (confidence, correct)
+        np.bincount(index, values, bins) / np.maximum(count, 1) for values in (confidence, correct)
     )
-    gaps = (mean_confidence - accuracy).abs()
+    gaps = np.abs(mean_confidence - accuracy)
     rows = [
         {
             "from": i / bins,
@@ -51,7 +57,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, A
         }
         for i in range(bins)
     ]
-    return {"ece": float((gaps * count).sum() / len(labels)), "bins": rows}
+    return {"ece": float((gaps * count).sum() / len(truth)), "bins": rows}
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -68,6 +74,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Returns:
         T between `COLDEST` and `HOTTEST`; one of these if there is no optimum between them.
     """
+    import torch
+
     logits = logits.double()
     true_logit = logits.gather(1, labels[:, None])[:, 0].mean()
     low = 1 / HOTTEST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..data.loader import Loader
 from ..data.transforms import normalize
 from ..models.modes import in_mode
 from ..models.weights import modelfile
+from ..processes import default_workers
 from . import metrics
 from .calibration import fit_temperature, reliability
 from .selection import read_dataset_for, select_split
@@ -43,6 +44,7 @@ class Evaluation:
         logits: ``(n, classes)`` float32, one row per image of ``samples``.
         metrics: the content of ``metrics.json``.
         notes: remarks for the user.
+        features: ``(n, C)`` float32, the inputs of the last layer, if they were requested.
     """
 
     samples: Split
@@ -51,6 +53,7 @@ class Evaluation:
     logits: Tensor
     metrics: dict[str, Any]
     notes: tuple[str, ...] = ()
+    features: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -92,6 +95,32 @@ def predict_logits(
             advance("")
         rows = [fetched() for fetched in pending]
     return torch.cat(rows).clone()
+
+
+def predict_features(
+    model: nn.Module,
+    images: Images,
+    device: torch.device,
+    workers: int,
+    advance: Callable[[str], None] = _ignore,
+    *,
+    batch_size: int = BATCH_SIZE,
+    precision: str = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """Run a model as `predict_logits` does; return features ``(n, C)`` and logits, both float32.
+
+    The features are the input of the last layer.
+    """
+    pending: list[Callable[[], Tensor]] = []
+    head: nn.Module = model.fc  # type: ignore[assignment]
+    hook = head.register_forward_pre_hook(
+        lambda _, inputs: pending.append(runtime.read_later(inputs[0].float()))
+    )
+    with hook:  # removes it at the end
+        logits = predict_logits(
+            model, images, device, workers, advance, batch_size=batch_size, precision=precision
+        )
+    return torch.cat([read() for read in pending]).clone(), logits
 
 
 Progress = Callable[[int], Callable[[str], None]]
@@ -180,16 +209,23 @@ def evaluate_split(
     device: str = "auto",
     workers: int | None = None,
     advance: Callable[[str], None] = _ignore,
+    with_features: bool = False,
 ) -> Evaluation:
-    """Evaluate a model file on ``samples``, whose labels are indices of the model's classes."""
+    """Evaluate a model file on ``samples``, whose labels are indices of the model's classes.
+
+    ``with_features`` also returns the inputs of the last layer, for a single view of each image.
+    """
     model, header = modelfile.read(model_file)
     torch_device = runtime.pick(device, "fp32").device
-    workers = runtime.default_workers() if workers is None else workers
+    workers = default_workers() if workers is None else workers
     layout = runtime.memory_format(model, torch_device)
     model = model.to(torch_device, memory_format=layout)  # type: ignore[call-overload]
     preprocessing = scale_preprocessing(header.preprocessing, image_size)
     images = Images(samples, preprocessing)
-    if views.count == 1:
+    features: Tensor | None = None
+    if with_features:
+        features, logits = predict_features(model, images, torch_device, workers, advance)
+    elif views.count == 1:
         logits = predict_logits(model, images, torch_device, workers, advance)
     else:
         with runtime.full_fp32(torch_device):
@@ -207,7 +243,7 @@ def evaluate_split(
     }
     if "published" in header.metrics:
         measured["published"] = header.metrics["published"]
-    return Evaluation(samples, split, header.classes, logits, measured)
+    return Evaluation(samples, split, header.classes, logits, measured, features=features)
 
 
 def _temperature_metrics(fitted: Evaluation, measured: Evaluation) -> dict[str, Any]:
@@ -223,14 +259,3 @@ def _temperature_metrics(fitted: Evaluation, measured: Evaluation) -> dict[str, 
         "loss_before": measured.metrics["loss"],
         "loss_after": metrics.accuracy_and_loss(scaled, measured.labels)[1],
     }
-
-
-def confusions(evaluation: Evaluation) -> Sequence[tuple[str, str, int]]:
-    """Return (truth, prediction, count) of the wrong answers, most frequent first."""
-    matrix = metrics.confusion_counts(evaluation.metrics["confusion_matrix"])
-    wrong = [
-        (evaluation.classes[i], evaluation.classes[j], int(matrix[i, j]))
-        for i, j in np.argwhere(matrix).tolist()
-        if i != j
-    ]
-    return sorted(wrong, key=lambda item: -item[2])

@@ -141,9 +141,33 @@ def explain(
     if classes is not None:
         _check_classes({classes} if isinstance(classes, str) else set(classes), header.classes)
     torch_device = runtime.pick(device, "fp32").device
-    layout = runtime.memory_format(model, torch_device)
     with runtime.pytorch_defaults():
+        layout = runtime.memory_format(model, torch_device)
         model = model.to(torch_device, memory_format=layout)  # type: ignore[call-overload]
+    yield from explain_images(
+        model, header, images, layer=layer, classes=classes, image_size=image_size, side=side
+    )
+
+
+def explain_images(
+    model: nn.Module,
+    header: modelfile.Header,
+    images: Iterable[str | Path | bytes],
+    *,
+    layer: str | None = None,
+    classes: str | Sequence[str] | None = None,
+    image_size: int | None = None,
+    side: int = SIDE,
+) -> Iterator[Explanation]:
+    """Explain images with a network that is loaded; see `explain`.
+
+    Args:
+        model: the network, on the device to use.
+        header: the header of its model file.
+        images, layer, classes, image_size, side: as in `explain`.
+    """
+    torch_device = next(model.parameters()).device
+    layout = runtime.memory_format(model, torch_device)
     preprocessing = scale_preprocessing(header.preprocessing, image_size)
     display = scale_preprocessing(preprocessing, side)
     targets = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)

@@ -1,17 +1,18 @@
-"""Predictions -> metrics; scikit-learn computes the standard ones."""
+"""Predictions -> metrics. Nothing here needs PyTorch, except `probabilities`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from numpy.typing import ArrayLike
 
 from .calibration import reliability
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORMAL_95 = 1.959963984540054
 """Standard deviations around the mean that hold 95 % of a normal distribution."""
@@ -20,21 +21,31 @@ DENSE = 100
 """Largest number of classes for which every cell of the confusion matrix is stored."""
 
 
-def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+def accuracy_and_loss(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     """Return the accuracy in [0, 1] and the mean cross-entropy in nats.
 
     Args:
         logits: ``(n, classes)`` float32.
         labels: ``(n,)`` int64.
     """
-    correct = int((logits.argmax(1) == labels).sum())
-    return correct / len(labels), float(F.cross_entropy(logits.double(), labels))
+    scores = np.asarray(logits)
+    truth = np.asarray(labels)
+    accuracy = float((scores.argmax(1) == truth).mean())
+    return accuracy, float(-log_softmax(scores)[np.arange(len(truth)), truth].mean())
 
 
-def wilson_interval(correct: int, count: int, z: float = NORMAL_95) -> tuple[float, float]:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the log of the softmax of ``(n, classes)`` logits, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    logs: np.ndarray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs
+
+
+def wilson_interval(correct: float, count: float, z: float = NORMAL_95) -> tuple[float, float]:
     """Return Wilson's score interval for an accuracy of ``correct`` out of ``count`` images.
 
-    The default ``z`` gives the 95 % interval (Wilson 1927, doi:10.2307/2276774).
+    The default ``z`` gives the 95 % interval (Wilson 1927, doi:10.2307/2276774). Counts may be
+    fractions, as `intervals.effective_count` returns them.
 
     >>> [round(x, 3) for x in wilson_interval(95, 100)]
     [0.888, 0.978]
@@ -46,12 +57,14 @@ def wilson_interval(correct: int, count: int, z: float = NORMAL_95) -> tuple[flo
     return (0.0 if correct == 0 else low), (1.0 if correct == count else high)
 
 
-def in_top_k(logits: Tensor, labels: Tensor, k: int = 5) -> Tensor:
+def in_top_k(logits: ArrayLike, labels: ArrayLike, k: int = 5) -> np.ndarray:
     """Return ``(n,)`` bool: whether the true class is among the ``k`` most probable."""
-    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1)
+    best = np.argsort(-np.asarray(logits), axis=1, kind="stable")[:, :k]
+    hits: np.ndarray = (best == np.asarray(labels)[:, None]).any(1)
+    return hits
 
 
-def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+def compute_metrics(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> dict[str, Any]:
     """Return the content of ``metrics.json``.
 
     A class that was never predicted has precision 0; a class without images has recall 0. Macro
@@ -64,24 +77,26 @@ def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> d
         labels: ``(n,)`` int64.
         classes: the class names.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    class_indices = np.arange(len(classes))
-    truth = labels.numpy()
-    predicted = logits.argmax(1).numpy()
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, predicted, labels=class_indices, zero_division=0.0
-    )
-    accuracy, loss = accuracy_and_loss(logits, labels)
+    scores = np.asarray(logits)
+    truth = np.asarray(labels)
+    count = len(classes)
+    predicted = scores.argmax(1)
+    matrix = np.bincount(truth * count + predicted, minlength=count**2).reshape(count, count)
+    hits = matrix.diagonal()
+    support = matrix.sum(1)
+    precision = _divide(hits, matrix.sum(0))
+    recall = _divide(hits, support)
+    f1 = _divide(2 * precision * recall, precision + recall)
+    accuracy, loss = accuracy_and_loss(scores, truth)
     errors = int((truth != predicted).sum())
     present = support > 0
     top5 = {}
-    if len(classes) > 5:
-        top5["top5_accuracy"] = float(in_top_k(logits, labels).double().mean())
+    if count > 5:
+        top5["top5_accuracy"] = float(in_top_k(scores, truth).mean())
     return {
-        "pictures": len(labels),
+        "pictures": len(truth),
         "accuracy": accuracy,
-        "accuracy_interval": list(wilson_interval(len(labels) - errors, len(labels))),
+        "accuracy_interval": list(wilson_interval(len(truth) - errors, len(truth))),
         **top5,
         "errors": errors,
         "loss": loss,
@@ -91,7 +106,7 @@ def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> d
             "recall": float(recall[present].mean()),
             "f1": float(f1[present].mean()),
         },
-        "calibration": reliability(logits, labels),
+        "calibration": reliability(scores, truth),
         "per_class": [
             {
                 "class": name,
@@ -102,8 +117,15 @@ def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> d
             }
             for i, name in enumerate(classes)
         ],
-        "confusion_matrix": _pack_matrix(confusion_matrix(truth, predicted, labels=class_indices)),
+        "confusion_matrix": _pack_matrix(matrix),
     }
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return the quotients in float64; 0 where the denominator is 0."""
+    quotients = np.zeros(len(numerator))
+    np.divide(numerator, denominator, out=quotients, where=denominator > 0)
+    return quotients
 
 
 def _pack_matrix(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
@@ -133,4 +155,18 @@ def confusion_counts(stored: Any) -> np.ndarray:
 
 def probabilities(logits: Tensor) -> Tensor:
     """Return the float32 softmax of ``(n, classes)`` logits, computed in float64."""
+    import torch
+
     return torch.softmax(logits.double(), dim=1).float()
+
+
+def confusions(metrics: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Return (truth, prediction, count) of the wrong answers, most frequent first.
+
+    Args:
+        metrics: what `compute_metrics` returned.
+    """
+    names = [row["class"] for row in metrics["per_class"]]
+    matrix = confusion_counts(metrics["confusion_matrix"])
+    wrong = [(i, j, int(matrix[i, j])) for i, j in np.argwhere(matrix).tolist() if i != j]
+    return [(names[i], names[j], n) for i, j, n in sorted(wrong, key=lambda cell: -cell[2])]

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data import folder
 from ..data.files import file_digest
 from ..data.folder import Split
-from ..data.paths import SPLITS
+from ..data.paths import SPLITS, shown
+from ..data.remote import in_order
 from ..errors import DataError
-from ..models.weights import imagenet_classes, imagenet_ids
-from ..models.weights.modelfile import Header
+
+if TYPE_CHECKING:
+    from ..models.weights.modelfile import Header
+
+
+class Trained(Protocol):
+    """What a model file or an exported file says about its training."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the run."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The dataset, with the digests of its images."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured."""
 
 
 @dataclass(frozen=True)
@@ -32,30 +51,39 @@ def read_dataset_for(header: Header, data: str | Path) -> folder.Dataset:
     Raises:
         DataError: as `folder.read`.
     """
+    from ..models.weights import imagenet_classes, imagenet_ids
+
     index = {name: i for i, name in enumerate(header.classes)}
     names = dict(zip(imagenet_ids(), imagenet_classes(), strict=True))
     aliases = {key: index[name] for key, name in names.items() if name in index}
     return folder.read_dataset(data, header.classes, aliases)
 
 
-def select_split(dataset: folder.Dataset, split: str | None, header: Header) -> SelectedSplit:
+def select_split(dataset: folder.Dataset, split: str | None, header: Trained) -> SelectedSplit:
     """Select the split to evaluate: by default test, else val, else all.
 
     In a flat folder, ``train`` and ``val`` are the images that training used for them. The same
     holds for ``val`` if training took it from the ``train`` folder. A note says how many of the
     images the model was trained on.
 
+    If training pooled the splits ``train`` and ``val`` (see `Recipe.fold`), this function does too.
+
     Raises:
-        DataError: there is no such split.
+        DataError: there is no such split, or training set no images aside for validation.
     """
+    if header.recipe.get("fold") or header.recipe.get("val_split") == 0:
+        dataset = folder.pool_validation(dataset)
     recorded = {
         name: frozenset(samples["digests"])
         for name, samples in header.data.get("parts", {}).items()
         if name in ("train", "val") and samples["digests"]
     }
     split = SPLITS.get(split.lower(), split) if split else None
+    if split == "val" and header.recipe.get("val_split") == 0 and "val" not in dataset.splits:
+        raise DataError(_explain_no_validation(header))
     flat = dataset.splits.get("all")
-    val_is_from_train = recorded.get("val") and not {"val", "all"} & dataset.splits.keys()
+    given = dataset.splits.keys()
+    val_is_from_train = recorded.get("val") and "train" in given and "val" not in given
     if val_is_from_train and split in ("val", None if "test" not in dataset.splits else "val"):
         return _select_by_digest(dataset.splits["train"], "val", recorded)
     if flat is not None and recorded and split in (None, "train", "val", "all"):
@@ -70,13 +98,28 @@ def select_split(dataset: folder.Dataset, split: str | None, header: Header) -> 
     if flat is not None:
         available += sorted(recorded)
     raise DataError(
-        f"{dataset.root} has no split {name!r}; it has {', '.join(available)}. "
+        f"{shown(dataset.root)} has no split {name!r}; it has {', '.join(available)}. "
         "Choose one with --split"
     )
 
 
+def _explain_no_validation(header: Trained) -> str:
+    """Return why a model has no validation images, and what is known about its accuracy."""
+    count = header.data.get("parts", {}).get("train", {}).get("count", 0)
+    text = f"This model was trained on all {count:,} images, so none are left for validation. "
+    found = header.metrics.get("cross_validation")
+    if found:
+        low, high = found["accuracy_interval"]
+        text += (
+            f"Its accuracy was estimated by {found['folds']}-fold cross-validation: "
+            f"{found['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}); report.html in "
+            "the cross-validation folder shows those predictions. "
+        )
+    return text + "Evaluate it on photos that it was not trained on"
+
+
 def _file_digests(samples: Split) -> list[str]:
-    return [file_digest(samples.path(i)) for i in range(len(samples))]
+    return [file_digest(samples.path(i)) for i in in_order(samples)]
 
 
 def _training_overlap_notes(digests: list[str], trained_on: frozenset[str]) -> tuple[str, ...]:
@@ -102,7 +145,7 @@ def _select_by_digest(
     found = [i for i, digest in enumerate(digests) if digest in wanted]
     if split in ("train", "val") and not found:
         raise DataError(
-            f"None of the images that training used for {split!r} are in {samples.root}"
+            f"None of the images that training used for {split!r} are in {shown(samples.root)}"
         )
     missing = len(wanted - set(digests))
     others = len(digests) - len(found)

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.crops import ten_crops, to_tensor
 from ..data.dataset import Images
-from ..data.transforms import Preprocessing, mirrored, normalize, stack, ten_crops
+from ..data.preprocessing import Preprocessing
+from ..data.remote import read_ahead
+from ..data.transforms import mirrored, normalize, stack
 from ..errors import RecipeError
 from ..prefetch import prefetch_map
 from ..runtime import memory_format
@@ -56,7 +59,8 @@ class Views:
     def crop(self, pixels: np.ndarray, preprocessing: Preprocessing) -> Sequence[Tensor]:
         """Crop working pixels to views, each ``(C, S, S)`` uint8."""
         if self.crops == 10:
-            return ten_crops(pixels, preprocessing.resize_size, preprocessing.crop_size)
+            crops = ten_crops(pixels, preprocessing.resize_size, preprocessing.crop_size)
+            return [to_tensor(crop) for crop in crops]
         center = preprocessing.crop(pixels)
         return [center, mirrored(center)] if self.flip else [center]
 
@@ -86,7 +90,8 @@ def predict_views(
     rows = []
     chunks = np.array_split(np.arange(len(images)), batch_count(len(images), views))
     with torch.inference_mode():
-        for batch in prefetch_map(prepare, chunks, workers):
+        ahead = read_ahead(chunks, lambda indices: images.paths_to_read(indices.tolist()))
+        for batch in prefetch_map(prepare, ahead, workers):
             inputs = normalize(batch.to(device), preprocessing)
             logits = model(inputs.contiguous(memory_format=layout)).cpu()
             # (images, views, classes)

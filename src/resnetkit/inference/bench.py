@@ -206,6 +206,10 @@ def peak_memory(device: torch.device) -> float | None:
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":
         return None
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent had before our start
+        words = status.read_text(encoding="ascii").split()
+        return int(words[words.index("VmHWM:") + 1]) * 1024 / 1e6
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import OutputError
+from ..errors import MissingPackageError, OutputError
 from ..text import printable
 from .images import full_pixels
-from .predictor import Prediction
+from .prediction import Prediction
 
 # Sides of the written images in pixels
 SMALLEST = 224
@@ -22,9 +22,15 @@ def font_for(text: str) -> tuple[str, str]:
     """Return the installed font for a text, and the letters it lacks; see `report.fonts`.
 
     The import is inside because it loads matplotlib, which only drawing needs.
-    """
-    from ..report.fonts import best_font
 
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        from ..report.fonts import best_font
+    except ModuleNotFoundError:
+        message = "Drawing classes on images needs matplotlib: pip install matplotlib"
+        raise MissingPackageError(message) from None
     return best_font(text)
 
 

@@ -1,15 +1,16 @@
-"""Write the features of many images to one ``.npz`` file, using little memory."""
+"""The features of many images in one ``.npz`` file: write it with little memory, and read it."""
 
 from __future__ import annotations
 
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from ..errors import OutputError
+from ..errors import DataError, OutputError
 from ..storage import atomic
 
 CHUNK = 2**20  # bytes copied at a time
@@ -18,19 +19,24 @@ CHUNK = 2**20  # bytes copied at a time
 class EmbeddingsFile:
     """A writer that collects features in temporary files and writes the file on a clean exit.
 
-    The file holds ``features``, ``(n, C)`` float32, and ``sources``, ``(n,)``
-    strings: one row per readable image, in the order of the images.
+    The file holds ``features``, ``(n, C)`` float32, and ``sources``, ``(n,)`` strings: one row per
+    readable image, in the order of the images. Its ``model`` is the digest of the model file.
+
+    Args:
+        path: the file.
+        model: the first 12 hex digits of the model file's SHA-256.
 
     Raises:
         OutputError: the file exists, is not named ``.npz``, or its folder cannot be written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: str) -> None:
         if path.suffix != ".npz":
             raise OutputError(f"The embeddings file must end in .npz; got {path}")
         if path.exists():
             raise OutputError(f"{path} exists. Name another file, or remove this one")
         self.path = path
+        self.model = model
         self.count = 0
         self.width = 0
         self._longest = 1
@@ -80,6 +86,45 @@ class EmbeddingsFile:
                     # NumPy strings cannot hold a byte that is not UTF-8: it becomes "?".
                     encoded = name.encode("utf-32-le", "replace")
                     file.write(encoded.ljust(4 * self._longest, b"\0"))
+            with archive.open("model.npy", "w") as file:
+                np.lib.format.write_array(file, np.array(self.model))
+
+
+def read_embeddings(path: Path) -> tuple[np.ndarray, list[str], str]:
+    """Read a file that `EmbeddingsFile` wrote.
+
+    Returns:
+        The features ``(n, C)`` float32, the sources, and the digest of the model file, which is
+        empty if an older version wrote the file.
+
+    Raises:
+        DataError: it cannot be read, or is not such a file.
+    """
+    expected = "expected a file that `resnet predict --embeddings FILE.npz` wrote"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            features = archive["features"]
+            sources = archive["sources"]
+            model = str(archive["model"]) if "model" in archive else ""
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        EOFError,
+        MemoryError,  # its header claims a huge array
+        RuntimeError,  # it is encrypted
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise DataError(f"{path} cannot be read ({error}); {expected}") from error
+    is_float = np.issubdtype(features.dtype, np.floating)
+    if features.ndim != 2 or not is_float or sources.shape != features.shape[:1]:
+        raise DataError(
+            f"{path} has features {features.dtype} {features.shape} and sources {sources.shape}; "
+            f"{expected}"
+        )
+    return features.astype(np.float32, copy=False), [str(name) for name in sources], model
 
 
 def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:

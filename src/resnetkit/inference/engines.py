@@ -178,7 +178,7 @@ def start_engine(
         "openvino": _start_openvino,
         "onnx": _start_onnx,
     }
-    body = _without_head(model)
+    body = network_without_head(model)
     shape = (batch_size, in_channels(model), size, size)
     with _start_lock, _no_warnings(), torch.no_grad():
         run = starters[choice.engine](body, choice.precision, shape)
@@ -213,7 +213,7 @@ def _near_ties(logits: Tensor) -> Tensor:
     return (best[:, 0] - best[:, 1] < TIE * logits.std(1)).nonzero()[:, 0]
 
 
-def _without_head(model: nn.Module) -> nn.Module:
+def network_without_head(model: nn.Module) -> nn.Module:
     """Return the model without its last layer; parameters are shared, not copied."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     body = deepcopy(model, shared)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..data import decode
-from ..data.transforms import Preprocessing
+from ..data.preprocessing import Preprocessing
 from ..errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Unreadable(NamedTuple):
@@ -24,7 +27,9 @@ class Unreadable(NamedTuple):
     error: str
 
 
-ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | Unreadable
+ImageLike: TypeAlias = (
+    "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | Unreadable"
+)
 """An image in any accepted form.
 
 - a path, or the bytes of a file;
@@ -38,7 +43,7 @@ Arrays and tensors are uint8 in 0..255 or floats in 0..1.
 
 def is_image(value: object) -> TypeGuard[ImageLike]:
     """Return whether a value is a single image; a 4-dimensional array or tensor is several."""
-    if isinstance(value, np.ndarray | Tensor):
+    if isinstance(value, np.ndarray) or _is_tensor(value):
         return value.ndim < 4
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Unreadable)
     return isinstance(value, kinds) or not hasattr(value, "__iter__")
@@ -59,7 +64,7 @@ def working_pixels(image: ImageLike, preprocessing: Preprocessing) -> np.ndarray
     Raises:
         ImageError: it is not an image, or it cannot be read.
     """
-    return _read_pixels(image, preprocessing)
+    return read_pixels(image, preprocessing.pixels)
 
 
 def full_pixels(image: ImageLike) -> np.ndarray:
@@ -68,7 +73,7 @@ def full_pixels(image: ImageLike) -> np.ndarray:
     Raises:
         ImageError: it is not an image, or it cannot be read.
     """
-    return _read_pixels(image, None)
+    return read_pixels(image, _display_pixels)
 
 
 def thumbnail(image: ImageLike, side: int = 160) -> bytes:
@@ -87,7 +92,18 @@ def thumbnail(image: ImageLike, side: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def _read_pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
+def read_pixels(
+    image: Any, read: Callable[[Path | bytes | Image.Image | np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Return what ``read`` makes of an image in any accepted form.
+
+    Args:
+        image: the image.
+        read: turns a file, its bytes, a PIL image or an array into pixels.
+
+    Raises:
+        ImageError: it is not an image, or it cannot be read.
+    """
     if isinstance(image, Unreadable):
         raise ImageError(image.error)
     try:
@@ -95,16 +111,12 @@ def _read_pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
             image = bytes(image)
         elif isinstance(image, str | os.PathLike):
             image = Path(image)
-        elif isinstance(image, Tensor):
+        elif _is_tensor(image):
             image = _to_uint8(_to_array(image))
         elif isinstance(image, np.ndarray):
             image = _to_uint8(image)
         if isinstance(image, bytes | Path | Image.Image | np.ndarray):
-            if preprocessing is not None:
-                return preprocessing.pixels(image)
-            if isinstance(image, bytes | Path):
-                return decode.decode(image, None, value_range="image")
-            return decode.pixels_from_memory(image, value_range="image")
+            return read(image)
     except ImageError:
         raise
     except (OSError, TypeError, ValueError) as error:  # a path with NUL, a truncated PIL image
@@ -114,6 +126,17 @@ def _read_pixels(image: Any, preprocessing: Preprocessing | None) -> np.ndarray:
     )
 
 
+def _display_pixels(source: Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(source, bytes | Path):
+        return decode.decode(source, None, value_range="image")
+    return decode.pixels_from_memory(source, value_range="image")
+
+
+def _is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Return whether a value is a tensor. There are none until the caller imports PyTorch."""
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+
 def _to_array(image: Tensor) -> np.ndarray:
     """Convert ``(C, H, W)`` to ``(H, W, C)``; ``(H, W)`` stays as it is."""
     if image.ndim == 3 and image.shape[0] not in (1, 3, 4):
@@ -121,6 +144,8 @@ def _to_array(image: Tensor) -> np.ndarray:
             "a tensor must be (3, H, W), (1, H, W) for gray or (4, H, W) with transparency; got "
             f"{tuple(image.shape)}"
         )
+    import torch
+
     image = image.detach().cpu()
     image = image.permute(1, 2, 0) if image.ndim == 3 else image
     return (image.float() if image.dtype == torch.bfloat16 else image).numpy()

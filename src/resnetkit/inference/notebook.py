@@ -15,7 +15,7 @@ from ..text import printable
 from .images import full_pixels
 
 if TYPE_CHECKING:
-    from .predictor import Prediction
+    from .prediction import Prediction
 
 SIDE = 160  # pixels of the longer side of an image
 MAX_CARDS = 50  # largest number of answers shown

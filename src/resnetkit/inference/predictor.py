@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice, repeat
 from pathlib import Path
 from threading import Lock
 from typing import Any, overload
@@ -14,92 +16,25 @@ import numpy as np
 from torch import Tensor, nn
 
 from .. import runtime
+from ..data.remote import read_ahead
 from ..data.transforms import normalize, stack
 from ..errors import ImageError
 from ..evaluation.metrics import probabilities
 from ..models.weights import modelfile
 from ..prefetch import prefetch_map
+from ..processes import default_workers
 from ..storage import sha256
 from . import engines
 from .images import ImageLike, is_image, source_name, thumbnail, working_pixels
 from .notebook import MAX_CARDS
-
-BATCH_SIZE = 32
-FEW = 128
-"""With fewer images than this, ``auto`` keeps the eager engine: starting another would take longer
-than it saves."""
-
-UNKNOWN = "unknown"
-"""The class of an image whose best probability is below the threshold."""
-
+from .prediction import BATCH_SIZE, FEW, Prediction, Predictions
+from .uncertainty import Uncertainty, resolve_uncertainty
 
 _engine_lock = Lock()  # threads that share a predictor start each engine once
 
 
 def _ignore(text: str) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one image, or the error that kept the image from being read.
-
-    Args:
-        source: the path, or the type of an image in memory, such as ``<ndarray>``.
-        top: ``(class, probability)``, most probable first.
-        model: the first 12 hex digits of the model file's SHA-256.
-        error: why the image could not be read, else None.
-        threshold: the smallest probability at which a class is named.
-        features: ``(C,)`` float32, the input of the last layer, if it was requested.
-        image: the path, or a thumbnail of an image in memory, for display in a notebook. In a list
-            of answers, only the first 50 have a thumbnail. `Predictor.stream` leaves out images in
-            memory, or keeps them whole with ``keep_images``.
-    """
-
-    source: str
-    top: tuple[tuple[str, float], ...]
-    model: str
-    error: str | None = None
-    threshold: float = 0.0
-    features: np.ndarray | None = field(default=None, repr=False, compare=False)
-    image: ImageLike | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def class_name(self) -> str | None:
-        """The most probable class, or ``unknown`` below the threshold; None after an error."""
-        if not self.top:
-            return None
-        return self.top[0][0] if self.top[0][1] >= self.threshold else UNKNOWN
-
-    @property
-    def probability(self) -> float | None:
-        """The probability of the most probable class, in [0, 1]; None after an error."""
-        return self.top[0][1] if self.top else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of a JSON line of ``resnet predict``."""
-        return {
-            "source": self.source,
-            "class": self.class_name,
-            "probability": self.probability,
-            "top": [{"class": name, "probability": p} for name, p in self.top],
-            "model": self.model,
-            "error": self.error,
-        }
-
-    def _repr_html_(self) -> str:
-        from .notebook import card
-
-        return card(self)
-
-
-class Predictions(list[Prediction]):
-    """A list of answers that notebooks display."""
-
-    def _repr_html_(self) -> str:
-        from .notebook import cards
-
-        return cards(self)
 
 
 class Predictor:
@@ -109,7 +44,7 @@ class Predictor:
         model_file: a model file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         engine: ``eager``, ``compile``, ``openvino`` or ``onnx``. ``auto`` uses ``eager`` for fewer
-            than `FEW` images, and for more the fastest installed engine; see
+            than `prediction.FEW` images, and for more the fastest installed engine; see
             `engines.resolve_engine`.
         precision: ``fp32``, ``bf16``, or ``auto`` to match the engine.
         note: called with a line of text when an engine starts.
@@ -156,14 +91,44 @@ class Predictor:
         """
         return {**vars(self), "_engines": {}, "_note": _ignore}
 
+    def with_engine(self, engine: str, precision: str = "auto") -> Predictor:
+        """Return a predictor that shares the network, and starts its own engine.
+
+        Raises:
+            RecipeError: as in the constructor.
+        """
+        other = copy(self)
+        other._requested = engines.check_engine(engine, precision, self.device)
+        return other
+
     @overload
-    def __call__(self, images: ImageLike, top_k: int = 5, threshold: float = 0.0) -> Prediction: ...  # type: ignore[overload-overlap]
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        images: ImageLike,
+        top_k: int = 5,
+        threshold: float = 0.0,
+        *,
+        coverage: float | None = None,
+        false_alarms: float | None = None,
+    ) -> Prediction: ...
     @overload
     def __call__(
-        self, images: Iterable[ImageLike], top_k: int = 5, threshold: float = 0.0
+        self,
+        images: Iterable[ImageLike],
+        top_k: int = 5,
+        threshold: float = 0.0,
+        *,
+        coverage: float | None = None,
+        false_alarms: float | None = None,
     ) -> Predictions: ...
     def __call__(
-        self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, threshold: float = 0.0
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        top_k: int = 5,
+        threshold: float = 0.0,
+        *,
+        coverage: float | None = None,
+        false_alarms: float | None = None,
     ) -> Prediction | Predictions:
         """Classify one image or several.
 
@@ -175,18 +140,31 @@ class Predictor:
             images: one image or several.
             top_k: the number of classes to return.
             threshold: below this probability the class is ``unknown``.
+            coverage: also return a set of classes that includes the true class with this
+                probability, above 0 and below 1; see `evaluation.conformal`.
+            false_alarms: call an image ``unknown`` if it is stranger than all but this share of the
+                validation images, above 0 and below 1; see `evaluation.strangeness`.
 
         Raises:
             ImageError: a single image cannot be read. Among several images, the answer of such an
                 image has an ``error`` instead.
+            RecipeError, ModelFileError: the model cannot promise the coverage or the share of false
+                alarms.
         """
+        stream = partial(
+            self.stream,
+            top_k=top_k,
+            threshold=threshold,
+            coverage=coverage,
+            false_alarms=false_alarms,
+        )
         if is_image(images):
-            answer = next(self.stream([images], top_k, threshold=threshold))
+            answer = next(stream([images]))
             if answer.error is not None:
                 raise ImageError(answer.error)
             return replace(answer, image=answer.image or thumbnail(images))
         several: Iterable[ImageLike] = images  # type: ignore[assignment]
-        answers = self.stream(several, top_k, threshold=threshold, keep_images=True)
+        answers = stream(several, keep_images=True)
         return Predictions(map(_with_thumbnail, answers, count()))
 
     def stream(
@@ -197,6 +175,8 @@ class Predictor:
         workers: int | None = None,
         *,
         threshold: float = 0.0,
+        coverage: float | None = None,
+        false_alarms: float | None = None,
         features: bool = False,
         keep_images: bool = False,
         first: int = 0,
@@ -212,6 +192,7 @@ class Predictor:
             batch_size: images per batch.
             workers: threads that decode images; by default one per core.
             threshold: below this probability the class is ``unknown``.
+            coverage, false_alarms: as in `__call__`.
             features: also return the input of the last layer.
             keep_images: keep images in memory in their answers. By default only paths are kept, so
                 that a list of answers stays small.
@@ -222,11 +203,12 @@ class Predictor:
         """
         if not features:
             modelfile.check_has_classes(self.header, self.path)
-        workers = runtime.default_workers() if workers is None else workers
+        uncertainty = self.resolve_uncertainty(coverage, false_alarms)
+        workers = default_workers() if workers is None else workers
         total = len(images) if total is None and isinstance(images, Sized) else total
         batches = _batched(islice(images, first, None), batch_size)
         done = first
-        for batch, inputs in prefetch_map(self._prepare_batch, batches, workers):
+        for batch, inputs in prefetch_map(self._prepare_batch, read_ahead(batches, iter), workers):
             with runtime.pytorch_defaults():
                 engine = self._get_engine((total or done) >= FEW, batch_size)
                 answers = list(
@@ -236,6 +218,7 @@ class Predictor:
                         inputs=inputs,
                         top_k=top_k,
                         threshold=threshold,
+                        uncertainty=uncertainty,
                         with_features=features,
                     )
                 )
@@ -243,6 +226,54 @@ class Predictor:
                 in_memory = not isinstance(answer.image, str | os.PathLike)
                 yield replace(answer, image=None) if in_memory and not keep_images else answer
             done += len(batch)
+
+    @runtime.pytorch_defaults()
+    def prepare(self, image: ImageLike) -> Tensor:
+        """Return an image as `run` takes it: ``(C, S, S)`` uint8.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self.preprocessing.crop(working_pixels(image, self.preprocessing))
+
+    @runtime.pytorch_defaults()
+    def run(
+        self, inputs: Sequence[Tensor], batch_size: int = BATCH_SIZE
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Run prepared images in one batch, with the engine for many images.
+
+        Args:
+            inputs: what `prepare` returned.
+            batch_size: the largest batch that the engine prepares for.
+
+        Returns:
+            For each image, in order, its ``logits`` and ``probabilities``, both ``(classes,)``,
+            and its ``features`` ``(C,)``, the input of the last layer. All are float32.
+        """
+        engine = self._get_engine(many=True, batch_size=batch_size)
+        features, logits = self._compute(engine, list(inputs))
+        values = (logits.numpy(), probabilities(logits).numpy(), features.numpy())
+        names = ("logits", "probabilities", "features")
+        return iter([dict(zip(names, rows, strict=True)) for rows in zip(*values, strict=True)])
+
+    def _compute(self, engine: engines.Engine, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return features ``(N, C)`` and logits ``(N, classes)``, float32 on the CPU."""
+        batch = normalize(stack(inputs).to(self.device), self.preprocessing)
+        features, logits = engine(batch.contiguous(memory_format=self._layout))
+        return features.float().cpu(), logits.float().cpu()
+
+    def resolve_uncertainty(
+        self, coverage: float | None, false_alarms: float | None
+    ) -> Uncertainty | None:
+        """Check and resolve a request before any image is read; see `__call__`."""
+        return resolve_uncertainty(
+            self.classes,
+            self.header.calibration,
+            self.path,
+            coverage=coverage,
+            false_alarms=false_alarms,
+            all_trained=self.header.recipe.get("val_split") == 0,
+        )
 
     def _get_engine(self, many: bool, batch_size: int) -> engines.Engine:
         choice = engines.resolve_engine(self._requested, self.device, many=many)
@@ -270,7 +301,7 @@ class Predictor:
     def _prepare_image(self, image: ImageLike) -> Tensor | ImageError:
         """Return ``(C, S, S)`` uint8, or the error."""
         try:
-            return self.preprocessing.crop(working_pixels(image, self.preprocessing))
+            return self.prepare(image)
         except ImageError as error:
             return error
 
@@ -282,15 +313,24 @@ class Predictor:
         inputs: list[Tensor | ImageError],
         top_k: int,
         threshold: float,
+        uncertainty: Uncertainty | None,
         with_features: bool,
     ) -> Iterator[Prediction]:
         readable = [item for item in inputs if isinstance(item, Tensor)]
         rows: Iterator[tuple[Tensor, np.ndarray]] = iter(())
+        uncertainties: Iterator[dict[str, Any]] = repeat({})
+        requested: dict[str, Any] = {"threshold": threshold}
+        if uncertainty is not None:
+            requested |= {
+                "coverage": uncertainty.coverage,
+                "false_alarms": uncertainty.false_alarms,
+            }
         if readable:
-            batch = normalize(stack(readable).to(self.device), self.preprocessing)
-            features, logits = engine(batch.contiguous(memory_format=self._layout))
-            shares = probabilities(logits.float().cpu())
-            rows = iter(zip(shares, features.float().cpu().numpy(), strict=True))
+            features, logits = self._compute(engine, readable)
+            vectors = features.numpy()
+            rows = iter(zip(probabilities(logits), vectors, strict=True))
+            if uncertainty is not None:
+                uncertainties = iter(uncertainty.answers(logits.numpy(), vectors))
         for image, item in zip(images, inputs, strict=True):
             source = source_name(image)
             if isinstance(item, ImageError):
@@ -299,8 +339,8 @@ class Predictor:
                     (),
                     model=self.digest,
                     error=str(item),
-                    threshold=threshold,
                     image=image,
+                    **requested,
                 )
                 continue
             row, vector = next(rows)
@@ -310,9 +350,10 @@ class Predictor:
                 source,
                 tuple((self.classes[i], p) for i, p in pairs),
                 model=self.digest,
-                threshold=threshold,
                 features=vector.copy() if with_features else None,
                 image=image,
+                **requested,
+                **next(uncertainties),
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,29 +14,42 @@ from ..errors import OutputError
 from ..storage import csv_line, csv_text
 from ..text import printable
 from .images import ImageLike, source_name
-from .predictor import BATCH_SIZE, Prediction
+from .prediction import BATCH_SIZE, Prediction
 
 FORMATS = ("table", "jsonl", "csv")
 COLUMNS = ("source", "class", "probability", "model", "error")
 
 
-def format_header(format: str) -> str:
+def format_header(format: str, columns: Sequence[str] = COLUMNS) -> str:
     """Return the header line of a format; only CSV has one."""
-    return ",".join(COLUMNS) + "\n" if format == "csv" else ""
+    return ",".join(columns) + "\n" if format == "csv" else ""
+
+
+def columns_for(coverage: float | None, false_alarms: float | None) -> tuple[str, ...]:
+    """Return the columns of CSV rows. A value that was not requested has no column."""
+    sets = ("set",) if coverage is not None else ()
+    return COLUMNS + sets + (("strangeness",) if false_alarms is not None else ())
 
 
 def format_row(answer: Prediction, format: str) -> str:
-    """Return one answer as a row of text with its newline."""
+    """Return one answer as a row of text with its newline. In CSV, a set is a JSON list."""
     if format == "jsonl":
         return json.dumps(answer.to_dict(), ensure_ascii=False) + "\n"
     if format == "csv":
         values = answer.to_dict()
-        return csv_line(values[name] for name in COLUMNS)
+        if "set" in values:
+            values["set"] = json.dumps(values["set"], ensure_ascii=False)
+        return csv_line(values[n] for n in columns_for(answer.coverage, answer.false_alarms))
     if answer.error is not None:
         return f"{printable(answer.source)}  ERROR  {printable(answer.error)}\n"
     others = "  ".join(f"{printable(name)} {p:.1%}" for name, p in answer.top[1:])
     best = f"{printable(answer.class_name or '')}  {answer.probability:.2%}"
-    return f"{printable(answer.source)}  {best}" + (f"   ({others})" if others else "") + "\n"
+    row = f"{printable(answer.source)}  {best}" + (f"   ({others})" if others else "")
+    if answer.coverage is not None:
+        row += f"   set: {', '.join(map(printable, answer.class_set))}"
+    if answer.strangeness is not None:
+        row += f"   strangeness: {answer.strangeness:.1%}"
+    return row + "\n"
 
 
 class RowsFile:
@@ -51,6 +64,7 @@ class RowsFile:
         format: ``jsonl`` or ``csv``.
         digest: the digest of the model, which every row contains.
         resume: continue the file; if it is missing or empty, start it.
+        columns: the columns of a CSV file; see `columns_for`.
 
     Attributes:
         count: the number of complete rows that the file had.
@@ -62,8 +76,16 @@ class RowsFile:
             be written.
     """
 
-    def __init__(self, path: Path, format: str, digest: str, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        digest: str,
+        resume: bool = False,
+        columns: Sequence[str] = COLUMNS,
+    ) -> None:
         self.path = path
+        self._header = format_header(format, columns)
         self.format = format
         self.count = 0
         self._to_compare: list[str] = []  # rows of the last batch
@@ -84,7 +106,7 @@ class RowsFile:
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror})") from error
         if end == 0:
-            self._file.write(format_header(format).encode())  # flushed with the first row
+            self._file.write(self._header.encode())  # flushed with the first row
 
     def __enter__(self) -> RowsFile:
         return self
@@ -107,7 +129,14 @@ class RowsFile:
                 line = file.readline()
                 if not line.endswith(b"\n"):
                     return 0
-                if line != format_header("csv").encode():
+                if line != self._header.encode():
+                    found = line.decode("utf-8", "backslashreplace").rstrip()
+                    if found.startswith(",".join(COLUMNS)):
+                        raise OutputError(
+                            f"{self.path} has the columns {found}; expected "
+                            f"{self._header.rstrip()}. Resume with the same --coverage and "
+                            "--false-alarms, or name another file"
+                        )
                     raise OutputError(
                         f"{self.path} was not written by resnet predict. Name another file"
                     )
@@ -181,7 +210,9 @@ class _Record(NamedTuple):
         """Return the source, model and error of the row."""
         try:
             if self.format == "csv":
-                source, _, _, model, error = next(csv.reader(io.StringIO(self.text, newline="")))
+                source, _, _, model, error, *_ = next(
+                    csv.reader(io.StringIO(self.text, newline=""))
+                )
                 return csv_text(source), model, error
             content = json.loads(self.text)
             return str(content["source"]), str(content["model"]), content["error"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,19 @@ def write_evaluation(
     write_json(out / "metrics.json", evaluation.metrics)
 
 
-def write_predictions(evaluation: Evaluation, path: Path) -> None:
+def write_predictions(
+    evaluation: Evaluation, path: Path, more: Mapping[str, Sequence[Any]] | None = None
+) -> None:
     """Write a CSV file with one row per image.
 
     Its columns are the path in the dataset, truth, prediction, probability of the prediction and
     cross-entropy in nats. With more than five classes, ``in_top5`` is 1 if the truth is among the
     five most probable classes.
+
+    Args:
+        evaluation: the predictions.
+        path: the file.
+        more: further columns, by name.
     """
     best = probabilities(evaluation.logits).max(1)
     losses = torch.nn.functional.cross_entropy(
@@ -62,6 +69,9 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     if len(evaluation.classes) > 5:
         names.append("in_top5")
         columns.append([int(hit) for hit in in_top_k(evaluation.logits, evaluation.labels)])
+    for name, values in (more or {}).items():
+        names.append(name)
+        columns.append(values)
     write_rows(path, names, rows=zip(*columns, strict=True))
 
 

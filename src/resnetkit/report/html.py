@@ -11,14 +11,15 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from ..evaluation.evaluate import Evaluation, confusions
-from ..evaluation.findings import doubtful_labels, least_sure, worst_errors
-from ..evaluation.metrics import confusion_counts
+from ..data.paths import absolute, object_url
+from ..evaluation.evaluate import Evaluation
+from ..evaluation.findings import Finding, doubtful_labels, least_sure, worst_errors
+from ..evaluation.metrics import confusion_counts, confusions
 from ..models.skeleton import get_skeleton
 from ..storage import write_text
 from . import charts
 from .charts import Line
-from .record import Record, best_epoch, read_record
+from .record import Record, kept_epoch, read_record
 from .thumbnails import SIDE, explained_thumbnails
 
 # Images shown: with these limits the page takes one or two megabytes.
@@ -26,13 +27,28 @@ MAX_ERRORS = 24
 MAX_UNSURE = 12
 MAX_DOUBTFUL = 24
 MAX_CONFUSIONS = 12
+SUSPECTS = "suspects.html"  # the run's page about its training labels
 SPLIT_LABELS = {"train": "training (augmented images)", "val": "validation"}
 
 
 def write_page(
-    path: Path, evaluation: Evaluation, model_file: str | Path, device: str = "auto"
+    path: Path,
+    evaluation: Evaluation,
+    model_file: str | Path,
+    device: str = "auto",
+    *,
+    answered_by: Sequence[Path] | None = None,
 ) -> None:
-    """Write the report on an evaluation of a model file, which may be in a run folder."""
+    """Write the report on an evaluation of a model file, which may be in a run folder.
+
+    Args:
+        path: the HTML file.
+        evaluation: the predictions.
+        model_file: the model file.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        answered_by: for the out-of-fold predictions of a cross-validation, the model file that
+            predicted each image. By default ``model_file`` predicted all of them.
+    """
     record = read_record(model_file)
     worst = worst_errors(evaluation, MAX_ERRORS)
     unsure = least_sure(evaluation, MAX_UNSURE)
@@ -47,7 +63,7 @@ def write_page(
         evaluation=evaluation,
         metrics=evaluation.metrics,
         summary=summarize_run(record, evaluation),
-        curves=curve_panels([record]),
+        curves=[] if "cross_validation" in evaluation.metrics else curve_panels([record]),
         best=best_row(record),
         rows=[{**metrics, **answers} for metrics, answers in rows],
         matrix=charts.confusion_chart(counts, evaluation.classes),
@@ -57,13 +73,31 @@ def write_page(
         unsure=unsure,
         doubtful=doubtful,
         doubtful_count=doubtful_count,
-        thumbnails=explained_thumbnails(
-            record.file, evaluation, findings=worst + unsure + doubtful, device=device
+        folds=evaluation.metrics.get("cross_validation"),
+        has_suspects=record.is_run and (record.file.parent / SUSPECTS).is_file(),
+        thumbnails=_thumbnails(
+            answered_by or [record.file] * len(evaluation.samples),
+            evaluation,
+            findings=worst + unsure + doubtful,
+            device=device,
         ),
         recipe=recipe_rows(record),
         environment=environment_rows(record),
         commands=command_rows(record, evaluation),
     )
+
+
+def _thumbnails(
+    answered_by: Sequence[Path], evaluation: Evaluation, findings: Sequence[Finding], device: str
+) -> dict[int, tuple[str, str]]:
+    """Return the thumbnails of findings, each explained by the model that predicted the image."""
+    thumbnails: dict[int, tuple[str, str]] = {}
+    by_file: dict[Path, list[Finding]] = {}
+    for finding in findings:
+        by_file.setdefault(answered_by[finding.index], []).append(finding)
+    for file, own in by_file.items():
+        thumbnails |= explained_thumbnails(file, evaluation, findings=own, device=device)
+    return thumbnails
 
 
 def render(path: Path, template: str, **values: Any) -> None:
@@ -76,7 +110,7 @@ def render(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": format_percent}
+    environment.filters |= {"percent": format_percent, "short": shorten_path}
     text = environment.get_template(template).render(side=SIDE, **values)
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
@@ -144,6 +178,8 @@ def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[d
             epochs = [row["epoch"] for row in record.history]
             splits = {"val": "validation"} if names else SPLIT_LABELS
             for split, label in splits.items():
+                if f"{split}_{what}" not in record.history[0]:  # no validation
+                    continue
                 style = f"s{i}" if names else split
                 values = [row[f"{split}_{what}"] for row in record.history]
                 series.append(Line(names[i] if names else label, style, x=epochs, y=values))
@@ -154,10 +190,10 @@ def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[d
 
 
 def best_row(record: Record) -> dict[str, float] | None:
-    """Return the history row of the epoch whose model was kept; None without a history."""
-    if not record.history:
+    """Return the history row of the epoch whose model was kept; None without validation."""
+    if not record.history or "val_accuracy" not in record.history[0]:
         return None
-    return best_epoch(record.history)
+    return kept_epoch(record.history)
 
 
 def _answer_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -180,7 +216,7 @@ def _confusion_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     totals = {row["class"]: row["pictures"] for row in evaluation.metrics["per_class"]}
     return [
         {"truth": truth, "answer": answer, "count": count, "share": count / totals[truth]}
-        for truth, answer, count in confusions(evaluation)[:MAX_CONFUSIONS]
+        for truth, answer, count in confusions(evaluation.metrics)[:MAX_CONFUSIONS]
     ]
 
 
@@ -206,6 +242,9 @@ def shorten_path(path: str | Path, parts: int = 1) -> str:
 
     A report may be sent to others: they cannot use the rest of the path, and need not see it.
     """
+    url = object_url(path)
+    if url is not None:
+        return url
     absolute = Path(os.path.abspath(path))
     if absolute.is_relative_to(Path.cwd()):
         return absolute.relative_to(Path.cwd()).as_posix()
@@ -215,7 +254,7 @@ def shorten_path(path: str | Path, parts: int = 1) -> str:
 def _evaluated_data(record: Record, evaluation: Evaluation) -> str:
     """Return the run's own data path if that is what was evaluated, else the evaluated folder."""
     run_data = Path(record.data) if record.data else None
-    root = Path(evaluation.samples.root).absolute()
+    root = Path(absolute(evaluation.samples.root))
     return str(run_data if run_data and root in (run_data, run_data.parent) else root)
 
 
@@ -224,6 +263,16 @@ def command_rows(record: Record, evaluation: Evaluation) -> list[tuple[str, str]
     data = shlex.quote(shorten_path(_evaluated_data(record, evaluation)))
     file = shlex.quote(shorten_path(record.file, 2 if record.is_run else 1))
     rows = []
+    folds = evaluation.metrics.get("cross_validation")
+    if folds:
+        run_data = shlex.quote(shorten_path(record.data or ""))
+        path = record.file.parent.parent / "fold-1" / "recipe.yaml"
+        recipe = shlex.quote(shorten_path(path, 3))
+        again = f"resnet train {run_data} --folds {len(folds)} --recipe {recipe}"
+        return [
+            ("cross-validate again", again),
+            ("predict with the final network", f"resnet predict {file} IMAGE..."),
+        ]
     if record.is_run:
         run_data = shlex.quote(shorten_path(record.data or ""))
         recipe = shlex.quote(shorten_path(record.file.parent / "recipe.yaml", 2))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..storage import atomic
 from .fonts import figure_fonts
-from .record import best_epoch
+from .record import kept_epoch
 
 BLUE = "#1f5fa8"
 ORANGE = "#d9721a"
@@ -44,6 +44,8 @@ def _draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in (("train", ORANGE), ("val", BLUE)):
+            if f"{split}_{what}" not in history[0]:  # no validation
+                continue
             values = [row[f"{split}_{what}"] for row in history]
             label = "training (augmented)" if split == "train" else "validation"
             axes.plot(epochs, values, color=color, marker="o", markersize=3, label=label)
@@ -52,15 +54,16 @@ def _draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    best = best_epoch(history)
-    axes.annotate(
-        f"{best['val_accuracy']:.2%}",
-        (best["epoch"], best["val_accuracy"]),
-        textcoords="offset points",
-        xytext=(0, 6),
-        ha="center",
-        color=BLUE,
-    )
+    kept = kept_epoch(history)
+    if "val_accuracy" in kept:
+        axes.annotate(
+            f"{kept['val_accuracy']:.2%}",
+            (kept["epoch"], kept["val_accuracy"]),
+            textcoords="offset points",
+            xytext=(0, 6),
+            ha="center",
+            color=BLUE,
+        )
     axes.margins(x=0.06, y=0.09)  # room for the annotation
     axes.legend(loc="lower right", frameon=False)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,42 @@ class Record:
 
 
 def epoch_rank(row: dict[str, Any]) -> tuple[float, float]:
-    """Return the rank of an epoch: validation accuracy, and at equal accuracy the lower loss."""
+    """Return the rank of an epoch: validation accuracy, and at equal accuracy the lower loss.
+
+    Without validation, later epochs rank higher.
+    """
+    if "val_accuracy" not in row:
+        return float(row["epoch"]), 0.0
     return row["val_accuracy"], -row["val_loss"]
 
 
-def best_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of the epoch whose model is kept: the first with the highest rank."""
-    return max(history, key=epoch_rank)
+def replaces_kept(history: Sequence[dict[str, Any]], images: int) -> bool:
+    """Return whether the model of the last epoch replaces the one that a run kept before.
+
+    It does if its validation accuracy is at most one standard error below the highest so far (the
+    one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984). With few
+    images, the highest of many accuracies is mostly luck: it is too high, and a later model,
+    trained at lower learning rates, is better on other images (benchmarks/which_epoch.py). The
+    standard error adds two images of each outcome, so that it is not 0 if all are correct (Agresti
+    and Coull 1998, doi:10.1080/00031305.1998.10480550).
+
+    Args:
+        history: one row per epoch.
+        images: number of validation images. Without any, every epoch replaces the one before it.
+    """
+    if not images:
+        return True
+    highest = max(row["val_accuracy"] for row in history)
+    share = (highest * images + 2) / (images + 4)
+    standard_error = math.sqrt(share * (1 - share) / (images + 4))
+    return bool(history[-1]["val_accuracy"] >= highest - standard_error)
+
+
+def kept_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the epoch whose model a run kept."""
+    kept = [row for row in history if row.get("kept")]
+    # Version 0.1 did not write this column, and kept the epoch with the highest rank.
+    return kept[-1] if kept else max(history, key=epoch_rank)
 
 
 def read_record(path: str | Path) -> Record:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..data.color import to_rgb
 from ..data.folder import Split
+from ..data.preprocessing import Preprocessing
 from ..errors import ImageError
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.explain import Explanation, explain
@@ -133,6 +134,10 @@ def plain_thumbnails(
             pixels = preprocessing.pixels(samples.path(finding.index))
         except ImageError:  # the page shows a message instead
             continue
-        crop = preprocessing.crop(pixels).permute(1, 2, 0).numpy()
-        thumbnails[finding.index] = data_uri(to_rgb(crop))
+        thumbnails[finding.index] = crop_uri(pixels, preprocessing)
     return thumbnails
+
+
+def crop_uri(pixels: np.ndarray, preprocessing: Preprocessing) -> str:
+    """Return the crop of working pixels, ``(H, W, C)`` uint8, as a ``data:`` URI."""
+    return data_uri(to_rgb(preprocessing.crop(pixels).permute(1, 2, 0).numpy()))

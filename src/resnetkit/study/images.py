@@ -11,7 +11,8 @@ from .. import randomness
 from ..data import folder
 from ..data.dataset import Images
 from ..data.digits import write_digits
-from ..data.transforms import Preprocessing, normalize, stack
+from ..data.preprocessing import Preprocessing
+from ..data.transforms import normalize, stack
 from ..errors import DataError
 from . import cifar10
 

@@ -123,7 +123,7 @@ def compare(
     """
     default_recipe = "study-digits" if data == "digits" else "paper-cifar10"
     recipe = recipes.load_recipe(recipe_name or default_recipe)
-    for name in {"model", "seed"} & set(settings):
+    for name in sorted({"model", "seed"} & set(settings)):
         raise RecipeError(
             f"--set {name}=... cannot be used in a study, which sets the nets itself and takes "
             "the seeds from --seeds"

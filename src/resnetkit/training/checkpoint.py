@@ -135,7 +135,8 @@ def write_generation(folder: Path, snapshot: Snapshot, previous: Path | None = N
     tensors = {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}
     with storage.temporary(folder / f"{number:06d}") as unfinished:
         try:
-            save_file(tensors, unfinished, {"values": json.dumps(snapshot.values)})
+            with storage.kept_permissions(unfinished):
+                save_file(tensors, unfinished, {"values": json.dumps(snapshot.values)})
         except SafetensorError as error:  # it reports a full disk this way, too
             raise OSError(errno.EIO, str(error)) from error
         digest = storage.sha256(unfinished)

@@ -7,15 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.dataset import are_all_gray, image_sizes
-from ..data.folder import Dataset
-from ..data.transforms import STATISTICS
+from ..data.dataset import are_all_gray, find_see_through, image_sizes
+from ..data.folder import Dataset, Split
+from ..data.paths import shown
+from ..data.preprocessing import STATISTICS
 from ..data.value_range import find_value_range
 from ..errors import DataError, RecipeError
 from ..models.architectures import ARCHITECTURES
+from ..processes import default_workers
 from ..progress import say
 from ..randomness import permutation
-from ..runtime import Runtime, default_workers
+from ..runtime import Runtime
+from ..text import pluralize, printable
 from .recipe import DEFAULT_MODEL, Recipe
 
 
@@ -23,24 +26,35 @@ class DeviceDefaults(NamedTuple):
     """Defaults for one type of device.
 
     Args:
-        batch_size: images per step, of all processes together.
+        batch_sizes: the smallest and the largest number of images per step, of all processes
+            together; see `fill_batch_size`.
         images_shown: images of the whole run. They decide its epochs, within `EPOCHS`.
         largest_size: limit on the image side in pixels; see `fill_image_size`.
     """
 
-    batch_size: int
+    batch_sizes: tuple[int, int]
     images_shown: int
     largest_size: int
 
 
 DEVICE_DEFAULTS = {
-    "cpu": DeviceDefaults(batch_size=16, images_shown=40_000, largest_size=128),
-    "mps": DeviceDefaults(batch_size=64, images_shown=80_000, largest_size=192),
-    "cuda": DeviceDefaults(batch_size=128, images_shown=160_000, largest_size=224),
+    "cpu": DeviceDefaults(batch_sizes=(16, 128), images_shown=40_000, largest_size=128),
+    "mps": DeviceDefaults(batch_sizes=(64, 64), images_shown=80_000, largest_size=192),
+    "cuda": DeviceDefaults(batch_sizes=(128, 128), images_shown=160_000, largest_size=224),
 }
 """Defaults by type of device. A GPU idles with small batches, so its batches are larger. It also
 sees more images, to make up for some of the steps that this saves. Only the CPU row was
-measured (benchmarks/speed_cpu_2026-11-20.md)."""
+measured (benchmarks/speed_cpu_2026-11-20.md, benchmarks/defaults_cpu_2026-11-29.md)."""
+
+FEW_IMAGES = 1000
+"""With fewer training images, ``trivial_augment: few`` means TrivialAugment."""
+
+STEPS_PER_EPOCH = 190
+"""About how many steps an epoch has, as far as the limits of `DEVICE_DEFAULTS` allow.
+
+A few thousand images need the many steps of small batches. From 24,000 images on, batches of 128
+reach the same accuracy after as many epochs, in half the time.
+"""
 
 EPOCHS = (16, 300)
 """Smallest and largest number of epochs that is filled in."""
@@ -110,6 +124,8 @@ def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None =
                 "Note: all training images are grayscale, so the network gets one input channel; "
                 "--channels 3 for RGB."
             )
+        if split is not None:
+            _note_transparency(split)
     if recipe.channels not in (None, channels):
         raise RecipeError(
             f"channels is {recipe.channels}, but in_channels of the network is {channels}. Remove "
@@ -123,8 +139,20 @@ def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None =
     return recipe.with_settings({"model_options": options})
 
 
+def _note_transparency(split: Split) -> None:
+    """Print a note if at least a tenth of up to 64 training images are partly transparent."""
+    checked = permutation(0, 0, len(split))[:64]
+    found = find_see_through(split, checked, default_workers())
+    if found and 10 * len(found) >= len(checked):
+        say(
+            f"Note: {len(found):,} of {pluralize(len(checked), 'training image')} checked, such as "
+            f"{printable(min(found))}, are transparent in places; these places become white. "
+            "Use --channels 4 to keep transparency."
+        )
+
+
 def fill_value_range(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """Fill in the values that become black and white in 16- or 32-bit grayscale images.
+    """Fill in the values that become black and white in images with more than 8 bits.
 
     Raises:
         DataError: the images are of several kinds.
@@ -148,7 +176,8 @@ def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recip
     split = dataset.splits.get("train") or dataset.splits.get("all")
     if split is None:
         raise DataError(
-            f"{dataset.root} has only {', '.join(dataset.splits)}: there are no training images"
+            f"{shown(dataset.root)} has only {', '.join(dataset.splits)}: there are no training "
+            "images"
         )
     if image_size is None:
         sides = [min(size) for size in image_sizes(split, permutation(0, 0, len(split))[:200])]
@@ -172,7 +201,9 @@ def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recip
 def fill_length(
     recipe: Recipe, images: int, runtime: Runtime, *, recorded: Recipe | None = None
 ) -> Recipe:
-    """Fill in batch size and epochs; see `fill_batch_size` and `fill_epochs`.
+    """Fill in batch size, epochs, and whether images are few enough for TrivialAugment.
+
+    See `fill_batch_size` and `fill_epochs`.
 
     Args:
         recipe: the recipe.
@@ -189,20 +220,24 @@ def fill_length(
         if recipe.epochs is None and recipe.steps is None:
             values["epochs"] = recorded.epochs
         recipe = recipe.with_settings(values)
+    if recipe.trivial_augment == "few":
+        recipe = recipe.with_settings({"trivial_augment": images < FEW_IMAGES})
     recipe = fill_batch_size(recipe, images, runtime)
     return fill_epochs(recipe, images, runtime, is_resumed=recorded is not None)
 
 
 def fill_batch_size(recipe: Recipe, images: int, runtime: Runtime) -> Recipe:
-    """Fill in the batch size of `DEVICE_DEFAULTS`.
+    """Fill in the batch size: the power of two with about `STEPS_PER_EPOCH` steps in an epoch.
 
-    It is at most the number of training ``images``, and a multiple of the number of ranks.
+    It is within the limits of `DEVICE_DEFAULTS`, at most the number of training ``images``, and a
+    multiple of the number of ranks.
     """
     if recipe.batch_size is not None:
         return recipe
     ranks = runtime.world_size
-    default = DEVICE_DEFAULTS[runtime.device.type].batch_size
-    fitting = min(default, images) // ranks * ranks
+    smallest, largest = DEVICE_DEFAULTS[runtime.device.type].batch_sizes
+    wanted = 2 ** round(math.log2(max(1.0, images / STEPS_PER_EPOCH)))
+    fitting = min(max(smallest, min(wanted, largest)), images) // ranks * ranks
     return recipe.with_settings({"batch_size": max(ranks, fitting)})
 
 

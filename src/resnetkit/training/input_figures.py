@@ -16,7 +16,10 @@ from .recipe import Recipe
 
 
 def draw_inputs(folder: Path, prepared: PreparedData, recipe: Recipe) -> None:
-    """Write ``train_batch.png`` and ``val_batch.png``, of up to 16 images each."""
+    """Write ``train_batch.png`` and ``val_batch.png``, of up to 16 images each.
+
+    There is no ``val_batch.png`` without validation images.
+    """
     classes = prepared.dataset.classes
     assert recipe.batch_size is not None
     loader = Loader(
@@ -33,6 +36,8 @@ def draw_inputs(folder: Path, prepared: PreparedData, recipe: Recipe) -> None:
     plots.save_image_grid(_to_arrays(batch.images), captions, folder / "train_batch.png", title)
 
     val = prepared.val
+    if not len(val):
+        return
     indices = np.linspace(0, len(val) - 1, min(16, len(val))).astype(int)
     crops = [val.preprocessing.crop(val[int(i)]) for i in indices]
     captions = [classes[val.split.labels[i]] for i in indices]

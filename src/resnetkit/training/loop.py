@@ -14,22 +14,24 @@ from torch.nn import functional as F
 
 from .. import randomness
 from .. import runtime as machine
+from ..data.corrections import Corrections, read_corrections
 from ..data.folder import read_dataset
 from ..data.loader import Batch
 from ..data.mixing import mix
 from ..data.transforms import normalize
-from ..data.tree import is_run
 from ..evaluation.evaluate import BATCH_SIZE, predict_logits
 from ..evaluation.metrics import accuracy_and_loss
 from ..progress import bar, say
 from ..runtime import Runtime
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, Snapshot
 from .distributed import launch_command, sync_gradients
 from .initial_weights import network_name, resolve_recipe
 from .interrupts import Interrupts, raise_interrupted
+from .margins import label_margins
 from .optimizer import set_learning_rate
 from .out_of_memory import explain_out_of_memory
-from .outcomes import Outcomes
+from .outcomes import Outcome, Outcomes
+from .preflight import check_hosts
 from .recipe import Recipe
 from .run import Run, RunFolder, recorded_arguments
 from .run_files import begin_run, finish_run, format_epoch, write_epoch
@@ -53,6 +55,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     show_plan: bool = True,
+    corrections: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Run:
     """Train a network on a folder of images.
@@ -74,6 +77,8 @@ def train(
             may choose other kernels.
         tensorboard: also write the history for TensorBoard, into ``tensorboard/`` of the run.
         show_plan: measure a few steps and print the plan before training.
+        corrections: a ``suspects.csv`` with verdicts, which relabel or drop images; see
+            `read_corrections`. A resumed run keeps its own.
         settings: values for recipe fields, as in ``epochs=5``.
 
     Raises:
@@ -83,18 +88,34 @@ def train(
     """
     # Find the run folder and load the recipe. Its weights are decided here; `set_up` fills in the
     # rest of it.
-    if resume and is_run(data):
-        out, recipe, data = recorded_arguments(data, out, recipe)
+    typed = {"resume": resume, "recipe": recipe, "device": device, **settings}
     runtime = machine.pick(device)  # its precision follows from the recipe, in set_up
+    named_run = runtime.on_main(recorded_arguments, data, out, recipe, resume)
+    if named_run is not None:
+        out, recipe, data = named_run
     dataset = read_dataset(data)
-    name = f"{dataset.name}-{network_name(recipe, settings)}"
-    run_folder, saved = runtime.on_main(RunFolder.open, out, name, resume, data)
-    recorded = runtime.on_main(run_folder.recorded_recipe) if resume else None
+
+    def open_folder() -> tuple[RunFolder, Snapshot | None, Recipe | None, Corrections | None]:
+        name = f"{dataset.name}-{network_name(recipe, settings)}"
+        run_folder, saved = RunFolder.open(out, name, resume, data)
+        recorded = run_folder.recorded_recipe() if resume else None
+        verdicts = corrections or (run_folder.recorded_corrections() if resume else None)
+        corrected = None if verdicts is None else read_corrections(verdicts, dataset)
+        return run_folder, saved, recorded, corrected
+
+    run_folder, saved, recorded, corrected = runtime.on_main(open_folder)
     requested = runtime.on_main(resolve_recipe, recipe, settings, recorded)
+    check_hosts(dataset, requested, run_folder, runtime, typed=typed, is_resumed=saved is not None)
 
     # Set up the images, the network, the optimizer and the loader. This fills in the recipe.
     session = set_up(
-        dataset, requested, device, workers, recorded=recorded, is_resumed=saved is not None
+        dataset,
+        requested,
+        device,
+        workers,
+        corrections=corrected,
+        recorded=recorded,
+        is_resumed=saved is not None,
     )
     resolved = session.recipe
     runtime = session.runtime
@@ -110,8 +131,11 @@ def train(
     else:
         # The command and the split only make the errors of `restore` more helpful.
         is_finished = runtime.on_main(run_folder.is_finished)
-        extend_command = run_folder.extend_command(data, resolved) if is_finished else ""
-        state.restore(saved, extend_command, run_folder.describe_new_split(session.data))
+        extend_command = (
+            runtime.on_main(run_folder.extend_command, data, resolved) if is_finished else ""
+        )
+        new_split = runtime.on_main(run_folder.describe_new_split, session.data)
+        state.restore(saved, extend_command, new_split)
         if is_finished:
             say(f"{run_folder.path} is already finished; nothing was changed.")
             return runtime.on_main(run_folder.result, resolved, state.history)
@@ -138,15 +162,16 @@ def train(
                         )
                     outcomes.add(outcome, batch.indices)
                     state.end_step()
-                    # Also adds the outcome of the previous step to the tally.
+                    # Also adds the outcome of the previous step to the tally and the margins.
                     save_if_due(session, run_folder, outcomes, checkpoints, interrupts)
                     advance(state.tally.text())
             outcomes.drain()
 
-            # Validate. The model is written if this is the best epoch so far.
+            # Validate. The model is kept if its accuracy is the highest so far, or within one
+            # standard error of it.
             started = time.perf_counter()
             state.check_finite()
-            accuracy, val_loss = runtime.on_main(validate, session)
+            measured = runtime.on_main(validate, session)
             row = {
                 "epoch": state.epoch + 1,
                 "image_size": image_size,
@@ -154,12 +179,15 @@ def train(
                 "lr": learning_rate(resolved, state.step - 1, session.steps),
                 "train_loss": state.tally.loss,
                 "train_accuracy": state.tally.accuracy,
-                "val_loss": val_loss,
-                "val_accuracy": accuracy,
+                **measured,
             }
-            is_best = state.end_epoch(row, val_seconds=time.perf_counter() - started)
+            is_kept = state.end_epoch(
+                row,
+                val_seconds=time.perf_counter() - started,
+                val_images=len(session.data.val),
+            )
             if runtime.is_main:
-                write_epoch(run_folder, session, row, is_best)
+                write_epoch(run_folder, session, row, is_kept)
                 logger.write(row)
             say(format_epoch(row, state.timings[-1], session.epochs))
             save_if_due(session, run_folder, outcomes, checkpoints, interrupts, is_epoch_end=True)
@@ -178,7 +206,7 @@ def training_step(
     runtime: Runtime,
     lr: float,
     class_weights: Tensor | None = None,
-) -> Tensor:
+) -> Outcome:
     """Run forward and backward on a batch and update the weights.
 
     A batch may be computed in several micro-batches (``accumulate``), whose gradients add up; only
@@ -194,8 +222,7 @@ def training_step(
         class_weights: ``(classes,)`` float32, the weight of each class in the loss.
 
     Returns:
-        ``(micro-batches, 2)`` float32 on the device: loss and number of correct images of each.
-        Nothing here waits for the device.
+        Loss, number of correct images, and margins, on the device. Nothing here waits for it.
     """
     set_learning_rate(state.optimizer, lr)
     # What the network itself draws, as for dropout, is f(seed, step, rank).
@@ -220,7 +247,8 @@ def training_step(
         local_labels.tensor_split(parts),
         strict=True,
     )
-    rows = []
+    totals = []
+    margins = []
     for number, (micro_images, micro_targets, micro_labels) in enumerate(micro_batches, 1):
         with sync_gradients(state.forward, is_last=number == parts):
             with runtime.autocast():
@@ -236,7 +264,8 @@ def training_step(
             # DDP averages gradients over the ranks; the update needs their sum.
             state.scaler.scale(loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
         correct = (logits.detach().argmax(1) == micro_labels).sum()
-        rows.append(torch.stack([loss.detach(), correct.float()]))
+        totals.append(torch.stack([loss.detach(), correct.float()]))
+        margins.append(label_margins(logits, micro_labels))
 
     state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]
     if recipe.clip_norm is not None:
@@ -246,7 +275,7 @@ def training_step(
     state.optimizer.zero_grad()
     if state.ema is not None and state.step % recipe.ema_every == 0:
         state.ema.update(state.model, state.step)
-    return torch.stack(rows)
+    return Outcome(torch.stack(totals), torch.cat(margins))
 
 
 def save_if_due(
@@ -288,8 +317,8 @@ def save_if_due(
         raise_interrupted(signal, f"{command} train --resume {shlex.quote(str(run_folder.path))}")
 
 
-def validate(session: Session) -> tuple[float, float]:
-    """Return the accuracy and mean loss on the validation split.
+def validate(session: Session) -> dict[str, float]:
+    """Return ``val_loss`` and ``val_accuracy``; nothing without validation images.
 
     On a CPU they equal what `evaluate` will find. On a GPU, validation is faster than `evaluate`:
     it runs in the training precision, in batches that need no more memory than training does.
@@ -301,7 +330,10 @@ def validate(session: Session) -> tuple[float, float]:
         batch_size = max(BATCH_SIZE, 2 * recipe.micro_batch_size(runtime.world_size))
         options = {"precision": runtime.precision, "batch_size": batch_size}
     images = session.data.val
+    if not len(images):
+        return {}
     model = session.evaluated_model()
     with explain_out_of_memory(recipe, runtime):
         logits = predict_logits(model, images, runtime.device, session.workers, **options)
-    return accuracy_and_loss(logits, images.labels())
+    accuracy, loss = accuracy_and_loss(logits, images.labels())
+    return {"val_loss": loss, "val_accuracy": accuracy}

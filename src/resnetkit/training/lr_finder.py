@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import randomness
+from .. import processes, randomness
 from .. import runtime as machine
 from ..data import folder
 from ..data.device_loader import to_device
@@ -70,7 +70,7 @@ def find_lr(
         RecipeError, DataError: as in `train`; or there are several processes.
         TrainingError: the loss never fell.
     """
-    if machine.world_size() > 1:
+    if processes.world_size() > 1:
         raise RecipeError("The learning-rate finder runs in one process. Start it without torchrun")
     loaded = resolve_recipe(recipe, {**settings, "head_share": 0.0})
     session = set_up(folder.read_dataset(data), loaded, device, workers)
@@ -83,7 +83,7 @@ def find_lr(
                 outcome = training_step(
                     state, batch, session.recipe, session.runtime, rate, session.class_weights
                 )
-            loss, _ = loss_and_correct(outcome)
+            loss, _ = loss_and_correct(outcome.totals)
             if not math.isfinite(loss) or (losses and loss > 4 * min(losses) + 1):
                 break
             losses.append(loss)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from ..data.transforms import normalize
 from ..errors import RecipeError
+from ..limits import cores
 from ..progress import say
-from ..runtime import Runtime, cores
+from ..runtime import Runtime
 from ..text import pluralize
 from .distributed import revert_sync_bn
 from .optimizer import Optimizer

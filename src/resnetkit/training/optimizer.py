@@ -33,7 +33,7 @@ class Optimizer:
     """
 
     # `torch.amp.GradScaler` sets ``found_inf`` around a step in fp16: 1 if a gradient overflowed.
-    # The kernels then change nothing, so the CPU does not have to wait for the answer.
+    # The kernels then skip the update on the device, so the CPU does not have to wait for it.
     _step_supports_amp_scaling = True
     found_inf: Tensor | None = None
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -24,17 +25,30 @@ from ..runtime import Runtime
 from .state import State
 
 
+class Outcome(NamedTuple):
+    """What a training step measured on one rank.
+
+    Args:
+        totals: ``(micro-batches, 2)`` float32: loss and number of correct images of each.
+        margins: ``(n,)`` float32, the margin of each image; see `label_margins`.
+    """
+
+    totals: Tensor
+    margins: Tensor
+
+
 @dataclass(frozen=True)
 class _Pending:
     """An outcome on its way to the CPU."""
 
     step: int
     indices: np.ndarray  # (N,), images of the whole batch
-    read: Callable[[], Tensor]
+    read_totals: Callable[[], Tensor]
+    read_margins: Callable[[], Tensor]
 
 
 class Outcomes:
-    """The outcomes of an epoch's steps, which are added to the tally of the state.
+    """The outcomes of an epoch's steps, which are added to the tally and margins of the state.
 
     Args:
         state: the state of the run.
@@ -49,14 +63,14 @@ class Outcomes:
         self._pending: deque[_Pending] = deque()
         self._last_read = time.perf_counter()
 
-    def add(self, outcome: Tensor, indices: np.ndarray) -> None:
+    def add(self, outcome: Outcome, indices: np.ndarray) -> None:
         """Start to copy the outcome of the current step to the CPU.
 
         Args:
-            outcome: ``(micro-batches, 2)`` float32, as `training_step` returns it.
+            outcome: as `training_step` returns it.
             indices: ``(N,)`` of the images of the whole batch in the training split.
         """
-        self._pending.append(_Pending(self.state.step, indices, machine.read_later(outcome)))
+        self._pending.append(_Pending(self.state.step, indices, *map(machine.read_later, outcome)))
 
     def exchange(self, is_due: bool, signal: int) -> tuple[bool, int]:
         """Read the outcome of the previous step, and agree with the other ranks on what to do next.
@@ -84,13 +98,20 @@ class Outcomes:
         self._read_oldest(keep=0)
 
     def _read_oldest(self, is_due: bool = False, signal: int = 0, *, keep: int) -> tuple[bool, int]:
-        """Add the oldest outcome to the tally if more than ``keep`` are pending."""
+        """Add the oldest outcome to the state if more than ``keep`` are pending."""
         oldest = self._pending.popleft() if len(self._pending) > keep else None
-        loss, correct = (0.0, 0) if oldest is None else loss_and_correct(oldest.read())
-        rows = self.runtime.gather([loss, correct, is_due, signal])  # one row per rank
-        losses, corrects, dues, signals = zip(*rows, strict=True)
+        loss, correct = (0.0, 0) if oldest is None else loss_and_correct(oldest.read_totals())
+        numbers = [loss, correct, is_due, signal]
+        if oldest is not None and self.state.margins is not None:
+            numbers += _padded_margins(oldest, self.runtime.world_size)
+        rows = self.runtime.gather(numbers)  # one row per rank
+        losses, corrects, dues, signals, *margins = zip(*rows, strict=True)
         if oldest is not None:
             self._check_finite(losses, oldest)
+            if self.state.margins is not None:
+                by_rank = shares(oldest.indices, len(rows))
+                for indices, row in zip(by_rank, zip(*margins, strict=True), strict=True):
+                    self.state.margins.add(indices, row[: len(indices)])
             now = time.perf_counter()
             seconds = now - self._last_read
             self._last_read = now
@@ -113,11 +134,21 @@ class Outcomes:
         )
 
 
-def loss_and_correct(outcome: Tensor) -> tuple[float, int]:
+def _padded_margins(outcome: _Pending, ranks: int) -> list[float]:
+    """Return the margins of this rank, padded with zeros to the length of the longest share.
+
+    All ranks must gather the same number of values, and the lengths of shares can differ by one.
+    """
+    margins: list[float] = outcome.read_margins().tolist()
+    longest = -(-len(outcome.indices) // ranks)
+    return margins + [0.0] * (longest - len(margins))
+
+
+def loss_and_correct(totals: Tensor) -> tuple[float, int]:
     """Return the loss of a batch and its number of correct images, summed over micro-batches.
 
     Args:
-        outcome: ``(micro-batches, 2)`` float32, as `training_step` returns it.
+        totals: ``(micro-batches, 2)`` float32; see `Outcome`.
     """
-    losses, corrects = zip(*outcome.tolist(), strict=True)
+    losses, corrects = zip(*totals.tolist(), strict=True)
     return sum(losses), int(sum(corrects))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..data.folder import Split
+from ..data.paths import shown
 from ..runtime import Runtime
 from ..text import display_width, pad_to_width, pluralize, printable
 from .preparation import PreparedData
@@ -46,7 +47,7 @@ def describe_plan(
     val = prepared.val.split
     assert recipe.epochs is not None
     lines = [
-        f"{printable(str(dataset.root))}: {len(train):,} training + {len(val):,} validation "
+        f"{printable(shown(dataset.root))}: {len(train):,} training + {len(val):,} validation "
         f"images, {len(dataset.classes):,} classes",
         "",
         *_class_table(dataset.classes, train, val),
@@ -105,7 +106,7 @@ def describe_augmentation(recipe: Recipe) -> str:
     else:
         crop = f"crops of {recipe.crop_scale[0]:.0%} to {recipe.crop_scale[1]:.0%} of the area"
     words = [crop, "mirrored at random" if recipe.flip else "not mirrored"]
-    if recipe.trivial_augment:
+    if recipe.trivial_augment is True:
         words.append("TrivialAugment")
     if recipe.erasing:
         words.append(f"a box erased in {recipe.erasing:.0%}")
@@ -158,11 +159,24 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
     dataset = prepared.dataset
     train = prepared.train.split
     lines = []
-    if prepared.made_split:
+    if recipe.fold is not None:
+        number, count = recipe.fold
+        lines.append(
+            f"Fold {number} of {count} is set aside for validation (listed in split.csv; exact and "
+            "near duplicates stay together)."
+        )
+    elif not len(prepared.val):
+        lines.append(
+            "All images are used for training and none for validation, so the last epoch is kept."
+        )
+    elif prepared.made_split:
         lines.append(
             f"There is no validation split, so {recipe.val_split:.0%} of each class was set aside "
             "for it (listed in split.csv; exact duplicates stay together)."
         )
+    if prepared.corrections is not None:
+        corrections = prepared.corrections
+        lines.append(f"Corrected: {corrections.describe()} ({corrections.file}).")
     lines += [f"Left out: {line}." for line in dataset.left_out.lines()]
     lines += [f"Note: {note}." for note in dataset.notes]
     lines += [f"Note: {note}." for note in prepared.notes]
@@ -170,7 +184,7 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
     if recipe.value_range is not None:
         low, high = recipe.value_range
         lines.append(
-            f"In 16- or 32-bit grayscale images, {low:,g} becomes black and {high:,g} white, "
+            f"In images with more than 8 bits, {low:,g} becomes black and {high:,g} white, "
             f"here and wherever the model is used (--set value_range=[{low:g},{high:g}])."
         )
     if prepared.conflicting:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..data.cache import Scan, check_readable, scan
+from ..data.corrections import Corrections
 from ..data.dataset import Images
-from ..data.decode import DIM, is_dim_color
 from ..data.files import digest
-from ..data.folder import Dataset, Split
+from ..data.folder import Dataset, Split, pool_validation
+from ..data.folds import merge_groups, split_fold
 from ..data.near_duplicates import keep_together, signature
 from ..data.split import split_dataset
 from ..errors import DataError
 from ..prefetch import prefetch_map
 from ..progress import bar
-from ..randomness import derive
-from ..runtime import Runtime
 from .recipe import Recipe
-
-MAX_DIM_CHECKED = 64
-"""Number of training images that are checked for how many bits of each color they use."""
 
 MAX_COMPARED = 100_000
 """Most images that are searched for near duplicates, at a third of a millisecond each."""
@@ -34,12 +29,13 @@ class PreparedData:
     Args:
         dataset: the classes and all splits.
         train: the images to train on.
-        val: the images to validate on.
+        val: the images to validate on; empty with ``val_split`` 0.
         digests: the digest of each image of ``train`` and ``val``, in their order.
-        made_split: the validation split was made here, because the dataset has none.
+        made_split: the validation split was made here.
         skipped: messages about images that cannot be read.
         conflicting: paths of images with an exact copy in another class.
         notes: what else the user should know.
+        corrections: what `correct` changed; None if nothing.
     """
 
     dataset: Dataset
@@ -50,14 +46,22 @@ class PreparedData:
     skipped: tuple[str, ...]
     conflicting: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict)
+    """The group of each path, if the recipe has a fold; see `folds.merge_groups`."""
+    corrections: Corrections | None = None
 
 
 def prepare(dataset: Dataset, recipe: Recipe, workers: int) -> PreparedData:
     """Read every image of the training and validation splits once, and make the split if needed.
 
+    With a ``fold``, or with ``val_split`` 0, training and validation images are pooled, so images
+    of the dataset's validation split are trained on too.
+
     Raises:
         DataError: images cannot be read (all of them are named), or a class has too few.
     """
+    if recipe.fold is not None or not recipe.val_split:
+        dataset = pool_validation(dataset)
     names: list[str] = [name for name in ("train", "all", "val") if name in dataset.splits]
     val_preset = recipe.preprocessing()
     train_preset = replace(val_preset, resize_size=recipe.decode_size or val_preset.resize_size)
@@ -90,16 +94,31 @@ def prepare(dataset: Dataset, recipe: Recipe, workers: int) -> PreparedData:
             made_split=False,
             skipped=skipped,
             conflicting=conflicting,
-            notes=(
-                *_note_shared_images(splits["train"], splits["val"], digests),
-                *_note_dim_images(splits["train"]),
-            ),
+            notes=_note_shared_images(splits["train"], splits["val"], digests),
         )
 
     whole: str = "all" if "all" in splits else "train"
-    groups, notes = _group_similar_images(images[whole], digests[whole], workers)
-    notes += _note_dim_images(splits[whole])
-    made = split_dataset(splits[whole], dataset.classes, groups, recipe.val_split, recipe.seed)
+    if not recipe.val_split:
+        nothing = splits[whole].select([])
+        return PreparedData(
+            dataset=replace(dataset, splits={**dataset.splits, whole: splits[whole]}),
+            train=images[whole],
+            val=Images(nothing, val_preset),
+            digests={"train": digests[whole]},
+            made_split=False,
+            skipped=skipped,
+            conflicting=conflicting,
+        )
+    groups, notes = _group_similar_images(
+        images[whole], digests[whole], workers, largest=0.5 if recipe.fold is None else 1.0
+    )
+    group_of = {}
+    if recipe.fold is None:
+        made = split_dataset(splits[whole], dataset.classes, groups, recipe.val_split, recipe.seed)
+    else:
+        groups = merge_groups(digests[whole], groups)
+        group_of = dict(zip(splits[whole].paths, groups, strict=True))
+        made = split_fold(splits[whole], dataset.classes, groups, recipe.fold, recipe.seed)
     digest_of = dict(zip(splits[whole].paths, digests[whole], strict=True))
     digests = {name: [digest_of[path] for path in split.paths] for name, split in made.items()}
     others = {name: split for name, split in dataset.splits.items() if name != whole}
@@ -120,20 +139,51 @@ def prepare(dataset: Dataset, recipe: Recipe, workers: int) -> PreparedData:
         skipped=skipped,
         conflicting=conflicting,
         notes=notes,
+        groups=group_of,
     )
 
 
-def _note_dim_images(split: Split) -> tuple[str, ...]:
-    """Return a note if some training images are much darker than their authors saw them."""
-    step = max(1, len(split) // MAX_DIM_CHECKED)
-    checked = range(0, len(split), step)[:MAX_DIM_CHECKED]
-    paths = [split.paths[i] for i in checked]
-    paths = [path for path in paths if path.lower().endswith((".png", ".tif", ".tiff"))]
-    dim = [path for path in paths if is_dim_color(split.root / path)]
-    if not dim:
-        return ()
-    return (
-        f"{len(dim):,} of {len(checked):,} training images checked, such as {dim[0]}, are {DIM}",
+def correct(prepared: PreparedData, corrections: Corrections) -> PreparedData:
+    """Relabel and drop images.
+
+    The split was made before, so runs with and without corrections validate on the same images,
+    except for those that are dropped.
+
+    Raises:
+        DataError: no image of a class is left to train on.
+    """
+    dataset = prepared.dataset
+    splits = {name: corrections.apply(split) for name, split in dataset.splits.items()}
+    train = prepared.train.select(corrections.apply(prepared.train.split))
+    val = prepared.val.select(corrections.apply(prepared.val.split))
+    counts = train.split.counts(len(dataset.classes))
+    empty = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
+    if empty:
+        raise DataError(
+            f"With {corrections.file}, no training image of class {', '.join(map(repr, empty))} is "
+            "left. Keep some of its images, or remove the class from the data"
+        )
+    if len(prepared.val) and not len(val):
+        raise DataError(f"With {corrections.file}, no validation image is left. Keep some of them")
+    after = {"train": train.split, "val": val.split}
+    before = {"train": prepared.train.split, "val": prepared.val.split}
+    digests = {
+        name: [
+            image_digest
+            for path, image_digest in zip(split.paths, prepared.digests[name], strict=True)
+            if path not in corrections.dropped
+        ]
+        for name, split in before.items()
+        if name in prepared.digests
+    }
+    return replace(
+        prepared,
+        dataset=replace(dataset, splits=splits),
+        train=train,
+        val=val,
+        digests=digests,
+        conflicting=_conflicting_paths({name: after[name] for name in digests}, digests),
+        corrections=corrections,
     )
 
 
@@ -152,11 +202,12 @@ def _note_shared_images(train: Split, val: Split, digests: dict[str, list[str]])
 
 
 def _group_similar_images(
-    images: Images, digests: list[str], workers: int
+    images: Images, digests: list[str], workers: int, *, largest: float
 ) -> tuple[list[str], tuple[str, ...]]:
     """Return the group of each image, and notes. Splitting never divides a group.
 
-    A group holds exact copies, and images of one class that look nearly the same.
+    A group holds exact copies, and images of one class that look nearly the same. ``largest`` is
+    as in `keep_together`.
     """
     if len(images) > MAX_COMPARED:
         return digests, (
@@ -164,7 +215,7 @@ def _group_similar_images(
             "searched for: some may be in both splits",
         )
     fingerprints = prefetch_map(lambda i: signature(images[i]), range(len(images)), workers)
-    groups, count = keep_together(images.split.labels, digests, fingerprints)
+    groups, count = keep_together(images.split.labels, digests, fingerprints, largest=largest)
     if not count:
         return groups, ()
     return groups, (
@@ -220,20 +271,6 @@ def run_identity(prepared: PreparedData, recipe: Recipe) -> dict[str, Any]:
         data[f"{name} contents"] = digest("".join(digests).encode())
     for name, images in (("train", prepared.train), ("val", prepared.val)):
         data[f"{name} labels"] = digest(images.split.labels.astype("<i4").tobytes())
+    corrections = prepared.corrections
+    data["corrections"] = "none" if corrections is None else corrections.identity()
     return {"recipe": recipe.model_dump(mode="json"), "data": data}
-
-
-def check_ranks_agree(identity: dict[str, Any], runtime: Runtime) -> None:
-    """Check that all ranks have the same recipe and images; each rank read the images itself.
-
-    Raises:
-        DataError: a rank has different images or a different recipe.
-    """
-    fingerprint = derive(json.dumps(identity, sort_keys=True)) >> 11  # 52 bits: exact in float64
-    rows = runtime.gather([fingerprint])
-    if any(row != rows[0] for row in rows):
-        ranks = ", ".join(str(rank) for rank, row in enumerate(rows) if row != rows[0])
-        raise DataError(
-            f"Rank {ranks} read different images or a different recipe from rank 0. Every machine "
-            "needs the same files and the same command"
-        )

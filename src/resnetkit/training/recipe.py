@@ -21,7 +21,8 @@ from pydantic import (
     field_validator,
 )
 
-from ..data.transforms import STATISTICS, Augmentation, Preprocessing
+from ..data.preprocessing import STATISTICS, Preprocessing
+from ..data.transforms import Augmentation
 from ..errors import RecipeError, did_you_mean
 from ..models import get_model_builder
 from .settings import plain_message
@@ -123,7 +124,11 @@ class Recipe(BaseModel):
         "multiples of the training size, instead of crops by crop_scale",
     )
     flip: bool = Field(True, description="mirror half of the images, at random")
-    trivial_augment: bool = Field(False, description="augment each image with TrivialAugment")
+    trivial_augment: bool | Literal["few"] = Field(
+        False,
+        description="augment each image with TrivialAugment; few: with fewer than 1,000 training "
+        "images",
+    )
     erasing: Share = Field(0.0, description="share of the images in which a random box is erased")
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
     cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0 is off")
@@ -143,13 +148,19 @@ class Recipe(BaseModel):
     )
     value_range: tuple[float, float] | None = Field(
         None,
-        description="values that become black and white in 16- or 32-bit grayscale images; by "
+        description="values that become black and white in images with more than 8 bits; by "
         "default taken from the training images",
     )
-    val_split: Annotated[float, Field(gt=0, lt=1)] = Field(
+    val_split: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.15,
         description="share of the images that is set aside for validation if there is no "
-        "validation split",
+        "validation split; 0: train on all images, including those of a validation split, and keep "
+        "the last epoch",
+    )
+    fold: tuple[Positive, Positive] | None = Field(
+        None,
+        description="[k, K]: validate on fold k of K, and pool a training and a validation split "
+        "first; --folds K trains each fold in turn",
     )
     on_error: Literal["fail", "skip"] = Field(
         "fail", description="whether an image that cannot be read ends the run or is skipped"
@@ -163,8 +174,9 @@ class Recipe(BaseModel):
     steps: Positive | None = Field(None, description="length of the run, instead of epochs")
     batch_size: Positive | None = Field(
         None,
-        description="images per step, of all processes together; by default 16 on a CPU, 64 on an "
-        "Apple GPU, 128 on a CUDA GPU, and at most the number of training images",
+        description="images per step, of all processes together; by default 64 on an Apple GPU, "
+        "128 on a CUDA GPU, and on a CPU the power of two from 16 to 128 with about 190 steps per "
+        "epoch; at most the number of training images",
     )
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = Field(0.005, description="the highest learning rate")
@@ -244,6 +256,24 @@ class Recipe(BaseModel):
             raise ValueError("expected two numbers, the smaller first")
         return pair
 
+    @field_validator("fold")
+    @classmethod
+    def _is_a_fold(
+        cls, fold: tuple[int, int] | None, others: ValidationInfo
+    ) -> tuple[int, int] | None:
+        if fold is not None and not 1 <= fold[0] <= max(2, fold[1]) == fold[1]:
+            raise ValueError("expected the number of a fold and the number of folds, as in [1, 5]")
+        if fold is not None and others.data.get("val_split") == 0:
+            raise ValueError("cannot be combined with val_split 0, which leaves no validation")
+        return fold
+
+    @field_validator("patience")
+    @classmethod
+    def _has_validation(cls, patience: int | None, others: ValidationInfo) -> int | None:
+        if patience is not None and others.data.get("val_split") == 0:
+            raise ValueError("cannot be combined with val_split 0, which leaves no validation")
+        return patience
+
     @field_validator("scale_jitter")
     @classmethod
     def _is_the_only_crop(cls, value: Any, others: ValidationInfo) -> Any:
@@ -280,7 +310,7 @@ class Recipe(BaseModel):
             crop_padding=self.crop_padding,
             scale_jitter=self.scale_jitter,
             flip=self.flip,
-            trivial_augment=self.trivial_augment,
+            trivial_augment=self.trivial_augment is True,
             erasing=self.erasing,
             mean=STATISTICS[self.channels or 3][0],
         )

@@ -8,18 +8,20 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import storage
+from ..data.corrections import Corrections
 from ..data.folder import Dataset
+from ..data.paths import absolute, object_url, shown
 from ..data.tree import is_run
 from ..errors import OutputError
 from ..progress import say
 from ..report import files
-from ..report.record import best_epoch
+from ..report.record import kept_epoch
 from ..text import pluralize, printable
 from .checkpoint import Snapshot, read_newest
 from .preparation import PreparedData
@@ -28,6 +30,9 @@ from .recipe import Recipe, load_recipe
 FIRST_FILE = "environment.json"
 """The first file that a run writes. Users do not create a file with this name."""
 
+CORRECTIONS = "corrections.csv"
+"""The relabeled and dropped images of a run that was started with verdicts."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -35,10 +40,11 @@ class Run:
 
     Args:
         folder: the run folder.
-        model: the model file of the best epoch.
+        model: the model file of the kept epoch.
         recipe: the resolved recipe.
         history: one row per epoch, as in ``history.csv``.
-        metrics: metrics of the best model on the validation split, as in ``metrics.json``.
+        metrics: metrics of the kept model on the validation split, as in ``metrics.json``. With
+            ``val_split`` 0, the last row of the history, and ``split`` is None.
         train_seconds: seconds of all epochs, validation included.
     """
 
@@ -52,7 +58,7 @@ class Run:
     @property
     def best_epoch(self) -> int:
         """The epoch (from 1) whose model was kept."""
-        return int(best_epoch(self.history)["epoch"])
+        return int(kept_epoch(self.history)["epoch"])
 
 
 class RunFolder:
@@ -71,13 +77,18 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The model file of the best epoch."""
+        """The model file of the kept epoch; see `replaces_kept`."""
         return self.path / "model.safetensors"
 
     @property
     def last(self) -> Path:
         """The model file of the last epoch."""
         return self.path / "last.safetensors"
+
+    @property
+    def suspects(self) -> Path:
+        """The training labels that look wrong."""
+        return self.path / "suspects.csv"
 
     @classmethod
     def open(
@@ -125,7 +136,7 @@ class RunFolder:
                 "Name another folder with --out, or remove this one"
             )
         if saved is None:
-            if not is_run(path) and not _has_only_first_file(path):
+            if not is_run(path) and not _has_only_first_files(path):
                 storage.refuse_used(path)
             say(f"Nothing to resume in {path} yet; starting a new run.")
         return cls(path, is_resumed=True), saved
@@ -133,6 +144,11 @@ class RunFolder:
     def recorded_recipe(self) -> Recipe | None:
         """Return the recipe that the run in this folder was started with; None without a run."""
         return load_recipe(self.path / "recipe.yaml") if is_run(self.path) else None
+
+    def recorded_corrections(self) -> Path | None:
+        """Return the corrections that the run in this folder was started with, if any."""
+        file = self.path / CORRECTIONS
+        return file if is_run(self.path) and file.is_file() else None
 
     def claim(self) -> None:
         """Create the folder: the named one, or the first free one of ``runs/name``, ``-2``, ...
@@ -144,7 +160,7 @@ class RunFolder:
             if self._is_named:
                 # Check again, because another run may have been faster. A resumed run that saved
                 # no state yet starts anew.
-                has_no_state = is_run(self.path) or _has_only_first_file(self.path)
+                has_no_state = is_run(self.path) or _has_only_first_files(self.path)
                 if not (self._is_resumed and has_no_state):
                     storage.refuse_used(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -194,7 +210,7 @@ class RunFolder:
         recipe_file = shlex.quote(str(self.path / "recipe.yaml"))
         weights_file = shlex.quote(str(self.last))
         return (
-            f"resnet train {shlex.quote(str(data))} --recipe {recipe_file} "
+            f"resnet train {shlex.quote(shown(data))} --recipe {recipe_file} "
             f"--weights {weights_file} {length if more > 0 else ''}"
         ).rstrip()
 
@@ -207,9 +223,7 @@ class RunFolder:
         split_file = self.path / "split.csv"
         if not prepared.made_split or not split_file.is_file():
             return ""
-        with split_file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        before = {storage.csv_text(row["path"]): row["split"] for row in rows}
+        before = {row["path"]: row["split"] for row in self.read_split()}
         now = {
             path: name for name, split in prepared.dataset.splits.items() for path in split.paths
         }
@@ -230,7 +244,7 @@ class RunFolder:
     def note_on_other_run(self, data: str | os.PathLike[str]) -> str:
         """Return a note if this folder is numbered because ``runs/name`` has other photos."""
         first = self.path.with_name(re.sub(r"-\d+$", "", self.path.name))
-        if first == self.path or not is_run(first) or recorded_data(first) == _absolute(data):
+        if first == self.path or not is_run(first) or recorded_data(first) == absolute(data):
             return ""
         return f" ({first} belongs to other photos: {recorded_data(first)})"
 
@@ -246,14 +260,34 @@ class RunFolder:
         """Write a CSV file, atomically. The keys of the first row are the header."""
         files.write_rows(self.path / name, list(rows[0]), (row.values() for row in rows))
 
-    def write_split(self, dataset: Dataset) -> None:
-        """Write ``split.csv``: path, label and split of every image. It is a valid manifest."""
+    def write_split(self, dataset: Dataset, groups: Mapping[str, str]) -> None:
+        """Write ``split.csv``: path, label and split of every image. It is a valid manifest.
+
+        Args:
+            dataset: the images.
+            groups: the group of each path, which becomes a fourth column; empty without folds.
+        """
         rows = [
             {"path": path, "label": dataset.classes[label], "split": name}
+            | ({"group": groups.get(path, "")} if groups else {})
             for name, split in dataset.splits.items()
             for path, label in zip(split.paths, split.labels, strict=True)
         ]
         self.write_rows("split.csv", rows)
+
+    def read_split(self) -> list[dict[str, str]]:
+        """Return the rows of ``split.csv``."""
+        file = self.path / "split.csv"
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        return [{key: storage.csv_text(value) for key, value in row.items()} for row in rows]
+
+    def write_corrections(self, corrections: Corrections, classes: Sequence[str]) -> None:
+        """Write ``corrections.csv``, which `read_corrections` reads back unchanged."""
+        relabeled = sorted(corrections.relabeled.items())
+        rows = [(path, "relabel", classes[label]) for path, label in relabeled]
+        rows += [(path, "drop", "") for path in sorted(corrections.dropped)]
+        files.write_rows(self.path / CORRECTIONS, ["path", "verdict", "new_label"], rows)
 
 
 def _numbered_paths(name: str) -> Iterator[Path]:
@@ -263,10 +297,6 @@ def _numbered_paths(name: str) -> Iterator[Path]:
         yield Path("runs") / f"{name}-{number}"
 
 
-def _absolute(data: str | os.PathLike[str]) -> str:
-    return str(Path(data).absolute())
-
-
 def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
     """Return the runs that may be resumed on these photos.
 
@@ -274,15 +304,22 @@ def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[
     longer where they were, because they may have been moved. If there are none either, they are
     the folders that hold no run yet.
     """
-    same_data = [run for run in runs if is_run(run) and recorded_data(run) == _absolute(data)]
+    same_data = [run for run in runs if is_run(run) and recorded_data(run) == absolute(data)]
     no_run = [run for run in runs if not is_run(run)]
-    data_gone = [run for run in runs if is_run(run) and not os.path.exists(recorded_data(run))]
+    data_gone = [run for run in runs if is_run(run) and not _exists(recorded_data(run))]
     return same_data or data_gone or no_run
 
 
-def _has_only_first_file(path: Path) -> bool:
-    """Return whether a run wrote its first file here and was killed before the second."""
-    return path.is_dir() and [p.name for p in path.iterdir() if p.name[0] != "."] == [FIRST_FILE]
+def _exists(data: str) -> bool:
+    return object_url(data) is not None or os.path.exists(data)
+
+
+def _has_only_first_files(path: Path) -> bool:
+    """Return whether a run wrote its first files here, and was killed before its recipe."""
+    if not path.is_dir():
+        return False
+    names = {item.name for item in path.iterdir() if item.name[0] != "."}
+    return FIRST_FILE in names and names <= {FIRST_FILE, "classes.json", "split.csv", CORRECTIONS}
 
 
 def recorded_data(path: str | os.PathLike[str]) -> str:
@@ -295,18 +332,22 @@ def recorded_arguments(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
     recipe: str | Path | None,
-) -> tuple[Path, str | Path, str]:
-    """Return the folder, recipe and data with which to resume the run in a folder.
+    resume: bool,
+) -> tuple[Path, str | Path, str] | None:
+    """Return the folder, recipe and data for resuming a run; None if there is none to resume.
 
     Args:
-        path: the run folder.
+        path: the run folder, or photos.
         out: the folder that the user named, if any.
         recipe: the recipe that the user named, which stays. If it differs from the recorded one,
             restoring the state lists the differences.
+        resume: without it, the path names photos.
 
     Raises:
         OutputError: ``out`` is another folder.
     """
+    if not (resume and is_run(path)):
+        return None
     if out is not None and Path(out).absolute() != Path(path).absolute():
         raise OutputError(
             f"{path} is a run, which is resumed in place, not in {out}. Remove --out, or name the "

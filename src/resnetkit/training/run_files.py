@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
+from ..calibration import has_room
+from ..data.dataset import Images
+from ..data.paths import absolute
+from ..evaluation.calibrate import write_calibration
 from ..evaluation.evaluate import evaluate_split
 from ..evaluation.metrics import confusion_counts
 from ..models.weights import modelfile
 from ..models.weights.modelfile import Header
+from ..progress import say
 from ..report import html, plots
 from ..runtime import environment
 from .initial_weights import shareable_recipe
 from .input_figures import draw_inputs
 from .run import FIRST_FILE, Run, RunFolder
 from .session import Session
+from .suspects import write_suspects
 
 
 def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:
@@ -32,45 +37,70 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
     """
     run.claim()
     recorded = environment(session.runtime.device)
-    run.write_json(FIRST_FILE, {"data": str(Path(data).absolute()), **recorded})
-    run.write_text("recipe.yaml", session.recipe.to_yaml())
+    run.write_json(FIRST_FILE, {"data": absolute(data), **recorded})
     run.write_json("classes.json", list(session.data.dataset.classes))
-    if session.data.made_split:
-        run.write_split(session.data.dataset)
+    if session.data.made_split or session.data.corrections is not None:
+        run.write_split(session.data.dataset, session.data.groups)
+    if session.data.corrections is not None:
+        run.write_corrections(session.data.corrections, session.data.dataset.classes)
+    # From here on the folder is a run: resumed, it finds its split and its corrections.
+    run.write_text("recipe.yaml", session.recipe.to_yaml())
     draw_inputs(run.path, session.data, session.recipe)
     return run
 
 
-def write_epoch(run: RunFolder, session: Session, row: dict[str, Any], is_best: bool) -> None:
-    """Write the history of the run so far, and the model if this epoch is the best.
+def write_epoch(run: RunFolder, session: Session, row: dict[str, Any], is_kept: bool) -> None:
+    """Write the history of the run so far, and its model if this epoch is kept.
 
     Args:
         run: the run folder.
         session: its state holds the weights and the history.
         row: the epoch's row of the history.
-        is_best: whether the epoch is the best so far.
+        is_kept: whether to keep the model of this epoch; see `replaces_kept`.
     """
     state = session.state
-    if is_best:
+    if is_kept:
         modelfile.write(run.model, state.evaluated.state_dict(), make_header(session, row))
     run.write_rows("history.csv", state.history)
     run.write_rows("timings.csv", state.timings)
 
 
 def finish_run(run: RunFolder, session: Session) -> Run:
-    """Write the last model, then evaluate the best one from its file and write the results.
+    """Write the last model, then evaluate the kept one from its file and write the results.
 
-    The results are curves, confusion matrix, report and metrics.
+    The results are curves, suspect labels, the calibration data of the model file, confusion
+    matrix, report and metrics. Without validation images, there are only curves and suspect labels,
+    and the metrics are the last row of the history.
     """
     state = session.state
     recipe = session.recipe
     device = str(session.runtime.device)
     header = make_header(session, state.history[-1])
     modelfile.write(run.last, state.evaluated.state_dict(), header)
-    split = session.data.val.split
-    found = evaluate_split(run.model, split, "val", device=device, workers=session.workers)
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
     plots.save_curves(state.history, run.path / "curves.png", title)
+    write_suspects(run, session)  # before the report, which links to the page
+    split = session.data.val.split
+    if not len(split):
+        run.write_json("metrics.json", {"split": None, **state.history[-1]})
+        return run.result(recipe, state.history)
+    workers = session.workers
+    found = evaluate_split(
+        run.model, split, "val", device=device, workers=workers, with_features=True
+    )
+    train = session.data.train
+    if train.preprocessing != recipe.preprocessing():  # cached at another size, to augment from
+        train = Images(train.split, recipe.preprocessing())
+    classes, features = session.model.get_parameter("fc.weight").shape
+    if has_room(classes, features):
+        write_calibration(
+            run.model, found, train, out=run.model, seed=recipe.seed, device=device, workers=workers
+        )
+    else:
+        say(
+            "The model file will not support --coverage and --false-alarms: there are too many "
+            "classes for its header."
+        )
     plots.save_confusion_matrix(
         confusion_counts(found.metrics["confusion_matrix"]),
         found.classes,
@@ -92,7 +122,9 @@ def make_header(session: Session, row: dict[str, Any]) -> Header:
         options=session.model_options,
         classes=prepared.dataset.classes,
         preprocessing=recipe.preprocessing(),
-        metrics={key: row[key] for key in ("epoch", "val_accuracy", "val_loss")},
+        metrics={
+            key: value for key, value in row.items() if key == "epoch" or key.startswith("val_")
+        },
         recipe=shareable_recipe(recipe),
         data={
             "name": prepared.dataset.name,
@@ -106,10 +138,12 @@ def make_header(session: Session, row: dict[str, Any]) -> Header:
 
 def format_epoch(row: dict[str, Any], timing: dict[str, Any], epochs: int) -> str:
     """Return the line that is printed after an epoch."""
+    validation = ""
+    if "val_loss" in row:
+        validation = f"val loss {row['val_loss']:.3f}  val accuracy {row['val_accuracy']:7.2%}  "
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  {row['image_size']:>3} px  "
-        f"loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
-        f"val accuracy {row['val_accuracy']:7.2%}  "
+        f"loss {row['train_loss']:.3f}  {validation}"
         f"{timing['images_per_second']:5.0f} img/s  "
         f"{timing['train_seconds'] + timing['val_seconds']:5.1f} s"
     )

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import runtime as machine
-from .. import storage
+from .. import processes, storage
 from ..data import folder
 from ..errors import RecipeError
 from ..progress import say
 from .initial_weights import network_name
 from .loop import train
+from .recipe import load_recipe
 from .run import Run
 
 
@@ -70,6 +70,7 @@ def train_seeds(
     workers: int | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    corrections: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> SeedSweep:
     """Train once per seed, into ``seed-0``, ``seed-1``, ... of one folder.
@@ -85,6 +86,7 @@ def train_seeds(
         workers: as in `train`.
         resume: continue the runs in the folder; finished runs stay as they are.
         tensorboard: as in `train`.
+        corrections: as in `train`.
         settings: as in `train`; ``seed`` is not allowed.
 
     Raises:
@@ -93,6 +95,8 @@ def train_seeds(
     """
     if "seed" in settings:
         raise RecipeError("Set --seed or --seeds, not both")
+    if load_recipe(recipe or "finetune").with_settings(settings).val_split == 0:
+        raise RecipeError("A seed sweep compares validation accuracies: set val_split above 0")
     if len(set(seeds)) < max(2, len(seeds)):
         raise RecipeError(f"seeds must be two or more different numbers; got {list(seeds)}")
     name = f"{folder.read_dataset(data).name}-{network_name(recipe, settings)}-seeds"
@@ -110,15 +114,18 @@ def train_seeds(
             workers=workers,
             resume=resume,
             tensorboard=tensorboard,
+            corrections=corrections,
             show_plan=not runs,
             **{**settings, "seed": seed},
         )
         runs.append(run)
+        if processes.rank() == 0:
+            storage.make_output(path)  # not earlier: a request may be refused
         settings = {"threads": run.recipe.threads, **settings}
     accuracies = [run.metrics["accuracy"] for run in runs]
     mean = statistics.mean(accuracies)
     deviation = statistics.stdev(accuracies)
-    if machine.rank() == 0:
+    if processes.rank() == 0:
         storage.write_json(
             path / "seeds.json",
             {"seeds": list(seeds), "accuracies": accuracies, "mean": mean, "deviation": deviation},

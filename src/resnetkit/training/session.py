@@ -13,18 +13,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import runtime as machine
+from ..data.corrections import Corrections
 from ..data.device_loader import to_device
 from ..data.folder import Dataset
 from ..data.loader import Batch, Loader
 from ..data.resident_loader import make_loader
+from ..processes import default_workers
 from ..runtime import Runtime
 from . import defaults, distributed, measure, plan
 from .ema import ModelEma
 from .initial_weights import initial_network
 from .loss import class_weights
+from .margins import Margins
 from .optimizer import Optimizer
 from .param_groups import make_optimizer, set_trainable
-from .preparation import PreparedData, check_ranks_agree, prepare, run_identity
+from .preflight import check_ranks_agree
+from .preparation import PreparedData, correct, prepare, run_identity
 from .recipe import Recipe
 from .shallow import shallow_model
 from .state import State
@@ -160,6 +164,7 @@ def set_up(
     device: str,
     workers: int | None,
     *,
+    corrections: Corrections | None = None,
     recorded: Recipe | None = None,
     is_resumed: bool = False,
 ) -> Session:
@@ -170,6 +175,7 @@ def set_up(
         recipe: the recipe, with its weights resolved.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         workers: threads that read images; None for one per core.
+        corrections: the labels to change and the images to leave out.
         recorded: the recipe of the run in the folder, if there is one.
         is_resumed: the weights come from a saved state, so none are loaded here.
 
@@ -182,11 +188,13 @@ def set_up(
     recipe = defaults.fill_defaults(recipe, dataset, runtime, recorded=recorded)
     distributed.check_recipe(recipe, runtime)
     if workers is None:
-        workers = machine.default_workers()
+        workers = default_workers()
 
     # The images are read once; batch size and epochs depend on how many can be read. A run that
     # starts again in its folder keeps only what changes no result but the last bits: the threads.
     data = prepare(dataset, recipe, workers)
+    if corrections is not None:
+        data = correct(data, corrections)
     distributed.check_image_count(len(data.train), runtime)
     recipe = defaults.fill_length(
         recipe, len(data.train), runtime, recorded=recorded if is_resumed else None
@@ -202,11 +210,13 @@ def set_up(
     model = distributed.convert_sync_bn(model, recipe)
 
     optimizer = make_optimizer(model, recipe)
+    is_mixed = recipe.mixup > 0 or recipe.cutmix > 0
     state = State(
         model,
         optimizer,
         identity,
         ema=ModelEma(model, recipe.ema) if recipe.ema else None,
+        margins=None if is_mixed else Margins(len(data.train)),
         scaler=runtime.scaler(),
         world_size=runtime.world_size,
     )
@@ -219,7 +229,7 @@ def set_up(
         workers,
         runtime.rank,
         runtime.world_size,
-        mixed=recipe.mixup > 0 or recipe.cutmix > 0,
+        mixed=is_mixed,
         sampling=recipe.sampling,
         repeats=recipe.repeats,
     )

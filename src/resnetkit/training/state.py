@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch.amp import GradScaler
 
 from ..errors import TrainingError
 from ..progress import say
-from ..report.record import best_epoch, epoch_rank
+from ..report.record import epoch_rank, kept_epoch, replaces_kept
 from ..text import pluralize
 from .checkpoint import Snapshot
 from .ema import ModelEma
+from .margins import Margins
 from .optimizer import Optimizer
 from .recipe import Recipe
 
@@ -76,6 +76,7 @@ class State:
         optimizer: its state holds the moments.
         identity: recipe and data, as `run_identity` returns them.
         ema: the averaged weights, if the recipe has them.
+        margins: the margins of the training images; None if the recipe mixes images.
         scaler: scales the loss in fp16; see `Runtime.scaler`.
         network: the module that the training step calls; None for ``model``.
         world_size: number of ranks.
@@ -85,13 +86,13 @@ class State:
         tally: loss and accuracy of the current epoch so far.
         history: one row per finished epoch, as in ``history.csv``.
         timings: one row per finished epoch, as in ``timings.csv``.
-        best: the rank of the best epoch so far; see `epoch_rank`.
     """
 
     model: nn.Module
     optimizer: Optimizer
     identity: dict[str, Any]
     ema: ModelEma | None = None
+    margins: Margins | None = None
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     network: nn.Module | None = None
     world_size: int = 1
@@ -101,7 +102,6 @@ class State:
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, Any]] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
-    best: tuple[float, float] = (-1.0, -math.inf)
 
     @property
     def classes(self) -> int:
@@ -122,16 +122,24 @@ class State:
         """Return whether the last ``patience`` epochs were all worse than the best."""
         if patience is None or not self.history:
             return False
-        return len(self.history) - int(best_epoch(self.history)["epoch"]) >= patience
+        best = max(self.history, key=epoch_rank)
+        return len(self.history) - int(best["epoch"]) >= patience
 
     def end_step(self) -> None:
         """Advance to the next step. The outcome of this one is added to the tally later."""
         self.batch += 1
         self.step += 1
 
-    def end_epoch(self, row: dict[str, Any], val_seconds: float) -> bool:
-        """Record the epoch, advance to the next, and return whether it was the best so far."""
-        self.history.append(row)
+    def end_epoch(self, row: dict[str, Any], val_seconds: float, val_images: int) -> bool:
+        """Record the epoch and advance to the next; return whether to keep its model.
+
+        Args:
+            row: the epoch's row of the history, without the column ``kept``.
+            val_seconds: how long the validation took.
+            val_images: number of validation images; see `replaces_kept`.
+        """
+        is_kept = replaces_kept([*self.history, row], val_images)
+        self.history.append({**row, "kept": int(is_kept)})
         self.timings.append(
             {
                 "epoch": row["epoch"],
@@ -143,9 +151,7 @@ class State:
         self.epoch += 1
         self.batch = 0
         self.tally = Tally()
-        is_best = epoch_rank(row) > self.best
-        self.best = max(epoch_rank(row), self.best)
-        return is_best
+        return is_kept
 
     def check_finite(self) -> None:
         """Check that the weights are worth saving.
@@ -181,10 +187,8 @@ class State:
     def snapshot(self) -> Snapshot:
         """Return a copy on the CPU that later steps do not change."""
         values = {key: getattr(self, key) for key in POSITION}
-        best = [self.best[0], None if math.isinf(self.best[1]) else self.best[1]]
         values |= {
             "tally": asdict(self.tally),
-            "best": best,
             "compute_threads": torch.get_num_threads(),
             "world_size": self.world_size,
             "device": self._device(),
@@ -236,6 +240,8 @@ class State:
         self.model.load_state_dict(_select_prefix("model.", snapshot.tensors))
         if self.ema is not None:
             self.ema.model.load_state_dict(_select_prefix("average.", snapshot.tensors))
+        if self.margins is not None:
+            self._restore_margins(self.margins, snapshot)
         for key in POSITION:
             setattr(self, key, values[key])
         tally = dict(values["tally"])
@@ -244,8 +250,20 @@ class State:
         self.tally = Tally(**tally)
         if values.get("scaler"):  # only in fp16
             self.scaler.load_state_dict(values["scaler"])
-        accuracy, minus_loss = values["best"]
-        self.best = (accuracy, -math.inf if minus_loss is None else minus_loss)
+        if self.history and "kept" not in self.history[0]:  # saved by version 0.1
+            kept = kept_epoch(self.history)
+            self.history = [{**row, "kept": int(row is kept)} for row in self.history]
+
+    def _restore_margins(self, margins: Margins, snapshot: Snapshot) -> None:
+        for name, tensor in margins.tensors().items():
+            if name in snapshot.tensors:
+                tensor.copy_(snapshot.tensors[name])
+            elif snapshot.values["step"]:
+                say(
+                    "The saved state has no margins, because an older version wrote it. The search "
+                    "for wrong labels uses only the margins of the remaining steps."
+                )
+                return
 
     def _device(self) -> str:
         return next(self.model.parameters()).device.type
@@ -254,7 +272,7 @@ class State:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        """Return the names in a state file, and the tensors: weights, EMA weights, moments."""
+        """Return the names in a state file, and the tensors: weights, moments, margins."""
         tensors = [(f"model.{name}", tensor) for name, tensor in self.model.state_dict().items()]
         if self.ema is not None:
             ema_tensors = self.ema.model.state_dict()
@@ -262,6 +280,8 @@ class State:
         for index, parameter in enumerate(self._parameters()):
             for key, value in self.optimizer.state[parameter].items():
                 tensors.append((f"optimizer.{index}.{key}", value))
+        if self.margins is not None:
+            tensors += self.margins.tensors().items()
         return tensors
 
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.calibration import Calibration, Matrix
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.errors import ModelFileError
 from resnetkit.models import get_model
 from resnetkit.models.weights import modelfile
@@ -29,6 +31,21 @@ def whole(tmp_path_factory) -> bytes:
     options = {"num_classes": 3, "width": 4}
     model = get_model("cifar_resnet20", **options)
     header = Header("cifar_resnet20", options, ("a", "b", "c"), Preprocessing(32, 28))
+    modelfile.write(path, model.state_dict(), header)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> bytes:
+    """A file with calibration."""
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "width": 4}
+    model = get_model("cifar_resnet20", **options)
+    header = Header(
+        "cifar_resnet20", options, ("a", "b", "c"), Preprocessing(32, 28),
+        calibration=Calibration.from_dict(CALIBRATION),
+    )  # fmt: skip
     modelfile.write(path, model.state_dict(), header)
     return path.read_bytes()
 
@@ -95,6 +112,39 @@ ENTRIES = {
 }  # fmt: skip
 
 
+def matrix(*shape: int, value: float = 0.0) -> dict[str, object]:
+    return Matrix.from_array(np.full(shape, value)).to_dict()
+
+
+CALIBRATION = {"count": 3, "temperature": 1.5, "conformal": [0.0, 0.5, 1.0],
+              "strangeness": [-1.0, 2.0, 3.0], "distance_scale": 0.5,
+              "means": matrix(3, 16), "directions": matrix(2, 16)}  # fmt: skip
+CALIBRATIONS = {
+    **{f"calibration {value!r}": value for value in (None, 7.5, "text", [1], {}, {"a": [1]})},
+    **{f"{key} {value!r}": {**CALIBRATION, key: value}
+       for key, values in {
+           "count": (None, 0, 10**400, -1, 2, 4, 3.0, True, "3", 10**30, NAN),
+           "temperature": (None, 0, -1.0, NAN, float("inf"), True, "1", [1]),
+           "conformal": (None, [], [0.0], [0.0, 0.5], [0.0, 0.5, 1.0, 2.0], [0.5, 0.0, 1.0],
+                         [-0.1, 0.5, 1.0], [0.0, NAN, 1.0], [0.0, 0.5, float("inf")],
+                         [0.0, "0.5", 1.0], [0.0, True, 1.0], [[0.0], 0.5, 1.0], "abc",
+                         {"0": 0.0}, [0, 1, 10**400]),
+           "distance_scale": (None, -1.0, NAN, True, "1", 10**400),
+           "strangeness": (None, [1.0, 2.0], [3.0, 2.0, 1.0], [1.0, 2.0, NAN]),
+           "means": (None, [], "text", {}, matrix(3, 15), matrix(16, 3), matrix(2, 16),
+                     matrix(3, 16, value=NAN), matrix(3, 16, value=float("inf")),
+                     {**matrix(3, 16), "shape": [3, 17]}, {**matrix(3, 16), "shape": [48]},
+                     {**matrix(3, 16), "shape": [-3, -16]}, {**matrix(3, 16), "shape": [3.0, 16]},
+                     {**matrix(3, 16), "shape": [2**62, 2**62]},
+                     {**matrix(3, 16), "float32": "AAAA"}, {**matrix(3, 16), "float32": "?"},
+                     {**matrix(3, 16), "float32": 7}, {**matrix(3, 16), "more": 1}),
+           "directions": (None, matrix(2, 15), matrix(65, 16), matrix(2, 16, value=NAN)),
+       }.items()
+       for value in values},
+    "more": {**CALIBRATION, "more": 1},
+}  # fmt: skip
+
+
 def refused(folder: Path, contents: bytes) -> str:
     path = folder / "bad.safetensors"
     path.write_bytes(contents)
@@ -146,6 +196,22 @@ def test_nan_and_infinite_values_raise(tmp_path, whole):
     for number in (float("nan"), float("inf")):
         changed = body[:start] + struct.pack("<f", number) + body[start + 4 :]
         assert "fc.bias" in refused(tmp_path, put_together(header, changed))
+
+
+@pytest.mark.parametrize("case", CALIBRATIONS)
+def test_calibration_is_checked(tmp_path, calibrated, case):
+    message = refused(tmp_path, with_entry(calibrated, calibration=CALIBRATIONS[case]))
+    assert "calibration" in message or "header is damaged" in message
+
+
+def test_calibration_that_fits_is_read(tmp_path, calibrated):
+    path = tmp_path / "m.safetensors"
+    for directions in (matrix(0, 16), matrix(2, 16), matrix(64, 16)):
+        path.write_bytes(
+            with_entry(calibrated, calibration={**CALIBRATION, "directions": directions})
+        )
+        _, header = modelfile.read(path)
+        assert header.calibration.directions.to_dict() == directions
 
 
 def mutated(whole: bytes, folder: Path, chances: int) -> None:

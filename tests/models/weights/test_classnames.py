@@ -40,6 +40,7 @@ FORMS = {
     "header.csv": "name,index\ngreat white shark,2\ntench,0\ngoldfish,1\n",
     "more.csv": "id;class;photos\n2;great white shark;9\n0;tench;4\n1;goldfish;1\n",
     "two.csv": "2,great white shark\n0,tench\n1,goldfish\n",
+    "pandas.csv": ",name\n2,great white shark\n0,tench\n1,goldfish\n",
     "one.csv": "class_name\ntench\ngoldfish\ngreat white shark\n",
     "two.tsv": "tench\t0\ngreat white shark\t2\ngoldfish\t1\n",
 }
@@ -86,7 +87,7 @@ def test_numbers_in_names_are_kept(tmp_path, name, text, names):
         ("a.yaml", b"a: [", "is not valid YAML"),
         ("a.txt", b"a\nb\na\n", "classes 0 and 2 are both called 'a'"),
         ("a.txt", b"\n\n", "is empty; expected class names"),
-        ("a.txt", "a\nb".encode("utf-16"), "is not UTF-8 text"),
+        ("a.txt", b"caf\xe9\ntea", "is not UTF-8 text"),
         ("a.pkl", b"\x80\x04\x95", "is not UTF-8 text"),
         ("a.csv", b"1,2,3\n4,5,6\n", "expected columns `index` and `name`"),
         ("a.csv", b"id,name\n0,a\n1\n", "not every row has the columns id, name"),
@@ -102,6 +103,22 @@ def test_other_forms_raise(tmp_path, name, content, words):
 def test_types_tell_indices_from_names():
     assert parse_names({2: "0", 0: "1", 1: "2"}, "x") == ["1", "2", "0"]
     assert parse_names({"2": 0, "0": 1, "1": 2}, "x") == ["2", "0", "1"]
+
+
+def test_a_list_in_utf_16_is_read(tmp_path):
+    """Excel's "Unicode Text", and PowerShell's ``>``."""
+    (tmp_path / "a.csv").write_text("id\tname\n1\tb\n0\t\u00e4\n", encoding="utf-16")
+    assert read_classes(tmp_path / "a.csv") == ["\u00e4", "b"]
+
+
+@pytest.mark.parametrize("training", ["train", "Training", "seg_train/seg_train", "Train Images"])
+def test_the_folder_of_the_data_is_read_as_in_training(tmp_path, training):
+    names = ["0", "1", "10", "2"]  # ImageFolder's order
+    for name in (*names, "@eaDir", "__MACOSX", ".cache"):
+        (tmp_path / training / name).mkdir(parents=True)
+    (tmp_path / training.split("/")[0].replace("rain", "est")).mkdir()
+    assert read_classes(tmp_path) == names
+    assert read_classes(tmp_path / training) == names
 
 
 def test_a_folder_without_sub_folders_raises(tmp_path):

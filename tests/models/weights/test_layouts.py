@@ -410,6 +410,67 @@ def test_a_file_cut_anywhere_is_reported_as_cut(net, tmp_path, name, share):
         load_tensors(tmp_path / name)
 
 
+@pytest.mark.parametrize("sums", [True, False])
+def test_zeros_inside_a_file_are_reported(net, tmp_path, sums):
+    """A broken download may have its full size. Files without checksums are read."""
+    torch.serialization.set_crc32_options(sums)
+    try:
+        torch.save(net.state_dict(), tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_tensors(tmp_path / "a.pth")
+    contents = bytearray((tmp_path / "a.pth").read_bytes())
+    middle = len(contents) // 2
+    contents[middle : middle + 5000] = bytes(5000)
+    (tmp_path / "a.pth").write_bytes(contents)
+    if sums:
+        with pytest.raises(WeightsError, match=r"a\.pth is damaged: .*data/\d+ does not match"):
+            load_tensors(tmp_path / "a.pth")
+    else:
+        load_tensors(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\x08\x08\x12\x07pytorch\x1a\x052.9.0:", "an ONNX file. Convert the PyTorch checkpoint"),
+        (b"\x08\x0e:\x03\x12\x01gB\x02\x10\x1c", "an ONNX file"),
+        (b"\x08\x01\x12\x9e\xc9\x01\n", "a TensorFlow model"),
+        (b'{"error": "not found"}', "JSON text"),
+    ],
+)
+def test_files_of_other_programs_are_named(tmp_path, start, words):
+    (tmp_path / "a.pth").write_bytes(start + bytes(600))
+    with pytest.raises(WeightsError, match=f"a.pth is not a file of tensors: it is {words}"):
+        load_tensors(tmp_path / "a.pth")
+
+
+def test_a_checkpoint_in_several_files_is_named(net, tmp_path):
+    tensors = list(net.state_dict().items())
+    for number in (1, 2):
+        part = dict(tensors[:60] if number == 1 else tensors[60:])
+        save_file(part, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    for source in (tmp_path, *sorted(tmp_path.iterdir())):
+        with pytest.raises(WeightsError, match=r"several files[^$]*load_file[^$]*save_file"):
+            convert(source, tmp_path / "out" / "m.safetensors")
+
+
+def test_a_network_in_a_callback_is_left_out_aloud(net, x):
+    """Lightning keeps averaged weights there."""
+    average = torchvision.models.resnet18(num_classes=3).eval()
+    content = {
+        "state_dict": {f"net.{n}": t for n, t in net.state_dict().items()},
+        "callbacks": {"EMA": {"ema_state_dict": average.state_dict()}},
+    }
+    found = recognise(content)
+    assert _same(found, net, x, atol=1e-5)
+    assert any("left out the network under 'callbacks.EMA.ema_state" in n for n in found.notes)
+    found = recognise(content, prefix="ema_state_dict")
+    assert _same(found, average, x, atol=1e-5)
+    assert any("left out the network under 'state_dict.net'" in n for n in found.notes)
+
+
 # Any wrapping, any order
 
 
@@ -474,3 +535,30 @@ def test_the_error_for_several_networks_does_not_depend_on_order():
             recognise(state)
         messages.add(str(caught.value))
     assert len(messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside"),
+    [
+        ("_fsdp_wrapped_module.", ""),
+        ("_checkpoint_wrapped_module.", "module."),
+        ("_orig_mod.", "model._orig_mod."),
+    ],
+)
+def test_wrappers_around_single_modules_are_removed(net, x, tmp_path, inside, outside):
+    """FSDP, activation checkpointing and torch.compile wrap blocks too, not only the network."""
+    state = {}
+    for name, tensor in net.state_dict().items():
+        block = name.split(".")[:2]
+        is_in_block = name.startswith("layer")
+        wrapped = ".".join(block) + f".{inside}" + name.split(".", 2)[2] if is_in_block else name
+        state[outside + wrapped] = tensor
+    torch.save(state, tmp_path / "m.pth")
+    assert _same(recognise(load_tensors(tmp_path / "m.pth")), net, x)
+
+
+def test_class_names_in_capitals_are_taken(net, tmp_path):
+    names = ["a", "b", "c", "d", "e"]
+    torch.save({"state_dict": net.state_dict(), "meta": {"CLASSES": tuple(names)}}, tmp_path / "m")
+    convert(tmp_path / "m", tmp_path / "o")
+    assert list(read(tmp_path / "o")[1].classes) == names

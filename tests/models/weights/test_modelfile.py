@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import resnetkit
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.calibration import Calibration, Matrix
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.errors import ModelFileError, OutputError, WeightsError
 from resnetkit.evaluation.explain import explain
 from resnetkit.models import convert, get_model
@@ -178,6 +183,66 @@ def test_half_precision_is_read_as_float32(tmp_path):
         name: modelfile._read_json(tmp_path / name)["format_version"] for name in ("half", "full")
     }
     assert versions == {"half": 2, "full": 1}  # what older readers can read, they are given
+
+
+MEANS = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).numpy()
+CALIBRATION = Calibration(
+    count=4,
+    temperature=1.25,
+    conformal=(0.0, 0.01, 0.5, 2.5),
+    strangeness=(-3.5, 0.2, 0.2, 7.0),
+    distance_scale=0.75,
+    means=Matrix.from_array(MEANS),
+    directions=Matrix.from_array(torch.linspace(-0.1, 0.1, 32).view(2, 16).numpy()),
+)
+
+
+def test_calibration_is_kept_beside_the_network(tmp_path):
+    model, header = make(calibration=CALIBRATION)
+    path = tmp_path / "m.safetensors"
+    modelfile.write(path, model.state_dict(), header)
+    assert modelfile.read_header(path) == header
+    loaded, read = modelfile.read(path)
+    assert read == header
+    assert np.array_equal(read.calibration.means.array(), MEANS)
+    again = tmp_path / "again"
+    modelfile.write(again, loaded.state_dict(), read)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_other_programs_find_the_network_alone(tmp_path):
+    """Calibration adds no tensor, and no version: programs without it read the file as before."""
+    model, header = make(calibration=CALIBRATION)
+    path = tmp_path / "m.safetensors"
+    modelfile.write(path, model.state_dict(), header)
+    assert load_file(path).keys() == model.state_dict().keys()
+    assert modelfile._read_json(path)["format_version"] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_others_may_read_what_the_umask_allows(tmp_path):
+    model, header = make()
+    before = os.umask(0o022)
+    try:
+        modelfile.write(tmp_path / "m.safetensors", model.state_dict(), header)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o644
+
+
+def test_a_file_without_calibration_is_written_as_before(file):
+    assert modelfile._read_json(file)["format_version"] == 1
+    assert "calibration" not in modelfile._read_json(file)
+
+
+def test_calibration_of_earlier_versions_is_still_read():
+    """``calibration.safetensors`` was written when the entry was new; it never changes."""
+    model, header = modelfile.read(FIXTURES / "calibration.safetensors")
+    expected = json.loads((FIXTURES / "calibration.json").read_text())
+    assert replace(header.calibration, means=None) == replace(CALIBRATION, means=None)
+    logits = model(torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28))
+    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(header.calibration.means.array(), expected["means"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 from typer.testing import CliRunner
 
 from resnetkit.cli.commands import app
-from resnetkit.data.transforms import Preprocessing, normalize
+from resnetkit.data.preprocessing import Preprocessing
+from resnetkit.data.transforms import normalize
 from resnetkit.errors import ModelFileError, WeightsError
 from resnetkit.models import convert, resnet18
 from resnetkit.models.weights.modelfile import read, read_header
@@ -190,11 +191,17 @@ def test_a_bgr_network_gives_the_same_logits(net, file, photo, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"center": 3}, "preprocessing: unknown center; known: resize_size"),
+        ({"center": 3}, "preprocessing: unknown center. Known: resize_size"),
         ({"interpolation": "cubic"}, "interpolation must be one of nearest, .*; got 'cubic'"),
         ({"mean": "a,b,c"}, "mean must be one number, or one for each channel; got 'a,b,c'"),
         ({"mean": "104,117,124"}, "on a scale of 0 to 255, give both mean and std"),
         ({"squash": True, "decoder": "scaled"}, "decoder scaled needs bilinear interpolation"),
+        ({"decoder": "fast"}, "decoder must be full or scaled; got 'fast'"),
+        ({"std": "0.1,-1,1"}, "std must be greater than 0; got -1"),
+        ({"std": [0, 1, 1]}, "std must be greater than 0; got 0"),
+        ({"mean": "nan,0,0"}, "mean must be finite; got nan"),
+        ({"crop": 0}, "crop_size must be 1 to 4096 px; got 0"),
+        ({"resize": -5}, "resize_size must be 1 to 8192 px; got -5"),
     ],
 )
 def test_invalid_fields_raise(file, tmp_path, given, words):
@@ -208,11 +215,21 @@ def test_invalid_fields_raise(file, tmp_path, given, words):
         ("a.yaml", "- 1", "holds a list; expected resize_size"),
         ("a.yaml", "a: [", "cannot be read as YAML or JSON"),
         ("a.json", json.dumps({**CLIP, "do_center_crop": False}), "no center crop is given"),
-        ("a.json", json.dumps({**CLIP, "do_rescale": False}), "must not be false"),
+        ("a.json", json.dumps({**CLIP, "do_resize": False}), "do_resize must not be false"),
+        ("a.json", json.dumps({**CLIP, "do_thumbnail": True}), "do_thumbnail=True is not supp"),
+        ("a.json", json.dumps({**CLIP, "do_flip_channel_order": True}), "do_flip_channel_order=T"),
+        ("a.json", json.dumps({**CLIP, "rescale_factor": 0}), "rescale_factor must be greater"),
+        ("a.json", json.dumps({**CLIP, "crop_pct": 0.9}), "crop_pct is supported only for Conv"),
+        ("a.json", json.dumps({**CLIP, "resample": 6}), "resample must be 0 to 5; got 6"),
+        ("a.json", json.dumps({**CLIP, "resample": -1}), "resample must be 0 to 5; got -1"),
+        ("a.json", json.dumps({**CLIP, "resample": None}), "resample is missing"),
+        ("a.json", json.dumps({**CLIP, "size": {"longest_edge": 9}}), "size with longest_edge"),
+        ("a.json", json.dumps({**CLIP, "image_processor_type": "LevitImageProcessor"}),
+         "LevitImageProcessor is not known; known: ConvNext"),
         ("a.json", json.dumps({**VIT, "size": {"height": 9, "width": 8}}), "images must be square"),
-        ("a.json", json.dumps({**CLIP, "image_std": None}), "has unexpected content: TypeError"),
+        ("a.json", json.dumps({**CLIP, "image_std": None}), "image_std is missing"),
     ],
-)
+)  # fmt: skip
 def test_invalid_files_raise(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(WeightsError, match=words):
@@ -269,3 +286,128 @@ def test_harmless_timm_arguments_are_accepted(file, tmp_path):
     config = {**TIMM, "architecture": "resnet18.a1_in1k", "model_args": {**usual, "drop_rate": 0.1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert convert(file, tmp_path / "m.safetensors").architecture == "resnet18"
+
+
+def config_reference(config, image):
+    """What transformers documents: resize, crop, `v * rescale_factor`, `(v - mean) / std`."""
+    filters = list(v2.InterpolationMode)
+    mode = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+    mode = filters[[f.value for f in filters].index(mode[config["resample"]])]
+    size = config["size"]
+    shape = [size["height"], size["width"]] if "height" in size else size["shortest_edge"]
+    image = v2.functional.resize(image, shape, mode)
+    if config.get("do_center_crop", True) and "crop_size" in config:
+        image = v2.functional.center_crop(image, [config["crop_size"]["height"]] * 2)
+    values = np.asarray(image, np.float64)
+    if config.get("do_rescale", True):
+        values = values * config.get("rescale_factor", 1 / 255)
+    if config.get("do_normalize", True):
+        values = (values - config["image_mean"]) / config["image_std"]
+    return torch.from_numpy(values).permute(2, 0, 1)[None]
+
+
+CHANGES = [
+    {},
+    {"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
+    {"rescale_factor": 1.0, "image_mean": [124, 117, 104], "image_std": [58, 57, 57]},
+    {"rescale_factor": 1e-05},
+    {"do_rescale": False, "image_mean": [124, 117, 104], "image_std": [1, 1, 1]},
+    {"do_rescale": False, "do_normalize": False},
+    {"do_normalize": False},
+    {"do_normalize": False, "rescale_factor": 2 / 255},
+    {"resample": 0}, {"resample": 1}, {"resample": 3}, {"resample": 4}, {"resample": 5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize(
+    "base",
+    [
+        *(CLIP, VIT, {**VIT, "crop_size": {"height": 9, "width": 9}}),
+        {**CLIP, "image_processor_type": "BitImageProcessorFast"},
+    ],
+)
+def test_every_step_of_a_preprocessor_config_is_followed(photo, tmp_path, base, changes):
+    config = base | changes
+    (tmp_path / "p.json").write_text(json.dumps(config))
+    fields = read_preprocessing(tmp_path / "p.json")
+    ours = Preprocessing.from_dict({"decoder": "full", **fields})
+    seen = normalize(ours.crop(ours.pixels(photo))[None], ours)
+    if "ViT" in base["image_processor_type"]:  # it crops only if do_center_crop says so
+        config = {key: value for key, value in config.items() if key != "crop_size"}
+    expected = config_reference(config, Image.open(photo))
+    size = float(expected.abs().max())
+    assert seen.shape == expected.shape
+    assert torch.allclose(seen.double(), expected, rtol=0, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize("base", [CLIP, VIT], ids=["CLIP", "ViT"])
+def test_the_input_is_that_of_transformers(photo, tmp_path, base, changes):
+    transformers = pytest.importorskip("transformers")
+    config = base | changes
+    (tmp_path / "p.json").write_text(json.dumps(config))
+    ours = Preprocessing.from_dict({"decoder": "full", **read_preprocessing(tmp_path / "p.json")})
+    theirs = getattr(transformers, f"{config['image_processor_type']}Pil")
+    theirs = theirs(**{k: v for k, v in config.items() if k != "image_processor_type"})
+    image = Image.open(photo)
+    expected = theirs(image, return_tensors="pt")["pixel_values"].double()
+    seen = normalize(ours.crop(ours.pixels(image))[None], ours).double()
+    # Its crop starts at floor(d / 2), torchvision's and ours at round(d / 2).
+    assert seen.shape == expected.shape
+    assert float((seen - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_a_yaml_beside_the_checkpoint_is_found(file, tmp_path):
+    (tmp_path / "preprocessing.yaml").write_text("resize: 90")
+    found = convert(file, tmp_path / "m1")
+    assert read_header(tmp_path / "m1").preprocessing.resize_size == 90
+    (note,) = [note for note in found.notes if "beside the file" in note]
+    assert note == (
+        "preprocessing.yaml beside the file says how images were prepared: resize_size 90, "
+        "crop_size 79; another: --preprocessing FILE"
+    )
+    # The settings of a training run are another kind of file.
+    (tmp_path / "pytorch_model.yaml").write_text("epochs: 3\nbatch: 8")
+    convert(file, tmp_path / "m2")
+    assert read_header(tmp_path / "m2").preprocessing.resize_size == 90
+    (tmp_path / "pytorch_model.yaml").write_text("resize: 100\nmean: [0.5, 0.5, 0.5]\nstd: 0.5")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
+    found = convert(file, tmp_path / "m3", preprocessing={"crop": 60})
+    made = read_header(tmp_path / "m3").preprocessing
+    assert (made.resize_size, made.crop_size, made.mean) == (100, 60, (0.5,) * 3)
+    assert not any("preprocessor_config" in note for note in found.notes)
+    (tmp_path / "other.yaml").write_text("crop: 70")
+    convert(file, tmp_path / "m4", preprocessing_file=tmp_path / "other.yaml")
+    made = read_header(tmp_path / "m4").preprocessing
+    assert (made.resize_size, made.crop_size, made.mean) == (80, 70, MEAN)
+
+
+def test_a_wrong_yaml_beside_the_checkpoint_raises(file, tmp_path):
+    (tmp_path / "pytorch_model.yml").write_text("resise: 90\n")
+    with pytest.raises(WeightsError, match=r"pytorch_model.yml: unknown resise. Did you mean 'res"):
+        convert(file, tmp_path / "m")
+    (tmp_path / "pytorch_model.yaml").write_text("resize: 90\n")
+    with pytest.raises(WeightsError, match=r"could both say .* Name one with --preprocessing"):
+        convert(file, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(WeightsError, match="squash must be true or false; got 'no'"):
+        convert(file, tmp_path / "m", preprocessing={"squash": "no", "resize": 9},
+                preprocessing_file=tmp_path / "pytorch_model.yaml")  # fmt: skip
+
+
+def test_flags_override_single_fields_of_a_config(file, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
+    convert(file, tmp_path / "m", preprocessing={"crop": 160})
+    made = read_header(tmp_path / "m").preprocessing
+    assert (made.resize_size, made.crop_size, made.mean) == (200, 160, (0.5, 0.4, 0.3))
+    with pytest.raises(WeightsError, match="192 px is larger than the image resized to 90 px"):
+        convert(file, tmp_path / "n", preprocessing={"resize": 90})
+
+
+def test_a_preprocessor_config_of_unclear_meaning_raises(file, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 224, "do_resize": true}')
+    with pytest.raises(WeightsError, match="does not name its image_processor_type"):
+        convert(file, tmp_path / "m")
+    (tmp_path / "own.yaml").write_text("resize: 90")
+    convert(file, tmp_path / "m", preprocessing_file=tmp_path / "own.yaml")

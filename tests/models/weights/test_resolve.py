@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from resnetkit.data.transforms import Preprocessing
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.errors import DownloadError, ModelFileError, UnknownWeightsError, WeightsError
 from resnetkit.models import (
     ResNet18_Weights,

@@ -13,7 +13,7 @@ from resnetkit.models.weights import download, modelfile
 from resnetkit.storage import sha256
 
 STARTER = Starter_Weights.TINY_IMAGENET
-SHA256 = "1124d7653839b4b5d39dd9e9e5672a6d293b0bf09bcd8f800af818a4f6d7308c"
+SHA256 = "bf82aac6385f98356bfb90bc7055ef4f3a9dea373b315351c0b18672efc781dc"
 
 
 def test_the_file_is_the_one_that_was_measured():
@@ -30,8 +30,8 @@ def test_the_file_says_what_the_enum_says():
     assert list(header.classes) == meta["categories"]
     assert len(set(header.classes)) == 200
     preset = STARTER.transforms()
-    assert (preset.resize_size, preset.crop_size) == ([96], [96])
-    assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (96, 96)
+    assert (preset.resize_size, preset.crop_size) == ([112], [112])
+    assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (112, 112)
     network = get_model("resnet18_starter", num_classes=200)
     assert summarize(network, 224).parameters == meta["num_params"]
     assert round(summarize(network, 224).macs / 1e9, 3) == meta["_ops"]

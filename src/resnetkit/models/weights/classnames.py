@@ -8,6 +8,7 @@ Every accepted form says which name belongs to which logit. Nothing is sorted or
 from __future__ import annotations
 
 import ast
+import codecs
 import csv
 import json
 import os
@@ -18,10 +19,12 @@ from typing import Any
 
 import yaml
 
+from ...data.paths import is_system
+from ...data.tree import named_splits
 from ...errors import WeightsError
 
 WRAPPERS = (
-    *("id2label", "idx_to_class", "classes", "class_names", "names", "label_names"),
+    *("id2label", "idx_to_class", "classes", "CLASSES", "class_names", "names", "label_names"),
     *("class_to_idx", "label2id"),
 )
 _INDEX = ("index", "idx", "id", "class_id", "class_index", "class_idx", "label_id", "category_id")
@@ -55,7 +58,9 @@ def read_classes(path: Path) -> list[str]:
             "the folder of the training data"
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        contents = path.read_bytes()
+        is_utf_16 = contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = contents.decode("utf-16" if is_utf_16 else "utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise WeightsError(
             f"{path} is not UTF-8 text, so it has no class names: {error}"
@@ -164,12 +169,17 @@ def check_names(names: Sequence[str], where: str) -> list[str]:
 def _parse_folder(folder: Path) -> list[str]:
     def list_folders(parent: Path) -> list[str]:
         with os.scandir(parent) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            return sorted(e.name for e in entries if e.is_dir() and not is_system(e.name))
 
     names = list_folders(folder)
-    if "train" in names and {"val", "valid", "validation", "test"} & set(names):
-        folder = folder / "train"
+    splits = named_splits(folder, names)
+    training = [name for name, split in splits.items() if split == "train"]
+    if len(training) == 1 and len(set(splits.values())) > 1:
+        folder = folder / training[0]
         names = list_folders(folder)
+        if names == training:  # seg_train/seg_train, as archives unpack
+            folder = folder / training[0]
+            names = list_folders(folder)
     if not names:
         raise WeightsError(f"{folder} has no sub-folders, so it names no classes")
     return names
@@ -276,6 +286,7 @@ def _parse_table(text: str, where: str, *, delimiter: str) -> list[str]:
     known = (*_INDEX, *_NAME)
     header = rows[0] if any(cell.lower() in known for cell in rows[0]) else None
     if header is not None:
+        header = ["index", *header[1:]] if header[0] == "" else header  # as pandas writes it
         complete = [row for row in rows[1:] if len(row) == len(header)]
         if len(complete) < len(rows) - 1 or not complete:
             raise WeightsError(f"{where}: not every row has the columns {', '.join(header)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 from ...errors import WeightsError
@@ -40,6 +41,15 @@ def describe_content(start: bytes) -> str:
             "it is an HDF5 file, such as Keras writes, not a PyTorch file: load it with Keras, and "
             "copy its weights into the same network in PyTorch"
         )
+    if re.match(rb"\x08[\x03-\x1f][\x12\x1a\x3a]", start):
+        return (
+            "it is an ONNX file. Convert the PyTorch checkpoint that it was exported from: the "
+            "export merges layers and renames tensors"
+        )
+    if re.match(rb"\x08\x01\x12", start):
+        return "it is a TensorFlow model, not a PyTorch file"
+    if re.match(rb"\s*[{\[]\s*\"", start):
+        return f"it is JSON text (it begins with {begins!r}); pass the file of tensors"
     return f"it was written by neither safetensors nor torch.save (it begins with {begins!r})"
 
 
@@ -52,7 +62,8 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
         name: its name in messages.
 
     Raises:
-        WeightsError: it is cut short, a TorchScript program, or an archive of other files.
+        WeightsError: it is cut short or damaged, a TorchScript program, or an archive of other
+            files.
     """
     if not start.startswith(b"PK"):
         return
@@ -77,3 +88,25 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
             f"{name} is a zip archive of other files ({first}): unpack it, and pass the file of "
             "tensors inside"
         )
+    _check_sums(path, name)
+
+
+def _check_sums(path: Path, name: str) -> None:
+    """Raise if bytes have changed since ``torch.save`` wrote them; ``torch.load`` does not check.
+
+    A download can leave a range of zeros. A checksum of 0 was not computed: see
+    ``torch.serialization.set_crc32_options``.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.CRC == 0:
+                continue
+            try:
+                with archive.open(member) as file:
+                    while file.read(2**20):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise WeightsError(
+                    f"{name} is damaged: {member.filename} does not match its checksum. Copy or "
+                    "download it again"
+                ) from error

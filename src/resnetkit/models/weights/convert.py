@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,14 @@ from .classnames import check_names, read_classes, select_names
 from .download import hash_in_name
 from .enums import WeightsEnum, imagenet_classes
 from .foreign import Recognised, recognise
-from .prepared import normalize_fields, read_hub_configs, read_timm_architecture
+from .prepared import (
+    describe_fields,
+    find_preprocessing,
+    override_fields,
+    read_hub_configs,
+    read_preprocessing,
+    read_timm_architecture,
+)
 from .reading import check_finite, read_tensors
 from .resolve import FILE_KINDS
 
@@ -33,6 +41,7 @@ def convert(
     options: Mapping[str, Any] | None = None,
     classes: Sequence[str] | str | Path | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    preprocessing_file: str | Path | None = None,
     prefix: str | None = None,
     head: str | None = None,
 ) -> Recognised:
@@ -45,12 +54,14 @@ def convert(
         classes: names in the order of the logits; a file or folder with them (see
             `classnames.read_classes`); or ``"imagenet"``. By default those of the published
             weights, or those stored in the file (``class_to_idx`` and similar keys).
-        preprocessing: fields of `resnetkit.data.transforms.Preprocessing`; mean and std may be on
-            a scale of 0 to 255; ``bgr`` if the network takes the channels in that order. By
-            default those of the published weights, or of ``config.json`` and
-            ``preprocessor_config.json`` beside the file; else resize to 256 and crop to 224 px,
-            or 32 px for networks with the small stem. The decoder is ``"full"``, so that the
-            model sees the same pixels as in its own code.
+        preprocessing: fields of `resnetkit.data.preprocessing.Preprocessing`; mean and std may be
+            on a scale of 0 to 255; ``bgr`` if the network takes the channels in that order. The
+            other fields are those of ``preprocessing_file``, or of the published weights; else
+            resize to 256 and crop to 224 px, or 32 px for networks with the small stem. The
+            decoder is ``"full"``, so that the model sees the same pixels as in its own code.
+        preprocessing_file: YAML or JSON with these fields. By default the YAML beside the
+            checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), else
+            ``config.json`` and ``preprocessor_config.json`` of a model hub.
         prefix: prefix of the names of the network to use, if the file has several.
         head: name of the head, if several linear layers could be it; ``none`` for no head.
 
@@ -58,14 +69,24 @@ def convert(
         WeightsError: the file cannot be read, fits no architecture, or its number of
             classes is not the number of names.
     """
-    from ...data.transforms import Preprocessing
+    from ...data.preprocessing import Preprocessing
     from .modelfile import Header, is_model_file, write
 
     file = _find_checkpoint(Path(source))
     if is_model_file(file):
         raise WeightsError(f"{file} is already a model file; there is nothing to convert")
     _check_architecture(file, architecture)
-    fields, known_options, hub_names, notes = read_hub_configs(file)
+    prepared_in = find_preprocessing(file) if preprocessing_file is None else preprocessing_file
+    fields, known_options, hub_names, notes = read_hub_configs(
+        file, preprocessing=prepared_in is None
+    )
+    if prepared_in is not None:
+        fields = read_preprocessing(Path(prepared_in))
+    if prepared_in is not None and preprocessing_file is None:
+        notes.append(
+            f"{Path(prepared_in).name} beside the file says how images were prepared: "
+            f"{describe_fields(fields)}; another: --preprocessing FILE"
+        )
     known_options |= options or {}
     head = "none" if known_options.get("num_classes") == 0 else head
     checkpoint = read_tensors(file, prefix=prefix, head=head)
@@ -79,7 +100,7 @@ def convert(
         classes = published.meta["categories"] if classes is None else classes
     stored_names = {**checkpoint.classes, **hub_names}
     found, names, name_notes = _resolve_names(found, classes, stored=stored_names, source=file)
-    fields |= normalize_fields(preprocessing or {}, "preprocessing")
+    fields = override_fields(fields, preprocessing or {})
     found, fields, input_notes = _resolve_input(found, fields, published=published)
     header = Header(
         architecture=found.architecture,
@@ -94,9 +115,24 @@ def convert(
 
 def _find_checkpoint(source: Path) -> Path:
     """Return the file of tensors in a folder of a model hub; ``source`` itself if it is a file."""
-    if not source.is_dir():
+    is_folder = source.is_dir()
+    files = [source]
+    if is_folder:
+        files = sorted(path for path in source.iterdir() if path.suffix.lower() in FILE_KINDS)
+    if is_folder and source / "model.safetensors" in files:
+        return source / "model.safetensors"
+    if any(re.search(r"-of-(?!0*1\.)\d+\.|\.index\.json$", path.name) for path in files):
+        raise WeightsError(
+            f"{source} is part of a checkpoint in several files. Join them, in their folder:\n"
+            "  from glob import glob\n"
+            "  from safetensors.torch import load_file, save_file\n"
+            "  files = sorted(glob('*-of-*.safetensors'))\n"
+            "  tensors = {n: t for file in files for n, t in load_file(file).items()}\n"
+            "  save_file(tensors, 'model.safetensors')\n"
+            "For .bin files, use torch.load(file, weights_only=True) and torch.save"
+        )
+    if not is_folder:
         return source
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in FILE_KINDS)
     for name in ("model.safetensors", "pytorch_model.bin"):  # the hub's libraries prefer these
         if source / name in files:
             return source / name
@@ -133,7 +169,7 @@ def _resolve_input(
     A network that takes BGR becomes one that takes RGB: the order of the first convolution's
     input channels, of mean and of std is reversed. Only the order of summation changes.
     """
-    from ...data.transforms import STATISTICS
+    from ...data.preprocessing import STATISTICS
 
     given = {key: value for key, value in fields.items() if key != "bgr"}
     channels = found.options.get("in_channels", 3)
@@ -143,7 +179,7 @@ def _resolve_input(
             "or 4 (RGB and transparency), so a model file cannot use this network"
         )
     usual = dict(zip(("mean", "std"), STATISTICS[channels], strict=True))
-    for key in usual.keys() & given.keys():
+    for key in sorted(usual.keys() & given.keys()):
         if len(given[key]) == 1:
             given[key] = given[key] * channels
         if len(given[key]) != channels:

@@ -83,9 +83,15 @@ def extract_network(
     useful = {n: t for n, t in tensors.items() if not _TRAINING_STATE.search(n)}
     useful.pop("n_averaged", None)
     bodies = _find_bodies(useful)
+    # Lightning's callbacks may hold averaged weights as another network.
+    callbacks = {n: t for n, t in tensors.items() if re.search(r"(^|\.)callbacks\.", n)}
+    kept = _find_bodies(callbacks)
+    if prefix is not None and not _match_prefix(bodies, prefix) and _match_prefix(kept, prefix):
+        useful, bodies, kept = callbacks, kept, bodies
     if not bodies:
         return None
     body, notes = _select_body(bodies, useful, source=source, prefix=prefix)
+    notes += [f"left out the network under {other.label!r} (--prefix selects it)" for other in kept]
     _refuse_deep_stem(useful, body.root, source=source)
     other_roots = [other.root for other in bodies if other is not body]
     body_names = {name for each in bodies for name in each.names}  # only tested for membership

@@ -2,7 +2,8 @@
 
 The file holds the tensors. One JSON entry in its header, ``resnetkit``, holds the architecture and
 its options, the classes, the preprocessing, the measured metrics, the recipe and the digests of the
-data. The same model gives the same bytes. Nothing in the file can execute.
+data. If it was trained with a validation split, it also holds calibration data (`Calibration`). The
+same model gives the same bytes. Nothing in the file can execute.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...data.transforms import STATISTICS, Preprocessing
+from ...calibration import Calibration
+from ...data.preprocessing import STATISTICS, Preprocessing
 from ...errors import ModelFileError, OutputError
 from ...runtime import pytorch_defaults
-from ...storage import atomic
+from ...storage import atomic, kept_permissions
 from ..skeleton import get_skeleton
 
 FORMAT_VERSION = 2
@@ -29,6 +31,9 @@ FORMAT_VERSION = 2
 
 MAX_HEADER = 64 * 2**20  # bytes; a larger header is refused without reading it
 KEY = "resnetkit"
+
+EXPORTED = (".onnx", ".xml", ".pt2")
+"""Endings of files that `resnet export` writes."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,12 @@ class Header:
         options: the keyword arguments of its builder; JSON values.
         classes: names in the order of the logits.
         preprocessing: how an image becomes the network's input.
-        metrics: what was measured with these weights.
+        metrics: what was measured with these weights. ``cross_validation`` was measured with the
+            weights of the folds; see `training.folds`.
         recipe: the recipe they were trained with.
         data: ``name`` of the dataset, and ``parts``: ``{split: {"count", "digests"}}``.
+        calibration: the calibration data for sets of classes and strange images. None for weights
+            that were converted, or trained by older versions.
     """
 
     architecture: str
@@ -52,6 +60,7 @@ class Header:
     metrics: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def to_json(self, version: int = FORMAT_VERSION) -> str:
         """Return the header's JSON entry for a format version; equal headers give equal text."""
@@ -65,6 +74,8 @@ class Header:
             "recipe": self.recipe,
             "data": self.data,
         }
+        if self.calibration is not None:
+            content["calibration"] = self.calibration.to_dict()
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         # Class names from file names may hold lone surrogates, which UTF-8 cannot encode. As
         # escapes, JSON reads them back.
@@ -87,9 +98,21 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
     version = 2 if any(t.dtype == torch.float16 for t in copies.values()) else 1
     with atomic(path) as temporary:
         try:
-            save_file(copies, temporary, metadata={KEY: header.to_json(version)})
+            with kept_permissions(temporary):
+                save_file(copies, temporary, metadata={KEY: header.to_json(version)})
         except SafetensorError as error:  # also raised when the disk is full
             raise OutputError(f"{path} cannot be written ({error})") from error
+
+
+def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Add metrics to the header of a model file, atomically; its tensors do not change.
+
+    Raises:
+        ModelFileError: as in `read_header`.
+        OutputError: as in `write`.
+    """
+    header = read_header(path)
+    write(path, load_file(path), replace(header, metrics={**header.metrics, **metrics}))
 
 
 def read_header(path: str | Path) -> Header:
@@ -119,6 +142,7 @@ def read_header(path: str | Path) -> Header:
             metrics=_get_field(content, "metrics", kind=dict),
             recipe=recipe,
             data=_get_field(content, "data", kind=dict),
+            calibration=_get_calibration(content),
         )
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from None
@@ -199,6 +223,9 @@ def _check_tensors(
     logits = header.options.get("num_classes")
     if logits != len(header.classes):
         problems.append(f"{len(header.classes)} class names for {logits} logits")
+    if header.calibration is not None and not problems:
+        classes, features = expected["fc.weight"].shape if logits else (0, 0)
+        problems += header.calibration.problems(classes, features)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ModelFileError(
@@ -212,8 +239,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise ModelFileError(f"{path} {problem}; expected a model file (model.safetensors)")
-    size = path.stat().st_size
     not_a_model = f"{path} is not a resnetkit model file"
+    if path.suffix in EXPORTED:
+        raise ModelFileError(
+            f"{not_a_model}, but has the ending of an exported one. `resnet predict`, `evaluate`, "
+            "`bench` and `verify` take it, and resnetkit.ExportedPredictor in Python; everything "
+            "else needs the model file"
+        )
+    size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -277,6 +310,13 @@ def _get_classes(content: dict[str, Any]) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in classes):
         raise ModelFileError("its header is damaged (a class name is not text)")
     return tuple(classes)
+
+
+def _get_calibration(content: dict[str, Any]) -> Calibration | None:
+    """Return the entry ``calibration``; None if there is none."""
+    if "calibration" not in content:
+        return None
+    return Calibration.from_dict(content["calibration"])
 
 
 def _get_field(content: dict[str, Any], key: str, *, kind: type) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...errors import WeightsError
+from ...errors import WeightsError, did_you_mean
 
 FIELDS = (
     *("resize_size", "crop_size", "mean", "std", "interpolation", "squash", "decoder", "bgr"),
@@ -26,6 +27,19 @@ _PILLOW = (
     "hamming",
 )  # in the order of their numbers
 
+_WITH_FILE = "--preprocessing FILE"
+
+# Image processors of transformers: (one number as size means a square, crops by default).
+_TRANSFORMERS = {
+    "ConvNext": (False, False),
+    "ViT": (True, False),
+    "DeiT": (True, True),
+    "CLIP": (False, True),
+    "Bit": (False, True),
+}
+# Their steps that are supported here. Images always become RGB here.
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+
 
 def read_preprocessing(path: Path) -> dict[str, Any]:
     """Return the preprocessing in a file, as fields of `Preprocessing`.
@@ -37,23 +51,66 @@ def read_preprocessing(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file cannot be read, or holds something else.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # JSON is YAML too
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WeightsError(f"{path} cannot be read as YAML or JSON: {error}") from error
+    content = _read_yaml(path)
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise WeightsError(f"{path} holds a {kind}; expected {', '.join(FIELDS)}")
-    return normalize_fields(_parse_library_config(content, path) or content, str(path))
+    return _parse_library_config(content, path) or normalize_fields(content, str(path))
+
+
+def find_preprocessing(file: Path) -> Path | None:
+    """Return the YAML file beside a checkpoint that says how its images were prepared, or None.
+
+    For ``model.pth``, it is ``model.yaml``, else ``preprocessing.yaml`` in the same folder; the
+    suffix may be ``.yml``. A ``model.yaml`` without any such field, such as the settings of a
+    training run, is ignored.
+
+    Raises:
+        WeightsError: a file cannot be read as YAML, or exists with both suffixes.
+    """
+    for stem in (file.stem, "preprocessing"):
+        found = [file.with_name(f"{stem}{suffix}") for suffix in (".yaml", ".yml")]
+        found = [path for path in found if path.is_file() and path != file]
+        if len(found) > 1:
+            raise WeightsError(
+                f"{found[0]} and {found[1].name} could both say how images were prepared. Name one "
+                "with --preprocessing"
+            )
+        if found and (stem == "preprocessing" or _has_a_field(_read_yaml(found[0]))):
+            return found[0]
+    return None
+
+
+def _has_a_field(content: Any) -> bool:
+    """Return whether at least one key is a field, possibly misspelled."""
+    known = (*FIELDS, *_SHORT)
+    return isinstance(content, dict) and any(did_you_mean(str(key), known) for key in content)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        try:
+            return json.loads(text)  # YAML reads the number 1e-05 as text
+        except ValueError:
+            return yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WeightsError(f"{path} cannot be read as YAML or JSON: {error}") from error
+
+
+def describe_fields(fields: Mapping[str, Any]) -> str:
+    """Return fields as one line of text, for notes."""
+    return ", ".join(f"{key} {value}" for key, value in fields.items())
 
 
 def read_hub_configs(
-    file: Path,
+    file: Path, *, preprocessing: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     """Return what the files next to a checkpoint say, if it is in a model hub folder.
 
     Args:
         file: the checkpoint.
+        preprocessing: whether to read how images were prepared, too.
 
     Returns:
         Fields of the preprocessing, options of the network, class names by the key they are
@@ -84,11 +141,20 @@ def read_hub_configs(
         names = {key: content[key] for key in ("id2label",) if key in content}
     elif "pretrained_cfg" in content or "crop_pct" in content:
         names = {key: content[key] for key in ("label_names",) if key in content}
-    for path in (config, file.with_name("preprocessor_config.json")):
-        if found := _parse_library_config(_read_json(path), path):
-            fields = normalize_fields(found, str(path))
-            shown = ", ".join(f"{key} {value}" for key, value in fields.items())
-            notes.append(f"took the preprocessing from {path.name}: {shown}")
+    for path in (config, file.with_name("preprocessor_config.json")) if preprocessing else ():
+        content = _read_json(path)
+        found = _parse_library_config(content, path)
+        if content and not found and path != config:
+            raise WeightsError(
+                f"{path} does not name its image_processor_type, so its meaning is unclear. Say "
+                f"how images were prepared in YAML: {_WITH_FILE}"
+            )
+        if found:
+            fields = found
+            notes.append(
+                f"took the preprocessing from {path.name}: {describe_fields(fields)}; another: "
+                "--preprocessing FILE"
+            )
     return fields, options, names, notes
 
 
@@ -151,10 +217,41 @@ def normalize_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         WeightsError: a field is unknown or has an invalid value.
     """
+    return _complete(_normalize(given, where), where)
+
+
+def override_fields(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``fields`` overridden by those in ``given``, normalized as by `normalize_fields`.
+
+    Args:
+        fields: from a file, normalized.
+        given: from the user.
+
+    Raises:
+        WeightsError: a field is unknown or has an invalid value, or the two cannot be combined.
+    """
+    where = "preprocessing"
+    own = _normalize(given, where)
+    merged = {**fields, **own}
+    sizes = {"resize_size", "crop_size"}
+    if len(sizes & own.keys()) == 1 and merged.get("crop_size", 0) > merged.get(
+        "resize_size", 8192
+    ):
+        raise WeightsError(
+            f"{where}: the crop of {merged['crop_size']} px is larger than the image resized to "
+            f"{merged['resize_size']} px. Give both --resize and --crop"
+        )
+    return _complete(merged, where)
+
+
+def _normalize(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields that are given, under their full names, with mean and std in 0..1."""
     found = {_SHORT.get(key, key): value for key, value in given.items() if value is not None}
-    unknown = [key for key in found if key not in FIELDS]
-    if unknown:
-        raise WeightsError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(FIELDS)}")
+    for key in found:
+        if key not in FIELDS:
+            question = did_you_mean(str(key), (*FIELDS, *_SHORT))
+            hint = f"{question} " if question else ""
+            raise WeightsError(f"{where}: unknown {key}. {hint}Known: {', '.join(FIELDS)}")
     for key in ("mean", "std"):
         if key in found:
             found[key] = _parse_numbers(found[key], f"{where}: {key}")
@@ -162,14 +259,21 @@ def normalize_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not {"mean", "std"} <= found.keys():
             raise WeightsError(f"{where}: on a scale of 0 to 255, give both mean and std")
         found |= {key: [value / 255 for value in found[key]] for key in ("mean", "std")}
-    interpolation = str(found.get("interpolation", "bilinear")).lower()
-    if interpolation not in _PILLOW:
-        raise WeightsError(
-            f"{where}: interpolation must be one of {', '.join(_PILLOW)}; got {interpolation!r}"
-        )
+    _check_values(found, where)
     if "interpolation" in found:
-        found["interpolation"] = interpolation
-    if found.get("decoder") == "scaled" and (found.get("squash") or interpolation != "bilinear"):
+        found["interpolation"] = str(found["interpolation"]).lower()
+        if found["interpolation"] not in _PILLOW:
+            raise WeightsError(
+                f"{where}: interpolation must be one of {', '.join(_PILLOW)}; got "
+                f"{found['interpolation']!r}"
+            )
+    return found
+
+
+def _complete(found: dict[str, Any], where: str) -> dict[str, Any]:
+    """Fill in the second size if only one is given; check that the fields can be combined."""
+    is_bilinear = found.get("interpolation", "bilinear") == "bilinear"
+    if found.get("decoder") == "scaled" and (found.get("squash") or not is_bilinear):
         raise WeightsError(
             f"{where}: decoder scaled needs bilinear interpolation without squash; use decoder full"
         )
@@ -179,6 +283,24 @@ def normalize_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "resize_size" in found and "crop_size" not in found:
         found["crop_size"] = round(found["resize_size"] * share)
     return found
+
+
+def _check_values(found: Mapping[str, Any], where: str) -> None:
+    """Raise an error that names the field if a value is not valid for a preprocessing."""
+    for key, limit in (("mean", -math.inf), ("std", 0.0)):
+        wrong = [value for value in found.get(key, ()) if not limit < value < math.inf]
+        if wrong:
+            expected = "greater than 0" if key == "std" else "finite"
+            raise WeightsError(f"{where}: {key} must be {expected}; got {wrong[0]:g}")
+    for key, most in (("resize_size", 8192), ("crop_size", 4096)):  # `Preprocessing`'s limits
+        value = found.get(key, 1)
+        if type(value) is not int or not 0 < value <= most:
+            raise WeightsError(f"{where}: {key} must be 1 to {most} px; got {value!r}")
+    for key in ("squash", "bgr"):
+        if type(found.get(key, False)) is not bool:
+            raise WeightsError(f"{where}: {key} must be true or false; got {found[key]!r}")
+    if found.get("decoder", "full") not in ("full", "scaled"):
+        raise WeightsError(f"{where}: decoder must be full or scaled; got {found['decoder']!r}")
 
 
 def _parse_numbers(value: Any, what: str) -> list[float]:
@@ -196,9 +318,16 @@ def _parse_numbers(value: Any, what: str) -> list[float]:
 def _parse_library_config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the preprocessing in a file from timm or transformers; {} for other files."""
     try:
-        return _parse_timm(content) or _parse_transformers(content)
+        if found := _parse_timm(content):
+            return normalize_fields(found, str(path))
+        if not (found := _parse_transformers(content)):
+            return {}
+        statistics = {key: found.pop(key) for key in ("mean", "std")}  # never scaled to 0 to 255
+        _check_values(statistics, str(path))
+        return normalize_fields(found, str(path)) | statistics
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        message = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"{path}: {message}") from error
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
         raise WeightsError(f"{path} has unexpected content: {error!r}") from error
 
@@ -223,36 +352,102 @@ def _parse_timm(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing in transformers' ``preprocessor_config.json``; {} for others."""
+    """Return the preprocessing in transformers' ``preprocessor_config.json``; {} for others.
+
+    Everything that changes pixels is followed or refused by name. No defaults are assumed: they
+    differ between the classes of transformers, and between its versions.
+    """
     kind = content.get("image_processor_type") or content.get("feature_extractor_type")
-    if not kind or "size" not in content:
+    if not kind:
         return {}
-    if content.get("do_resize", True) is False or content.get("do_rescale", True) is False:
-        raise WeightsError("do_resize and do_rescale must not be false")
-    size = content["size"]
-    size = size if isinstance(size, Mapping) else {"shortest_edge": size}
-    found: dict[str, Any] = {"interpolation": _PILLOW[content.get("resample", 2)]}
+    name = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", str(kind))
+    if name not in _TRANSFORMERS:
+        raise WeightsError(
+            f"{kind} is not known; known: {', '.join(_TRANSFORMERS)}. Say how images were prepared "
+            f"in YAML: {_WITH_FILE}"
+        )
+    refused = [
+        f"{key}={value}"
+        for key, value in content.items()
+        if value
+        and (key.startswith("do_") or key in ("rescale_offset", "use_square_size"))
+        and key not in _STEPS
+    ]
+    if refused:
+        raise WeightsError(f"{', '.join(refused)} is not supported")
+    if content.get("do_resize", True) is False:
+        raise WeightsError("do_resize must not be false, because images need a common size")
+    resample = _require(content, "resample")
+    if type(resample) is not int or not 0 <= resample < len(_PILLOW):
+        raise WeightsError(f"resample must be 0 to {len(_PILLOW) - 1}; got {resample!r}")
+    statistics = _transformers_statistics(content)
+    return {"interpolation": _PILLOW[resample], **statistics, **_transformers_sizes(content, name)}
+
+
+def _transformers_statistics(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mean and std for values of 0 to 1, including the rescale factor of transformers.
+
+    Its input is ``(v * factor - mean) / std`` for v of 0 to 255, which for ``v / 255`` is a mean of
+    ``mean / (255 * factor)`` and a std of ``std / (255 * factor)``.
+    """
+    scale = 255.0
+    if content.get("do_rescale", True):
+        factor = content.get("rescale_factor", 1 / 255)
+        if type(factor) not in (int, float) or not 0 < factor < math.inf:
+            raise WeightsError(f"rescale_factor must be greater than 0; got {factor!r}")
+        scale = 1.0 if math.isclose(factor, 1 / 255, rel_tol=1e-6) else 255.0 * factor
+    mean: list[float] = [0.0] * 3
+    std: list[float] = [1.0] * 3
     if content.get("do_normalize", True):
-        found |= {"mean": list(content["image_mean"]), "std": list(content["image_std"])}
-    else:
-        found |= {"mean": [0.0] * 3, "std": [1.0] * 3}
-    crop = None
-    if content.get("do_center_crop", "crop_size" in content):
-        crop = content.get("crop_size")
-    if isinstance(crop, Mapping):
-        crop = _square_side(crop["height"], crop["width"])
-    if "crop_pct" in content or "ConvNext" in kind:  # such as microsoft/resnet-50
+        mean = _parse_numbers(_require(content, "image_mean"), "image_mean")
+        std = _parse_numbers(_require(content, "image_std"), "image_std")
+    return {"mean": [value / scale for value in mean], "std": [value / scale for value in std]}
+
+
+def _transformers_sizes(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the sizes, and whether images are squashed.
+
+    Args:
+        content: the configuration.
+        name: key of `_TRANSFORMERS`.
+    """
+    is_square, crops = _TRANSFORMERS[name]
+    size = _require(content, "size")
+    if not isinstance(size, Mapping):
+        size = {"height": size, "width": size} if is_square else {"shortest_edge": size}
+    unknown = [key for key in size if key not in ("shortest_edge", "height", "width")]
+    if unknown:
+        raise WeightsError(f"size with {', '.join(unknown)} is not supported")
+    crop: Any = None
+    do_crop = content.get("do_center_crop")
+    if crops if do_crop is None else do_crop:
+        crop = _require(content, "crop_size")
+        crop = _square_side(crop["height"], crop["width"]) if isinstance(crop, Mapping) else crop
+    if name == "ConvNext":  # such as microsoft/resnet-50
         side = size["shortest_edge"]
+        if crop not in (None, side):
+            raise WeightsError(f"crop_size {crop} with the size {side} is not supported")
         if side >= 384:
-            return found | {"resize_size": side, "crop_size": side, "squash": True}
+            return {"resize_size": side, "crop_size": side, "squash": True}
         share = content.get("crop_pct") or 224 / 256
-        return found | {"resize_size": int(side / share), "crop_size": side}
+        return {"resize_size": int(side / share), "crop_size": side}
+    if content.get("crop_pct"):
+        raise WeightsError("crop_pct is supported only for ConvNext, the only one that uses it")
     if "shortest_edge" in size:
         if crop is None:
             raise WeightsError("no center crop is given, so images have no common size")
-        return found | {"resize_size": size["shortest_edge"], "crop_size": crop}
+        return {"resize_size": size["shortest_edge"], "crop_size": crop}
     side = _square_side(size["height"], size["width"])
-    return found | {"resize_size": side, "crop_size": crop or side, "squash": True}
+    return {"resize_size": side, "crop_size": crop or side, "squash": True}
+
+
+def _require(content: Mapping[str, Any], key: str) -> Any:
+    value = content.get(key)
+    if value is None:
+        raise WeightsError(
+            f"{key} is missing, and its default differs between versions of transformers. Add it"
+        )
+    return value
 
 
 def _square_side(height: int, width: int) -> int:

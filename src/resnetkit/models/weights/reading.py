@@ -121,6 +121,12 @@ def _safe_types() -> list[Any]:
     return [argparse.Namespace, scalar, old_scalar, np.dtype, *numbers]
 
 
+# Wrappers that FSDP, activation checkpointing and torch.compile put around inner modules.
+_WRAPPER_MODULE = re.compile(
+    r"(?<=\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
+)
+
+
 def unwrap(
     content: object, source: str, *, prefix: str | None = None, head: str | None = None
 ) -> Checkpoint:
@@ -140,6 +146,10 @@ def unwrap(
     classes: dict[str, Any] = {}
     _flatten(content, "", groups=groups, classes=classes, parents=())
     tensors = {f"{path}{name}": t for path, group in groups.items() for name, t in group.items()}
+    plain = {_WRAPPER_MODULE.sub("", name): tensor for name, tensor in tensors.items()}
+    if len(plain) == len(tensors):
+        tensors = plain
+        prefix = prefix and _WRAPPER_MODULE.sub("", f"{prefix}.").removesuffix(".")
     if not any(tensor.ndim > 1 for tensor in tensors.values()):
         if not isinstance(content, Mapping):
             raise WeightsError(

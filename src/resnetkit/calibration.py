@@ -1,0 +1,184 @@
+"""The calibration data of a model file: the entry ``calibration`` of its header.
+
+Training fits it on the validation split. New images are compared with its numbers;
+`evaluation.conformal` and `evaluation.strangeness` explain them. They are in the header because
+other programs load all tensors of the file into their network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from .errors import ModelFileError
+
+MAX_SCORES = 2000
+"""Largest number of sorted scores of one kind in a file."""
+
+MAX_DIRECTIONS = 64
+"""Largest number of rows of ``directions``; with 2,048 features, 64 rows take 683 KiB."""
+
+MAX_NUMBERS = 2**22
+"""Largest size of ``means``: 2,048 classes of 2,048 features, 22 MiB of the header's 64."""
+
+
+def has_room(classes: int, features: int) -> bool:
+    """Return whether a header can hold the `Calibration` of this many classes and features."""
+    return classes * features <= MAX_NUMBERS
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Numbers in the header.
+
+    Args:
+        shape: rows and columns.
+        data: the numbers row by row, as little-endian float32.
+    """
+
+    shape: tuple[int, int]
+    data: bytes
+
+    @classmethod
+    def from_array(cls, array: np.ndarray) -> Matrix:
+        """Return the matrix of an array with two dimensions."""
+        rows, columns = array.shape
+        return cls((rows, columns), array.astype("<f4").tobytes())
+
+    def array(self) -> np.ndarray:
+        """Return an array, float32."""
+        return np.frombuffer(self.data, "<f4").astype(np.float32).reshape(self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON values."""
+        return {"shape": list(self.shape), "float32": base64.b64encode(self.data).decode()}
+
+    @classmethod
+    def from_dict(cls, content: object, name: str) -> Matrix:
+        """Check and return what `to_dict` wrote.
+
+        Raises:
+            ModelFileError: it is not a matrix of finite numbers.
+        """
+        damaged = ModelFileError(f"its header is damaged (calibration: {name})")
+        if not isinstance(content, dict) or content.keys() != {"shape", "float32"}:
+            raise damaged
+        shape = content["shape"]
+        text = content["float32"]
+        if not (isinstance(shape, list) and len(shape) == 2 and isinstance(text, str)):
+            raise damaged
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise damaged
+        try:
+            data = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise damaged from error
+        if len(data) != 4 * math.prod(shape) or not np.isfinite(np.frombuffer(data, "<f4")).all():
+            raise damaged
+        return cls((shape[0], shape[1]), data)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration data from the validation split, for sets of classes and strange images.
+
+    Args:
+        count: the number of validation images.
+        temperature: divides logits so that probabilities match frequencies; it is not applied to
+            the probabilities that a model predicts.
+        conformal: the conformal scores of the validation images, ascending; see
+            `evaluation.conformal`. With more than `MAX_SCORES` images, that many quantiles of them.
+        strangeness: how strange the validation images are, in the same form; see
+            `evaluation.strangeness`.
+        distance_scale: the factor of distances in ``strangeness``.
+        means: ``(classes, C)``, the mean features of each class.
+        directions: ``(r, C)``, the directions in which images of one class differ, with ``r`` at
+            most `MAX_DIRECTIONS`.
+    """
+
+    count: int
+    temperature: float
+    conformal: tuple[float, ...]
+    strangeness: tuple[float, ...]
+    distance_scale: float
+    means: Matrix
+    directions: Matrix
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON values of the header's entry."""
+        return {
+            "count": self.count,
+            "temperature": self.temperature,
+            "conformal": list(self.conformal),
+            "strangeness": list(self.strangeness),
+            "distance_scale": self.distance_scale,
+            "means": self.means.to_dict(),
+            "directions": self.directions.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, content: object) -> Calibration:
+        """Check and return what `to_dict` wrote.
+
+        Raises:
+            ModelFileError: a value is missing, of another type, out of range or out of order.
+        """
+        if not isinstance(content, dict) or content.keys() != cls.__dataclass_fields__.keys():
+            raise ModelFileError("its header is damaged (calibration)")
+        count = content["count"]
+        temperature = content["temperature"]
+        scale = content["distance_scale"]
+        if type(count) is not int or not 1 <= count <= 2**53:
+            raise ModelFileError("its header is damaged (calibration: count)")
+        if not _is_finite(temperature) or temperature <= 0:
+            raise ModelFileError("its header is damaged (calibration: temperature)")
+        if not _is_finite(scale) or scale < 0:
+            raise ModelFileError("its header is damaged (calibration: distance_scale)")
+        scores = {}
+        for name in ("conformal", "strangeness"):
+            values = content[name]
+            if not isinstance(values, list) or len(values) != min(count, MAX_SCORES):
+                raise ModelFileError(f"its header is damaged (calibration: {name})")
+            in_order = all(map(_is_finite, values)) and all(a <= b for a, b in pairwise(values))
+            if not in_order or (name == "conformal" and values[0] < 0):
+                raise ModelFileError(f"its header is damaged (calibration: {name})")
+            scores[name] = tuple(map(float, values))
+        return cls(
+            count,
+            float(temperature),
+            conformal=scores["conformal"],
+            strangeness=scores["strangeness"],
+            distance_scale=float(scale),
+            means=Matrix.from_dict(content["means"], "means"),
+            directions=Matrix.from_dict(content["directions"], "directions"),
+        )
+
+    def problems(self, classes: int, features: int) -> list[str]:
+        """Return what does not fit a network with this many logits and features; empty if all fits.
+
+        Args:
+            classes: the number of logits.
+            features: the size of the last layer's input.
+        """
+        problems = []
+        if self.means.shape != (classes, features):
+            problems.append(f"calibration: means is {self.means.shape}, not {(classes, features)}")
+        rows, columns = self.directions.shape
+        if columns != features or rows > MAX_DIRECTIONS:
+            problems.append(
+                f"calibration: directions is {self.directions.shape}, not (up to {MAX_DIRECTIONS}, "
+                f"{features})"
+            )
+        return problems
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether a JSON value is a number that fits a float; a bool is not a number."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

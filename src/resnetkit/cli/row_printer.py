@@ -1,0 +1,32 @@
+"""Rows of results on standard output."""
+
+from __future__ import annotations
+
+import sys
+
+from ..text import printable_json, printable_lines
+
+
+class RowPrinter:
+    """A writer of rows to standard output, without escape sequences on a terminal.
+
+    Args:
+        format: ``table``, ``jsonl`` or ``csv``. None selects a table on a terminal, and JSON Lines
+            otherwise.
+
+    Attributes:
+        format: the selected format.
+        is_terminal: whether the rows go to a terminal, where they show progress.
+    """
+
+    def __init__(self, format: str | None) -> None:
+        self.is_terminal = sys.stdout.isatty()
+        self.format = format or ("table" if self.is_terminal else "jsonl")
+        self._stdout = sys.stdout  # a live bar replaces sys.stdout
+
+    def write(self, text: str) -> None:
+        """Write one row or several. File and class names may hold escape sequences."""
+        if self.is_terminal:
+            text = printable_json(text) if self.format == "jsonl" else printable_lines(text)
+        self._stdout.write(text)
+        self._stdout.flush()

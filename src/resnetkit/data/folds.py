@@ -1,0 +1,141 @@
+"""Images -> folds for cross-validation: stratified, copies together, f(seed, contents)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import DataError
+from ..randomness import derive
+from .folder import Split
+
+
+def merge_groups(digests: Sequence[str], together: Sequence[str]) -> list[str]:
+    """Return the group of each image: exact and near duplicates are in one group.
+
+    A group is named by its smallest digest, so names do not depend on the order of the images.
+
+    >>> merge_groups(["b", "a", "c", "b", "d"], ["b", "b", "c", "b", "c"])
+    ['a', 'a', 'c', 'a', 'c']
+
+    Args:
+        digests: the digest of each image's contents.
+        together: for each image, the digest of an image that it belongs to; see
+            `near_duplicates.keep_together`, which looks at one class at a time.
+    """
+    parent = {digest: digest for digest in digests}  # a union-find forest; roots are the smallest
+
+    def find_root(digest: str) -> str:
+        while parent[digest] != digest:
+            parent[digest] = digest = parent[parent[digest]]
+        return digest
+
+    for pair in zip(digests, together, strict=True):
+        smaller, larger = sorted(map(find_root, pair))
+        parent[larger] = smaller
+    return [find_root(digest) for digest in digests]
+
+
+def assign_folds(
+    labels: np.ndarray, groups: Sequence[str], classes: Sequence[str], folds: int, seed: int
+) -> np.ndarray:
+    """Return the fold of each image, ``(n,)`` int64 in [1, folds].
+
+    scikit-learn's ``StratifiedGroupKFold`` makes the folds: each holds about the same share of
+    every class, and no group is in two folds. The result is f(seed, groups, labels): the order of
+    the images does not change it.
+
+    Args:
+        labels: ``(n,)`` indices into ``classes``.
+        groups: the group of each image.
+        classes: names of the classes.
+        folds: number of folds, at least 2.
+        seed: seed of the random choice.
+
+    Raises:
+        DataError: a class has fewer groups than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names, numbers = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
+    _check_enough_groups(labels, numbers, classes, folds)
+    # scikit-learn deals out the groups by the spread of their classes, and equal ones in the order
+    # of their numbers, which are random here. Its own shuffling does not stratify in version 1.5.
+    rng = np.random.Generator(np.random.PCG64(derive(seed, "folds")))
+    numbers = rng.permutation(len(names))[numbers]
+    # scikit-learn sums over the classes in the order in which they occur, and sums in another order
+    # can differ in the last bit. Images that tie here are in one group, so in one fold.
+    order = np.lexsort((labels, numbers))
+    splitter = StratifiedGroupKFold(folds)
+    fold_of = np.zeros(len(labels), np.int64)
+    parts = splitter.split(np.zeros(len(order)), labels[order], numbers[order])
+    for fold, (_, held_out) in enumerate(parts, 1):
+        fold_of[order[held_out]] = fold
+    _check_trainable(labels, fold_of, classes)
+    return fold_of
+
+
+def split_fold(
+    whole: Split, classes: Sequence[str], groups: Sequence[str], fold: tuple[int, int], seed: int
+) -> dict[str, Split]:
+    """Return ``val``, the images of fold ``k`` of ``K``, and ``train``, those of all other folds.
+
+    Args:
+        whole: the images to divide.
+        classes: names of the classes.
+        groups: the group of each image; see `merge_groups`.
+        fold: ``(k, K)``, counted from 1.
+        seed: as in `assign_folds`.
+
+    Raises:
+        DataError: as in `assign_folds`.
+    """
+    number, count = fold
+    is_validation = assign_folds(whole.labels, groups, classes, count, seed) == number
+    return {
+        "train": whole.select(np.flatnonzero(~is_validation)),
+        "val": whole.select(np.flatnonzero(is_validation)),
+    }
+
+
+def _check_enough_groups(
+    labels: np.ndarray, numbers: np.ndarray, classes: Sequence[str], folds: int
+) -> None:
+    """Check that every class has an image for each fold, not counting copies.
+
+    Raises:
+        DataError: a class has too few; the message names the smallest class, and the largest number
+            of folds that is possible.
+    """
+    pairs = np.unique(np.stack([labels, numbers]), axis=1)  # one for each class of each group
+    counts = np.bincount(pairs[0], minlength=len(classes))
+    smallest = int(counts.argmin())
+    most = int(counts[smallest])
+    if most >= folds:
+        return
+    images = int((labels == smallest).sum())
+    copies = f" ({images} with exact and near duplicates, which stay in one fold)"
+    option = f"Use --folds {most}, or add" if most > 1 else "Add"
+    raise DataError(
+        f"Class {classes[smallest]!r} has only {most} different "
+        f"{'image' if most == 1 else 'images'}{copies if images > most else ''}, too few for "
+        f"{folds} folds: each fold needs one of every class. {option} images to it, or remove the "
+        "class"
+    )
+
+
+def _check_trainable(labels: np.ndarray, fold_of: np.ndarray, classes: Sequence[str]) -> None:
+    """Check that no fold has all images of a class, which would leave none to train on.
+
+    Raises:
+        DataError: a fold has all of them. This happens only if several classes have copies of one
+            image.
+    """
+    for label, name in enumerate(classes):
+        own = np.unique(fold_of[labels == label])
+        if len(own) == 1:
+            raise DataError(
+                f"All images of class {name!r} are in fold {own[0]}, because they are copies of "
+                "images in other classes. `resnet check` lists the copies: remove the wrong ones"
+            )

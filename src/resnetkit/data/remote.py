@@ -1,0 +1,192 @@
+"""Images in object stores: a path such as ``s3://bucket/packed/train/cat/1.jpg`` -> bytes.
+
+The path leads into shards, or is an object itself. `read_ahead` reads the images that are needed
+next before they are needed, because a store answers slowly, but answers many requests at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+from ..errors import DataError, ImageError
+from ..prefetch import Pool, reading
+from . import files, object_store, shards
+from .paths import object_url
+
+if TYPE_CHECKING:
+    from .folder import Split
+
+Item = TypeVar("Item")
+
+AHEAD_BYTES = 2**26
+"""Bytes of waiting images above which no more are read ahead."""
+
+AHEAD_IMAGES = 8 * object_store.READERS
+"""The most images that are read ahead."""
+
+
+def open_image(path: str | os.PathLike[str], name: str) -> BinaryIO:
+    """Open an image, reading all of it.
+
+    Args:
+        path: the image.
+        name: its name in error messages.
+
+    Raises:
+        ImageError: it cannot be read, or is not the one that was packed.
+    """
+    url = object_url(path)
+    assert url is not None
+    try:
+        contents = _started.take(url)
+        return io.BytesIO(_read(url) if contents is None else contents)
+    except DataError as error:
+        is_path = name == url
+        name = shards.describe(Path(path)) if is_path else name
+        reason = str(error).removeprefix(f"{url}: ")
+        raise ImageError(f"{name}: {reason}", passing=True) from error
+
+
+def read_ahead(items: Iterable[Item], paths: Callable[[Item], Iterable[object]]) -> Iterator[Item]:
+    """Yield the items, while reading the images that the next ones need.
+
+    Args:
+        items: the items that need images, in the order of their use.
+        paths: returns the images that an item needs. Only paths of objects in a store are read
+            ahead.
+    """
+    source = iter(items)
+    pending: deque[Item] = deque()
+    pool: Pool[str, bytes] | None = None
+    is_needed = True
+    try:
+        while True:
+            while is_needed or (pool is not None and _started.has_room()):
+                try:
+                    item = next(source)
+                except StopIteration:
+                    source = iter(())
+                    break
+                pending.append(item)
+                for path in paths(item):
+                    url = object_url(path) if isinstance(path, str | os.PathLike) else None
+                    if url is not None:
+                        pool = pool or Pool(_read_started, object_store.READERS)
+                        _started.start(url, pool)
+                is_needed = False
+            if not pending:
+                return
+            yield pending.popleft()
+            is_needed = not pending
+    finally:
+        if pool is not None:
+            _started.drop(pool)
+            pool.close()
+
+
+def in_order(split: Split, indices: Iterable[int] | None = None) -> Iterator[int]:
+    """Yield indices of images in the order in which they are read; all images by default.
+
+    If the images are in an object store, the next ones are read ahead.
+    """
+    return read_ahead(
+        range(len(split)) if indices is None else indices,
+        lambda index: [split.path(int(index))] if split.is_remote else (),
+    )
+
+
+class _Started:
+    """Images that are being read ahead or wait to be used. Shared by all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._futures: dict[str, tuple[Future[bytes], Pool[str, bytes]]] = {}
+        self._bytes = 0
+
+    def has_room(self) -> bool:
+        """Return whether another image may be started."""
+        return len(self._futures) < AHEAD_IMAGES and self._bytes < AHEAD_BYTES
+
+    def start(self, url: str, pool: Pool[str, bytes]) -> None:
+        """Read an image in the pool, unless that has already started."""
+        with self._lock:
+            if url in self._futures:
+                return
+            future = pool.submit(url)
+            self._futures[url] = (future, pool)
+        future.add_done_callback(lambda future: self._count(future, 1))
+
+    def take(self, url: str) -> bytes | None:
+        """Wait for an image that is being read, and return it; None if it was not started.
+
+        Raises:
+            DataError: it could not be read.
+        """
+        with self._lock:
+            future, _ = self._futures.pop(url, (None, None))
+        if future is None:
+            return None
+        try:
+            return future.result()
+        except CancelledError:
+            return None
+        finally:
+            self._count(future, -1)
+
+    def drop(self, pool: Pool[str, bytes]) -> None:
+        """Forget the images of a pool that were not taken."""
+        with self._lock:
+            urls = [url for url, (_, own) in self._futures.items() if own is pool]
+            futures = [self._futures.pop(url)[0] for url in urls]
+        for future in futures:
+            future.cancel()
+            future.add_done_callback(lambda future: self._count(future, -1))
+
+    def _count(self, future: Future[bytes], sign: int) -> None:
+        if not future.cancelled() and future.exception() is None:
+            with self._lock:
+                self._bytes += sign * len(future.result())
+
+
+_started = _Started()
+
+
+def _read_started(url: str) -> bytes:
+    with reading(url):  # a pool that is closing does not wait for a silent store
+        return _read(url)
+
+
+def _read(url: str) -> bytes:
+    """Return the bytes of an image in opened shards, of an object, or of one in other shards.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    found = shards.find_opened(url)
+    if found is None:
+        try:
+            return object_store.read(url, limit=files.MAX_BYTES)
+        except object_store.ObjectNotFound:
+            found = _find_shards(url)
+            if found is None:
+                raise
+    return found[0].read_image(found[1])
+
+
+def _find_shards(url: str) -> tuple[shards.Shards, int] | None:
+    """Open the shards that a URL leads into, as for a path on this machine."""
+    root = url.rpartition("/")[0]
+    while root.count("/") > 2:
+        with suppress(object_store.ObjectNotFound):
+            shards.open_shards(Path(root))
+            return shards.find_opened(url)
+        root = root.rpartition("/")[0]
+    return None

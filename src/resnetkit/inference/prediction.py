@@ -1,0 +1,111 @@
+"""The answer for an image. Nothing here needs PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .images import ImageLike
+from .notebook import card, cards
+
+BATCH_SIZE = 32
+"""Images per batch. A file of rows resumes at the start of a batch."""
+
+FEW = 128
+"""With fewer images than this, `Predictor` keeps the eager engine: starting another would take
+longer than it saves."""
+
+UNKNOWN = "unknown"
+"""The class of an image that is too strange, or whose best probability is below the threshold."""
+
+ROUNDING = 1e-9
+"""Tolerance of comparisons with a requested share, such as 1 - 0.05."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image, or the error that kept the image from being read.
+
+    Args:
+        source: the path, or the type of an image in memory, such as ``<ndarray>``.
+        top: ``(class, probability)``, most probable first.
+        model: the first 12 hex digits of the model file's SHA-256.
+        error: why the image could not be read, else None.
+        threshold: the smallest probability at which a class is named.
+        coverage: the probability with which ``class_set`` includes the true class, if requested.
+        false_alarms: the share of images of known classes that may be called unknown, if requested.
+        class_set: the most probable classes, as many as ``coverage`` needs; empty without it.
+        strangeness: the share of validation images that are less strange, in [0, 1], if
+            ``false_alarms`` was requested.
+        features: ``(C,)`` float32, the input of the last layer, if it was requested.
+        image: the path, or a thumbnail of an image in memory, for display in a notebook. In a list
+            of answers, only the first 50 have a thumbnail. `Predictor.stream` leaves out images in
+            memory, or keeps them whole with ``keep_images``.
+    """
+
+    source: str
+    top: tuple[tuple[str, float], ...]
+    model: str
+    error: str | None = None
+    threshold: float = 0.0
+    coverage: float | None = None
+    false_alarms: float | None = None
+    class_set: tuple[str, ...] = ()
+    strangeness: float | None = None
+    features: np.ndarray | None = field(default=None, repr=False, compare=False)
+    image: ImageLike | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def class_name(self) -> str | None:
+        """The most probable class, or ``unknown``; None after an error.
+
+        It is ``unknown`` if the probability is below the threshold, or if the image is too strange.
+        """
+        if not self.top:
+            return None
+        is_unknown = self.is_strange or self.top[0][1] < self.threshold
+        return UNKNOWN if is_unknown else self.top[0][0]
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether the image is stranger than ``false_alarms`` allows."""
+        if self.strangeness is None or self.false_alarms is None:
+            return False
+        return self.strangeness >= 1 - self.false_alarms - ROUNDING
+
+    @property
+    def probability(self) -> float | None:
+        """The probability of the most probable class, in [0, 1]; None after an error."""
+        return self.top[0][1] if self.top else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a JSON line of ``resnet predict``.
+
+        It has ``set`` and ``strangeness`` only if they were requested.
+        """
+        requested: dict[str, Any] = {}
+        if self.coverage is not None:
+            requested["set"] = list(self.class_set)
+        if self.false_alarms is not None:
+            requested["strangeness"] = self.strangeness
+        return {
+            "source": self.source,
+            "class": self.class_name,
+            "probability": self.probability,
+            "top": [{"class": name, "probability": p} for name, p in self.top],
+            "model": self.model,
+            "error": self.error,
+            **requested,
+        }
+
+    def _repr_html_(self) -> str:
+        return card(self)
+
+
+class Predictions(list[Prediction]):
+    """A list of answers that notebooks display."""
+
+    def _repr_html_(self) -> str:
+        return cards(self)

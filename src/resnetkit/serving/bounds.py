@@ -1,0 +1,54 @@
+"""What the server accepts, and how long it waits. `docs/serving.md` lists the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The limits of a server.
+
+    Args:
+        body_bytes: the largest body of a request.
+        bodies_bytes: the bytes of all bodies in memory together.
+        header_bytes: the request line and the headers of a request.
+        request_images: images in one request.
+        image_pixels: an image whose header claims more is refused before it is decoded.
+        queue_images: images that are accepted and not yet answered.
+        queue_pixels: their pixels; those of an image count until it is decoded, then those of the
+            network's input do.
+        batch_images: the largest batch.
+        batch_seconds: the longest batch; sizes that take longer at start are not used.
+        connections: open connections.
+        header_seconds: from the first byte of a request, or a new connection, to its last header.
+        body_seconds: from the headers to the end of the body.
+        write_seconds: the longest time for a client to take the response from us.
+        idle_seconds: how long a connection without a request stays open.
+        deadline_seconds: the time to answer a request that has no ``X-Deadline-Ms``.
+        most_deadline_seconds: the largest deadline that a request can set.
+        stuck_seconds: a batch that takes longer counts as a crash of the engine.
+        notice_seconds: how long the server still listens after a signal to stop, so that load
+            balancers see that it is not ready.
+        stop_seconds: the longest time to answer accepted requests after a signal to stop.
+    """
+
+    body_bytes: int = 20 * 2**20
+    bodies_bytes: int = 256 * 2**20
+    header_bytes: int = 16 * 2**10
+    request_images: int = 64
+    image_pixels: int = 50_000_000
+    queue_images: int = 128
+    queue_pixels: int = 200_000_000
+    batch_images: int = 32
+    batch_seconds: float = 0.2
+    connections: int = 512
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    write_seconds: float = 30.0
+    idle_seconds: int = 5
+    deadline_seconds: float = 10.0
+    most_deadline_seconds: float = 60.0
+    stuck_seconds: float = 15.0
+    notice_seconds: float = 1.0
+    stop_seconds: float = 18.0

@@ -1,0 +1,232 @@
+"""The engine: a thread that computes batches, and another that starts it again after a crash."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..export.predictor import MAX_BATCH_PIXELS
+from .bounds import Bounds
+from .metrics import Metrics
+from .queue import Queue, Ticket
+from .served import Compute, Served
+
+LONGEST_PAUSE = 30.0
+"""Seconds between attempts to start an engine that crashes again and again."""
+
+
+FAST = 0.98
+"""A batch size is fast if it computes this share of the images a second of the fastest size."""
+
+
+def smallest_fast(latencies: dict[int, float]) -> int:
+    """Return the smallest fast batch size: a larger one would only make its images wait.
+
+    >>> smallest_fast({1: 0.010, 2: 0.018, 3: 0.0265, 4: 0.035})
+    3
+    """
+    speeds = {images: images / max(seconds, 1e-9) for images, seconds in latencies.items()}
+    return min(images for images, speed in speeds.items() if speed >= FAST * max(speeds.values()))
+
+
+class EngineError(Exception):
+    """The engine crashed while it computed this image."""
+
+
+class Engine:
+    """Computes what the queue holds, one batch at a time.
+
+    Before it is ready, a model is verified and every batch size is measured; see `smallest_fast`.
+    Sizes that take longer than `Bounds.batch_seconds` are ruled out. A crash, or a batch that takes
+    longer than `Bounds.stuck_seconds`, fails the batch, and a new engine starts. Images that wait
+    keep waiting.
+
+    Args:
+        served: the model.
+        queue: where images come from.
+        metrics: what is counted.
+        bounds: the limits.
+        log: called with the name of an event and its fields.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        queue: Queue,
+        metrics: Metrics,
+        *,
+        bounds: Bounds,
+        log: Callable[..., None],
+    ) -> None:
+        self._served = served
+        self._queue = queue
+        self._metrics = metrics
+        self._bounds = bounds
+        self._log = log
+        self._stopping = threading.Event()
+        self._worker: _Worker | None = None
+        self._supervisor = threading.Thread(target=self._supervise, name="engine", daemon=True)
+        self.latencies: dict[int, float] = {}
+        """Measured seconds of each batch size."""
+        self.batch_images = 1
+        """The largest batch size that is used."""
+        self.failure: BaseException | None = None
+        """Why the first start failed."""
+        self.starts = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine computes what the queue gets."""
+        worker = self._worker
+        return worker is not None and worker.ready and not worker.is_stuck()
+
+    def start(self) -> None:
+        """Start the engine in the background."""
+        self._supervisor.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Stop after the current batch; return whether it ended in time."""
+        self._stopping.set()
+        self._supervisor.join(timeout)
+        return not self._supervisor.is_alive()
+
+    def _supervise(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            self.starts += 1
+            self._metrics.engine_starts.inc()
+            worker = _Worker(self)
+            self._worker = worker
+            worker.thread.start()
+            while worker.thread.is_alive() and not worker.is_stuck():
+                if self._stopping.is_set():
+                    worker.stop.set()
+                    self._queue.wake()
+                worker.thread.join(0.1)
+            was_ready = worker.ready or worker.served_any
+            worker.ready = False
+            if self._stopping.is_set():
+                return
+            worker.retire()
+            error = worker.error or EngineError(f"no answer for {self._bounds.stuck_seconds:g} s")
+            if not self.latencies:
+                self.failure = error
+                return
+            self._log("engine_crashed", "error", error=type(error).__name__, message=str(error))
+            pause = 0.0 if was_ready else min(LONGEST_PAUSE, max(1.0, 2 * pause))
+
+    def measure(self, compute: Compute) -> None:
+        """Run every batch size, and select the largest to use; at a restart, only run them."""
+        example = self._served.example()
+        if self.latencies:
+            for images in range(1, self.batch_images + 1):
+                list(compute([example] * images))
+            return
+        measured = {}
+        for images in range(1, self._bounds.batch_images + 1):
+            times = []
+            for _ in range(2):
+                start = time.monotonic()
+                list(compute([example] * images))
+                times.append(time.monotonic() - start)
+            if images > 1 and min(times) > self._bounds.batch_seconds:
+                break
+            measured[images] = min(times)
+        self.batch_images = smallest_fast(measured)
+        self.latencies = measured
+
+    def work(self, worker: _Worker) -> None:
+        """Start the model and compute batches until told to stop."""
+        verified = self._served.verify() if self.starts == 1 else None
+        compute = self._served.start()
+        self.measure(compute)
+        most = self.batch_images
+        worker.ready = True
+        self._log(
+            "engine_ready",
+            verified=verified,
+            batch_images=most,
+            batch_seconds=round(self.latencies[most], 6),
+            image_seconds=round(self.latencies[1], 6),
+        )
+        while not worker.stop.is_set():
+            batch = self._queue.take_batch(most, MAX_BATCH_PIXELS, worker.stop)
+            if not batch:
+                return
+            worker.begin(batch)
+            answers = self._answer(compute, batch, worker)
+            worker.end()
+            if not worker.stop.is_set():  # else the batch has failed already
+                self._queue.finish(batch, answers)
+            del batch, answers  # while waiting, hold no image
+
+    def _answer(
+        self, compute: Compute, batch: list[Ticket], worker: _Worker
+    ) -> list[dict[str, Any]]:
+        start = time.monotonic()
+        for ticket in batch:
+            self._metrics.observe("queue", start - ticket.since)
+        answers: list[dict[str, Any]] = list(compute([ticket.inputs for ticket in batch]))
+        self._metrics.observe("compute", time.monotonic() - start)
+        self._metrics.batch_images.observe(len(batch))
+        for ticket, answer in zip(batch, answers, strict=True):
+            if ticket.wants_explanation:
+                start = time.monotonic()
+                worker.begin(batch)  # each explanation has its own time
+                answer["explanation"] = self._served.explain(ticket.contents)
+                self._metrics.observe("explain", time.monotonic() - start)
+        return answers
+
+    def fail(self, batch: list[Ticket]) -> None:
+        """Answer a batch with an error."""
+        if batch:
+            self._queue.finish(batch, [EngineError("the engine crashed")] * len(batch))
+
+
+class _Worker:
+    """One life of the engine: a thread, and the batch that it computes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.stop = threading.Event()
+        self.ready = False
+        self.served_any = False
+        self.error: BaseException | None = None
+        self._batch: list[Ticket] = []
+        self._since: float | None = None
+        self.thread = threading.Thread(target=self._run, name="engine-worker", daemon=True)
+
+    def begin(self, batch: list[Ticket]) -> None:
+        """Note that a batch is being computed."""
+        self._batch = batch
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """Note that it is done."""
+        self._since = None
+        self._batch = []
+        self.served_any = True
+
+    def is_stuck(self) -> bool:
+        """Return whether the current batch takes too long."""
+        since = self._since
+        seconds = self._engine._bounds.stuck_seconds
+        return since is not None and time.monotonic() - since > seconds
+
+    def retire(self) -> None:
+        """Fail the batch; a stuck thread ends when its computation does."""
+        self.stop.set()
+        self._engine.fail(self._batch)
+        self._batch = []
+
+    def _run(self) -> None:
+        try:
+            self._engine.work(self)
+        except BaseException as error:  # whatever a runtime raises
+            self.error = error
+        finally:
+            was_ready = self.ready
+            self.ready = False
+            self.served_any = self.served_any or was_ready

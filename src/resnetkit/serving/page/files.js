@@ -1,0 +1,65 @@
+// Files from a dialog, the clipboard, or wherever on the page they are dropped.
+
+const HIDDEN = /^\.|^Thumbs\.db$/i;
+
+/**
+ * Pass on every photo that the user gives, as `{ file, name }`.
+ *
+ * @param {(photos: { file: File, name: string }[]) => void} add
+ */
+export function listen(inputs, add) {
+  for (const input of inputs) {
+    input.addEventListener("change", () => {
+      add(named(input.files));
+      input.value = ""; // the same file may be chosen again
+    });
+  }
+  document.addEventListener("paste", ({ clipboardData }) => {
+    if (clipboardData?.files.length) add(named(clipboardData.files));
+  });
+  document.addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return; // text stays the browser's
+    event.preventDefault();
+    document.body.classList.add("dragging");
+  });
+  document.addEventListener("dragleave", ({ relatedTarget }) => {
+    if (!relatedTarget) document.body.classList.remove("dragging");
+  });
+  document.addEventListener("drop", async (event) => {
+    document.body.classList.remove("dragging");
+    if (!event.dataTransfer.files.length) return;
+    event.preventDefault();
+    add(await dropped(event.dataTransfer));
+  });
+}
+
+function named(files) {
+  return Array.from(files, (file) => ({ file, name: file.name || "photo" }));
+}
+
+/** Return the files of a drop; a folder gives all files in it, named by their paths. */
+async function dropped(transfer) {
+  // The browser empties the list at the first await, so all of it is read now.
+  const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.());
+  const files = named(transfer.files);
+  if (!entries.some((entry) => entry?.isDirectory)) return files;
+  const found = [];
+  for (const entry of entries) await collect(entry, found);
+  return found;
+}
+
+async function collect(entry, found) {
+  if (entry === null || HIDDEN.test(entry.name)) return;
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    found.push({ file, name: entry.fullPath.replace(/^\//, "") });
+    return;
+  }
+  const reader = entry.createReader();
+  for (;;) {
+    // A reader returns a part of the folder at a time, and nothing at its end.
+    const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!part.length) return;
+    for (const inner of part) await collect(inner, found);
+  }
+}

@@ -1,0 +1,269 @@
+"""Deadlines for what uvicorn waits for without limit: headers, and readers of answers.
+
+The application limits the time of bodies, see body.py.
+
+See docs/decisions/0008-the-server-is-one-process.md for the choice of uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .bounds import Bounds
+from .metrics import Metrics
+
+READ_BYTES = 16 * 2**10
+"""What is read at once. Two such pieces may arrive after a body is found to be too large."""
+
+LINGER_BYTES = 32 * 2**10
+LINGER_SECONDS = 2.0
+"""What is still read, and for how long, after an answer to a request whose body is not read. A
+connection that is closed with unread bytes is reset, and a client may lose the answer."""
+
+LAST_SECONDS = 1.0
+"""How long connections without a request may still send one when the server stops."""
+
+TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\n"
+    b"connection: close\r\n\r\n"
+)
+
+
+class DeadlineProtocol(H11Protocol):
+    """A connection whose peer has limited time to send a request and to take the answer."""
+
+    bounds: Bounds
+    metrics: Metrics
+    refuse_early: Callable[[bytes], bytes | None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time for the headers."""
+        transport.set_write_buffer_limits(0)  # report as soon as the peer does not read
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
+        self._closing = _ClosingTransport(self, transport)
+        super().connection_made(self._closing)
+        if len(self.connections) > self.bounds.connections:
+            self.metrics.count_refusal("too_many_connections")
+            transport.write(TOO_MANY)
+            transport.close()
+            return
+        self._start_header_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Handle data, unless the answer is complete and the connection is closing."""
+        if self._closing.discard(len(data)):
+            return
+        if self._is_idle():
+            refusal = type(self).refuse_early(data)
+            if refusal is not None:
+                self._stop_header_timer()
+                self._closing.finish(refusal)
+                return
+        try:
+            super().data_received(data)
+        except h11.ProtocolError:  # damaged data in the middle of an answer
+            self.metrics.count_refusal("bad_http")
+            self._closing.abort()
+            return
+        if self.conn.their_state is h11.IDLE:
+            self._start_header_timer()
+        else:  # the application waits for the body, and no longer than it may take
+            self._stop_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timers."""
+        self._stop_header_timer()
+        self._closing.forget()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
+        self.metrics.count_refusal("bad_http")
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True  # its body is damaged: nothing else can be answered
+            cycle.message_event.set()
+            if cycle.response_started:
+                self._closing.abort()
+                return
+        super().send_400_response(msg)
+
+    def shutdown(self) -> None:
+        """Close the connection after the answer to its request.
+
+        A new connection, or one that has sent part of a request, has `LAST_SECONDS` to send the
+        rest, and is answered too. The application asks to close after the answer.
+        """
+        is_new = self.cycle is None
+        if (is_new or self.conn.trailing_data[0]) and not self._closing.is_closing():
+            self.loop.call_later(LAST_SECONDS, self._shut_down_idle)
+        else:
+            self._shut_down_idle()
+
+    def _shut_down_idle(self) -> None:
+        try:
+            super().shutdown()
+        except h11.LocalProtocolError:  # it is closing already
+            self._closing.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection."""
+        try:
+            super().timeout_keep_alive_handler()
+        except h11.LocalProtocolError:
+            self._closing.abort()
+
+    def pause_writing(self) -> None:
+        """Start the time for the peer to take what was written."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(
+                self.bounds.write_seconds, self.cut, "slow_reader"
+            )
+
+    def resume_writing(self) -> None:
+        """Stop that time."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def cut(self, reason: str) -> None:
+        """End the connection at once."""
+        self.metrics.count_refusal(reason)
+        self._closing.abort()
+
+    def _is_idle(self) -> bool:
+        """Return whether the next byte begins a request."""
+        return (
+            self.conn.their_state is h11.IDLE
+            and self.conn.our_state is h11.IDLE
+            and not self.conn.trailing_data[0]
+        )
+
+    def is_peer_sending(self) -> bool:
+        """Return whether a part of the request may still arrive."""
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+
+    def _start_header_timer(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(
+                self.bounds.header_seconds, self.cut, "slow_headers"
+            )
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+class _ClosingTransport(asyncio.Transport):
+    """A transport that, while the peer still sends, closes in two steps.
+
+    First it ends our side and discards what arrives, within `LINGER_BYTES` and `LINGER_SECONDS`.
+    """
+
+    def __init__(self, protocol: DeadlineProtocol, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._transport = transport
+        self._left: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Close once the peer has our answer."""
+        if self._left is not None:
+            return
+        if not self._protocol.is_peer_sending() or self._transport.is_closing():
+            self._transport.close()
+            return
+        self._transport.resume_reading()
+        self._linger()
+
+    def finish(self, answer: bytes) -> None:
+        """Write the whole answer to a request whose body is not read, and close."""
+        self._transport.write(answer)
+        self._linger()
+
+    def _linger(self) -> None:
+        self._left = LINGER_BYTES
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._timer = self._protocol.loop.call_later(LINGER_SECONDS, self.abort)
+
+    def discard(self, size: int) -> bool:
+        """Return whether incoming bytes are to be discarded; close after the last of them."""
+        if self._left is None:
+            return False
+        self._left -= size
+        if self._left < 0:
+            self.abort()
+        return True
+
+    def forget(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def abort(self) -> None:
+        """Close at once, without what is not yet sent."""
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Return whether the connection is closing."""
+        return self._left is not None or self._transport.is_closing()
+
+    def write(self, data: Any) -> None:
+        """Write to the connection."""
+        if not self.is_closing():
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Stop reading."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return information about the connection."""
+        return self._transport.get_extra_info(name, default)
+
+
+def protocol_class(
+    bounds: Bounds,
+    metrics: Metrics,
+    refuse_early: Callable[[bytes], bytes | None] = lambda request: None,
+) -> type[DeadlineProtocol]:
+    """Return the protocol with its limits, as uvicorn takes it.
+
+    Args:
+        bounds: the limits.
+        metrics: what is counted.
+        refuse_early: given the first bytes of a request, returns the whole response if the request
+            will be refused regardless of the rest.
+    """
+
+    class Protocol(DeadlineProtocol):
+        pass
+
+    Protocol.bounds = bounds
+    Protocol.metrics = metrics
+    Protocol.refuse_early = staticmethod(refuse_early)
+    return Protocol

@@ -1,0 +1,230 @@
+"""The bounded queue: admitted images wait here to be decoded, and decoded ones for the engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .bounds import Bounds
+from .refusals import Refusal
+
+SMOOTHING = 0.2
+"""The weight of the newest batch in the measured time per image."""
+
+
+MARGIN = 0.8
+"""An image is admitted if the measured wait takes at most this share of its time."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """An admitted image.
+
+    Args:
+        contents: the bytes of its file.
+        pixels: the pixels that it counts for.
+        deadline: when its answer is worthless, in seconds of `time.monotonic`.
+        deliver: called once with the outputs or an exception, from any thread. Not called if the
+            image was withdrawn or its deadline passed.
+        wants_explanation: whether a Grad-CAM overlay is requested.
+        inputs: the decoded image, as the model takes it.
+        since: when it was admitted, and later when it was decoded.
+    """
+
+    contents: bytes = field(repr=False)
+    pixels: int
+    deadline: float
+    deliver: Callable[[Any], None] = field(repr=False)
+    wants_explanation: bool = False
+    inputs: Any = field(default=None, repr=False)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Queue:
+    """Admitted images, at most `Bounds.queue_images` with `Bounds.queue_pixels`.
+
+    An image counts from its admission to its answer. An image past its deadline, or whose client
+    has gone, is dropped before it is decoded or computed. Safe for threads.
+    """
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._changed = threading.Condition()
+        self._admitted: set[Ticket] = set()
+        self._encoded: deque[Ticket] = deque()
+        self._decoded: deque[Ticket] = deque()
+        self._closed = False
+        self._pixels = 0
+        self._seconds_per_image = 0.0
+        self._busy_since = 0.0
+        self._last_batch = 1
+        self.dropped = 0
+
+    @property
+    def images(self) -> int:
+        """How many images are admitted and not yet answered."""
+        return len(self._admitted)
+
+    @property
+    def pixels(self) -> int:
+        """The pixels that they count for."""
+        return self._pixels
+
+    def retry_after(self) -> float:
+        """Return the measured seconds until the images that wait now are answered."""
+        if not self.images:
+            return 0.0
+        # If nothing has been answered for a while, the images of now take longer than earlier ones.
+        silence = (time.monotonic() - self._busy_since) / self._last_batch
+        return self.images * max(self._seconds_per_image, silence)
+
+    def check_room(self, images: int, pixels: int, deadline: float) -> None:
+        """Raise if images cannot be admitted now.
+
+        Args:
+            images: their number.
+            pixels: their pixels together.
+            deadline: when their answers are worthless.
+
+        Raises:
+            Refusal: 503.
+        """
+        if self.images + images > self._bounds.queue_images:
+            raise self._refusal("queue_full", f"{self.images} images wait already")
+        if self.images and self._pixels + pixels > self._bounds.queue_pixels:
+            raise self._refusal("queue_full", f"Images of {self._pixels:,} pixels wait already")
+        if self.retry_after() > MARGIN * (deadline - time.monotonic()):
+            raise self._refusal("too_busy", "The images that wait need longer than the deadline")
+
+    def _refusal(self, reason: str, message: str) -> Refusal:
+        seconds = self.retry_after()
+        return Refusal(503, reason, f"{message}. Try again later", retry_after=seconds)
+
+    def admit(self, tickets: Sequence[Ticket]) -> None:
+        """Admit images, all or none.
+
+        Raises:
+            Refusal: 503.
+        """
+        pixels = sum(ticket.pixels for ticket in tickets)
+        deadline = min(ticket.deadline for ticket in tickets)
+        with self._changed:
+            self.check_room(len(tickets), pixels, deadline)
+            if not self._admitted:
+                self._busy_since = time.monotonic()
+            self._admitted.update(tickets)
+            self._encoded.extend(tickets)
+            self._pixels += pixels
+            self._changed.notify_all()
+
+    def withdraw(self, tickets: Iterable[Ticket]) -> None:
+        """Forget images that nobody waits for any more."""
+        with self._changed:
+            for ticket in tickets:
+                self.dropped += self._release(ticket)
+            for waiting in (self._encoded, self._decoded):
+                kept = [ticket for ticket in waiting if ticket in self._admitted]
+                waiting.clear()
+                waiting.extend(kept)
+
+    def take_encoded(self) -> Ticket | None:
+        """Wait for an image to decode; return None once the queue is closed."""
+        with self._changed:
+            while not self._closed:
+                while self._encoded:
+                    ticket = self._encoded.popleft()
+                    if self._is_wanted(ticket):
+                        return ticket
+                self._changed.wait()
+        return None
+
+    def put_decoded(self, ticket: Ticket, inputs: Any, pixels: int) -> None:
+        """Pass a decoded image on to the engine.
+
+        Args:
+            ticket: the image.
+            inputs: the decoded image.
+            pixels: what it counts for from now on.
+        """
+        with self._changed:
+            if ticket not in self._admitted:
+                return
+            self._pixels += pixels - ticket.pixels
+            ticket.pixels = pixels
+            ticket.inputs = inputs
+            ticket.since = time.monotonic()
+            if not ticket.wants_explanation:
+                ticket.contents = b""
+            self._decoded.append(ticket)
+            self._changed.notify_all()
+
+    def take_batch(self, images: int, pixels: int, stop: threading.Event) -> list[Ticket]:
+        """Wait for decoded images, and return those that are there: no fixed delay.
+
+        Args:
+            images: the largest number.
+            pixels: the largest number of pixels together; a single image may have more.
+            stop: once this is set and `wake` is called, the batch is empty.
+        """
+        batch: list[Ticket] = []
+        with self._changed:
+            while not self._closed and not stop.is_set():
+                size = 0
+                while self._decoded and len(batch) < images:
+                    if batch and size + self._decoded[0].pixels > pixels:
+                        break
+                    ticket = self._decoded.popleft()
+                    if self._is_wanted(ticket):
+                        batch.append(ticket)
+                        size += ticket.pixels
+                if batch:
+                    break
+                self._changed.wait()
+        return batch
+
+    def finish(self, tickets: Sequence[Ticket], answers: Sequence[Any]) -> None:
+        """Deliver answers, or the exceptions in their place, and make room."""
+        wanted = []
+        with self._changed:
+            now = time.monotonic()
+            for ticket, answer in zip(tickets, answers, strict=True):
+                ticket.contents = b""  # its request may hold the ticket for longer
+                ticket.inputs = None
+                if self._release(ticket):
+                    wanted.append((ticket, answer))
+            seconds = (now - self._busy_since) / len(tickets)
+            weight = SMOOTHING if self._seconds_per_image else 1.0
+            self._seconds_per_image += weight * (seconds - self._seconds_per_image)
+            self._busy_since = now
+            self._last_batch = len(tickets)
+        for ticket, answer in wanted:
+            ticket.deliver(answer)
+
+    def wake(self) -> None:
+        """Let `take_batch` look at its ``stop``."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all waiting."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _is_wanted(self, ticket: Ticket) -> bool:
+        """Return whether an image is worth computing; drop it if it is not."""
+        if ticket in self._admitted and ticket.deadline > time.monotonic():
+            return True
+        self.dropped += self._release(ticket)
+        return False
+
+    def _release(self, ticket: Ticket) -> bool:
+        if ticket not in self._admitted:
+            return False
+        self._admitted.discard(ticket)
+        self._pixels -= ticket.pixels
+        return True

@@ -1,0 +1,289 @@
+"""The two kinds of models that the server accepts, behind one interface.
+
+Only `ModelFile` needs PyTorch, and imports it inside its methods.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..errors import ArtefactError, RecipeError, ResnetkitError
+from ..export.artefact import is_artefact
+from ..export.predictor import ExportedPredictor
+from ..inference.uncertainty import Uncertainty
+from ..limits import cores
+from ..storage import sha256
+
+if TYPE_CHECKING:
+    from ..inference.predictor import Predictor
+
+Compute = Callable[[Sequence[Any]], Iterator[dict[str, np.ndarray]]]
+"""Prepared images -> for each, ``logits`` and ``probabilities``, ``(classes,)`` float32. If the
+model has calibration data, also ``features`` ``(C,)``."""
+
+
+class Served(Protocol):
+    """A model as the server sees it."""
+
+    classes: tuple[str, ...]
+    digest: str
+    can_explain: bool
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the file says about itself."""
+        ...
+
+    def resolve_uncertainty(
+        self, coverage: float | None, false_alarms: float | None
+    ) -> Uncertainty | None:
+        """Check and resolve a request for coverage or false alarms."""
+        ...
+
+    def prepare(self, contents: bytes) -> Any:
+        """Decode an image to the model's input. Threads may call it at once.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        ...
+
+    def example(self) -> Any:
+        """Return an input to warm the engine with."""
+        ...
+
+    def input_size(self, inputs: Any) -> tuple[int, int]:
+        """Return the height and width of an input."""
+        ...
+
+    def verify(self) -> str:
+        """Check the model before it serves, and return what was checked.
+
+        Raises:
+            ArtefactError: it does not answer as it should.
+        """
+        ...
+
+    def start(self) -> Compute:
+        """Start a new engine."""
+        ...
+
+    def explain(self, contents: bytes) -> bytes:
+        """Return a Grad-CAM overlay as a PNG; only if ``can_explain``."""
+        ...
+
+
+def open_served(path: Path, *, device: str = "auto", engine: str = "auto") -> Served:
+    """Open a model file or an exported file.
+
+    Args:
+        path: the file. For an exported file, PyTorch is not imported unless it is a ``.pt2``.
+        device: for a model file, where it runs.
+        engine: for a model file, what runs it.
+
+    Raises:
+        ModelFileError: it is not a valid model.
+        RecipeError: the device or engine is not available, or does not apply.
+    """
+    if not is_artefact(path):
+        return ModelFile(path, device, engine)
+    given = {"--device": device, "--engine": engine}
+    for name, value in given.items():
+        if value != "auto":
+            raise RecipeError(
+                f"{name} cannot be used with an exported file ({path}). Remove it, or use the "
+                "model file"
+            )
+    return ExportedFile(path)
+
+
+class ExportedFile:
+    """An exported file, run by its own runtime."""
+
+    can_explain = False
+
+    def __init__(self, path: Path) -> None:
+        self._predictor = ExportedPredictor(path)
+        self._sha256 = sha256(path)
+        self.classes = self._predictor.classes
+        self.digest = self._predictor.digest
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the file says about itself, without its recipe and calibration data."""
+        manifest = self._predictor.manifest
+        return {
+            "file": self._predictor.path.name,
+            "model": self.digest,
+            "runtime": self._predictor.artefact.runtime,
+            "precision": manifest.precision,
+            "architecture": manifest.source.get("architecture"),
+            "options": manifest.source.get("options", {}),
+            "classes": len(self.classes),
+            "preprocessing": manifest.preprocessing.to_dict(),
+            "metrics": manifest.metrics,
+            "coverage": manifest.calibration is not None,
+            "false_alarms": manifest.calibration is not None,
+            "explain": self.can_explain,
+            "license": manifest.license,
+            "versions": manifest.versions,
+        }
+
+    def resolve_uncertainty(
+        self, coverage: float | None, false_alarms: float | None
+    ) -> Uncertainty | None:
+        """Check and resolve a request for coverage or false alarms."""
+        return _resolve_uncertainty(self._predictor, coverage, false_alarms)
+
+    def prepare(self, contents: bytes) -> np.ndarray:
+        """Return ``(H, W, C)`` uint8."""
+        return self._predictor.prepare(contents)
+
+    def example(self) -> np.ndarray:
+        """Return a gray image of the size to which images are resized."""
+        manifest = self._predictor.manifest
+        sizes = manifest.preprocessing
+        side = sizes.crop_size if manifest.entrance == "crop" else sizes.resize_size
+        return np.full((side, side, manifest.input_channels), 128, np.uint8)
+
+    def input_size(self, inputs: np.ndarray) -> tuple[int, int]:
+        """Return the height and width of an input."""
+        return inputs.shape[0], inputs.shape[1]
+
+    def verify(self) -> str:
+        """Answer the golden images, and raise if any answer is not as recorded."""
+        from ..export.verify import verify
+
+        artefact = self._predictor.artefact
+        if not artefact.golden:
+            return "the file has no golden images"
+        failure = verify(artefact).first_failure
+        if failure is not None:
+            raise ArtefactError(
+                f"{artefact.path} does not answer its golden images as it did when it was "
+                f"exported: the stage {failure.stage!r} differs. `resnet verify {artefact.path}` "
+                "shows the details; export the model again"
+            )
+        return f"{len(artefact.golden)} golden images agree"
+
+    def start(self) -> Compute:
+        """Start the runtime of the file, which must not have changed since it was opened."""
+        if sha256(self._predictor.path) != self._sha256:
+            raise ArtefactError(f"{self._predictor.path} has changed. Start the server again")
+        self._predictor = ExportedPredictor(self._predictor.path)
+        is_calibrated = self._predictor.manifest.calibration is not None
+        return partial(self._predictor.run, stages=("features",) if is_calibrated else ())
+
+    def explain(self, contents: bytes) -> bytes:
+        """Refuse: a runtime returns no gradients."""
+        raise NotImplementedError
+
+
+class ModelFile:
+    """A model file, run by PyTorch, OpenVINO or ONNX Runtime in fp32.
+
+    In bf16, an answer could depend on the images it is batched with.
+    """
+
+    can_explain = True
+
+    def __init__(self, path: Path, device: str, engine: str) -> None:
+        import torch
+
+        from ..inference.predictor import Predictor
+        from ..models.weights import modelfile
+
+        if torch.get_num_threads() > cores():  # PyTorch does not see a container's CPU quota
+            torch.set_num_threads(cores())
+        self._predictor: Predictor = Predictor(path, device, engine=engine, precision="fp32")
+        self._next_engine = engine
+        modelfile.check_has_classes(self._predictor.header, path)
+        self.classes = self._predictor.classes
+        self.digest = self._predictor.digest
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the file says about itself, without its recipe and calibration data."""
+        header = self._predictor.header
+        return {
+            "file": self._predictor.path.name,
+            "model": self.digest,
+            "runtime": "torch",
+            "precision": "fp32",
+            "architecture": header.architecture,
+            "options": header.options,
+            "classes": len(self.classes),
+            "preprocessing": header.preprocessing.to_dict(),
+            "metrics": header.metrics,
+            "coverage": header.calibration is not None,
+            "false_alarms": header.calibration is not None,
+            "explain": self.can_explain,
+            "license": None,
+            "versions": {},
+        }
+
+    def resolve_uncertainty(
+        self, coverage: float | None, false_alarms: float | None
+    ) -> Uncertainty | None:
+        """Check and resolve a request for coverage or false alarms."""
+        return _resolve_uncertainty(self._predictor, coverage, false_alarms)
+
+    def prepare(self, contents: bytes) -> Any:
+        """Return a tensor ``(C, S, S)`` uint8."""
+        return self._predictor.prepare(contents)
+
+    def example(self) -> Any:
+        """Return a gray image of the size of the network's input."""
+        import torch
+
+        sizes = self._predictor.preprocessing
+        side = sizes.crop_size
+        return torch.full((sizes.channels, side, side), 128, dtype=torch.uint8)
+
+    def input_size(self, inputs: Any) -> tuple[int, int]:
+        """Return the height and width of an input."""
+        return inputs.shape[1], inputs.shape[2]
+
+    def verify(self) -> str:
+        """Return that there is nothing to check: reading the file has checked it."""
+        return "a model file has no golden images"
+
+    def start(self) -> Compute:
+        """Start a new engine with the network in memory.
+
+        After a crash it is ``eager``, which needs no time to start: an export for another runtime
+        can take 10 seconds.
+        """
+        import matplotlib  # noqa: F401  not in the time of the first explanation
+
+        self._predictor = self._predictor.with_engine(self._next_engine, "fp32")
+        self._next_engine = "eager"
+        return self._predictor.run
+
+    def explain(self, contents: bytes) -> bytes:
+        """Return the crop that the network sees under its Grad-CAM map, as a PNG."""
+        from PIL import Image
+
+        from ..evaluation.explain import explain_images
+        from ..report.thumbnails import overlay
+
+        images = explain_images(self._predictor.model, self._predictor.header, [contents])
+        explanation = next(images)
+        assert explanation.image is not None
+        assert explanation.heat is not None
+        buffer = io.BytesIO()
+        Image.fromarray(overlay(explanation.image, explanation.heat)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def _resolve_uncertainty(
+    predictor: Predictor | ExportedPredictor, coverage: float | None, false_alarms: float | None
+) -> Uncertainty | None:
+    """Check and resolve a request; errors do not show where the model is."""
+    try:
+        return predictor.resolve_uncertainty(coverage, false_alarms)
+    except ResnetkitError as error:
+        raise type(error)(str(error).replace(str(predictor.path), predictor.path.name)) from error

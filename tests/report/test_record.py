@@ -1,0 +1,57 @@
+"""Which epoch's model a run keeps."""
+
+import numpy as np
+import pytest
+
+from resnetkit.report.record import kept_epoch, replaces_kept
+
+
+def keep(accuracies, images):
+    """Return the kept epoch, from 0, of a run with these validation accuracies."""
+    history = []
+    for number, accuracy in enumerate(accuracies):
+        row = {"epoch": number, "val_accuracy": accuracy, "val_loss": 1.0}
+        is_kept = replaces_kept([*history, row], images)
+        history.append({**row, "kept": int(is_kept)})
+    return kept_epoch(history)["epoch"]
+
+
+def standard_error(accuracy, images):
+    """Of an accuracy, by Agresti and Coull: as with two more correct answers and two more wrong."""
+    outcomes = [1] * (round(accuracy * images) + 2) + [0] * (round((1 - accuracy) * images) + 2)
+    return np.std(outcomes) / np.sqrt(len(outcomes))
+
+
+@pytest.mark.parametrize("images", [1, 20, 153, 10_000])
+def test_it_is_the_last_within_a_standard_error_of_the_highest_of_all(images):
+    rng = np.random.default_rng(images)
+    for _ in range(50):
+        accuracies = rng.integers(0, images + 1, 30) / images
+        highest = accuracies.max()
+        lowest = highest - standard_error(highest, images)
+        assert keep(accuracies.tolist(), images) == np.flatnonzero(accuracies >= lowest)[-1]
+
+
+def test_of_153_photos_three_more_errors_are_chance_and_nine_are_not():
+    # 130 of 153: the standard error is 2.9 points, 4.5 photos.
+    assert keep([100 / 153, 130 / 153, 127 / 153], 153) == 2
+    assert keep([100 / 153, 130 / 153, 121 / 153], 153) == 1
+
+
+def test_after_a_perfect_epoch_one_error_is_chance_and_five_are_not():
+    assert keep([0.9, 1.0, 0.99], 100) == 2
+    assert keep([0.9, 1.0, 0.95], 100) == 1
+
+
+def test_without_validation_the_last_is_kept():
+    assert replaces_kept([{"epoch": 1, "train_loss": 1.0}], 0)
+
+
+def test_runs_of_version_0_1_kept_the_highest():
+    history = [
+        {"epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0},
+        {"epoch": 2, "val_accuracy": 0.7, "val_loss": 1.2},
+        {"epoch": 3, "val_accuracy": 0.7, "val_loss": 1.1},
+        {"epoch": 4, "val_accuracy": 0.6, "val_loss": 0.9},
+    ]
+    assert kept_epoch(history)["epoch"] == 3

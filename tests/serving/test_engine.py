@@ -1,0 +1,231 @@
+"""The engine crashes, hangs, and starts again."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnetkit.errors import ArtefactError
+from resnetkit.serving.engine import smallest_fast
+from resnetkit.serving.logs import JsonLog
+from resnetkit.serving.served import open_served
+from resnetkit.serving.server import Server
+
+from .conftest import QUICK, FakeServed, Reply, Running, png, running, wait_for
+
+
+def ask(
+    server: Running, count: int, replies: list[Reply], image: bytes | None = None
+) -> list[threading.Thread]:
+    body = png() if image is None else image
+    threads = [
+        threading.Thread(target=lambda: replies.append(server.request(body=body)))
+        for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def kill(server: Running) -> None:
+    """End the thread of the engine, wherever it is."""
+    ident = ctypes.c_ulong(server.server.engine._worker.thread.ident)
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    assert raise_in(ident, ctypes.py_object(SystemExit)) == 1
+    server.server.queue.wake()
+
+
+@pytest.mark.parametrize("crash", [RuntimeError("broken"), MemoryError(), SystemExit(3)])
+def test_a_crash_fails_its_batch_and_a_new_engine_starts(fake, crash):
+    with running(fake) as server:
+        fake.blocked.clear()
+        fake.crash = crash
+        replies: list[Reply] = []
+        (first,) = ask(server, 1, replies)
+        wait_for(lambda: fake.batches == [1])
+        waiting = ask(server, 2, replies)  # they are not in the batch that crashes
+        wait_for(lambda: server.server.queue.images == 3)
+        fake.blocked.set()
+        for thread in (first, *waiting):
+            thread.join()
+        assert sorted(reply.status for reply in replies) == [200, 200, 500]
+        failed = next(reply for reply in replies if reply.status == 500)
+        assert failed.json["reason"] == "engine_crashed"
+        assert server.request(body=png()).status == 200
+        assert server.metric("resnetkit_engine_starts_total") == 2
+        assert '"event": "engine_crashed"' in server.log.getvalue()
+
+
+def test_an_engine_that_is_killed_is_noticed_and_started_again(fake):
+    """Its thread ends wherever it is: here, while it waits for images."""
+    with running(fake) as server:
+        worker = server.server.engine._worker
+        kill(server)
+        wait_for(lambda: not worker.thread.is_alive())
+        assert wait_for(lambda: server.request("GET", "/ready").status == 200, 5) < 5
+        assert server.server.engine._worker is not worker
+        assert server.request(body=png()).status == 200
+
+
+class SlowStart(FakeServed):
+    """An engine that needs a while to start again."""
+
+    starts = 0
+
+    def start(self):
+        self.starts += 1
+        if self.starts > 1:
+            time.sleep(0.5)
+        return self.compute
+
+
+def test_while_the_engine_starts_again_the_server_is_not_ready():
+    fake = SlowStart()
+    with running(fake) as server:
+        fake.crash = RuntimeError("broken")
+        assert server.request(body=png()).status == 500
+        reply = server.request("GET", "/ready")
+        assert (reply.status, reply.json["reason"]) == (503, "engine_crashed")
+        refused = server.request(body=png())
+        assert (refused.status, refused.json["reason"]) == (503, "engine_crashed")
+        assert refused.headers["retry-after"] == "2"
+        assert server.request("GET", "/live").status == 200
+        server.wait_ready(5)
+        assert server.request(body=png()).status == 200
+
+
+def test_a_batch_that_hangs_counts_as_a_crash(fake):
+    with running(fake, stuck_seconds=0.5) as server:
+        fake.blocked.clear()
+        replies: list[Reply] = []
+        (stuck,) = ask(server, 1, replies)
+        wait_for(lambda: server.request("GET", "/ready").status == 503, 3)
+        stuck.join()
+        assert replies[0].status == 500
+        server.wait_ready(5)
+        fake.blocked.set()
+        assert server.request(body=png()).status == 200
+        assert server.server.queue.images == 0
+
+
+class Broken(FakeServed):
+    """A model that fails when it is checked."""
+
+    def verify(self):
+        raise ArtefactError("does not answer its golden images")
+
+
+def test_a_model_that_cannot_start_ends_the_server():
+    server = Server(Broken(), port=0, bounds=QUICK, log=JsonLog(io.StringIO()))
+    with pytest.raises(ArtefactError, match="golden images"):
+        server.run()
+
+
+@pytest.mark.slow
+def test_a_model_file_starts_again_without_an_export_and_with_the_same_answers(tiny_model):
+    photo = png((200, 30, 30), size=(60, 40))
+    served = open_served(tiny_model, engine="onnx")
+    with running(served, batch_images=2) as server:
+        before = server.request(body=photo).json
+        kill(server)
+        wait_for(lambda: not server.server.engine.ready)
+        wait_for(lambda: server.server.engine.ready)
+        after = server.request(body=photo).json
+        assert after["class"] == before["class"]
+        assert after["probability"] == pytest.approx(before["probability"], abs=1e-4)
+
+
+class Measured(FakeServed):
+    """A network whose batches take a fixed time and 20 ms per image."""
+
+    def __init__(self, fixed: float):
+        super().__init__()
+        self.fixed = fixed
+        self.sizes: list[int] = []
+
+    def compute(self, inputs):
+        self.sizes.append(len(inputs))
+        time.sleep(self.fixed + 0.02 * len(inputs))
+        return super().compute(inputs)
+
+
+def test_batches_are_as_large_as_their_measured_time_allows():
+    fake = Measured(fixed=0.02)
+    with running(fake, batch_seconds=0.11, batch_images=32) as server:
+        engine = server.server.engine
+        assert engine.batch_images == smallest_fast(engine.latencies)
+        assert all(seconds <= 0.11 for images, seconds in engine.latencies.items() if images > 1)
+        assert fake.sizes[:4] == [1, 1, 2, 2]  # each size runs before the server is ready
+        before = engine.batch_images
+        fake.sizes.clear()
+        fake.crash = RuntimeError("broken")
+        server.request(body=png())
+        server.wait_ready()
+        assert fake.sizes == [1, *range(1, before + 1)]  # a restart only runs them
+        assert engine.batch_images == before
+
+
+def test_batches_that_gain_nothing_are_not_used():
+    """Two images take twice as long as one, and three a little less than three times as long."""
+    assert smallest_fast({1: 0.020, 2: 0.040, 3: 0.0595}) == 1
+    assert smallest_fast({1: 0.040, 2: 0.060, 3: 0.080, 4: 0.100}) == 4
+
+
+def test_a_full_queue_is_answered_in_batches_of_the_largest_size(fake):
+    with running(fake, batch_images=4) as server:
+        fake.blocked.clear()
+        replies: list[Reply] = []
+        threads = ask(server, 1, replies)
+        wait_for(lambda: fake.batches == [1])
+        threads += ask(server, 10, replies)
+        wait_for(lambda: len(server.server.queue._decoded) == 10)
+        fake.blocked.set()
+        for thread in threads:
+            thread.join()
+        assert fake.batches == [1, 4, 4, 2]
+
+
+def test_an_exported_file_whose_golden_images_disagree_is_not_served(exported, tmp_path):
+    content = exported.read_bytes()
+    path = tmp_path / "changed.onnx"
+    place = content.rindex(b'"class"')  # the recorded class of the last golden image
+    name = content[place : place + 40].split(b'"')[3]
+    other = {b"red": b"tan", b"blue": b"gray", b"green": b"brown"}[name]
+    path.write_bytes(content[:place] + content[place:].replace(name, other, 1))
+    with pytest.raises(ArtefactError, match="golden images as it did"):
+        open_served(path).verify()
+    assert open_served(exported).verify() == "17 golden images agree"
+
+
+@pytest.mark.slow
+def test_memory_is_flat(exported):
+    """After 500 requests with images of several sizes, 500 more need hardly more."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("reads /proc")
+
+    def resident() -> int:
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+        return 1024 * int(line.split()[1])
+
+    rng = np.random.default_rng(0)
+    photos = [png(size=(int(w), int(h))) for w, h in rng.integers(20, 800, (20, 2))]
+    with running(open_served(exported)) as server:
+        seen = []
+        for _ in range(4):
+            replies: list[Reply] = []
+            for number in range(50):
+                for thread in ask(server, 5, replies, photos[number % 20]):
+                    thread.join()
+            assert {reply.status for reply in replies} == {200}
+            seen.append(resident())
+        assert seen[-1] - seen[1] < 0.03 * seen[1] + 16 * 2**20, seen
+        lines = [json.loads(line) for line in server.log.getvalue().splitlines()]
+        assert not [line for line in lines if line["level"] == "error"]
