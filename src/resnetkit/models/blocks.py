@@ -149,6 +149,21 @@ class DilatedBasicBlock(BasicBlock):
         set_dilation(self.conv2, inner_dilation or dilation)
 
 
+def dilatable(block: type[BasicBlock | Bottleneck]) -> type[BasicBlock | Bottleneck]:
+    """Return the block that a network without strides is built from.
+
+    Raises:
+        NotImplementedError: ``block`` is a subclass of `BasicBlock` whose kernels do not dilate.
+    """
+    if block is BasicBlock:
+        return DilatedBasicBlock
+    if issubclass(block, BasicBlock) and not issubclass(block, DilatedBasicBlock):
+        raise NotImplementedError(
+            f"{block.__name__} must be a DilatedBasicBlock to replace strides"
+        )
+    return block
+
+
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up, and a shortcut (figure 5, right): the block of ResNet-50 and deeper.
 

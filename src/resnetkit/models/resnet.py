@@ -20,6 +20,7 @@ from .blocks import (
     NormLayer,
     check_option,
     conv3x3,
+    dilatable,
     make_shortcut,
 )
 from .blocks import conv1x1 as conv1x1  # other code imports it from here
@@ -89,12 +90,8 @@ class ResNet(nn.Module):
                 f"replace_stride_with_dilation must have {later_stages} values, one for each "
                 f"stage but the first; got {dilate!r}"
             )
-        if is_basic and any(dilate) and not issubclass(block, DilatedBasicBlock):
-            if block is not BasicBlock:
-                raise NotImplementedError(
-                    f"{block.__name__} must be a DilatedBasicBlock to replace strides"
-                )
-            block = DilatedBasicBlock
+        if any(dilate):
+            block = dilatable(block)
         self._norm_layer = norm_layer or nn.BatchNorm2d
         self.groups = groups
         self.base_width = width_per_group

@@ -86,60 +86,16 @@ def train(
         TrainingError: the loss is not finite, or the saved state belongs to a different run.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    # Find the run folder and load the recipe. Its weights are decided here; `set_up` fills in the
-    # rest of it.
-    typed = {"resume": resume, "recipe": recipe, "device": device, **settings}
-    runtime = machine.pick(device)  # its precision follows from the recipe, in set_up
-    named_run = runtime.on_main(recorded_arguments, data, out, recipe, resume)
-    if named_run is not None:
-        out, recipe, data = named_run
-    dataset = read_dataset(data)
-
-    def open_folder() -> tuple[RunFolder, Snapshot | None, Recipe | None, Corrections | None]:
-        name = f"{dataset.name}-{network_name(recipe, settings)}"
-        run_folder, saved = RunFolder.open(out, name, resume, data)
-        recorded = run_folder.recorded_recipe() if resume else None
-        verdicts = corrections or (run_folder.recorded_corrections() if resume else None)
-        corrected = None if verdicts is None else read_corrections(verdicts, dataset)
-        return run_folder, saved, recorded, corrected
-
-    run_folder, saved, recorded, corrected = runtime.on_main(open_folder)
-    requested = runtime.on_main(resolve_recipe, recipe, settings, recorded)
-    check_hosts(dataset, requested, run_folder, runtime, typed=typed, is_resumed=saved is not None)
-
-    # Set up the images, the network, the optimizer and the loader. This fills in the recipe.
-    session = set_up(
-        dataset,
-        requested,
-        device,
-        workers,
-        corrections=corrected,
-        recorded=recorded,
-        is_resumed=saved is not None,
+    # A new run, or one that goes on where it stopped.
+    session, run_folder, saved = open_run(
+        data, recipe, out, device, workers, resume, show_plan, corrections, settings
     )
-    resolved = session.recipe
+    resolved = session.recipe  # the recipe with a value for every field
     runtime = session.runtime
     state = session.state
-
-    # Start a new run: show the plan and claim the folder. Or return to where the run stopped.
-    if saved is None:
-        if show_plan:
-            say(session.describe())
-        run_folder = runtime.on_main(begin_run, run_folder, session, data)
-        note = run_folder.note_on_other_run(data) if out is None else ""
-        say(f"results in    {run_folder.path}{note}\n")
-    else:
-        # The command and the split only make the errors of `restore` more helpful.
-        is_finished = runtime.on_main(run_folder.is_finished)
-        extend_command = (
-            runtime.on_main(run_folder.extend_command, data, resolved) if is_finished else ""
-        )
-        new_split = runtime.on_main(run_folder.describe_new_split, session.data)
-        state.restore(saved, extend_command, new_split)
-        if is_finished:
-            say(f"{run_folder.path} is already finished; nothing was changed.")
-            return runtime.on_main(run_folder.result, resolved, state.history)
-        say(f"Resuming {run_folder.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
+    if saved is not None and runtime.on_main(run_folder.is_finished):
+        say(f"{run_folder.path} is already finished; nothing was changed.")
+        return runtime.on_main(run_folder.result, resolved, state.history)
 
     checkpoints = Checkpoints(run_folder.path / "state", resolved.checkpoint_seconds, saved)
     logger = TensorBoardLogger(
@@ -162,8 +118,11 @@ def train(
                         )
                     outcomes.add(outcome, batch.indices)
                     state.end_step()
-                    # Also adds the outcome of the previous step to the tally and the margins.
-                    save_if_due(session, run_folder, outcomes, checkpoints, interrupts)
+                    # The ranks agree on what to do next. The same exchange reads the outcome of
+                    # the previous step, so that a GPU never waits for the CPU between two steps.
+                    is_due, signal = outcomes.exchange(checkpoints.is_due(), interrupts.received)
+                    if is_due or signal:
+                        save(session, run_folder, checkpoints, outcomes, signal)
                     advance(state.tally.text())
             outcomes.drain()
 
@@ -190,7 +149,8 @@ def train(
                 write_epoch(run_folder, session, row, is_kept)
                 logger.write(row)
             say(format_epoch(row, state.timings[-1], session.epochs))
-            save_if_due(session, run_folder, outcomes, checkpoints, interrupts, is_epoch_end=True)
+            _, signal = outcomes.exchange(True, interrupts.received)
+            save(session, run_folder, checkpoints, outcomes, signal)
         runtime.on_main(checkpoints.finish)
     if state.epoch < session.epochs:
         say(f"No improvement in the last {resolved.patience} epochs; stopped early.")
@@ -278,36 +238,26 @@ def training_step(
     return Outcome(torch.stack(totals), torch.cat(margins))
 
 
-def save_if_due(
+def save(
     session: Session,
     run_folder: RunFolder,
-    outcomes: Outcomes,
     checkpoints: Checkpoints,
-    interrupts: Interrupts,
-    *,
-    is_epoch_end: bool = False,
+    outcomes: Outcomes,
+    signal: int,
 ) -> None:
-    """Save the state if it is due, and stop if a signal asked for it. All ranks agree on both.
-
-    The same exchange carries the outcome of the previous step. It is read one step late, so that a
-    GPU never waits for the CPU between two steps.
+    """Save the state, and stop if a signal asked for it. All ranks must call this.
 
     Args:
         session: its state is what is saved.
         run_folder: the run folder, which the message on how to resume names.
-        outcomes: the outcomes of this epoch that are not read yet.
         checkpoints: where the state is saved.
-        interrupts: the signal that this process received, if any.
-        is_epoch_end: save in any case. Otherwise the clock of the main rank decides.
+        outcomes: the outcomes of this epoch that are not read yet.
+        signal: the number of the signal that any rank received, or 0.
 
     Raises:
         Interrupted: a signal asked to stop; everything is saved.
         TrainingError: the loss or a weight is not finite.
     """
-    is_due = is_epoch_end or checkpoints.is_due()
-    is_due, signal = outcomes.exchange(is_due, interrupts.received or 0)
-    if not (is_due or signal):
-        return
     outcomes.drain()  # nothing is saved before its loss is known to be finite
     session.state.check_finite()
     session.runtime.on_main(lambda: checkpoints.save(session.state.snapshot()))
@@ -337,3 +287,74 @@ def validate(session: Session) -> dict[str, float]:
         logits = predict_logits(model, images, runtime.device, session.workers, **options)
     accuracy, loss = accuracy_and_loss(logits, images.labels())
     return {"val_loss": loss, "val_accuracy": accuracy}
+
+
+def open_run(
+    data: str | os.PathLike[str],
+    recipe: str | Path | None,
+    out: str | os.PathLike[str] | None,
+    device: str,
+    workers: int | None,
+    resume: bool,
+    show_plan: bool,
+    corrections: str | os.PathLike[str] | None,
+    settings: dict[str, Any],
+) -> tuple[Session, RunFolder, Snapshot | None]:
+    """Start a run, or return to where one stopped. All ranks must call this.
+
+    Args: as `train` takes them.
+
+    Returns:
+        The session, its run folder, and the saved state if the run is resumed.
+    """
+    # Find the folder and the recipe, which a stopped run has recorded.
+    typed = {"resume": resume, "recipe": recipe, "device": device, **settings}
+    runtime = machine.pick(device)  # its precision follows from the recipe, in set_up
+    named_run = runtime.on_main(recorded_arguments, data, out, recipe, resume)
+    if named_run is not None:
+        out, recipe, data = named_run
+    dataset = read_dataset(data)
+
+    def open_folder() -> tuple[RunFolder, Snapshot | None, Recipe | None, Corrections | None]:
+        name = f"{dataset.name}-{network_name(recipe, settings)}"
+        run_folder, saved = RunFolder.open(out, name, resume, data)
+        recorded = run_folder.recorded_recipe() if resume else None
+        verdicts = corrections or (run_folder.recorded_corrections() if resume else None)
+        corrected = None if verdicts is None else read_corrections(verdicts, dataset)
+        return run_folder, saved, recorded, corrected
+
+    run_folder, saved, recorded, corrected = runtime.on_main(open_folder)
+    requested = runtime.on_main(resolve_recipe, recipe, settings, recorded)
+    check_hosts(dataset, requested, run_folder, runtime, typed=typed, is_resumed=saved is not None)
+
+    # Make the images, the network, the optimizer and the loader. This completes the recipe.
+    session = set_up(
+        dataset,
+        requested,
+        device,
+        workers,
+        corrections=corrected,
+        recorded=recorded,
+        is_resumed=saved is not None,
+    )
+    runtime = session.runtime
+    state = session.state
+
+    if saved is None:
+        if show_plan:
+            say(session.describe())
+        run_folder = runtime.on_main(begin_run, run_folder, session, data)
+        note = run_folder.note_on_other_run(data) if out is None else ""
+        say(f"results in    {run_folder.path}{note}\n")
+        return session, run_folder, None
+
+    # The command and the split only make the errors of `restore` more helpful.
+    is_finished = runtime.on_main(run_folder.is_finished)
+    extend_command = (
+        runtime.on_main(run_folder.extend_command, data, session.recipe) if is_finished else ""
+    )
+    new_split = runtime.on_main(run_folder.describe_new_split, session.data)
+    state.restore(saved, extend_command, new_split)
+    if not is_finished:
+        say(f"Resuming {run_folder.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
+    return session, run_folder, saved

@@ -72,14 +72,14 @@ class Outcomes:
         """
         self._pending.append(_Pending(self.state.step, indices, *map(machine.read_later, outcome)))
 
-    def exchange(self, is_due: bool, signal: int) -> tuple[bool, int]:
+    def exchange(self, is_due: bool, signal: int | None) -> tuple[bool, int]:
         """Read the outcome of the previous step, and agree with the other ranks on what to do next.
 
         All ranks must call this. The outcome of the latest step stays pending.
 
         Args:
             is_due: whether a checkpoint is due; the main rank decides.
-            signal: the number of the signal that this rank received, or 0.
+            signal: the number of the signal that this rank received, if any.
 
         Returns:
             Whether a checkpoint is due, and the number of a signal that any rank received, or 0.
@@ -87,7 +87,7 @@ class Outcomes:
         Raises:
             TrainingError: the loss is not finite; raised on all ranks.
         """
-        return self._read_oldest(is_due, signal, keep=1)
+        return self._read_oldest(is_due, signal or 0, keep=1)
 
     def drain(self) -> None:
         """Read all pending outcomes. All ranks must call this.
