@@ -39,7 +39,7 @@ def main() -> None:
     made = session.loader.training(session.recipe.augmentation(), train_size, 0, 0, last=STEPS)
     batches = list(made)
     state.step = session.steps // 2  # after the phase that trains only the head
-    session.choose_trained_layers()
+    session.set_training_phase()
     outcomes = Outcomes(state, session.data.train.split, session.runtime)
     margins = state.margins
     real = loop.label_margins

@@ -18,9 +18,9 @@ onnxruntime and pillow.
 One client and 16 clients send the next request when they have the answer. Then servers get requests
 in an open loop: request k starts at the time k / rate after the first, whether or not earlier ones
 have been answered, so a slow server does not slow down its own load. The rates are shares of what
-predict reached in the same round. Latency counts from that planned time. Only answers within the
-deadline of 2 seconds count. At most `MOST` requests are open at once; what exceeds that counts as
-failed. Everything runs on the loopback address; the client shares the cores with the server.
+predict reached in the same round. Latency is measured from that planned time. Only answers within
+the deadline of 2 seconds count. At most `MOST` requests are open at once; what exceeds that counts
+as failed. Everything runs on the loopback address; the client shares the cores with the server.
 """
 
 from __future__ import annotations

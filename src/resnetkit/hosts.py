@@ -33,7 +33,7 @@ ANSWER_SECONDS = 3.0
 """How long a rank waits for another host to accept a connection."""
 
 SILENT_SECONDS = 12
-"""Seconds without an answer after which a host counts as lost."""
+"""Seconds without an answer before a host is considered lost."""
 
 PACKAGES = ("resnetkit", "torch", "torchvision")
 """Packages whose versions must be the same on all ranks."""

@@ -68,7 +68,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Its files reach the disk before the rename. An exception removes it.
 
     Raises:
-        OutputError: as `atomic`, or ``path`` exists.
+        OutputError: as in `atomic`; or ``path`` already exists.
     """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _as_output_error(path):

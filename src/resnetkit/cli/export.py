@@ -47,7 +47,7 @@ def export(
     ] = None,
     license: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The licence of the weights, to be stated in the file.", metavar="NAME"),
+        typer.Option(help="The license of the weights, to be stated in the file.", metavar="NAME"),
     ] = None,
     runtime: Annotated[
         Optional[Path],  # noqa: UP045

@@ -1,7 +1,7 @@
 """A CSV file with a user's verdicts on labels -> a split with relabeled and dropped images.
 
-Training writes the labels that look wrong to ``suspects.csv``. The user fills in the column
-``verdict``, and passes the file to the next run.
+Training writes the labels that look wrong to ``suspects.csv``. The user fills in the
+``verdict`` column and passes the file to the next run.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def image_sizes(split: Split, indices: Iterable[int], workers: int = 1) -> list[
 def are_all_gray(split: Split) -> bool:
     """Return whether all readable images of a split are stored as grayscale.
 
-    It reads headers until the first image in color.
+    Only headers are read, up to the first color image.
     """
     gray = 0
     for index in in_order(split):

@@ -35,7 +35,7 @@ def refuse_holes(image: Image.Image, contents: bytes) -> None:
         contents: its file.
 
     Raises:
-        ImageError: part of the pixels would be wrong.
+        ImageError: some pixels would be wrong.
     """
     if image.format in ("AVIF", "HEIF"):
         damaged = _hole_in_heif(image, contents)

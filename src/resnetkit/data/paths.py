@@ -191,7 +191,7 @@ class Paths(Sequence[str]):
         return paths
 
     def to_buffers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the joined text, uint8, and the length of each path in bytes, uint64."""
+        """Return the joined text (uint8) and the length of each path in bytes (uint64)."""
         ends = np.frombuffer(self._ends, np.uint64)
         return np.frombuffer(self._text, np.uint8), np.diff(ends, prepend=np.uint64(0))
 

@@ -60,7 +60,7 @@ def read_ahead(items: Iterable[Item], paths: Callable[[Item], Iterable[object]])
 
     Args:
         items: the items that need images, in the order of their use.
-        paths: returns the images that an item needs. Only paths of objects in a store are read
+        paths: returns the images that an item needs. Only images in an object store are read
             ahead.
     """
     source = iter(items)

@@ -137,7 +137,7 @@ class _Rows:
         return number, row - int(self._starts[number])
 
     def split_and_label(self, row: int) -> tuple[str, int]:
-        """Return the name of an image's split, and the number of its class."""
+        """Return the name of an image's split and the index of its class."""
         number, index = self._find(row)
         return self._names[number], int(self._splits[number].labels[index])
 

@@ -40,7 +40,7 @@ def resolve_value_range(
         depths_by_split: the depths of each split's images, training images first. None is 8 bits.
 
     Returns:
-        The range; None if no image needs one: 8 bits, or the full 16 bits.
+        The range; None if all images have 8 bits or use the full 16 bits, and so need none.
 
     Raises:
         DataError: images of several kinds, so that no one range fits.

@@ -211,7 +211,7 @@ def evaluate_split(
     advance: Callable[[str], None] = _ignore,
     with_features: bool = False,
 ) -> Evaluation:
-    """Evaluate a model file on ``samples``, whose labels are indices of the model's classes.
+    """Evaluate a model file on ``samples``, whose labels are indices into the model's classes.
 
     ``with_features`` also returns the inputs of the last layer, for a single view of each image.
     """

@@ -118,7 +118,7 @@ def _merge_block(
     queries = _Block(query_rows)
     count, width = indices.shape
     # The bound on the error of a product of unit vectors in float32, in any order of summation,
-    # with the rounding of the vectors (Higham, Accuracy and Stability of Numerical Algorithms,
+    # including the rounding of the vectors (Higham, Accuracy and Stability of Numerical Algorithms,
     # 2002, section 3.1): about C * 2**-24.
     bound = 1.01 * (query_rows.shape[1] + 4) * _UNIT_ROUNDOFF
     products = queries.units @ block.units.T  # (q, b)

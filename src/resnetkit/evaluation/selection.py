@@ -135,7 +135,7 @@ def _training_overlap_notes(digests: list[str], trained_on: frozenset[str]) -> t
 def _select_by_digest(
     samples: Split, split: str | None, recorded: dict[str, frozenset[str]]
 ) -> SelectedSplit:
-    """Select the images that training used as ``split``, found by the digests of their contents.
+    """Select the images that training used as ``split``, identified by content digest.
 
     Without a ``split``, select the validation images if at least half of them are present, else
     all images.

@@ -93,7 +93,7 @@ class Manifest:
         recipe: the recipe it was trained with.
         data: the dataset, with the digests of its training and validation images.
         calibration: the calibration data of the model file; see `calibration.Calibration`.
-        license: the licence of the weights, if it is known.
+        license: the license of the weights, if it is known.
         stages: the names, in the file, of the intermediate values `STAGES`.
         tolerances: how far answers may be from those of the golden images.
         versions: the versions of the libraries that exported it.
@@ -256,7 +256,7 @@ class GoldenImage:
 
     @classmethod
     def from_dict(cls, content: Any, classes: int) -> GoldenImage:
-        """Check and return what `to_dict` wrote.
+        """Return the golden image that `to_dict` described, after checking every value.
 
         Raises:
             ArtefactError: a value is missing, of another type or out of range.

@@ -82,7 +82,7 @@ def export(
         golden: ``photos`` uses photos of ``data`` and drawn images, ``made`` only drawn images.
         int8: photos with known classes, to calibrate 8-bit weights and activations on the training
             images and compare the accuracy on the validation images; see `quantize`.
-        license: the licence of the weights, for the file's description.
+        license: the license of the weights, for the file's description.
 
     Raises:
         ModelFileError: the model file is not valid.
@@ -187,7 +187,7 @@ def check_preprocessing(preprocessing: Preprocessing, entrance: str) -> None:
     """Raise unless a graph can compute the preprocessing.
 
     Raises:
-        RecipeError: the entrance is unknown, or the graph has no such filter.
+        RecipeError: ``entrance`` is unknown, or the graph cannot apply the filter.
     """
     if entrance not in ENTRANCES:
         raise RecipeError(f"--input must be image or crop; got {entrance!r}")

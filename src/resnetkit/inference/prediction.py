@@ -21,7 +21,7 @@ UNKNOWN = "unknown"
 """The class of an image that is too strange, or whose best probability is below the threshold."""
 
 ROUNDING = 1e-9
-"""Tolerance of comparisons with a requested share, such as 1 - 0.05."""
+"""Tolerance when comparing with a requested share, such as 1 - 0.05."""
 
 
 @dataclass(frozen=True)

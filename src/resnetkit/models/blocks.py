@@ -108,62 +108,6 @@ class BasicBlock(nn.Module):
         return out
 
 
-class DilatedBasicBlock(BasicBlock):
-    """A `BasicBlock` with dilated kernels: same weights, wider field of view.
-
-    Replaces `BasicBlock` in a ResNet whose strides are replaced by dilation (arXiv:1511.07122).
-
-    Args:
-        inplanes, planes, stride, downsample: as in `BasicBlock`.
-        groups, base_width, norm_layer, residual: as in `BasicBlock`.
-        dilation: spacing of the taps of the first convolution, which carries the stride.
-        inner_dilation: spacing of the taps of the second convolution; by default the same.
-    """
-
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        groups: int = 1,
-        base_width: int = 64,
-        dilation: int = 1,
-        norm_layer: NormLayer | None = None,
-        *,
-        residual: bool = True,
-        inner_dilation: int | None = None,
-    ) -> None:
-        super().__init__(
-            inplanes,
-            planes,
-            stride,
-            downsample,
-            groups=groups,
-            base_width=base_width,
-            norm_layer=norm_layer,
-            residual=residual,
-        )
-        # Changed, not made again: the same seed gives the same weights with and without dilation.
-        set_dilation(self.conv1, dilation)
-        set_dilation(self.conv2, inner_dilation or dilation)
-
-
-def dilatable(block: type[BasicBlock | Bottleneck]) -> type[BasicBlock | Bottleneck]:
-    """Return the block that a network without strides is built from.
-
-    Raises:
-        NotImplementedError: ``block`` is a subclass of `BasicBlock` whose kernels do not dilate.
-    """
-    if block is BasicBlock:
-        return DilatedBasicBlock
-    if issubclass(block, BasicBlock) and not issubclass(block, DilatedBasicBlock):
-        raise NotImplementedError(
-            f"{block.__name__} must be a DilatedBasicBlock to replace strides"
-        )
-    return block
-
-
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up, and a shortcut (figure 5, right): the block of ResNet-50 and deeper.
 
@@ -274,13 +218,72 @@ def make_shortcut(
     return nn.Sequential(conv1x1(inplanes, outplanes, stride), norm_layer(outplanes))
 
 
-def set_dilation(conv: nn.Conv2d, dilation: int) -> None:
-    """Set the dilation of a 3x3 convolution, and the padding that keeps H and W."""
-    conv.dilation = (dilation, dilation)
-    conv.padding = (dilation, dilation)
-
-
 def check_option(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError unless ``value`` is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+# Dilation: only for networks whose strides are replaced. Skip it at first reading.
+
+
+class DilatedBasicBlock(BasicBlock):
+    """A `BasicBlock` with dilated kernels: same weights, wider field of view.
+
+    Replaces `BasicBlock` in a ResNet whose strides are replaced by dilation (arXiv:1511.07122).
+
+    Args:
+        inplanes, planes, stride, downsample: as in `BasicBlock`.
+        groups, base_width, norm_layer, residual: as in `BasicBlock`.
+        dilation: spacing of the taps of the first convolution, which carries the stride.
+        inner_dilation: spacing of the taps of the second convolution; by default the same.
+    """
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: NormLayer | None = None,
+        *,
+        residual: bool = True,
+        inner_dilation: int | None = None,
+    ) -> None:
+        super().__init__(
+            inplanes,
+            planes,
+            stride,
+            downsample,
+            groups=groups,
+            base_width=base_width,
+            norm_layer=norm_layer,
+            residual=residual,
+        )
+        # Changed, not made again: the same seed gives the same weights with and without dilation.
+        set_dilation(self.conv1, dilation)
+        set_dilation(self.conv2, inner_dilation or dilation)
+
+
+def dilatable(block: type[BasicBlock | Bottleneck]) -> type[BasicBlock | Bottleneck]:
+    """Return the block that a network without strides is built from.
+
+    Raises:
+        NotImplementedError: ``block`` is a subclass of `BasicBlock` whose kernels do not dilate.
+    """
+    if block is BasicBlock:
+        return DilatedBasicBlock
+    if issubclass(block, BasicBlock) and not issubclass(block, DilatedBasicBlock):
+        raise NotImplementedError(
+            f"{block.__name__} must be a DilatedBasicBlock to replace strides"
+        )
+    return block
+
+
+def set_dilation(conv: nn.Conv2d, dilation: int) -> None:
+    """Set the dilation of a 3x3 convolution, and the padding that keeps H and W."""
+    conv.dilation = (dilation, dilation)
+    conv.padding = (dilation, dilation)

@@ -51,8 +51,8 @@ class ResNet(nn.Module):
 
     Raises:
         ValueError: an argument is not among the values above.
-        NotImplementedError: strides are replaced, and block is a subclass of `BasicBlock`, other
-            than itself, but not of `DilatedBasicBlock`.
+        NotImplementedError: strides are replaced, and block is a custom `BasicBlock` that cannot
+            dilate.
     """
 
     __constants__ = ("include_top",)  # TorchScript compiles only the branch that is taken
@@ -132,8 +132,8 @@ class ResNet(nn.Module):
         self.stages = [f"layer{i + 1}" for i in range(len(layers))]
         self.inplanes = inplanes  # channels of the last map
 
-        # Head: (N, C, h, w) -> (N, C) -> (N, num_classes). No hidden layers, and no dropout,
-        # following the practice of batch norm (section 3.4).
+        # Head: (N, C, h, w) -> (N, C) -> (N, num_classes). One linear layer; no dropout, as in the
+        # batch norm paper (section 3.4).
         if include_top:
             self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
             self.fc = nn.Identity() if num_classes == 0 else nn.Linear(inplanes, num_classes)
@@ -159,7 +159,7 @@ class ResNet(nn.Module):
         make_block = partial(
             block, groups=self.groups, base_width=self.base_width, norm_layer=self._norm_layer
         )
-        # Passed only where needed, so that torchvision's blocks work too.
+        # Our own arguments are passed only if used, because torchvision's blocks lack them.
         if self.shortcut == "none":
             make_block = partial(make_block, residual=False)
         if self.stride_on == "1x1":

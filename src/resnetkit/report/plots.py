@@ -90,7 +90,7 @@ def save_learning_rates(
 def save_confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title: str) -> None:
     """Save the confusion matrix: truth by row, prediction by column.
 
-    Colors are shares of the row; numbers are counts.
+    Colors show shares of the row; numbers are counts.
     """
     short = [
         name if len(name) <= MAX_LETTERS else name[: MAX_LETTERS - 1] + "…" for name in classes

@@ -114,7 +114,7 @@ def unpack(archive: Path, target: Path) -> Path:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Remove what an interrupted attempt left, so that the images of two attempts do not mix.
+    """Remove what an interrupted attempt left behind, so that images from two attempts do not mix.
 
     Raises:
         OutputError: the folder cannot be removed.

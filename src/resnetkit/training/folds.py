@@ -166,7 +166,7 @@ def train_folds(
 
 
 def is_cross_validation(path: str | os.PathLike[str]) -> bool:
-    """Return whether this is the folder of a cross-validation, finished or not."""
+    """Return whether ``path`` is the folder of a cross-validation, finished or not."""
     first = Path(path) / "fold-1"
     if not is_run(first):
         return False

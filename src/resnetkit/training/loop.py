@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import randomness
-from .. import runtime as machine
 from ..data.corrections import Corrections, read_corrections
 from ..data.folder import read_dataset
 from ..data.loader import Batch
@@ -22,7 +21,7 @@ from ..data.transforms import normalize
 from ..evaluation.evaluate import BATCH_SIZE, predict_logits
 from ..evaluation.metrics import accuracy_and_loss
 from ..progress import bar, say
-from ..runtime import Runtime
+from ..runtime import Runtime, connected, pick, pytorch_defaults, restored_threads
 from .checkpoint import Checkpoints, Snapshot
 from .distributed import launch_command, sync_gradients
 from .initial_weights import network_name, resolve_recipe
@@ -41,10 +40,10 @@ from .state import State
 from .tensorboard import TensorBoardLogger
 
 
-@machine.pytorch_defaults()  # whatever dtype and autocast the caller has set
+@pytorch_defaults()  # ignore the caller's dtype, device and autocast
 @randomness.preserve_generators()  # the caller's RNG states are restored
-@machine.connected()  # torchrun's ranks
-@machine.restored_threads()  # the caller's number of threads is restored
+@connected()  # join the other ranks if torchrun started us
+@restored_threads()  # the caller's number of threads is restored
 def train(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -86,13 +85,14 @@ def train(
         TrainingError: the loss is not finite, or the saved state belongs to a different run.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    # A new run, or one that goes on where it stopped.
+    # Start a run, or return to where one stopped: `open_run`, below, finds its folder and reads the
+    # images; `set_up` (session.py) makes the network, the optimizer and the loader.
     session, run_folder, saved = open_run(
         data, recipe, out, device, workers, resume, show_plan, corrections, settings
     )
     resolved = session.recipe  # the recipe with a value for every field
     runtime = session.runtime
-    state = session.state
+    state = session.state  # everything that training changes
     if saved is not None and runtime.on_main(run_folder.is_finished):
         say(f"{run_folder.path} is already finished; nothing was changed.")
         return runtime.on_main(run_folder.result, resolved, state.history)
@@ -103,14 +103,14 @@ def train(
     )
     with checkpoints, logger, session.tuned(), Interrupts() as interrupts:
         runtime.on_main(checkpoints.lock)
-        while state.epoch < session.epochs and not state.is_stuck(resolved.patience):
+        while state.epoch < session.epochs and not state.has_stopped_improving(resolved.patience):
             # Train for one epoch. Its order and its augmentation are f(seed, epoch).
             image_size = resolved.train_size(state.epoch)
             label = f"epoch {state.epoch + 1}/{session.epochs}"
             outcomes = Outcomes(state, session.data.train.split, runtime)
-            with bar(label, session.batches_in(state.epoch), state.batch) as advance:
+            with bar(label, session.batch_count(state.epoch), state.batch) as advance:
                 for batch in session.batches(image_size):
-                    session.choose_trained_layers()  # and set training mode
+                    session.set_training_phase()
                     lr = learning_rate(resolved, state.step, session.steps)
                     with explain_out_of_memory(resolved, runtime):
                         outcome = training_step(
@@ -122,7 +122,9 @@ def train(
                     # the previous step, so that a GPU never waits for the CPU between two steps.
                     is_due, signal = outcomes.exchange(checkpoints.is_due(), interrupts.received)
                     if is_due or signal:
-                        save(session, run_folder, checkpoints, outcomes, signal)
+                        save(session, checkpoints, outcomes)
+                    if signal:
+                        stop(session, run_folder, checkpoints, signal)  # raises Interrupted
                     advance(state.tally.text())
             outcomes.drain()
 
@@ -149,8 +151,10 @@ def train(
                 write_epoch(run_folder, session, row, is_kept)
                 logger.write(row)
             say(format_epoch(row, state.timings[-1], session.epochs))
-            _, signal = outcomes.exchange(True, interrupts.received)
-            save(session, run_folder, checkpoints, outcomes, signal)
+            save(session, checkpoints, outcomes)
+            _, signal = outcomes.exchange(False, interrupts.received)
+            if signal:
+                stop(session, run_folder, checkpoints, signal)
         runtime.on_main(checkpoints.finish)
     if state.epoch < session.epochs:
         say(f"No improvement in the last {resolved.patience} epochs; stopped early.")
@@ -189,16 +193,7 @@ def training_step(
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
-    local_labels = labels[batch.local_indices]  # (n,) of this rank
-    images = normalize(batch.images, recipe.preprocessing())  # (n, C, S, S)
-    images, targets = mix(
-        images, local_labels, recipe.mixup, recipe.cutmix, state.classes, recipe.seed, state.step
-    )
-    # Targets may be mixed; local_labels are the true ones, for the accuracy. The first image of a
-    # rank's share may only be there to be mixed into the next one.
-    images = images[batch.lead :].contiguous(memory_format=runtime.memory_format)
-    targets = targets[batch.lead :]  # (n,) labels, or (n, classes) probabilities if mixed
-    local_labels = local_labels[batch.lead :]
+    images, targets, local_labels = rank_inputs(state, batch, recipe, runtime)
 
     parts = min(recipe.accumulate, len(labels) // runtime.world_size)  # the same on all ranks
     micro_batches = zip(
@@ -238,33 +233,57 @@ def training_step(
     return Outcome(torch.stack(totals), torch.cat(margins))
 
 
-def save(
-    session: Session,
-    run_folder: RunFolder,
-    checkpoints: Checkpoints,
-    outcomes: Outcomes,
-    signal: int,
-) -> None:
-    """Save the state, and stop if a signal asked for it. All ranks must call this.
+def rank_inputs(
+    state: State, batch: Batch, recipe: Recipe, runtime: Runtime
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize and mix this rank's share of a batch.
+
+    The first image of a share may only be there to be mixed into the next one (``lead``).
+
+    Returns:
+        Images ``(n, C, S, S)``; targets, which are labels ``(n,)``, or probabilities
+        ``(n, classes)`` if images are mixed; and the true labels ``(n,)``, for the accuracy.
+    """
+    labels = batch.labels[batch.local_indices]
+    images = normalize(batch.images, recipe.preprocessing())
+    images, targets = mix(
+        images, labels, recipe.mixup, recipe.cutmix, state.classes, recipe.seed, state.step
+    )
+    images = images[batch.lead :].contiguous(memory_format=runtime.memory_format)
+    return images, targets[batch.lead :], labels[batch.lead :]
+
+
+def save(session: Session, checkpoints: Checkpoints, outcomes: Outcomes) -> None:
+    """Save the state once its loss is known to be finite. All ranks must call this.
 
     Args:
         session: its state is what is saved.
-        run_folder: the run folder, which the message on how to resume names.
-        checkpoints: where the state is saved.
+        checkpoints: where it is saved.
         outcomes: the outcomes of this epoch that are not read yet.
-        signal: the number of the signal that any rank received, or 0.
 
     Raises:
-        Interrupted: a signal asked to stop; everything is saved.
         TrainingError: the loss or a weight is not finite.
     """
-    outcomes.drain()  # nothing is saved before its loss is known to be finite
+    outcomes.drain()
     session.state.check_finite()
     session.runtime.on_main(lambda: checkpoints.save(session.state.snapshot()))
-    if signal:
-        session.runtime.on_main(checkpoints.wait)  # no rank leaves before the state is on disk
-        command = launch_command(session.runtime)
-        raise_interrupted(signal, f"{command} train --resume {shlex.quote(str(run_folder.path))}")
+
+
+def stop(session: Session, run_folder: RunFolder, checkpoints: Checkpoints, signal: int) -> None:
+    """Wait until the saved state is on disk, and end the run. All ranks must call this.
+
+    Args:
+        session: the run.
+        run_folder: its folder, which the message on how to resume names.
+        checkpoints: where the state is saved.
+        signal: the number of the signal that any rank received.
+
+    Raises:
+        Interrupted: always.
+    """
+    session.runtime.on_main(checkpoints.wait)
+    command = launch_command(session.runtime)
+    raise_interrupted(signal, f"{command} train --resume {shlex.quote(str(run_folder.path))}")
 
 
 def validate(session: Session) -> dict[str, float]:
@@ -273,15 +292,15 @@ def validate(session: Session) -> dict[str, float]:
     On a CPU they equal what `evaluate` will find. On a GPU, validation is faster than `evaluate`:
     it runs in the training precision, in batches that need no more memory than training does.
     """
+    images = session.data.val
+    if not len(images):
+        return {}
     runtime = session.runtime
     recipe = session.recipe
     options: dict[str, Any] = {}
     if runtime.device.type != "cpu":
         batch_size = max(BATCH_SIZE, 2 * recipe.micro_batch_size(runtime.world_size))
         options = {"precision": runtime.precision, "batch_size": batch_size}
-    images = session.data.val
-    if not len(images):
-        return {}
     model = session.evaluated_model()
     with explain_out_of_memory(recipe, runtime):
         logits = predict_logits(model, images, runtime.device, session.workers, **options)
@@ -309,7 +328,7 @@ def open_run(
     """
     # Find the folder and the recipe, which a stopped run has recorded.
     typed = {"resume": resume, "recipe": recipe, "device": device, **settings}
-    runtime = machine.pick(device)  # its precision follows from the recipe, in set_up
+    runtime = pick(device)  # its precision follows from the recipe, in set_up
     named_run = runtime.on_main(recorded_arguments, data, out, recipe, resume)
     if named_run is not None:
         out, recipe, data = named_run

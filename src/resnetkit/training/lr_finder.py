@@ -38,7 +38,7 @@ class LearningRates:
     """What the finder measured.
 
     Args:
-        rates: the learning rates that were tried, growing.
+        rates: the learning rates that were tried, in increasing order.
         losses: the smoothed loss at each rate.
         suggestion: a good value for ``lr``.
     """
@@ -78,7 +78,7 @@ def find_lr(
     losses: list[float] = []
     with bar("trying learning rates", STEPS) as advance:
         for rate, batch in zip(_rates(), _batches(session), strict=False):
-            session.choose_trained_layers()
+            session.set_training_phase()
             with explain_out_of_memory(session.recipe, session.runtime):
                 outcome = training_step(
                     state, batch, session.recipe, session.runtime, rate, session.class_weights

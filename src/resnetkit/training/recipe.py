@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     # The network
     model: str | None = Field(
         None,
-        description="see `resnet models`; by default resnet18, on a CPU with width 16 or 32",
+        description="see `resnet models`; default: resnet18, of width 16 or 32 on a CPU",
     )
     model_options: dict[str, Any] = Field(
         default_factory=dict, description="options of the ResNet class, such as stem: small"
@@ -133,7 +133,7 @@ class Recipe(BaseModel):
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
     cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0 is off")
     sampling: Literal["shuffled", "balanced"] = Field(
-        "shuffled", description="balanced: an epoch shows every class equally often"
+        "shuffled", description="balanced: every class appears equally often in an epoch"
     )
     repeats: Positive = Field(
         1,

@@ -30,7 +30,7 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
     them.
 
     Returns:
-        The folder that was claimed. Its number may differ if another run was faster.
+        The folder that was claimed. Its number may differ if another run claimed the folder first.
 
     Raises:
         OutputError: the folder cannot be created.

@@ -77,7 +77,7 @@ class Session:
         self._shallow_model = shallow_model(self.model, self.recipe)
         self._phase: tuple[bool, bool] | None = None
 
-    def batches_in(self, epoch: int) -> int:
+    def batch_count(self, epoch: int) -> int:
         """Return the number of batches in an epoch (0-based).
 
         With ``steps``, the last epoch of a run may be shorter than the others.
@@ -97,12 +97,12 @@ class Session:
             self.recipe.seed,
             epoch,
             first=self.state.batch,
-            last=self.batches_in(epoch),
+            last=self.batch_count(epoch),
         )
         return to_device(batches, self.runtime.device)
 
-    def choose_trained_layers(self) -> None:
-        """Choose the layers that the current step trains.
+    def set_training_phase(self) -> None:
+        """Set which layers the current step trains, and their modes, if the phase has changed.
 
         A run may start with a phase that trains only the new head (``head_share``), and with one
         that skips the blocks that start as the identity (``shallow_share``).

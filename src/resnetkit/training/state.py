@@ -118,7 +118,7 @@ class State:
         """The network that is validated and saved: the EMA if there is one, else the model."""
         return self.model if self.ema is None else self.ema.model
 
-    def is_stuck(self, patience: int | None) -> bool:
+    def has_stopped_improving(self, patience: int | None) -> bool:
         """Return whether the last ``patience`` epochs were all worse than the best."""
         if patience is None or not self.history:
             return False
