@@ -126,7 +126,7 @@ def test_another_address_says_what_that_means(exported):
 def test_sigterm_under_load_answers_what_was_accepted(exported, attempt):
     """20 clients send image after image; every request ends with an answer or a refusal.
 
-    A connection that is refused or reset is a refusal only if nothing of the answer came.
+    On Linux, no connection is reset: not even one made in the instant in which the port closes.
     """
     with served(exported) as command:
         counts: dict[object, int] = {}
@@ -161,10 +161,9 @@ def test_sigterm_under_load_answers_what_was_accepted(exported, attempt):
         assert command.process.returncode == 0, errors
         assert counts[200] > 0
         assert counts.get("cut", 0) == 0
-        assert set(counts) <= {
-            200, 503, "ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected",
-            "BrokenPipeError",
-        }  # fmt: skip
+        resets = {"ConnectionResetError", "RemoteDisconnected", "BrokenPipeError"}
+        elsewhere = set() if sys.platform == "linux" else resets
+        assert set(counts) <= {200, 503, "ConnectionRefusedError"} | elsewhere
         lines = [json.loads(line) for line in log.splitlines()]
         statuses = [line["status"] for line in lines if line.get("path") == "/predict"]
         assert set(statuses) <= {200, 503, 499}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import ipaddress
 import logging
 import os
 import signal
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -203,11 +206,12 @@ class _Uvicorn(uvicorn.Server):
         """Stop listening, and answer every client that has connected by then.
 
         When a socket is closed, the operating system resets connections that wait to be accepted.
-        So they are accepted first, without returning to the event loop in between.
+        So new ones are kept out, and those that wait are accepted first.
         """
         loop = asyncio.get_running_loop()
         waiting: list[socket.socket] = []
         for listener in sockets or ():
+            _ignore_new_connections(listener)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     waiting.append(listener.accept()[0])
@@ -244,6 +248,21 @@ def _listen(host: str, port: int) -> socket.socket:
         name = f"{host}:{port}"
         raise OSError(error.errno, error.strerror or str(error), name) from error
     return listener
+
+
+def _ignore_new_connections(listener: socket.socket) -> None:
+    """Let the system ignore connections from now on; Linux only.
+
+    A client that connects between the last accept and the close would be reset. Ignored, its system
+    tries again after a second, and the closed port refuses it. The filter is a program of one
+    instruction for the kernel's packet filter: accept 0 bytes of every packet.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0
+        attach_filter = 26  # SO_ATTACH_FILTER
+        filter_program = struct.pack("HP", 1, ctypes.addressof(program))
+        with contextlib.suppress(OSError):  # some sandboxes have no packet filter
+            listener.setsockopt(socket.SOL_SOCKET, attach_filter, filter_program)
 
 
 @contextlib.contextmanager
