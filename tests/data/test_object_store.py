@@ -18,6 +18,7 @@ import time
 import traceback
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -33,6 +34,7 @@ from resnetkit.data.object_cache import ObjectCache
 from resnetkit.data.remote import read_ahead
 from resnetkit.data.shard_writer import write_shards
 from resnetkit.errors import DataError, ImageError, MissingPackageError, OutputError
+from resnetkit.scale.listing import list_items
 from resnetkit.storage import make_output
 
 pytest.importorskip("obstore", reason="the extra s3 is not installed")
@@ -352,6 +354,80 @@ def test_predict_lists_a_prefix_as_a_folder(store, tmp_path):
     assert len(without_examples[0]) == 4
     for source in found:
         assert files.read_file(Path(source)).decode() == source.removeprefix(url + "/")
+
+
+def listed(*arguments):
+    return {item.source: item for item in list_items(arguments, expand_sources)}
+
+
+def test_bulk_prediction_knows_the_versions_of_objects(store, packed, flat_folder, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="bulk prediction needs the extra ray")
+    upload(store, flat_folder, "flat")
+    found = listed("s3://photos/flat")
+    assert list(found) == [s.replace(str(flat_folder), "s3://photos/flat") for s in
+                           expand_sources([str(flat_folder)])]  # fmt: skip
+    for url, item in found.items():
+        contents = files.read_file(Path(url))
+        assert item.version == hashlib.md5(contents).hexdigest()  # how S3 makes entity tags
+        assert (item.size, item.image) == (len(contents), url)
+    requests = [line for line in store.log if line[0] == "HEAD"]
+    assert requests == []
+
+    url = "s3://photos/flat/red/001.png"
+    (tmp_path / "list.txt").write_text(f"{url}\ns3://photos/flat/gone.png\n")
+    parquet.write_table(pa_table([url]), tmp_path / "list.parquet")
+    assert listed(url) == listed(str(tmp_path / "list.parquet")) == {url: found[url]}
+    both = listed("s3://photos/packed", f"@{tmp_path}/list.txt")
+    assert both[url] == found[url]
+    assert both["s3://photos/flat/gone.png"].version == ""
+    in_shards = [item.version for source, item in both.items() if source.startswith(URL)]
+    assert len(in_shards) == len(shards.open_shards(packed).paths)
+    (version,) = set(in_shards)
+    assert version.startswith("shards-")
+    member = shards.open_shards(packed).paths[0]
+    assert listed(f"{URL}/{member}")[f"{URL}/{member}"].version == version
+
+    client(store).put_object(Bucket="photos", Key="flat/red/001.png", Body=b"another")
+    assert listed(url)[url].version == hashlib.md5(b"another").hexdigest()
+
+
+def pa_table(paths):
+    import pyarrow as pa
+
+    return pa.table({"path": paths})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+def test_bulk_prediction_on_a_prefix(store, flat_folder, tmp_path, tiny_model):
+    """The rows are those of the folder; nothing is predicted twice; no credential is anywhere."""
+    from pyarrow import parquet
+
+    upload(store, flat_folder, "flat")
+    arguments = ("--engine", "eager", "--precision", "fp32")
+    local = resnet("predict", tiny_model, flat_folder, *arguments, cwd=tmp_path)
+    expected = [json.loads(line) for line in local.stdout.splitlines()]
+    store.rate = 0.05
+    on_ray = ("predict", tiny_model, "s3://photos/flat", *arguments, "--on", "ray", "--out", "rows")
+    first = resnet(*on_ray, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    rows = {row["source"]: row for row in parquet.read_table(tmp_path / "rows").to_pylist()}
+    assert len(rows) == len(expected) == 48
+    for wanted in expected:
+        row = rows[wanted["source"].replace(str(flat_folder), "s3://photos/flat")]
+        assert row["class"] == wanted["class"]
+        assert row["probability"] == pytest.approx(wanted["probability"], abs=1e-5)
+    changed = "s3://photos/flat/red/001.png"
+    client(store).put_object(Bucket="photos", Key="flat/red/001.png", Body=b"another")
+    again = resnet(*on_ray, cwd=tmp_path)
+    assert again.returncode == 3
+    table = parquet.read_table(tmp_path / "rows").to_pylist()
+    assert len(table) == 49  # only the changed object has a second row, of its new version
+    assert sorted(row["error"] is None for row in table if row["source"] == changed) == [
+        False,
+        True,
+    ]
+    assert_no_credentials(tmp_path, first.stdout, first.stderr, again.stdout, again.stderr)
 
 
 def resnet(*arguments, cwd, **environment):

@@ -74,10 +74,10 @@ def test_bytes_and_missing_images(predictor, paths, expected):
     assert answered[0]["error"] == "no image in this row"
     assert answers_in(answered[1:6]) == expected[:5]
     assert answered[6]["error"] is not None
-    frame = pd.DataFrame({"path": [float("nan"), paths[0], f"file://{paths[0]}", "s3://b/a.jpg"]})
+    frame = pd.DataFrame({"path": [float("nan"), paths[0], f"file://{paths[0]}", "ftp://b/a.jpg"]})
     errors = values(predictor(frame)["error"])
     assert errors[:3] == ["no image in this row", None, None]
-    assert "s3://b/a.jpg cannot be read" in errors[3]
+    assert "ftp://b/a.jpg cannot be read" in errors[3]
 
 
 def test_it_can_be_pickled_and_maps_iterators_of_frames(predictor, paths, expected):

@@ -46,8 +46,11 @@ def test_urls(tmp_path, photos):
     spaced = tmp_path / "two words.png"
     spaced.write_bytes(b"")
     assert [item.source for item in listed(f"file://{tmp_path}/two%20words.png")] == [str(spaced)]
-    for url in ("s3://bucket/photos", "gs://bucket/a.jpg", "file://host/a.jpg"):
+    for url in ("https://host/a.jpg", "file://host/a.jpg"):
         with pytest.raises(RecipeError, match="cannot be read"):
+            listed(url)
+    for url in ("s3://bucket/photos.parquet", "gs://bucket/photos.parquet#image"):
+        with pytest.raises(RecipeError, match="Copy the file"):
             listed(url)
 
 
@@ -132,6 +135,7 @@ def test_an_image_has_one_row():
 
 def test_bytes_and_names_that_are_not_text():
     name = os.fsdecode(b"caf\xe9.png")
-    items = [listing._item(image) for image in (b"12", name, Unreadable("folder", "empty"))]
+    images = (b"12", name, Unreadable("folder", "empty"))
+    items = list(list_items(["-"], lambda arguments: iter(images)))
     assert opened(items) == [b"12", name, Unreadable("folder", "empty")]
     assert [item.source for item in items] == ["<bytes>", "caf\\udce9.png", "folder"]

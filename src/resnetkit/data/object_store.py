@@ -120,10 +120,43 @@ def list_objects(url: str) -> list[tuple[str, int]]:
     Raises:
         DataError: the bucket does not exist or cannot be listed.
     """
+    return [(key, int(meta["size"])) for key, meta in _list(url)]
+
+
+def list_versions(url: str) -> dict[str, tuple[str, int]]:
+    """Return the version (see `find_version`) and the size of each object under a prefix, by URL.
+
+    Raises:
+        DataError: the bucket does not exist or cannot be listed.
+    """
+    root = "/".join(part for part in split_url(url) if part)
+    return {f"{root}/{key}": _version(meta) for key, meta in _list(url)}
+
+
+def find_version(url: str) -> tuple[str, int]:
+    """Return the version and the size of an object.
+
+    The version is its entity tag, which changes with its contents, or else its size and time.
+
+    Raises:
+        ObjectNotFound: there is no such object.
+        DataError: the store does not say.
+    """
+    bucket, key = split_url(url)
+    return _version(_repeat(url, bucket, lambda store: store.head(key)))
+
+
+def _version(meta: Any) -> tuple[str, int]:
+    size = int(meta["size"])
+    tag = meta.get("e_tag")
+    return tag.strip('"') if tag else f"{size}-{meta['last_modified'].timestamp()}", size
+
+
+def _list(url: str) -> list[tuple[str, Any]]:
     bucket, prefix = split_url(url)
 
-    def list_once(store: Any) -> list[tuple[str, int]]:
-        return [(one["path"], int(one["size"])) for chunk in store.list(prefix) for one in chunk]
+    def list_once(store: Any) -> list[tuple[str, Any]]:
+        return [(meta["path"], meta) for chunk in store.list(prefix) for meta in chunk]
 
     return _below(prefix, _repeat(url, bucket, list_once))
 
@@ -148,9 +181,9 @@ def upload(file: Path, url: str) -> None:
     _repeat(url, bucket, lambda store: store.put(key, file, chunk_size=_PART))
 
 
-def _below(prefix: str, found: list[tuple[str, int]]) -> list[tuple[str, int]]:
+def _below(prefix: str, found: list[tuple[str, Result]]) -> list[tuple[str, Result]]:
     start = len(prefix) + 1 if prefix else 0
-    return [(path[start:], size) for path, size in found]
+    return [(path[start:], value) for path, value in found]
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from ..data.paths import object_url
 from ..distribution import install_command
 from ..errors import MissingPackageError, RecipeError
 from ..inference.images import ImageLike, Unreadable
@@ -173,19 +174,17 @@ def _granted_cpus() -> int | None:
 
 
 def local_path(text: str) -> str:
-    """Return the path of a ``file://`` URL, and other paths as they are.
-
-    This is the only place that interprets addresses; add object stores here.
+    """Return the path of a ``file://`` URL, and other paths and URLs of objects as they are.
 
     Raises:
         RecipeError: the address has another scheme.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
-    if scheme is None:
+    if scheme is None or object_url(text) is not None:
         return text
     url = urlsplit(text)
     if scheme[1].lower() != "file" or url.netloc not in ("", "localhost"):
-        raise RecipeError(f"{text} cannot be read. Expected a path or file:///PATH")
+        raise RecipeError(f"{text} cannot be read. Expected a path, file:///PATH, s3:// or gs://")
     return unquote(url.path)
 
 

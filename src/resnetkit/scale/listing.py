@@ -5,14 +5,18 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..data.object_store import READERS, ObjectNotFound, find_version, list_versions
+from ..data.paths import is_image, object_url
 from ..data.tree import SHARDS
 from ..errors import RecipeError
 from ..inference.images import ImageLike, Unreadable, source_name
+from ..prefetch import prefetch_map
 from .batches import local_path, utf8
 from .parts import image_key
 
@@ -36,8 +40,8 @@ class Item(NamedTuple):
 
     Args:
         source: its name in the rows.
-        version: size and modification time of its file; the SHA-256 of bytes; empty if there is no
-            file.
+        version: size and modification time of its file; the entity tag of an object in a store;
+            the SHA-256 of bytes; empty if there is nothing to read.
         size: bytes to read.
         image: a path, the bytes, or the reason why there is no image.
         column, row: the place of its bytes in the Parquet file ``image``.
@@ -56,28 +60,89 @@ def list_items(arguments: Iterable[str], expand: Expand) -> Iterator[Item]:
 
     Args:
         arguments: what `resnet predict` takes, ``file://`` URLs, and Parquet files or folders of
-            them, with a column of paths or bytes: ``photos.parquet#column``.
+            them on this machine, with a column of paths or bytes: ``photos.parquet#column``.
         expand: yields the images of arguments that are not Parquet files.
 
     Raises:
         RecipeError: an address has an unsupported scheme, or a Parquet file has no images.
+        DataError: an object store cannot be listed.
     """
+    versions = _Versions()
     for argument in arguments:
         path = local_path(argument)
-        files, column = _parquet_files(path, expand)
+        url = object_url(path)
+        if url is not None and not is_image(url):
+            _refuse_remote_parquet(url)
+            versions.list(url)
+        files, column = ([], None) if url is not None else _parquet_files(path, expand)
         if files:
-            yield from chain.from_iterable(_read_parquet(file, column) for file in files)
+            for file in files:
+                yield from _read_parquet(file, column, versions)
         else:
-            yield from map(_item, expand([path]))
+            yield from _items(expand([path]), versions)
 
 
-def _item(image: str | bytes | Unreadable) -> Item:
-    source = utf8(source_name(image))
-    if isinstance(image, bytes):
-        return Item(source, sha256(image).hexdigest(), len(image), image)
-    if isinstance(image, Unreadable):
-        return Item(source, "", 0, image)
-    return Item(source, *_version(image), image=image)
+def _items(images: Iterable[str | bytes | Unreadable], versions: _Versions) -> Iterator[Item]:
+    """Yield images with their versions, asking an object store about many at once."""
+    for is_remote, group in groupby(images, lambda image: _object_url(image) is not None):
+        yield from prefetch_map(versions.item, group, READERS if is_remote else 0)
+
+
+def _object_url(image: str | bytes | Unreadable) -> str | None:
+    return object_url(image) if isinstance(image, str) else None
+
+
+class _Versions:
+    """Finds the versions of images; those of a listed prefix need no further request."""
+
+    def __init__(self) -> None:
+        self._prefix = ""
+        self._listed: dict[str, tuple[str, int]] = {}  # the objects under it
+        self._manifests: dict[str, str] = {}  # folder -> version of the shards there or above it
+
+    def list(self, url: str) -> None:
+        """List the objects under a prefix."""
+        self._prefix = url.rstrip("/") + "/"
+        self._listed = list_versions(url)
+
+    def item(self, image: str | bytes | Unreadable) -> Item:
+        """Return an image with its version."""
+        source = utf8(source_name(image))
+        if isinstance(image, bytes):
+            return Item(source, sha256(image).hexdigest(), len(image), image)
+        if isinstance(image, Unreadable):
+            return Item(source, "", 0, image)
+        url = object_url(image)
+        return Item(source, *(_version(image) if url is None else self._find(url)), image=image)
+
+    def _find(self, url: str) -> tuple[str, int]:
+        """Return the version and size of an object, or the version of the shards that it is in."""
+        if self._prefix and url.startswith(self._prefix):
+            if url in self._listed:
+                return self._listed[url]
+        else:
+            with suppress(ObjectNotFound):
+                return find_version(url)
+        version = self._find_manifest(url.rpartition("/")[0])
+        return (f"shards-{version}", 0) if version else ("", 0)
+
+    def _find_manifest(self, folder: str) -> str:
+        if folder.count("/") < 2:
+            return ""
+        if folder not in self._manifests:
+            try:
+                self._manifests[folder] = find_version(f"{folder}/{SHARDS}")[0]
+            except ObjectNotFound:
+                self._manifests[folder] = self._find_manifest(folder.rpartition("/")[0])
+        return self._manifests[folder]
+
+
+def _refuse_remote_parquet(url: str) -> None:
+    if url.rpartition("#")[0].endswith(".parquet") or url.endswith(".parquet"):
+        raise RecipeError(
+            f"{url}: Parquet files are read from this machine only; the paths in them may be URLs. "
+            "Copy the file, and name the copy"
+        )
 
 
 def _version(path: str) -> tuple[str, int]:
@@ -116,7 +181,7 @@ def _parquet_files(argument: str, expand: Expand) -> tuple[list[str], str | None
     return files, column or None
 
 
-def _read_parquet(path: str, column: str | None) -> Iterator[Item]:
+def _read_parquet(path: str, column: str | None, versions: _Versions) -> Iterator[Item]:
     """Yield the images of a Parquet file. A column of paths is read; one of bytes is not."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -124,7 +189,7 @@ def _read_parquet(path: str, column: str | None) -> Iterator[Item]:
     try:
         file = parquet.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        yield _item(Unreadable(path, f"{path} is not a readable Parquet file ({error})"))
+        yield versions.item(Unreadable(path, f"{path} is not a readable Parquet file ({error})"))
         return
     with file:
         names = file.schema_arrow.names
@@ -137,9 +202,10 @@ def _read_parquet(path: str, column: str | None) -> Iterator[Item]:
         kind = file.schema_arrow.field(name).type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             for batch in file.iter_batches(columns=[name]):
-                for value in batch[0].to_pylist():
-                    missing = Unreadable(path, f"{path}: a row has no path")
-                    yield _item(missing if value is None else local_path(value))
+                missing = Unreadable(path, f"{path}: a row has no path")
+                values = batch[0].to_pylist()
+                paths = (missing if v is None else local_path(v) for v in values)
+                yield from _items(paths, versions)
             return
         if not _holds_bytes(kind):
             raise RecipeError(f"{path}: column {name} must hold paths or bytes; it holds {kind}")
