@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from resnetkit.scale.ray_data import resolve_address
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 JOB = EXAMPLES / "train.yaml"
@@ -76,3 +79,26 @@ def test_the_kubernetes_job_fits_the_published_schema():
     validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
     for document in yaml.safe_load_all(JOB.read_text(encoding="utf-8")):
         validate.validate(document, "1.29", strict=True)
+
+
+def test_the_ray_job_fits_together_and_its_pods_fit_the_published_schema():
+    """KubeRay's own schema is not on PyPI; the pods in it are validated like any other."""
+    job = yaml.safe_load((EXAMPLES / "predict.yaml").read_text(encoding="utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    command = shlex.split(job["spec"]["entrypoint"])
+    assert command[:2] == ["resnet", "predict"]
+    assert resolve_address(command[command.index("--on") + 1])
+    for group in (head, workers):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        (mount,) = container["volumeMounts"]
+        assert mount["name"] == pod["volumes"][0]["name"]
+        for path in (command[2], command[3], command[command.index("--out") + 1]):
+            assert path.startswith(mount["mountPath"])
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    for group in (head, workers):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **group["template"]}
+        validate.validate(pod, "1.29", strict=True)
