@@ -198,6 +198,12 @@ def test_the_page_shows_all_predictions_and_the_folds(finished):
     assert "--split out-of-fold" not in page
 
 
+def test_a_cross_validation_is_not_resumed_as_a_run(finished):
+    data, found = finished
+    with pytest.raises(OutputError, match=rf"resnet train --resume {found.folder}$"):
+        train(data, out=found.folder, resume=True)
+
+
 def test_resuming_a_finished_cross_validation_changes_nothing(finished, capsys):
     data, found = finished
     before = {p: p.read_bytes() for p in found.folder.rglob("*") if p.is_file()}

@@ -130,7 +130,7 @@ def test_another_recipe_or_other_data_are_listed(flat_folder, small, tmp_path):
     with pytest.raises(TrainingError, match=r"(?s)not the run.*recipe: epochs was 1 and is 2"):
         train(flat_folder, out=tmp_path / "run", resume=True, **small)
     shutil.copy(flat_folder / "red" / "001.png", flat_folder / "red" / "copy.png")
-    with pytest.raises(TrainingError, match="data: val pictures was 6 and is 7"):
+    with pytest.raises(TrainingError, match="data: val images was 6 and is 7"):
         train(flat_folder, out=tmp_path / "run", resume=True, **{**small, "epochs": 1})
 
 
@@ -168,7 +168,7 @@ def test_changed_data_are_an_error_if_the_length_is_given_in_steps(flat_folder, 
     train(flat_folder, out=tmp_path / "run", **settings)
     for number in range(12):
         shutil.copy(flat_folder / "red" / "001.png", flat_folder / "red" / f"copy{number}.png")
-    with pytest.raises(TrainingError, match=r"(?s)not the run that was saved.*train pictures was"):
+    with pytest.raises(TrainingError, match=r"(?s)not the run that was saved.*train images was"):
         train(tmp_path / "run", resume=True)
 
 

@@ -136,6 +136,11 @@ class RunFolder:
                 "Name another folder with --out, or remove this one"
             )
         if saved is None:
+            if is_run(path / "fold-1"):
+                raise OutputError(
+                    f"{path} is a cross-validation, not a single run. To resume it, type: resnet "
+                    f"train --resume {shlex.quote(str(path))}"
+                )
             if not is_run(path) and not _has_only_first_files(path):
                 storage.refuse_used(path)
             say(f"Nothing to resume in {path} yet; starting a new run.")

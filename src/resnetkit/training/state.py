@@ -307,7 +307,8 @@ def check_same_run(
         "data": {**now["data"], **saved["data"]},
     }
     differences = [
-        f"{kind}: {key} was {before[kind].get(key)!r} and is {now[kind].get(key)!r}"
+        f"{kind}: {key.replace('pictures', 'images')} was {before[kind].get(key)!r} and is "
+        f"{now[kind].get(key)!r}"
         for kind in now
         for key in now[kind]
         if before[kind].get(key) != now[kind][key]
