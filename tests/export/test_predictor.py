@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -62,6 +63,15 @@ def test_images_of_several_sizes_keep_their_order(exported):
         alone = predictor(image)
         assert alone.top[0][0] == answer.top[0][0]
         assert abs(alone.top[0][1] - answer.top[0][1]) < 1e-5
+
+
+def test_answers_about_images_in_memory_keep_thumbnails_for_notebooks(exported):
+    predictor = ExportedPredictor(exported[2].path)
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    for answer in (predictor(image), *predictor([image] * 2)):
+        with Image.open(io.BytesIO(answer.image)) as shown:
+            assert shown.size == (160, 120)
+        assert "<img" in answer._repr_html_()
 
 
 def test_other_forms_of_an_image(exported):

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..data.remote import read_ahead
 from ..errors import ImageError
-from ..inference.images import ImageLike, is_image, read_pixels, source_name
-from ..inference.prediction import BATCH_SIZE, Prediction, Predictions
+from ..inference.images import ImageLike, read_pixels, source_name
+from ..inference.prediction import BATCH_SIZE, Prediction, Predictions, classify
 from ..inference.uncertainty import Uncertainty, resolve_uncertainty
 from ..prefetch import prefetch_map
 from ..processes import default_workers
@@ -82,13 +82,7 @@ class ExportedPredictor:
             coverage=coverage,
             false_alarms=false_alarms,
         )
-        if is_image(images):
-            answer = next(stream([images]))
-            if answer.error is not None:
-                raise ImageError(answer.error)
-            return answer
-        several: Iterable[ImageLike] = images  # type: ignore[assignment]
-        return Predictions(stream(several))
+        return classify(stream, images)
 
     def stream(
         self,

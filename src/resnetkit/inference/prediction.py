@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from .images import ImageLike
-from .notebook import card, cards
+from ..errors import ImageError
+from .images import ImageLike, is_image, thumbnail
+from .notebook import MAX_CARDS, card, cards
 
 BATCH_SIZE = 32
 """Images per batch. A file of rows resumes at the start of a batch."""
@@ -109,3 +113,32 @@ class Predictions(list[Prediction]):
 
     def _repr_html_(self) -> str:
         return cards(self)
+
+
+def classify(
+    stream: Callable[..., Iterator[Prediction]], images: ImageLike | Iterable[ImageLike]
+) -> Prediction | Predictions:
+    """Return the answer for one image, or those for several.
+
+    Args:
+        stream: images -> answers; takes ``keep_images``, as `Predictor.stream` does.
+        images: one image or several.
+
+    Raises:
+        ImageError: a single image cannot be read.
+    """
+    if is_image(images):
+        answer = next(stream([images], keep_images=False))
+        if answer.error is not None:
+            raise ImageError(answer.error)
+        return replace(answer, image=answer.image or thumbnail(images))
+    answers = stream(images, keep_images=True)
+    return Predictions(map(_with_thumbnail, answers, count()))
+
+
+def _with_thumbnail(answer: Prediction, number: int) -> Prediction:
+    """Replace an image in memory with its thumbnail, or with None if no notebook will show it."""
+    if answer.image is None or isinstance(answer.image, str | os.PathLike):
+        return answer
+    shown = number < MAX_CARDS and answer.error is None
+    return replace(answer, image=thumbnail(answer.image) if shown else None)

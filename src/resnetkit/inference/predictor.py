@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from itertools import count, islice, repeat
+from itertools import islice, repeat
 from pathlib import Path
 from threading import Lock
 from typing import Any, overload
@@ -25,9 +25,8 @@ from ..prefetch import prefetch_map
 from ..processes import default_workers
 from ..storage import sha256
 from . import engines
-from .images import ImageLike, is_image, source_name, thumbnail, working_pixels
-from .notebook import MAX_CARDS
-from .prediction import BATCH_SIZE, FEW, Prediction, Predictions
+from .images import ImageLike, source_name, working_pixels
+from .prediction import BATCH_SIZE, FEW, Prediction, Predictions, classify
 from .uncertainty import Uncertainty, resolve_uncertainty
 
 _engine_lock = Lock()  # threads that share a predictor start each engine once
@@ -158,14 +157,7 @@ class Predictor:
             coverage=coverage,
             false_alarms=false_alarms,
         )
-        if is_image(images):
-            answer = next(stream([images]))
-            if answer.error is not None:
-                raise ImageError(answer.error)
-            return replace(answer, image=answer.image or thumbnail(images))
-        several: Iterable[ImageLike] = images  # type: ignore[assignment]
-        answers = stream(several, keep_images=True)
-        return Predictions(map(_with_thumbnail, answers, count()))
+        return classify(stream, images)
 
     def stream(
         self,
@@ -365,14 +357,6 @@ def load(
 ) -> Predictor:
     """Load a model file; see `Predictor` for the arguments."""
     return Predictor(model_file, device, engine=engine, precision=precision)
-
-
-def _with_thumbnail(answer: Prediction, number: int) -> Prediction:
-    """Replace an image in memory with its thumbnail, or with None if no notebook will show it."""
-    if answer.image is None or isinstance(answer.image, str | os.PathLike):
-        return answer
-    shown = number < MAX_CARDS and answer.error is None
-    return replace(answer, image=thumbnail(answer.image) if shown else None)
 
 
 def _batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
