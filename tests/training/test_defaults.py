@@ -167,7 +167,7 @@ def test_transparency_that_is_put_on_white_is_said_once(tmp_path, capsys, number
         image.save(path)
     dataset = folder.read_dataset(tmp_path)
     assert not defaults.fill_channels(load_recipe("fast"), dataset).channels
-    words = f"{number} of 40 training images checked, such as a/0.png, are transparent in places"
+    words = f"{number} of 40 training images checked, such as a/0.png, are partly transparent."
     output = capsys.readouterr().err
     assert (words in output, "--channels 4" in output) == (says, says)
     for settings in ({"channels": 3}, {"channels": 4}):

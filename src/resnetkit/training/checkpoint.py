@@ -3,8 +3,8 @@
 A generation is one file, ``state/000012-<sha256>.safetensors``: its number in the order of saving,
 and the checksum of its contents. It gets this name once it is complete, and is never modified
 after that. So a crash at any write, fsync or rename leaves the earlier generations untouched.
-``state/manifest.json`` tells people and monitors which generation is the newest and where the run
-is; reading the state does not need it.
+``state/manifest.json`` tells people and monitors which generation is the newest and how far the run
+has got; it is not needed to read the state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 UNFINISHED = re.compile(r"\.(\d{6,}|manifest\.json)\.\w{8,}")
-"""Names that `storage.temporary` gives to files, which a killed run leaves behind."""
+"""Names of the `storage.temporary` files that a killed run leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Snapshot:
 
 
 class Checkpoints:
-    """Saves snapshots into a folder, one after another, in a thread.
+    """Saves snapshots to a folder, one at a time, in a background thread.
 
     Args:
         folder: ``state/`` of the run.
-        seconds: time between two saves, for `is_due`.
+        seconds: time between saves, for `is_due`.
         resumed: the snapshot that the run resumes. Its generation is kept until there are two newer
             ones; a newer generation that turned out to be damaged is removed.
     """
@@ -99,9 +99,9 @@ class Checkpoints:
         """
         self.wait()
         self._last_save = time.monotonic()
-        # Each save has a new thread: copying tensors gives a thread its own pool of compute
-        # threads. While that pool exists, OpenMP thinks that the machine is oversubscribed and
-        # halves the speed of training.
+        # Each save gets a new thread: copying tensors gives a thread its own pool of compute
+        # threads. While that pool exists, OpenMP treats the machine as oversubscribed, and training
+        # runs at half speed.
         writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending = writer.submit(write_generation, self.folder, snapshot, self._newest)
         writer.shutdown(wait=False)
@@ -119,8 +119,8 @@ class Checkpoints:
                 self._newest = pending.result()
         except OSError as error:
             raise OutputError(
-                f"The state cannot be saved to {self.folder} ({error.strerror}). What was saved "
-                "before is kept. Free some space and resume with --resume"
+                f"Cannot save the state to {self.folder} ({error.strerror}). Earlier saves are "
+                "kept. Free some space and resume with --resume"
             ) from error
 
     def finish(self) -> None:
@@ -151,7 +151,8 @@ def write_generation(folder: Path, snapshot: Snapshot, previous: Path | None = N
 def _remove_generations(folder: Path, keep: set[Path | None]) -> None:
     """Remove other generations, and unfinished files of killed runs.
 
-    Other files are not ours, such as the ``.nfs...`` of a file that is removed while it is open.
+    Other files are left alone, such as the ``.nfs...`` file that remains when an open file is
+    removed.
     """
     for path in folder.iterdir():
         is_ours = GENERATION.fullmatch(path.name) or UNFINISHED.fullmatch(path.name)
@@ -200,6 +201,6 @@ def _read_generation(path: Path, digest: str) -> Snapshot:
     with safe_open(path, "pt") as file:
         values = json.loads(file.metadata()["values"])
         names = file.keys()
-        # Clone, because a tensor of the file keeps the file open, and it could not be removed.
+        # Clone, because a tensor backed by the file keeps it open, so it could not be removed.
         tensors = {name: file.get_tensor(name).clone() for name in names}
     return Snapshot(tensors, values, path)

@@ -28,7 +28,8 @@ class DeviceDefaults(NamedTuple):
     Args:
         batch_sizes: the smallest and the largest number of images per step, of all processes
             together; see `fill_batch_size`.
-        images_shown: images of the whole run. They decide its epochs, within `EPOCHS`.
+        images_shown: images shown over the whole run. This determines the number of epochs, within
+            `EPOCHS`.
         largest_size: limit on the image side in pixels; see `fill_image_size`.
     """
 
@@ -43,25 +44,25 @@ DEVICE_DEFAULTS = {
     "cuda": DeviceDefaults(batch_sizes=(128, 128), images_shown=160_000, largest_size=224),
 }
 """Defaults by type of device. A GPU idles with small batches, so its batches are larger. It also
-sees more images, to make up for some of the steps that this saves. Only the CPU row was
+sees more images, which makes up for some of the steps lost to larger batches. Only the CPU row was
 measured (benchmarks/speed_cpu_2026-11-20.md, benchmarks/defaults_cpu_2026-11-29.md)."""
 
 FEW_IMAGES = 1000
 """With fewer training images, ``trivial_augment: few`` means TrivialAugment."""
 
 STEPS_PER_EPOCH = 190
-"""About how many steps an epoch has, as far as the limits of `DEVICE_DEFAULTS` allow.
+"""Approximate number of steps per epoch, within the limits of `DEVICE_DEFAULTS`.
 
-A few thousand images need the many steps of small batches. From 24,000 images on, batches of 128
-reach the same accuracy after as many epochs, in half the time.
+With a few thousand images, training needs the many steps that small batches give. With 24,000
+images or more, batches of 128 reach the same accuracy in as many epochs and half the time.
 """
 
 EPOCHS = (16, 300)
-"""Smallest and largest number of epochs that is filled in."""
+"""Smallest and largest default number of epochs."""
 
 
 PRETRAINED_SHARE = 0.4
-"""Share of the images of `DEVICE_DEFAULTS` that a run from trained weights shows."""
+"""Share of ``images_shown`` for a run that starts from trained weights."""
 
 
 def fill_defaults(
@@ -89,8 +90,8 @@ def fill_network(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
     """Fill in precision and network.
 
     On a CPU, the default network has half the usual width, or a quarter for fewer than 2,000
-    images. It sees more images in the same time, and reached the same accuracy on the same photos
-    sooner (benchmarks/README.md).
+    images. A narrower network sees more images in the same time, and it reached the same accuracy
+    on the same photos sooner (benchmarks/README.md).
     """
     values: dict[str, Any] = {"precision": runtime.precision}
     if recipe.model is None:
@@ -103,13 +104,13 @@ def fill_network(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
 
 
 def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None = None) -> Recipe:
-    """Fill in ``channels``, and make the network's option ``in_channels`` the same.
+    """Fill in ``channels``, and set the network's ``in_channels`` option to match.
 
     A network with random weights has one input channel if all training images are stored as
     grayscale. Otherwise it has three, unless the recipe sets another number.
 
     Raises:
-        RecipeError: both are set and differ, or no image has this number of channels.
+        RecipeError: both are set and differ, or images cannot have this number of channels.
     """
     options = dict(recipe.model_options)
     channels = options.get("in_channels", recipe.channels)
@@ -121,8 +122,8 @@ def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None =
         channels = 1 if is_gray else 3
         if is_gray:
             say(
-                "Note: all training images are grayscale, so the network gets one input channel; "
-                "--channels 3 for RGB."
+                "Note: all training images are grayscale, so the network gets one input channel. "
+                "Use --channels 3 for RGB."
             )
         if split is not None:
             _note_transparency(split)
@@ -146,8 +147,8 @@ def _note_transparency(split: Split) -> None:
     if found and 10 * len(found) >= len(checked):
         say(
             f"Note: {len(found):,} of {pluralize(len(checked), 'training image')} checked, such as "
-            f"{printable(min(found))}, are transparent in places; these places become white. "
-            "Use --channels 4 to keep transparency."
+            f"{printable(min(found))}, are partly transparent. Transparent areas become white. Use "
+            "--channels 4 to keep transparency."
         )
 
 
@@ -155,7 +156,7 @@ def fill_value_range(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Fill in the values that become black and white in images with more than 8 bits.
 
     Raises:
-        DataError: the images are of several kinds.
+        DataError: the images are of different kinds.
     """
     splits = [dataset.splits[name] for name in ("train", "all", "val") if name in dataset.splits]
     if recipe.value_range is not None or not splits:
@@ -167,7 +168,7 @@ def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recip
     """Fill in image size, resize size, and the stem for small images.
 
     The image size is the median shorter side of 200 training images, rounded down to a multiple of
-    32, and limited to what the device trains on in reasonable time.
+    32, and limited to what the device can train on in reasonable time.
 
     Raises:
         DataError: there are no training images.
@@ -201,7 +202,7 @@ def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recip
 def fill_length(
     recipe: Recipe, images: int, runtime: Runtime, *, recorded: Recipe | None = None
 ) -> Recipe:
-    """Fill in batch size, epochs, and whether images are few enough for TrivialAugment.
+    """Fill in batch size, epochs, and whether there are few enough images for TrivialAugment.
 
     See `fill_batch_size` and `fill_epochs`.
 
@@ -213,7 +214,7 @@ def fill_length(
             open, whatever device that run was on.
 
     Raises:
-        RecipeError: epochs and steps are both set, and are not the same length.
+        RecipeError: epochs and steps are both set, and disagree.
     """
     if recorded is not None:
         values: dict[str, Any] = {"batch_size": recipe.batch_size or recorded.batch_size}
@@ -227,7 +228,7 @@ def fill_length(
 
 
 def fill_batch_size(recipe: Recipe, images: int, runtime: Runtime) -> Recipe:
-    """Fill in the batch size: the power of two with about `STEPS_PER_EPOCH` steps in an epoch.
+    """Fill in the batch size: the power of two that gives about `STEPS_PER_EPOCH` steps.
 
     It is within the limits of `DEVICE_DEFAULTS`, at most the number of training ``images``, and a
     multiple of the number of ranks.
@@ -247,18 +248,18 @@ def fill_epochs(
     """Fill in the number of epochs.
 
     With ``steps``, it is the number of epochs that contain them; the last one may be cut short.
-    Otherwise it shows the number of images of `DEVICE_DEFAULTS`, or `PRETRAINED_SHARE` of them if
-    the network starts from trained weights, within `EPOCHS`.
+    Otherwise, it is enough to show the ``images_shown`` of `DEVICE_DEFAULTS`, or `PRETRAINED_SHARE`
+    of them if the network starts from trained weights, within `EPOCHS`.
 
     Args:
         recipe: the recipe; its batch size is filled in.
         images: number of training images.
         runtime: the device.
-        is_resumed: the recipe of a resumed run has epochs and steps. If they no longer fit, its
-            data changed, which a later check reports.
+        is_resumed: whether the run is resumed. Its recipe then has both epochs and steps. If they
+            no longer agree, the data changed, which a later check reports.
 
     Raises:
-        RecipeError: epochs and steps are both set, and are not the same length.
+        RecipeError: epochs and steps are both set, and disagree.
     """
     if recipe.steps is not None:
         assert recipe.batch_size is not None
@@ -266,8 +267,8 @@ def fill_epochs(
         if recipe.epochs not in (None, epochs) and not is_resumed:
             raise RecipeError(
                 f"epochs is {recipe.epochs}, but {recipe.steps} steps with batches of "
-                f"{recipe.batch_size} of these {images} images take {epochs} epochs. Set one of "
-                "epochs and steps to null"
+                f"{recipe.batch_size} of these {images} images take {epochs} epochs. Set epochs or "
+                "steps to null"
             )
         return recipe.with_settings({"epochs": epochs, "steps": recipe.steps})
     if recipe.epochs is not None:

@@ -1,7 +1,7 @@
 """How the training forward pass runs: eager or compiled, in one process or in several.
 
-The network keeps its plain parameter names and is what is saved and evaluated. Only the training
-step runs through the wrapper that `wrap_model` puts around it.
+The network itself, with its plain parameter names, is what is saved and evaluated. Only the
+training step runs through the wrapper that `wrap_model` puts around it.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     if recipe.compile and shutil.which(compiler) is None:
         raise RecipeError(
             f"compile: torch.compile needs a C++ compiler, and {compiler} is not on the PATH. "
-            "Install one (Debian: apt install g++), name another one in CXX, or turn it off with "
+            "Install one (Debian: apt install g++), set CXX to another one, or turn it off with "
             "--set compile=false"
         )
 
 
 def check_image_count(count: int, runtime: Runtime) -> None:
-    """Check that every rank gets an image of every batch.
+    """Check that every rank gets at least one image of every batch.
 
     Raises:
         DataError: there are fewer training images than processes.
@@ -69,7 +69,7 @@ def check_image_count(count: int, runtime: Runtime) -> None:
 
 
 def convert_sync_bn(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Return the network with batch norms over the batch of all ranks, if the recipe wants them.
+    """Return the network with batch norm over the batch of all ranks, if the recipe asks for it.
 
     Parameters and names stay the same.
     """
@@ -79,7 +79,7 @@ def convert_sync_bn(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def revert_sync_bn(model: nn.Module) -> nn.Module:
-    """Undo `convert_sync_bn` in place: batch norms see the batch of this process only."""
+    """Undo `convert_sync_bn` in place: batch norm sees only the batch of this process."""
     for name, norm in list(model.named_modules()):
         if isinstance(norm, nn.SyncBatchNorm):
             local = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
@@ -115,7 +115,7 @@ def wrap_model(
 def compile_every_size(recipe: Recipe) -> AbstractContextManager[None]:
     """Return the context for training a compiled network at several image sizes.
 
-    By default, PyTorch stops compiling after 8 sizes; here after 64.
+    By default, PyTorch stops compiling after 8 sizes; here, it stops after 64.
     """
     if not recipe.compile:
         return nullcontext()
@@ -124,10 +124,10 @@ def compile_every_size(recipe: Recipe) -> AbstractContextManager[None]:
 
 
 def _compile(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Return the network, compiled for each image size separately if the recipe wants it.
+    """Return the network, compiled separately for each image size if the recipe asks for it.
 
-    A dynamic size would save compilations. But then the code of a run, and so its bits, would
-    depend on the sizes that it saw before.
+    A dynamic size would need fewer compilations. But then the compiled code, and with it the exact
+    bits of the result, would depend on the sizes that the run saw before.
     """
     if not recipe.compile:
         return model
@@ -148,7 +148,7 @@ def _trained_names(model: nn.Module) -> list[str]:
 
 
 def _wrap_in_ddp(model: nn.Module, network: nn.Module, recipe: Recipe, *, runtime: Runtime) -> _DDP:
-    """Return DDP around ``network``, which is ``model`` or its compiled form."""
+    """Return ``network``, which is ``model`` or its compiled form, wrapped in DDP."""
     # Running statistics do not affect training, and only those of the main rank are
     # saved and evaluated. Sending them to the other ranks at every step would change nothing.
     known = inspect.signature(DistributedDataParallel).parameters

@@ -78,26 +78,26 @@ def train_folds(
     were filled in for the first. The training and validation splits are pooled; a test split is
     left out, and the final network is evaluated on it.
 
-    The final network, in ``final``, is trained on all images with the same recipe and as many
-    epochs. No images are left to select its best epoch with, so it keeps the last one. The folds
-    are therefore judged by their last epoch too. So their accuracy is that of the procedure that
-    makes the final network, and no image is used both to select an epoch and to measure accuracy.
-    The final network has seen ``K / (K - 1)`` times as many images as each fold, so it is usually a
+    The final network, in ``final``, is trained on all images with the same recipe and number of
+    epochs. No images are left to select its best epoch, so it keeps the last one. The folds are
+    therefore judged by their last epoch too: their accuracy is that of the procedure that produces
+    the final network, and no image is used both to select an epoch and to measure accuracy. The
+    final network has seen ``K / (K - 1)`` times as many images as each fold, so it is usually a
     little better.
 
-    The accuracy is that of all out-of-fold predictions together. Its interval is Wilson's, with
-    copies counted as `evaluation.intervals.grouped_interval` does. It says how far the accuracy may
-    vary with the choice of images. The standard deviation between folds is no substitute: the folds
-    share most of their training images, so their accuracies are not independent, and no unbiased
-    estimate of the variance can be made from them (Bengio and Grandvalet 2004, JMLR 5:1089). This
-    interval does not cover how much the network varies with its training images either, so it is a
-    little too narrow for small datasets (Bates, Hastie and Tibshirani 2023,
-    doi:10.1080/01621459.2023.2197686).
+    The accuracy is computed over all out-of-fold predictions together. Its interval is Wilson's,
+    with copies counted as `evaluation.intervals.grouped_interval` does. It says how much the
+    accuracy may vary with the choice of images. The standard deviation between folds is no
+    substitute: the folds share most of their training images, so their accuracies are not
+    independent, and no unbiased estimate of the variance can be made from them (Bengio and
+    Grandvalet 2004, JMLR 5:1089). This interval does not cover how much the network varies with its
+    training images either, so it is a little too narrow for small datasets (Bates, Hastie and
+    Tibshirani 2023, doi:10.1080/01621459.2023.2197686).
 
     Args:
         data: as in `train`. With ``resume``, the folder of a cross-validation works too.
         recipe: as in `train`.
-        folds: number of folds, at least 2; by default 5, or as many as the resumed one has.
+        folds: number of folds, at least 2; by default 5, or the number that the resumed one has.
         out: the folder; by default ``runs/<data>-<model>-folds``. ``folds.json`` is written last.
         device: as in `train`.
         workers: as in `train`.
@@ -149,7 +149,7 @@ def train_folds(
     try:
         for number in range(1, folds + 1):
             runs.append(train_one(number, f"fold-{number}", fold=(number, folds)))
-            runtime.on_main(storage.make_output, path)  # not earlier: a request may be refused
+            runtime.on_main(storage.make_output, path)  # not before: `train` may refuse
             # The first run has filled in everything, so that all folds have the same settings.
             recipe = runs[0].folder / "recipe.yaml"
             steps = runs[0].recipe.steps
@@ -186,7 +186,7 @@ def describe_folds(dataset: Dataset, folds: int) -> str:
     if {"train", "val"} <= counts.keys():
         text += f" ({counts['train']:,} of train and {counts['val']:,} of val, pooled)"
     if test:
-        text += f"; the {test:,} images of test are left out, for the final network"
+        text += f"; the {test:,} images of test are kept for the final network"
     return text
 
 
@@ -289,7 +289,7 @@ def _finish(
     )
     answered_by = [RunFolder(runs[fold - 1].folder).last for fold in folds]
     html.write_page(path / "report.html", evaluation, final.model, device, answered_by=answered_by)
-    # After everything else is written, because no one has read the test images before.
+    # Only after everything else is written, because no earlier step has read the test images.
     if "test" in dataset.splits:
         tested = evaluate(final.model, Path(data), "test", device=device, workers=workers).metrics
         keys = ("pictures", "accuracy", "accuracy_interval", "errors", "loss")
@@ -354,7 +354,7 @@ def _check_settings(folds: int, recipe: str | Path | None, settings: dict[str, A
     """Check that no setting conflicts with the folds.
 
     Raises:
-        RecipeError: a setting does, or there are fewer than two folds.
+        RecipeError: a setting conflicts, or there are fewer than two folds.
     """
     if folds < 2:
         raise RecipeError(f"--folds must be at least 2; got {folds}")

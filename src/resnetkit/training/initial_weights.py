@@ -147,14 +147,14 @@ def _weights_file(model: str, weights: str, *, brief: bool) -> Path:
     Args:
         model: the name of the network.
         weights: a published name, a file or an address.
-        brief: give up soon if the server of published weights does not answer.
+        brief: give up quickly if the server of published weights does not answer.
     """
     member = _published_member(model, weights)
     return resolve_file(weights) if member is None else member.file(brief=brief)
 
 
 def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network with random weights, f(seed), and the options that build it again.
+    """Return the network with random weights, f(seed), and the options that rebuild it.
 
     Raises:
         RecipeError: ``model_options`` has an option that the architecture does not know, a value
@@ -202,7 +202,7 @@ def initial_network(
         load_weights: whether to load the recipe's weights file, if it has one.
 
     Returns:
-        The network, the options that build it again, and ``runtime`` with its memory layout.
+        The network, the options that rebuild it, and ``runtime`` with its memory layout.
 
     Raises:
         RecipeError, TrainingError, WeightsError: as in `make_network` and `load_initial_weights`.
@@ -268,7 +268,7 @@ def _match_head(
     *,
     classes: Sequence[str],
 ) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors with a head for ``classes``, and a note on what became of the head.
+    """Return the tensors with a head for ``classes``, and a note on what happened to the head.
 
     A class may also be named by the WordNet id of an ImageNet class.
 
@@ -324,8 +324,8 @@ def _first_few(names: Sequence[str]) -> str:
 def shareable_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as the model file holds it, without private details.
 
-    The weights keep only the name of a file, and an address without user, password and query. The
-    SHA-256 identifies the file.
+    Of the weights, only the name of the file is kept, or the address without user, password and
+    query. The SHA-256 identifies the file.
     """
     weights = recipe.weights
     if weights.startswith(("https://", "http://")):

@@ -15,8 +15,8 @@ from ..signals import SIGNALS, SignalWatchdog
 class Interrupts:
     """A context in which the first signal is only recorded, in ``received``.
 
-    A second signal has the effect that it had before. If the main thread is stuck in native code
-    and reaches neither handler, a `signals.SignalWatchdog` ends the process.
+    A second signal has the effect that it has outside this context. If the main thread is stuck in
+    native code and reaches neither handler, a `signals.SignalWatchdog` ends the process.
 
     Outside the main thread, where Python delivers no signals, the context does nothing.
     """

@@ -189,7 +189,7 @@ def training_step(
         Loss, number of correct images, and margins, on the device. Nothing here waits for it.
     """
     set_learning_rate(state.optimizer, lr)
-    # What the network itself draws, as for dropout, is f(seed, step, rank).
+    # Random numbers that the network itself draws, as for dropout, are f(seed, step, rank).
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
@@ -238,7 +238,7 @@ def rank_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize and mix this rank's share of a batch.
 
-    The first image of a share may only be there to be mixed into the next one (``lead``).
+    The first image of a share may be there only to be mixed into the next one (``lead``).
 
     Returns:
         Images ``(n, C, S, S)``; targets, which are labels ``(n,)``, or probabilities
@@ -259,7 +259,7 @@ def save(session: Session, checkpoints: Checkpoints, outcomes: Outcomes) -> None
     Args:
         session: its state is what is saved.
         checkpoints: where it is saved.
-        outcomes: the outcomes of this epoch that are not read yet.
+        outcomes: the outcomes of this epoch that have not been read yet.
 
     Raises:
         TrainingError: the loss or a weight is not finite.
@@ -274,7 +274,7 @@ def stop(session: Session, run_folder: RunFolder, checkpoints: Checkpoints, sign
 
     Args:
         session: the run.
-        run_folder: its folder, which the message on how to resume names.
+        run_folder: its folder, named in the message on how to resume.
         checkpoints: where the state is saved.
         signal: the number of the signal that any rank received.
 
@@ -321,7 +321,7 @@ def open_run(
 ) -> tuple[Session, RunFolder, Snapshot | None]:
     """Start a run, or return to where one stopped. All ranks must call this.
 
-    Args: as `train` takes them.
+    Args: as in `train`.
 
     Returns:
         The session, its run folder, and the saved state if the run is resumed.
@@ -346,7 +346,7 @@ def open_run(
     requested = runtime.on_main(resolve_recipe, recipe, settings, recorded)
     check_hosts(dataset, requested, run_folder, runtime, typed=typed, is_resumed=saved is not None)
 
-    # Make the images, the network, the optimizer and the loader. This completes the recipe.
+    # Prepare the images, the network, the optimizer and the loader. This completes the recipe.
     session = set_up(
         dataset,
         requested,

@@ -1,7 +1,7 @@
 """The learning-rate finder: a short run with a growing learning rate, and a suggestion.
 
-Smith, arXiv:1506.01186, section 3.3: raise the rate once from far too low to far too high, and look
-at the loss. It falls while the rate is useful, and rises when the rate is too high.
+Smith, arXiv:1506.01186, section 3.3: raise the rate once from far too low to far too high, and
+watch the loss. It falls while the rate is useful, and rises when the rate is too high.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def find_lr(
         data, recipe, device, workers, settings: as in `train`; ``head_share`` is 0.
 
     Raises:
-        RecipeError, DataError: as in `train`; or there are several processes.
+        RecipeError, DataError: as in `train`; or there is more than one process.
         TrainingError: the loss never fell.
     """
     if processes.world_size() > 1:

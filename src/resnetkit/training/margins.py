@@ -19,7 +19,7 @@ def label_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the logit of each label minus the greatest other logit.
 
     Args:
-        logits: ``(n, classes)``, two classes or more.
+        logits: ``(n, classes)``, with at least two classes.
         labels: ``(n,)`` int64.
 
     Returns:
@@ -32,7 +32,7 @@ def label_margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Margins:
-    """Sum and number of the margins of each training image so far.
+    """Sum and count of the margins of each training image so far.
 
     Attributes:
         total: ``(n,)`` float64, the sum.
@@ -44,7 +44,7 @@ class Margins:
         self.count = np.zeros(images, np.int32)
 
     def add(self, indices: np.ndarray, margins: Sequence[float]) -> None:
-        """Add the margins of a batch. An image may be in it several times.
+        """Add the margins of a batch, which may contain an image several times.
 
         Args:
             indices: ``(N,)``, indices into the training split.

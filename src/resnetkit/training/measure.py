@@ -35,7 +35,7 @@ THREADS_ROUNDS = 7
 """Limit on the measurements of each number of compute threads."""
 
 THREADS_GAIN = 0.1
-"""How much slower than the fastest a step may be with fewer compute threads."""
+"""How much slower than the fastest a step with fewer compute threads may be."""
 
 
 def fill_threads(
@@ -44,9 +44,9 @@ def fill_threads(
     """Fill in the number of compute threads, and use it from here on.
 
     Training steps with 1, 2, 4, ... threads take turns for at most `THREADS_SECONDS`. The result is
-    the fewest with a median step within `THREADS_GAIN` of the fastest: a small network gains
-    little from more, and threads that wait for each other slow down every other process. If steps
-    are too long for that, it is the number of cores that a first step got.
+    the smallest number whose median step is within `THREADS_GAIN` of the fastest: a small network
+    gains little from more threads, and threads that wait for each other slow down every other
+    process. If steps are too long for that, it is the number of cores that the first step got.
 
     Nothing is measured if the number is given: by the recipe, by OMP_NUM_THREADS, by torchrun, or
     by the run that is resumed (``recorded``).
@@ -136,7 +136,7 @@ def estimate_seconds(
 
     The steps run on a copy of the network, so the network and every RNG stay as they are. Each
     process measures its own share of a batch, in the micro-batches of ``accumulate``, eagerly and
-    without any exchange, because ranks measure different numbers of steps.
+    without communication, because ranks measure different numbers of steps.
 
     Args:
         model: the network, on its device.
@@ -245,9 +245,9 @@ def _blank_batch(
 
 
 def _median_seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
-    """Return the median seconds of up to ``times`` steps in a quarter of a second, after one more.
+    """Return the median seconds of a step, over up to ``times`` steps in a quarter of a second.
 
-    The first step is the warm-up.
+    One more step comes first, as a warm-up.
     """
     step()
     seconds: list[float] = []

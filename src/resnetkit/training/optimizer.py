@@ -25,8 +25,8 @@ class Optimizer:
 
     Args:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-        groups: each with its ``params``, its ``weight_decay`` and its ``scale`` of the learning
-            rate.
+        groups: each with its ``params``, its ``weight_decay``, and ``scale``, a factor on the
+            learning rate.
         lr: the learning rate until `set_learning_rate` sets another.
         momentum: momentum of SGD.
         nesterov: whether SGD uses Nesterov momentum.

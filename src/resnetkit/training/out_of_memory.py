@@ -1,4 +1,4 @@
-"""A useful error if a batch does not fit into the memory of the device."""
+"""A useful error if a batch does not fit in the device's memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXTS = ("out of memory", "DefaultCPUAllocator", "_STATUS_ALLOC_FAILED")
 
 @contextmanager
 def explain_out_of_memory(recipe: Recipe, runtime: Runtime) -> Iterator[None]:
-    """Turn an out-of-memory error of PyTorch into one that says what to change.
+    """Turn PyTorch's out-of-memory error into one that says what to change.
 
     Raises:
         TrainingError: the device ran out of memory inside this context.
@@ -35,7 +35,7 @@ def explain_out_of_memory(recipe: Recipe, runtime: Runtime) -> Iterator[None]:
         assert batch_size is not None
         smaller = max(ranks, batch_size // 2 // ranks * ranks)
         raise TrainingError(
-            f"The memory of {runtime.device} is not enough for {recipe.micro_batch_size(ranks)} "
+            f"{runtime.device} does not have enough memory for {recipe.micro_batch_size(ranks)} "
             f"images at once (batch_size {batch_size}, accumulate {recipe.accumulate}, processes "
             f"{ranks}). Compute the same batch in more parts with --set "
             f"accumulate={2 * recipe.accumulate}, or use a smaller batch with --batch-size "

@@ -64,11 +64,11 @@ class Outcomes:
         self._last_read = time.perf_counter()
 
     def add(self, outcome: Outcome, indices: np.ndarray) -> None:
-        """Start to copy the outcome of the current step to the CPU.
+        """Start copying the outcome of the current step to the CPU.
 
         Args:
             outcome: as `training_step` returns it.
-            indices: ``(N,)`` of the images of the whole batch in the training split.
+            indices: ``(N,)``, indices of the whole batch's images into the training split.
         """
         self._pending.append(_Pending(self.state.step, indices, *map(machine.read_later, outcome)))
 

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and their weight decay and scale of the learning rate.
+"""Which parameters are trained, and their weight decay and learning-rate scale.
 
 A layer here is a direct child of the network that has parameters: conv1, bn1, layer1, ..., fc.
 """

@@ -1,4 +1,4 @@
-"""The plan of a run as text, which is shown before the first step."""
+"""The plan of a run, as text that is shown before the first step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW_IMAGES = 30
 """Images per class; if there are fewer, a note says so."""
 
 SMALL_BATCH = 8
-"""Images at once; from fewer, batch norm estimates mean and variance poorly."""
+"""Images at once; with fewer, batch norm estimates mean and variance poorly."""
 
 
 def describe_plan(
@@ -211,7 +211,7 @@ def _note_on_batch_norm(recipe: Recipe, runtime: Runtime, model: nn.Module) -> l
     """Return a note if the processes leave too few images for batch norm; else an empty list."""
     ranks = runtime.world_size
     count = recipe.micro_batch_size(ranks)
-    has_local_norms = any(  # SyncBatchNorm is no BatchNorm2d
+    has_local_norms = any(  # SyncBatchNorm is not a BatchNorm2d
         isinstance(module, nn.BatchNorm2d) for module in model.modules()
     )
     if ranks == 1 or count >= SMALL_BATCH or not has_local_norms:

@@ -1,4 +1,4 @@
-"""Compare what the ranks of a run have, before they train on it together.
+"""Compare the files and settings of a run's ranks, before they train together.
 
 `resnetkit.hosts` compares versions and addresses first. All errors here are raised on all ranks
 and name the hosts.
@@ -26,10 +26,10 @@ from .recipe import Recipe
 from .run import RunFolder
 
 MAX_SIZES = 1000
-"""The most files whose sizes are compared. All contents are compared once they are read."""
+"""Maximum number of files whose sizes are compared. All contents are compared later, once read."""
 
 CLOCK_SECONDS = 5.0
-"""Difference between clocks above which a warning is printed."""
+"""Difference between clocks, in seconds, above which a warning is printed."""
 
 LOW_DISK = 2**30
 """Free bytes below which a warning is printed. A large network saves a gigabyte."""
@@ -51,7 +51,7 @@ def check_hosts(
         recipe: the main rank's recipe, with its weights resolved.
         run_folder: the run folder; only the main rank needs it.
         runtime: this rank.
-        typed: what was typed on this host.
+        typed: the arguments typed on this host.
         is_resumed: whether the weights come from a saved state rather than their file.
 
     Raises:

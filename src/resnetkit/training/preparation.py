@@ -19,7 +19,7 @@ from ..progress import bar
 from .recipe import Recipe
 
 MAX_COMPARED = 100_000
-"""Most images that are searched for near duplicates, at a third of a millisecond each."""
+"""Maximum number of images searched for near duplicates, at a third of a millisecond each."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PreparedData:
         train: the images to train on.
         val: the images to validate on; empty with ``val_split`` 0.
         digests: the digest of each image of ``train`` and ``val``, in their order.
-        made_split: the validation split was made here.
+        made_split: whether the validation split was made here.
         skipped: messages about images that cannot be read.
         conflicting: paths of images with an exact copy in another class.
         notes: what else the user should know.
@@ -58,7 +58,7 @@ def prepare(dataset: Dataset, recipe: Recipe, workers: int) -> PreparedData:
     of the dataset's validation split are trained on too.
 
     Raises:
-        DataError: images cannot be read (all of them are named), or a class has too few.
+        DataError: images cannot be read (the message names them all), or a class has too few.
     """
     if recipe.fold is not None or not recipe.val_split:
         dataset = pool_validation(dataset)
@@ -146,8 +146,8 @@ def prepare(dataset: Dataset, recipe: Recipe, workers: int) -> PreparedData:
 def correct(prepared: PreparedData, corrections: Corrections) -> PreparedData:
     """Relabel and drop images.
 
-    The split was made before, so runs with and without corrections validate on the same images,
-    except for those that are dropped.
+    The split has already been made, so runs with and without corrections validate on the same
+    images, except for dropped ones.
 
     Raises:
         DataError: no image of a class is left to train on.
@@ -225,7 +225,7 @@ def _group_similar_images(
 
 
 def _check_enough_left(dataset: Dataset, name: str, readable: Split, *, found: Scan) -> None:
-    """Check that the readable images of a split are enough to continue.
+    """Check that a split has enough readable images to continue.
 
     Raises:
         DataError: no image of the split, or of a class to train on, can be read.

@@ -1,4 +1,4 @@
-"""A recipe is data: one validated document says everything about a run.
+"""A recipe is data: one validated document that describes everything about a run.
 
 Recipes are YAML files; the built-in ones are in ``recipes/``. `load_recipe` reads one,
 `Recipe.with_settings` changes fields, and `defaults` fills in what depends on the data and the
@@ -107,7 +107,7 @@ class Recipe(BaseModel):
     )
     train_sizes: tuple[Share, Share] = Field(
         (0.67, 0.85),
-        description="image side in training at the start and from half-way on, as a share of "
+        description="image side in training at the start and from halfway on, as a share of "
         "image_size",
     )
     crop_scale: tuple[Share, Share] = Field(
@@ -168,7 +168,7 @@ class Recipe(BaseModel):
     # The optimization
     epochs: Positive | None = Field(
         None,
-        description="by default between 16 and 300: as many as show 40,000 images on a CPU, "
+        description="by default between 16 and 300: enough to show 40,000 images on a CPU, "
         "80,000 on an Apple GPU, 160,000 on a CUDA GPU; from trained weights, 40% of these",
     )
     steps: Positive | None = Field(None, description="length of the run, instead of epochs")
@@ -190,7 +190,7 @@ class Recipe(BaseModel):
         "at each milestone; constant: lr throughout",
     )
     warmup: Share = Field(
-        0.25, description="share of the steps in which the learning rate grows linearly"
+        0.25, description="share of the steps over which the learning rate rises linearly"
     )
     milestones: tuple[Share, ...] = Field(
         (),
@@ -205,18 +205,18 @@ class Recipe(BaseModel):
         1, description="number of parts in which a batch is computed; more parts save memory"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="limit on the norm of all gradients together"
+        None, description="limit on the total norm of the gradients"
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of the EMA weights, which are then evaluated and saved; 0 is off"
     )
-    ema_every: Positive = Field(1, description="steps between two updates of the EMA weights")
+    ema_every: Positive = Field(1, description="steps between updates of the EMA weights")
     patience: Positive | None = Field(
         None, description="stop after this many epochs without improvement"
     )
     # The machine
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="bf16 if the hardware multiplies it, else fp16 on a CUDA GPU, else fp32"
+        "auto", description="bf16 if the hardware supports it, else fp16 on a CUDA GPU, else fp32"
     )
     threads: Positive | None = Field(
         None,
@@ -231,7 +231,7 @@ class Recipe(BaseModel):
         False, description="compute batch norm across all processes; CUDA GPUs only"
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
-        30.0, description="seconds between two saves of the state within an epoch"
+        30.0, description="seconds between saves of the state within an epoch"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -284,7 +284,7 @@ class Recipe(BaseModel):
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
         """Return this recipe with new values for some fields.
 
-        Setting one of epochs and steps clears the other.
+        Setting epochs clears steps, and the reverse.
 
         Raises:
             RecipeError: a key is unknown (the message names the nearest), or a value is not valid.
@@ -323,8 +323,8 @@ class Recipe(BaseModel):
     def train_size(self, epoch: int) -> int:
         """Return the side of the training images in an epoch (0-based), in pixels.
 
-        It grows linearly until half-way, in steps of 16 px (8 px if image_size is at most 64),
-        which most strides of the network divide.
+        It grows linearly until halfway, in steps of 16 px (8 px if image_size is at most 64), a
+        multiple of most of the network's strides.
         """
         assert self.image_size is not None
         assert self.epochs is not None

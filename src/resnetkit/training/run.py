@@ -66,8 +66,8 @@ class RunFolder:
 
     Args:
         path: the folder.
-        is_named: the user named the folder, so it is not numbered.
-        is_resumed: a run in this folder that saved no state yet may be started anew.
+        is_named: whether the user named the folder, so that it is not numbered.
+        is_resumed: whether a run in this folder that has not saved any state may start over.
     """
 
     def __init__(self, path: Path, is_named: bool = True, is_resumed: bool = False) -> None:
@@ -109,7 +109,7 @@ class RunFolder:
 
         Raises:
             OutputError: the folder holds something that cannot be resumed.
-            TrainingError: there is a saved state, and it cannot be read.
+            TrainingError: there is a saved state, but it cannot be read.
         """
         default = Path("runs") / name
         storage.refuse_unwritable(default if out is None else Path(out))
@@ -163,8 +163,8 @@ class RunFolder:
         """
         try:
             if self._is_named:
-                # Check again, because another run may have been faster. A resumed run that saved
-                # no state yet starts anew.
+                # Check again, because another run may have claimed the folder. A resumed run that
+                # has not saved any state starts over.
                 has_no_state = is_run(self.path) or _has_only_first_files(self.path)
                 if not (self._is_resumed and has_no_state):
                     storage.refuse_used(self.path)
@@ -172,7 +172,7 @@ class RunFolder:
                 return
             for path in _numbered_paths(self.path.name):
                 try:
-                    path.mkdir(parents=True)  # fails if another run was faster
+                    path.mkdir(parents=True)  # fails if another run claimed it first
                 except FileExistsError:
                     continue
                 self.path = path
@@ -220,7 +220,7 @@ class RunFolder:
         ).rstrip()
 
     def describe_new_split(self, prepared: PreparedData) -> str:
-        """Describe how the split made now differs from the recorded one, and how to keep that one.
+        """Describe how the new split differs from the recorded one, and how to keep the latter.
 
         Returns:
             The text; empty if no split was made, if the images changed, or if nothing differs.
@@ -306,8 +306,8 @@ def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[
     """Return the runs that may be resumed on these photos.
 
     These are the runs started on ``data``. If there are none, they are the runs whose photos are no
-    longer where they were, because they may have been moved. If there are none either, they are
-    the folders that hold no run yet.
+    longer where they were, because they may have been moved. If there are none of those either,
+    they are the folders that hold no run yet.
     """
     same_data = [run for run in runs if is_run(run) and recorded_data(run) == absolute(data)]
     no_run = [run for run in runs if not is_run(run)]
@@ -320,7 +320,7 @@ def _exists(data: str) -> bool:
 
 
 def _has_only_first_files(path: Path) -> bool:
-    """Return whether a run wrote its first files here, and was killed before its recipe."""
+    """Return whether a run wrote its first files here but was killed before writing its recipe."""
     if not path.is_dir():
         return False
     names = {item.name for item in path.iterdir() if item.name[0] != "."}
@@ -344,8 +344,8 @@ def recorded_arguments(
     Args:
         path: the run folder, or photos.
         out: the folder that the user named, if any.
-        recipe: the recipe that the user named, which stays. If it differs from the recorded one,
-            restoring the state lists the differences.
+        recipe: the recipe that the user named, which takes precedence. If it differs from the
+            recorded one, restoring the state lists the differences.
         resume: without it, the path names photos.
 
     Raises:

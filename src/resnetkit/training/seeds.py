@@ -1,4 +1,4 @@
-"""A seed sweep: one recipe from several seeds, to measure how far results vary between seeds."""
+"""A seed sweep: one recipe with several seeds, to measure how much results vary between seeds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SeedSweep:
 
 
 def parse_seeds(text: str, fewest: int = 2) -> list[int]:
-    """Parse seeds from ``"0-4"``, ``"1,5,7"`` or a mixture.
+    """Parse seeds from ``"0-4"``, ``"1,5,7"`` or a mix of both.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]
@@ -120,7 +120,7 @@ def train_seeds(
         )
         runs.append(run)
         if processes.rank() == 0:
-            storage.make_output(path)  # not earlier: a request may be refused
+            storage.make_output(path)  # not before: `train` may refuse
         settings = {"threads": run.recipe.threads, **settings}
     accuracies = [run.metrics["accuracy"] for run in runs]
     mean = statistics.mean(accuracies)

@@ -1,6 +1,6 @@
 """A session: everything a run trains with, set up in one place.
 
-`train` and the learning-rate finder share it. It does not know the run folder.
+`train` and the learning-rate finder share it. It knows nothing about the run folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .shallow import shallow_model
 from .state import State
 
 TUNING_STEPS = 100
-"""Steps at each image size from which tuning cuDNN's kernels pays."""
+"""Steps at each image size needed for tuning cuDNN's kernels to pay off."""
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Session:
     """What a run trains with.
 
     Args:
-        recipe: the resolved recipe: nothing in it is open.
+        recipe: the resolved recipe, with no field left open.
         runtime: device, precision, memory layout and rank.
         data: the images to train on and to validate on.
         model: the network under its plain parameter names, which is what is saved and evaluated.
-        model_options: the options that build the network again.
+        model_options: the options that rebuild the network.
         optimizer: updates the parameters of ``model``.
         state: what changes from step to step: weights, moments, position.
         loader: makes the batches of this rank.
@@ -191,7 +191,8 @@ def set_up(
         workers = default_workers()
 
     # The images are read once; batch size and epochs depend on how many can be read. A run that
-    # starts again in its folder keeps only what changes no result but the last bits: the threads.
+    # starts over in its folder keeps only what affects nothing but the last bits of the result: the
+    # number of threads.
     data = prepare(dataset, recipe, workers)
     if corrections is not None:
         data = correct(data, corrections)

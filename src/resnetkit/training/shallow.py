@@ -1,4 +1,4 @@
-"""Growing depth: a network is trained at first without the blocks that start as the identity.
+"""Growing depth: training starts without the blocks that begin as the identity.
 
 Zero-init makes every block without a projection start as y = x (Goyal et al., arXiv:1706.02677,
 section 5.1). Skipping these blocks for the first part of a run changes no output and saves their

@@ -170,7 +170,7 @@ class State:
                 )
 
     def check_scale(self) -> None:
-        """Check that the steps in fp16 are not all skipped.
+        """Check that steps in fp16 are not all being skipped.
 
         Raises:
             TrainingError: the scale of the loss was halved again and again, and the gradients
@@ -208,8 +208,8 @@ class State:
 
         Args:
             snapshot: a saved state.
-            extend_command: the command that trains the run for longer, if it is finished; it is
-                part of the error if only epochs or steps differ.
+            extend_command: the command that trains the run for longer, if it is finished; included
+                in the error if only epochs or steps differ.
             new_split: how the split differs from the run's, if the images do not.
 
         Raises:
@@ -290,8 +290,8 @@ def check_same_run(
 ) -> None:
     """Compare the identities of two runs.
 
-    A recipe field that the saved recipe does not have yet counts as its default. Facts about the
-    data that were not recorded then are not compared.
+    A recipe field that is missing from the saved recipe is taken to have its default. Facts about
+    the data that the saved run did not record are not compared.
 
     Args:
         saved: the identity of the saved run.
@@ -334,7 +334,7 @@ def check_same_run(
 def set_compute_threads(count: int) -> None:
     """Compute with the number of threads that the run started with.
 
-    A different number adds in a different order, which changes the last bits of the result.
+    A different number sums in a different order, which changes the last bits of the result.
     """
     if torch.get_num_threads() == count:
         return
@@ -349,7 +349,7 @@ def set_compute_threads(count: int) -> None:
 
 
 def _select_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names have the prefix, under the rest of their names."""
+    """Return the tensors whose names have the prefix, with the prefix removed."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

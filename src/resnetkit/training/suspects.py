@@ -14,16 +14,17 @@ from .run import RunFolder, recorded_data
 from .session import Session
 
 MOST_IMAGES = 200_000
-"""Largest number of training images that are searched for wrong labels: their features take one or
-two gigabytes, and the time to compare them grows with their number."""
+"""Maximum number of training images searched for wrong labels: their features take one or two
+gigabytes, and the time to compare them grows with their number."""
 
 
 MOST_LOGITS = 100_000_000
-"""Most logits of the training images, one for each image and class; the search needs up to about 30
+"""Maximum number of logits, one for each training image and class; the search needs up to about 30
 bytes for each."""
 
 MOST_SHARE = 0.25
-"""Largest share of the training labels that is listed. More means that the network is wrong."""
+"""Largest share of the training labels that is listed. A larger share means that the network is
+wrong."""
 
 
 def write_suspects(run: RunFolder, session: Session) -> None:
@@ -37,8 +38,8 @@ def write_suspects(run: RunFolder, session: Session) -> None:
     numbers = len(images) * len(session.data.dataset.classes)
     if len(images) > MOST_IMAGES or numbers > MOST_LOGITS:
         say(
-            f"Training labels are not searched for wrong ones: there are {len(images):,} images "
-            f"and {numbers:,} logits, and the limits are {MOST_IMAGES:,} and {MOST_LOGITS:,}."
+            f"Not searching for wrong training labels: there are {len(images):,} images and "
+            f"{numbers:,} logits, and the limits are {MOST_IMAGES:,} and {MOST_LOGITS:,}."
         )
         return
     note = ""
