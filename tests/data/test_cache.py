@@ -180,7 +180,7 @@ def test_a_damaged_file_is_created_again(split, home, little_memory, capsys, dam
     file.write_bytes(broken)
     found = scan(split)
     assert only_file(found, home).read_bytes() == whole
-    assert "is damaged; creating it again" in capsys.readouterr().err
+    assert "is damaged; recreating it" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_reported(

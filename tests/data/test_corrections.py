@@ -102,7 +102,7 @@ def test_paths_need_not_be_text(tmp_path):
                 ["blue/1.png", "blue", "green", 3, "drop", ""],
                 ["blue/1.png", "blue", "green", 3, "relabel", ""],
             ],
-            "line 3: blue/1.png has another verdict in an earlier line",
+            "line 3: blue/1.png has a different verdict on an earlier line",
         ),
     ],
 )

@@ -72,7 +72,7 @@ def test_manifest(tmp_path):
         ("path,label\n,a\n", "line 2: path or label is empty"),
         ("path;file\nx.png;a\n", "has the columns path, file; expected path,label"),
         ("path,label\nx.png,1,0\n", "line 2 has 3 values, but there are 2 columns .path, label."),
-        ("path,label\nC:\\x\\1.png,a\n", "line 2: C:.* is a path of another computer"),
+        ("path,label\nC:\\x\\1.png,a\n", "line 2: C:.* is a path on another computer"),
         ("path,label\nhttps://a.org/1.png,a\n", "line 2: .* or a web address"),
         ("path,label,split\nx.png,a,train\ny.png,b,\n", "some rows have a split and some do not"),
     ],

@@ -66,7 +66,7 @@ Groups = Sequence[Sequence[str]]
 class Issue:
     """Something wrong or unusual in a dataset.
 
-    ``groups`` are the paths concerned; paths that belong together are in one group. ``details`` has
+    ``groups`` are the affected paths; paths that belong together are in one group. ``details`` has
     a message for each group, or is empty.
     """
 
@@ -294,7 +294,7 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
     yield from _issue_if_any(rows, "zeros", level="warning", text=text, indices=holed)
     blank = [i for i in np.flatnonzero(contents.flat).tolist() if i not in contents.errors]
     yield from _issue_if_any(
-        rows, "blank", level="warning", text="images of almost one color", indices=blank
+        rows, "blank", level="warning", text="images of almost a single color", indices=blank
     )
 
 
@@ -328,7 +328,7 @@ def _check_depths(contents: _Contents) -> tuple[tuple[float, float] | None, list
         black, white = value_range
         text = (
             f"images with more than 8 bits per channel: in training {black:,g} becomes black and "
-            f"{white:,g} white; --set value_range=[LOW,HIGH] for others"
+            f"{white:,g} white; use --set value_range=[LOW,HIGH] to change this"
         )
     except DataError as error:
         level = "error"
@@ -344,7 +344,7 @@ def _gray_issues(contents: _Contents) -> Iterator[Issue]:
     if modes and all(map(is_gray_mode, modes)):
         text = (
             "all images are grayscale: training from random weights reads them with one channel; "
-            "--channels 3 for RGB"
+            "use --channels 3 for RGB"
         )
         yield Issue("grey", "note", text)
 

@@ -56,7 +56,7 @@ class Corrections:
         return f"{pluralize(len(self.relabeled), 'image')} relabeled, {len(self.dropped)} dropped"
 
     def identity(self) -> str:
-        """Return a text that identifies the corrections, whatever file they are in."""
+        """Return text that identifies the corrections, whatever file they come from."""
         content = json.dumps([sorted(self.relabeled.items()), sorted(self.dropped)])
         return f"{self.describe()} ({digest(content.encode())})"
 
@@ -73,7 +73,7 @@ def read_corrections(file: str | os.PathLike[str], dataset: Dataset) -> Correcti
 
     Raises:
         DataError: the file cannot be read; a path, class or verdict is unknown; two lines judge an
-            image differently; or another label was judged. The message names the line.
+            image differently; or a different label was judged. The message names the line.
     """
     file = Path(file)
     labels = _labels(dataset)
@@ -87,7 +87,7 @@ def read_corrections(file: str | os.PathLike[str], dataset: Dataset) -> Correcti
         if path not in labels:
             _raise_unknown_path(line, path, dataset)
         if seen.setdefault(path, (verdict, name)) != (verdict, name):
-            raise DataError(f"{line}: {printable(path)} has another verdict in an earlier line")
+            raise DataError(f"{line}: {printable(path)} has a different verdict on an earlier line")
         if verdict == "keep":
             continue
         current = dataset.classes[labels[path]]
@@ -146,7 +146,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _as_listed(name: str, known: Container[str]) -> str:
-    """Return a name as it is, or without the spaces around it if it is not known with them."""
+    """Return a name unchanged if it is known, else without the spaces around it."""
     return name if name in known else name.strip()
 
 

@@ -35,7 +35,7 @@ def ten_crops(pixels: np.ndarray, resize_size: int, crop_size: int) -> list[np.n
     """Resize as `center_crop` does, and crop five squares of the image and of its mirror image.
 
     Returns:
-        Top left, top right, bottom left, bottom right and center; then the same of the mirror
+        Top left, top right, bottom left, bottom right and center; then the same for the mirror
         image. Each is ``(crop_size, crop_size, C)`` uint8.
     """
     pixels = _resize_and_pad(pixels, resize_size, crop_size)

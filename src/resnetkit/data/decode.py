@@ -1,4 +1,4 @@
-"""Bytes -> pixels: RGB, gray, or RGB with transparency. The only user of image codecs.
+"""Bytes -> pixels: RGB, gray, or RGB with transparency. No other module uses image codecs.
 
 JPEGs go to libjpeg-turbo directly (simplejpeg), scaled by 1/2, 1/4 or 1/8 inside the decoder: the
 same bits as Pillow's, without its copy of four bytes per pixel. Every other format, and every odd
@@ -35,13 +35,13 @@ MAX_PIXELS = 178_000_000
 """An image whose header claims more is refused before it is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
-"""Formats that are read, by Pillow's names, whatever the file name. None of them runs a program."""
+"""Supported formats, by Pillow's names, whatever the file name. None of them runs a program."""
 
 VERSION = 6
 """Version of the conversion from files to pixels; cached pixels of other versions are not used."""
 
 UNNAMED = "the image"
-"""Name in error messages of an image without a path."""
+"""What error messages call an image without a path."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -56,7 +56,7 @@ def decode(
     """Decode an image to pixels: upright, and no larger than needed.
 
     Gray becomes RGB, transparent images are composited over white, and CMYK, palettes and 16 bits
-    are converted. Animations give their first frame. EXIF orientation is applied.
+    are converted. Animations yield their first frame. EXIF orientation is applied.
 
     Args:
         source: a file, or the bytes of one.
@@ -91,11 +91,12 @@ def _name_and_contents(source: Path | bytes) -> tuple[str, bytes]:
 def decode_full(
     source: Path | bytes, shorter: int, *, channels: int = 3, value_range: ValueRange = None
 ) -> np.ndarray:
-    """Decode an image as it was decoded to measure the published accuracies.
+    """Decode an image the way it was decoded when the published accuracies were measured.
 
-    Every pixel is decoded, and Pillow resizes, bilinear with antialiasing, also to larger sizes.
-    The same bits as torchvision's ``Resize(shorter)`` on the upright image in the mode ``L``,
-    ``RGB`` or ``RGBA``. If an image is over 20 times as long as wide, only its middle is resized.
+    Every pixel is decoded, and Pillow resizes, bilinear with antialiasing, even to larger sizes.
+    The result has the same bits as torchvision's ``Resize(shorter)`` on the upright image in the
+    mode ``L``, ``RGB`` or ``RGBA``. If an image is over 20 times as long as wide, only its middle
+    is resized.
 
     Args:
         source: a file, or the bytes of one.
@@ -180,7 +181,7 @@ def stored_size(contents: bytes) -> tuple[int, int]:
 
 
 def has_known_signature(contents: bytes) -> bool:
-    """Return whether a file begins like an image in a format that is read, complete or not."""
+    """Return whether a file begins like an image in a supported format, complete or not."""
     head = contents[:16]
     Image.init()
     for name in FORMATS:
@@ -217,7 +218,7 @@ def is_see_through(source: Path) -> bool:
 
 
 def is_gray_mode(mode: str) -> bool:
-    """Return whether a mode of Pillow has one color channel, with or without transparency."""
+    """Return whether a Pillow mode has one color channel, with or without transparency."""
     return mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
 
 
@@ -361,7 +362,7 @@ def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
             return None if known == contents else _plain_jpeg(known, working_size)
         if _is_damage(warning, contents):
             reason = warning.removeprefix("Corrupt JPEG data: ")
-            raise ImageError(f"a damaged JPEG ({reason}): part of it would be wrong") from error
+            raise ImageError(f"a damaged JPEG ({reason}): some pixels would be wrong") from error
         return None  # Pillow reads it or reports what is wrong
     expected = (*(small if scale > 1 else (height, width)), 3)
     return pixels if pixels.shape == expected else None
@@ -373,7 +374,7 @@ def _with_known_revision(jpeg: bytes) -> bytes:
 
 
 def _is_damage(warning: str, jpeg: bytes) -> bool:
-    """Return whether a warning of libjpeg means wrong pixels.
+    """Return whether a libjpeg warning means wrong pixels.
 
     Zeros before the end marker (0xd9), which some cameras write, are harmless. Files that end early
     are left to Pillow, which refuses them.
@@ -395,7 +396,7 @@ def _orientation(image: Image.Image) -> int:
 def _load_unmapped(image: Image.Image) -> None:
     """Load a TIFF without mapping its file into memory.
 
-    Pillow maps a rotated TIFF with width and height exchanged, which scrambles it.
+    Pillow maps a rotated TIFF with width and height swapped, which scrambles it.
     """
     if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF":
         filename = image.filename
@@ -446,7 +447,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _full_name(name: str) -> str:
-    """Return the name of an image in error messages; of one in shards, also its place in them."""
+    """Return what error messages call an image; if it is in shards, this includes its place."""
     if name == UNNAMED:
         return name
     from . import shards  # only errors need it

@@ -88,7 +88,7 @@ def load_or_create(
         if file.exists():
             loaded = open_pixels(file, count, channels)
             if loaded is None:
-                say(f"{file} is damaged; creating it again")
+                say(f"{file} is damaged; recreating it")
             else:
                 say(f"Using the cached pixels in {file}")
         if loaded is None:

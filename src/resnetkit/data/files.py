@@ -18,7 +18,7 @@ from ..prefetch import reading
 from .paths import object_url, shown
 
 MAX_BYTES = 2**29
-"""Larger files are refused unread. 178 million uncompressed pixels fit in this."""
+"""Larger files are rejected without being read. 178 million uncompressed pixels fit in this."""
 
 _SPECIAL_FILES = {
     stat.S_IFIFO: "a named pipe",
@@ -76,12 +76,12 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
 
 
 def _other_suffix(path: Path) -> str:
-    """Return a hint at a file that differs only in its suffix: lists often say .jpg for .JPG."""
+    """Return a hint about a file that differs only in its suffix: lists often say .jpg for .JPG."""
     suffixes = [suffix for name in (".jpg", ".jpeg", ".png") for suffix in (name, name.upper())]
     for suffix in (path.suffix.lower(), path.suffix.upper(), *suffixes):
         other = path.with_suffix(suffix)
         if other.name != path.name and os.path.exists(other):
-            return f" (but {other.name} is there)"
+            return f" (but {other.name} exists)"
     return ""
 
 

@@ -150,8 +150,8 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool 
             all images.
 
     Raises:
-        DataError: ``data`` does not exist or has no images, two folders mean the same split, or
-            folders could be either splits or classes.
+        DataError: ``data`` does not exist or has no images, two folders stand for the same split,
+            or folders could be either splits or classes.
     """
     root = Path(data)
     url = object_url(root)
@@ -272,7 +272,7 @@ def _assemble(survey: Survey, classes: Sequence[str] | None, aliases: Mapping[st
 
 
 def _check_classes(root: Path, by_class: Mapping[str, Paths]) -> None:
-    """Check that there are two classes or more, none of them empty.
+    """Check that there are at least two classes, none of them empty.
 
     Raises:
         DataError: a class is empty, or there is only one.

@@ -105,8 +105,8 @@ def _check_enough_groups(
     """Check that every class has an image for each fold, not counting copies.
 
     Raises:
-        DataError: a class has too few; the message names the smallest class, and the largest number
-            of folds that is possible.
+        DataError: a class has too few; the message names the smallest class, and the largest
+            possible number of folds.
     """
     pairs = np.unique(np.stack([labels, numbers]), axis=1)  # one for each class of each group
     counts = np.bincount(pairs[0], minlength=len(classes))

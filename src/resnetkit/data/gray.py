@@ -7,9 +7,9 @@ most formats do not say so. `deep_color` follows the same rule for 16 bits per c
 2. A value range ``(low, high)`` from the preprocessing applies to every other image. Training
    derives it from all training images, with `dataset_range`, unless the recipe sets it.
 3. Without a range, 16 bits go from 0 to 65,535. 32 bits and floats are refused.
-4. The range ``"image"`` is guessed for each image, for model files older than value ranges.
+4. The range ``"image"`` is guessed for each image, for model files that predate value ranges.
 
-In a TIFF that says "0 is white", black and white are exchanged.
+In a TIFF that says "0 is white", black and white are swapped.
 """
 
 from __future__ import annotations

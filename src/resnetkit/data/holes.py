@@ -18,10 +18,10 @@ from PIL import Image
 from ..errors import ImageError
 
 HOLE = 512
-"""Zero bytes in a row that AVIF, HEIC, CCITT and PackBits never have; 16 at most, measured."""
+"""Zero bytes in a row that make a hole; AVIF, HEIC, CCITT and PackBits had 16 at most."""
 
 BLOCK = 4096
-"""Bytes of a block, the unit in which file systems and downloads lose data."""
+"""Bytes in a block, the unit in which file systems and downloads lose data."""
 
 _CCITT_OR_PACKBITS = (2, 3, 4, 32773)
 _DEFLATE = (8, 32946)
@@ -45,8 +45,8 @@ def refuse_holes(image: Image.Image, contents: bytes) -> None:
         return
     if damaged:
         raise ImageError(
-            "damaged: part of the file was overwritten, as in a broken copy or download. Part of "
-            "the image would be wrong"
+            "damaged: part of the file was overwritten, as in a broken copy or download. Some "
+            "pixels would be wrong"
         )
 
 

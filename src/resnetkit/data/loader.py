@@ -30,7 +30,7 @@ class Batch:
     Args:
         images: ``(n, C, S, S)`` uint8.
         labels: ``(N,)`` int64, of the whole batch.
-        indices: ``(N,)``, indices of the whole batch into the split.
+        indices: ``(N,)``, indices of the whole batch's images into the split.
         local_indices: positions of ``images`` in the whole batch: a slice over all of it, or one
             rank's share.
         lead: number of images at the start that belong to another rank, and are here only to be

@@ -71,7 +71,7 @@ def read_manifest(
 
 
 def _find_encoding(file: Path, start: bytes) -> str:
-    """Return UTF-8, or UTF-16 if the file begins with its mark, as Excel's "Unicode Text" does.
+    """Return UTF-8, or UTF-16 if the file begins with its BOM, as Excel's "Unicode Text" does.
 
     Raises:
         DataError: the file is not text.
@@ -85,7 +85,7 @@ def _find_encoding(file: Path, start: bytes) -> str:
 
 
 def _find_delimiter(lines: TextIO) -> str:
-    """Return the delimiter that the first line shows.
+    """Return the delimiter that the first line uses.
 
     Excel writes semicolons if the comma is the decimal sign, and may name the delimiter in a line
     before the columns (``sep=;``).
@@ -146,7 +146,7 @@ def _parse(
             by_class[label] = Paths()
         by_class[label].append(image)
     if "all" in found and len(found) > 1:
-        raise DataError(f"{file}: some rows have a split and some do not; give all or none")
+        raise DataError(f"{file}: some rows have a split, others do not; give all or none")
     if files.renamed:
         written, actual = next(iter(files.renamed.items()))
         count = f"{len(files.renamed):,} paths" if len(files.renamed) > 1 else "1 path"
@@ -198,7 +198,7 @@ class _Files:
         if not self.exists(name):
             if os.name != "nt" and re.match(r"[A-Za-z]:/|[a-z]{2,}://", name):
                 raise DataError(
-                    f"{line}: {path} is a path of another computer or a web address; expected a "
+                    f"{line}: {path} is a path on another computer or a web address; expected a "
                     f"path relative to {self._base}"
                 )
             forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]  # NFD: a Mac

@@ -30,7 +30,7 @@ FLAT = 4.0
 """Smallest standard deviation, on a scale of 255, of a thumbnail with enough detail to compare."""
 
 SAME_HASH = 200
-"""If more images share one hash, each further one is compared only with the first."""
+"""If more images share one hash, each additional one is compared only with the first."""
 
 _GRAY = 32  # side of the image that is hashed, in pixels
 _THUMB = 16  # side of a thumbnail, in pixels
@@ -211,7 +211,7 @@ def keep_together(
 def _crowds(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the images to compare with all their candidates, and pairs for the others.
 
-    If more than `SAME_HASH` images have one hash, each further one is paired with the first.
+    If more than `SAME_HASH` images have one hash, each additional one is paired with the first.
     """
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]

@@ -29,7 +29,7 @@ LIMIT = 10.0
 _KEPT = 0.8  # share of the size that is left after old entries are removed
 _STEP = 0.05  # share of the size that a process writes before it counts what others wrote
 _DISK_SHARE = 0.5  # of the free disk space
-_OLD = 3600.0  # seconds after which an unfinished file counts as abandoned
+_OLD = 3600.0  # seconds after which an unfinished file is considered abandoned
 _BLOCK = 4096  # bytes of a disk block
 
 
@@ -121,7 +121,7 @@ def _on_disk(size: int) -> int:
 
 
 def open_cache() -> ObjectCache:
-    """Return the cache in ``objects`` beside `disk_cache.cache_folder`.
+    """Return the cache in ``objects`` next to `disk_cache.cache_folder`.
 
     ``RESNETKIT_OBJECT_CACHE_GB`` is its size in gigabytes; 0 keeps nothing.
 

@@ -2,7 +2,7 @@
 
 Credentials come from the variables that obstore reads, such as ``AWS_ACCESS_KEY_ID``. No message
 contains them: the library and the store may repeat them, so errors show only the status and the
-code of an answer.
+error code of a response.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PATIENCE = 60.0
 """Seconds after the first request during which it is retried."""
 
 ROUNDS = 4
-"""Attempts to read an object that does not arrive whole, or while the network fails."""
+"""Attempts to read an object that arrives incomplete, or while the network fails."""
 
 _PART = 8 * 2**20  # bytes of a large object per request
 _TIMEOUT = "30s"  # of one request
@@ -77,7 +77,7 @@ def read(
 
     Raises:
         ObjectNotFound: there is no such object.
-        DataError: it cannot be read, or did not arrive whole in `ROUNDS` attempts.
+        DataError: it cannot be read, or arrived incomplete in `ROUNDS` attempts.
     """
     bucket, key = split_url(url)
 
@@ -162,7 +162,7 @@ def _list(url: str) -> list[tuple[str, Any]]:
 
 
 def list_folder(url: str) -> dict[str, int]:
-    """Return the name and size of each object directly under a prefix; errors as `list_objects`."""
+    """Return name and size of the objects directly under a prefix; errors as in `list_objects`."""
     bucket, prefix = split_url(url)
 
     def list_once(store: Any) -> list[tuple[str, int]]:
@@ -197,7 +197,7 @@ def split_url(url: str) -> tuple[str, str]:
     if "@" in bucket or ":" in bucket:
         raise DataError(
             f"An {scheme}:// URL holds credentials, which commands and logs would show. Expected "
-            f"{scheme}://BUCKET/PREFIX. Give them as environment variables: {_variables(scheme)}"
+            f"{scheme}://BUCKET/PREFIX. Pass them as environment variables: {_variables(scheme)}"
         )
     if not bucket:
         raise DataError(f"{url} names no bucket. Expected {scheme}://BUCKET/PREFIX")
@@ -211,10 +211,10 @@ def _variables(scheme: str) -> str:
 
 
 def _repeat(url: str, bucket: str, request: Callable[[Any], Result]) -> Result:
-    """Return the result of ``request``; repeat it if something did not arrive whole.
+    """Return the result of ``request``; repeat it if its response was incomplete.
 
     The library retries requests that the store answers with an error, but not always those whose
-    answer breaks off.
+    response breaks off.
     """
     store = _open(bucket)
     begin = time.monotonic()
@@ -225,7 +225,7 @@ def _repeat(url: str, bucket: str, request: Callable[[Any], Result]) -> Result:
             if round == ROUNDS or not isinstance(error, ChangedObject):
                 raise
             status = None
-        except Exception as error:  # the library's errors have no common base
+        except Exception as error:  # the library's errors have no common base class
             if not isinstance(error, OSError | ValueError) and not _is_store_error(error):
                 raise
             status = _STATUS.search(_REDIRECT.sub("status: 301", str(error)))
@@ -259,7 +259,7 @@ def _to_error(
     is_missing: bool,
     seconds: float,
 ) -> DataError:
-    """Return the error for a failed request; it leaves out the text of the store's answer."""
+    """Return the error for a failed request; it leaves out the text of the store's response."""
     scheme = bucket[:2]
     said = f"the store at {_endpoint(scheme)} answered {status}{f' ({code})' if code else ''}"
     if code == "NoSuchBucket" or (status == "404" and not is_missing):
@@ -283,7 +283,7 @@ def _to_error(
     said = said if status else f"the store at {_endpoint(scheme)} did not answer"
     return DataError(
         f"{url}: {said}, even after {seconds:.1f} s of retries. Check the network, "
-        "AWS_ENDPOINT_URL and the state of the store, then type the command again"
+        "AWS_ENDPOINT_URL and the state of the store, then run the command again"
     )
 
 

@@ -116,7 +116,7 @@ def spelling(label: str) -> str:
 
 
 def affixed_split(name: str) -> tuple[str, tuple[str, str]] | None:
-    """Return the split that one word of a name means, and the text before and after that word.
+    """Return the split that one word of a name stands for, and the text before and after that word.
 
     >>> affixed_split("seg_train"), affixed_split("TestImages"), affixed_split("restrain")
     (('train', ('seg_', '')), ('test', ('', '_images')), None)
@@ -164,7 +164,7 @@ def _count(number: int, reason: str) -> str:
 
 
 class Paths(Sequence[str]):
-    """An append-only list of paths that takes 8 bytes per path in addition to their text.
+    """An append-only list of paths that takes 8 bytes per path in addition to its text.
 
     A list of ``str`` takes 57 more bytes per path. Every access writes to its reference counts, so
     a forked process copies it page by page.

@@ -47,7 +47,7 @@ class Preprocessing:
             accuracies of published weights were measured.
         value_range: the values that become black and white in 16- or 32-bit gray; see
             `resnetkit.data.gray`. It belongs to the dataset, never to one image.
-        interpolation: Pillow's name of the filter that resizes. All but ``"bilinear"`` need the
+        interpolation: Pillow's name of the resizing filter. All but ``"bilinear"`` need the
             decoder ``"full"``.
         squash: resize both sides to ``resize_size``. Needs the decoder ``"full"``.
     """

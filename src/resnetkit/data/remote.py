@@ -1,7 +1,7 @@
 """Images in object stores: a path such as ``s3://bucket/packed/train/cat/1.jpg`` -> bytes.
 
-The path leads into shards, or is an object itself. `read_ahead` reads the images that are needed
-next before they are needed, because a store answers slowly, but answers many requests at once.
+The path leads into shards, or is an object itself. `read_ahead` reads images before they are
+needed, because a store is slow to answer but answers many requests at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AHEAD_BYTES = 2**26
 """Bytes of waiting images above which no more are read ahead."""
 
 AHEAD_IMAGES = 8 * object_store.READERS
-"""The most images that are read ahead."""
+"""Maximum number of images that are read ahead."""
 
 
 def open_image(path: str | os.PathLike[str], name: str) -> BinaryIO:

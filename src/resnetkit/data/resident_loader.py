@@ -1,8 +1,8 @@
 """Batches of small images that all reside on the GPU, and are cropped and mirrored there.
 
-Images of 32 pixels train so fast that threads, which prepare them one by one, cannot keep up. Here
-a batch takes a few tensor operations. Random numbers are again f(seed, epoch, position), but from
-a different stream than in `transforms.Augmentation`, and drawn for a whole epoch at once.
+Training on images of 32 pixels is so fast that threads, which prepare them one by one, cannot keep
+up. Here, a batch takes a few tensor operations. Random numbers are again f(seed, epoch, position),
+but from a different stream than in `transforms.Augmentation`, and drawn for a whole epoch at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fits_on_device(images: Images, augmentation: Augmentation, device: torch.dev
     """Return whether images can reside on the device.
 
     The device must be a GPU, the images small, all of one shape and all cached, and the
-    augmentation nothing but a crop and the mirror.
+    augmentation limited to cropping and mirroring.
     """
     if device.type != "cuda" or images.kept is None or not len(images):
         return False

@@ -28,9 +28,9 @@ from .shards import BLOCK, INDEX, Manifest, Shard, member_name
 from .tree import SHARDS
 
 SIZE = 256
-"""Default limit of a shard in megabytes."""
+"""Default size limit of a shard, in megabytes."""
 
-_END = bytes(2 * BLOCK)  # what ends a tar
+_END = bytes(2 * BLOCK)  # the end of a tar
 _WORKING_SIZE = 64  # shorter side in pixels: enough to find damage
 _MODE = 0o644
 
@@ -66,7 +66,7 @@ def write_shards(
         data: a folder or a CSV manifest; see `data.folder`.
         out: the folder to create, or an unused prefix in an object store, such as
             ``s3://bucket/packed``. Its shards are written to a temporary folder first.
-        size: limit of a shard, in megabytes. Only a single larger image exceeds it.
+        size: size limit of a shard, in megabytes; only a shard with one larger image exceeds it.
         workers: threads that read images; one per core by default.
         progress: takes the number of images and returns a function to call after each.
 
@@ -176,7 +176,7 @@ def _inner_paths(dataset: Dataset) -> Iterator[str]:
     full = [os.path.normpath(base / path) for path in paths]
     try:
         parent = os.path.commonpath([os.path.dirname(path) for path in full])
-    except ValueError as error:  # drives of Windows
+    except ValueError as error:  # Windows drives
         raise DataError(f"{dataset.root} names images on several drives. Use one drive") from error
     for path in full:
         yield Path(path).relative_to(parent).as_posix()
@@ -204,7 +204,7 @@ class _Index:
         self.digests += sha256(image).digest()
 
     def to_bytes(self, paths: Paths) -> bytes:
-        """Return the file.
+        """Return the contents of the index file.
 
         Raises:
             DataError: a path is too long.

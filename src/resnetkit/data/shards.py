@@ -1,4 +1,4 @@
-"""A dataset packed into tar files: thousands of images in one file, each still read alone.
+"""A dataset packed into tar files: thousands of images in one file, each still readable alone.
 
 `resnetkit.data.shard_writer` writes such a folder::
 
@@ -295,7 +295,7 @@ class _File:
 
 @lru_cache(maxsize=16)
 def _open_file(path: str, *version: int) -> _File:
-    """Open a shard. ``version`` tells apart two files at the same path."""
+    """Open a shard. ``version`` distinguishes two files at the same path."""
     return _File(path)
 
 
@@ -471,7 +471,7 @@ def _load_version(root: str, status: os.stat_result) -> Shards:
 
 @lru_cache(maxsize=4)
 def _load(folder: str, *version: int) -> Shards:
-    """Read the manifest and the index. ``version`` tells apart two states of the same folder."""
+    """Read the manifest and the index. ``version`` distinguishes two states of the same folder."""
     root = Path(folder)
     manifest = _read_manifest(root / SHARDS)
     return _assemble(root, manifest, _read_index(root / INDEX, manifest))
@@ -603,7 +603,8 @@ def _expect(is_valid: object, what: str) -> None:
 
 
 def _safetensors() -> Any:
-    # Imported here: what reads photos and has no PyTorch need not have safetensors either.
+    # Imported here, so that code that reads photos without PyTorch does not need safetensors
+    # either.
     import safetensors.numpy
 
     return safetensors.numpy

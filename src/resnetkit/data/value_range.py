@@ -26,7 +26,7 @@ def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, floa
         The range; None if no image needs one.
 
     Raises:
-        DataError: images of several kinds, so that no one range fits.
+        DataError: images of different kinds, so that no single range fits.
     """
     return resolve_value_range([_read_depths(split, workers) for split in splits])
 
@@ -43,7 +43,7 @@ def resolve_value_range(
         The range; None if all images have 8 bits or use the full 16 bits, and so need none.
 
     Raises:
-        DataError: images of several kinds, so that no one range fits.
+        DataError: images of different kinds, so that no single range fits.
     """
     deep = [depth for depth in depths_by_split[0] if depth is not None]
     value_range = dataset_range(deep) if deep else None
