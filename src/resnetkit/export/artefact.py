@@ -1,4 +1,4 @@
-"""An exported model is one file: read what it says about itself, and the images that prove it.
+"""Read an exported model: one file with a description of itself and images that prove it.
 
 `docs/artefact.md` specifies the entries. Each format has its own place for them:
 
@@ -38,7 +38,7 @@ GOLDEN = "resnetkit.golden"
 
 ENTRANCES = ("image", "crop")
 RUNTIMES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
-"""The runtime of a file, by the end of its name."""
+"""The runtime of a file, by its extension."""
 
 OUTPUTS = ("logits", "probabilities")
 """Names of the outputs, both ``(N, classes)`` float32."""
@@ -70,11 +70,12 @@ TOLERANCES = {
     "logit_share": 0.02,
     "probability": 1e-3,
 }
-"""How far a runtime may be from what was recorded.
+"""How far a runtime's values may be from the recorded ones.
 
-Decoded pixels and crops: at least ``level_share`` of the values within ``levels`` of 255, and none
-further than ``most_levels``. Normalized values and probabilities: the largest difference. Logits:
-the largest difference, as a share of the standard deviation of the image's logits.
+Decoded pixels and crops: at least ``level_share`` of the values are off by at most ``levels`` of
+255, and none by more than ``most_levels``. Normalized values and probabilities: the largest
+difference. Logits: the largest difference, as a share of the standard deviation of the image's
+logits.
 """
 
 
@@ -211,7 +212,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """An encoded image, and what each stage made of it when the model was exported.
+    """An encoded image, and the result of each stage when the model was exported.
 
     Args:
         name: what is special about it.
@@ -222,8 +223,8 @@ class GoldenImage:
         crop: a PNG of the resized and cropped image.
         logits: ``(classes,)`` float32.
         probabilities: ``(classes,)`` float32.
-        near_tie: whether the two largest probabilities are so close that rounding may exchange
-            their classes.
+        near_tie: whether the two largest probabilities are so close that rounding may swap their
+            classes.
     """
 
     name: str
@@ -320,7 +321,7 @@ def golden_to_json(golden: Sequence[GoldenImage]) -> str:
 
 
 def is_artefact(path: Path) -> bool:
-    """Return whether a path has the ending of an exported file; its content is not read."""
+    """Return whether a path has the extension of an exported file; its content is not read."""
     return path.suffix in RUNTIMES
 
 
@@ -335,7 +336,7 @@ def read_artefact(path: Path) -> Artefact:
     if not is_artefact(path):
         raise ArtefactError(
             f"{path} is not an exported model; expected .onnx, .xml or .pt2. `resnet export` makes "
-            "one of a model file"
+            "one from a model file"
         )
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"

@@ -1,4 +1,4 @@
-"""A model file -> a file for another runtime, with its preprocessing and its proof."""
+"""A model file -> a file for another runtime, with preprocessing and golden images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Export:
 
     Args:
         path: the file.
-        report: how its golden images were answered.
+        report: how it answered its golden images.
         notes: remarks for the user.
     """
 
@@ -74,9 +74,9 @@ def export(
     Args:
         model_file: the model file.
         to: ``onnx``, ``openvino`` or ``torch`` (``torch.export``).
-        out: the file to write; by default beside the model file, under its name.
-        entrance: ``image`` takes images of any size; ``crop`` takes images that are resized and
-            cropped already.
+        out: the file to write; by default next to the model file, with the same name.
+        entrance: ``image`` takes images of any size; ``crop`` takes images that are already resized
+            and cropped.
         data: photos with known classes. Some become golden images, and the accuracies of the model
             file and of the exported file are compared on them.
         golden: ``photos`` uses photos of ``data`` and drawn images, ``made`` only drawn images.
@@ -150,7 +150,7 @@ def _verified(unproven: Path, model_file: Path) -> Report:
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Move the finished files beside the target, the one that is named last."""
+    """Move the finished files next to the target, and the target itself last."""
     for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
         os.replace(file, target.parent / file.name)
 
@@ -195,12 +195,12 @@ def check_preprocessing(preprocessing: Preprocessing, entrance: str) -> None:
     if entrance == "image" and filter_name in ("nearest", "box"):  # rounding decides which pixels
         raise RecipeError(
             f"The model resizes with {filter_name}, which cannot be exported. Add --input crop, "
-            "and resize before the exported model"
+            "and resize the images before you pass them to the exported model"
         )
 
 
 def _check_target(path: Path, to: str, out: str | os.PathLike[str] | None, suffix: str) -> Path:
-    """Return the file to write, after checking that it can be written with what is installed."""
+    """Return the file to write, after checking that the installed packages can write it."""
     if to not in TARGETS:
         raise RecipeError(f"--to must be {', '.join(TARGETS)}; got {to!r}")
     missing = [package for package in _PACKAGES[to] if find_spec(package) is None]

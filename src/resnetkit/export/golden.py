@@ -1,6 +1,6 @@
-"""Golden images: encoded images, and what each stage made of them in eager PyTorch.
+"""Golden images: encoded images, and the results of each stage in eager PyTorch.
 
-Whoever runs an exported file can repeat them and see at which stage an answer changes.
+Anyone who runs an exported file can recompute them and see at which stage an answer changes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PHOTO_SIDE = 256
 
 
 def drawn_images() -> Iterator[tuple[str, bytes]]:
-    """Yield the names and encodings of drawn images, of all kinds that decoders differ on."""
+    """Yield the names and encodings of drawn images, of every kind that decoders differ on."""
     scene = _scene(96, 64)
     for orientation in range(1, 9):
         exif = Image.Exif()

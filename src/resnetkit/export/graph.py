@@ -1,9 +1,9 @@
 """The exported computation: images -> preprocessing -> network -> logits and probabilities.
 
-Antialiased resizing is computed differently by every runtime that has it, and the web runtimes
-have none. So the graph resizes by two matrix products: one for the width, one for the height. It
-computes the matrices from the size of the images. They are those of Pillow, with which
-torchvision's published accuracies were measured, and contain only the rows of the center crop.
+Every runtime that has antialiased resizing computes it differently, and the web runtimes have none.
+So the graph resizes with two matrix products: one for the width, one for the height. It computes
+the matrices from the size of the images. They are those of Pillow, with which torchvision's
+published accuracies were measured, and contain only the rows of the center crop.
 
 Pillow computes with integers. The graph gets the same levels from float32, which every runtime has
 and which holds integers up to 2^24: weights are multiples of 2^-22, and each is split into two

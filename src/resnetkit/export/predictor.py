@@ -23,7 +23,7 @@ from .artefact import Artefact, read_artefact
 from .preparation import prepare
 
 MAX_BATCH_PIXELS = 4_000_000
-"""Images of more pixels than this together are not run in one batch, so that memory is bounded."""
+"""Images with more pixels than this in total do not run in one batch, so that memory is bounded."""
 
 
 class ExportedPredictor:
@@ -164,7 +164,7 @@ class ExportedPredictor:
                 yield item if isinstance(item, ImageError) else next(values)
 
     def prepare(self, image: ImageLike) -> np.ndarray:
-        """Return an image as `run` takes it: ``(H, W, C)`` uint8.
+        """Return an image as `run` expects it: ``(H, W, C)`` uint8.
 
         Raises:
             ImageError: it cannot be read.

@@ -45,7 +45,7 @@ def decode_for(manifest: Manifest, source: Source) -> np.ndarray:
 def to_crop(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Resize with Pillow and crop the middle: ``(S, S, C)`` uint8 with the network's channels.
 
-    Black fills what the resized image does not cover.
+    The crop is black where the resized image does not cover it.
 
     Args:
         pixels: what `decode_for` returned.

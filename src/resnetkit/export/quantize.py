@@ -45,7 +45,7 @@ IMAGES = 300
 
 
 MAX_FALL = 0.003
-"""Largest fall of the accuracy that is accepted, if it is not significant either."""
+"""Largest drop in accuracy that is accepted, provided that it is not significant either."""
 
 SIGNIFICANT = 0.05
 
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the accuracy falls by more than `MAX_FALL`, or significantly."""
+        """Whether the accuracy drops by more than `MAX_FALL`, or significantly."""
         fall = self.before - self.after
         return fall > MAX_FALL + 1e-12 or (fall > 0 and self.p_value < SIGNIFICANT)
 
@@ -111,7 +111,7 @@ def quantize_file(
         file: the fp32 file; it is replaced.
         header: the header of the model file.
         data: photos with known classes.
-        target: where the file will be. If it is worse, it is kept beside that under another name.
+        target: the final path. A worse file is kept next to it under another name.
 
     Returns:
         How the golden images were answered, and notes for the user.
@@ -173,7 +173,7 @@ def compare(before: Path, after: Path, data: Path) -> Comparison:
 
 
 def calibration_images(samples: Split, count: int = IMAGES) -> list[Path]:
-    """Return a sample with equally many images of each class, as far as a class has them.
+    """Return a sample with equally many images of each class, as far as possible.
 
     The same split always gives the same sample.
     """
@@ -262,8 +262,8 @@ def _with_own_answers(
 ) -> tuple[Manifest, list[GoldenImage]]:
     """Return golden images with the answers of the 8-bit file, and the tolerance of each answer.
 
-    The integer layers are computed a second time as they are written, in float. How far these
-    answers differ is how far another processor's may.
+    The integer layers are computed a second time in float, as they are written in the file. Another
+    processor's answers may differ by as much as these do.
     """
     artefact = read_artefact(file)
     integer = start(artefact)

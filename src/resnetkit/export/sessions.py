@@ -1,4 +1,4 @@
-"""Run an exported file with the runtime that it is for: ONNX Runtime, OpenVINO or PyTorch."""
+"""Run an exported file with its runtime: ONNX Runtime, OpenVINO or PyTorch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def start(
 
     Args:
         artefact: the file.
-        stages: which of `artefact.STAGES` to return besides logits and probabilities.
-        threads: compute threads; by default as many as there are CPUs to use.
-        optimized: whether the runtime may replace operations by faster ones. Without, ONNX Runtime
-            computes 8-bit layers as they are written, in float.
+        stages: which of `artefact.STAGES` to return in addition to logits and probabilities.
+        threads: compute threads; by default one per available CPU.
+        optimized: whether the runtime may replace operations with faster ones. If False, ONNX
+            Runtime computes 8-bit layers as they are written, in float.
 
     Raises:
         RecipeError: the runtime is not installed.

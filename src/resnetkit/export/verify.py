@@ -103,7 +103,7 @@ def _start(artefact: Artefact, threads: int | None) -> tuple[Run, tuple[str, ...
     wanted = STAGES[:2]
     try:
         return start(artefact, wanted, threads), wanted
-    except ArtefactError:  # somebody renamed its tensors, or it does not run at all
+    except ArtefactError:  # someone renamed its tensors, or it does not run at all
         return start(artefact, (), threads), ()
 
 

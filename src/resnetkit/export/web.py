@@ -1,7 +1,7 @@
 """A model file -> a folder with a web page that classifies photos in the browser.
 
-Any static file server shows it. The browser computes the answers with ONNX Runtime Web, in
-WebAssembly, so photos stay on the machine of the person who chooses them.
+Any static file server can serve it. The browser computes the answers with ONNX Runtime Web, in
+WebAssembly, so photos never leave the user's machine.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _check_integrity(archive: Path) -> None:
     found = f"sha512-{base64.b64encode(digest).decode()}"
     if found != RUNTIME_INTEGRITY:
         raise RecipeError(
-            f"npm fetched another {RUNTIME} {RUNTIME_VERSION} than expected: its integrity is "
+            f"npm fetched a different {RUNTIME} {RUNTIME_VERSION} than expected: its integrity is "
             f"{found}, not {RUNTIME_INTEGRITY}. Check npm's registry; nothing was kept"
         )
 

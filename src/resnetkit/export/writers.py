@@ -23,7 +23,7 @@ from .graph import ExportedModel
 def write(
     path: Path, network: nn.Module, manifest: Manifest, golden: Sequence[GoldenImage]
 ) -> None:
-    """Write an exported file; the ending of its name says for which runtime.
+    """Write an exported file; its extension says for which runtime.
 
     Args:
         path: the file.
@@ -126,7 +126,7 @@ def _write_torch(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporters warn about and print."""
+    """Silence the exporters' warnings and output."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
