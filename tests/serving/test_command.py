@@ -114,8 +114,8 @@ def test_wrong_use_is_explained(tmp_path, exported):
 def test_another_address_says_what_that_means(exported):
     with served(exported, "--host", "0.0.0.0", RESNETKIT_TOKEN="a" * 16) as command:
         note = command.process.stderr.readline()
-        assert "every machine that reaches it can send" in note
-        assert "They need the token" in note
+        assert "any machine that can reach it can send" in note
+        assert "Clients need the token" in note
         assert command.request("GET", "/classes")[0] == 401
         command.process.terminate()
         assert command.process.wait(STOP_SECONDS) == 0

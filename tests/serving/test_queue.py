@@ -22,10 +22,10 @@ def ticket(pixels: int = 10, seconds: float = 60, answers: list | None = None) -
 def test_admission_is_all_or_nothing():
     queue = Queue(replace(Bounds(), queue_images=3, queue_pixels=100))
     queue.admit([ticket(), ticket()])
-    with pytest.raises(Refusal, match="2 images wait already") as caught:
+    with pytest.raises(Refusal, match="2 images are waiting") as caught:
         queue.admit([ticket(), ticket()])
     assert (caught.value.status, caught.value.reason) == (503, "queue_full")
-    with pytest.raises(Refusal, match="pixels wait already"):
+    with pytest.raises(Refusal, match="pixels are waiting"):
         queue.admit([ticket(90)])
     assert (queue.images, queue.pixels) == (2, 20)
 

@@ -65,7 +65,7 @@ class Service:
         self._metrics = counted
         self._bounds = bounds
         self._memory = BodyMemory(bounds)
-        # Headers are read apart from decoding, so that a full queue is found at once.
+        # Image headers are read separately from decoding, so that a full queue is noticed at once.
         self._headers = ThreadPoolExecutor(1, thread_name_prefix="headers")
         self._uncertainty = lru_cache(maxsize=64)(served.resolve_uncertainty)
         self.is_stopping = False
@@ -77,7 +77,7 @@ class Service:
         return self._engine.ready and not self.is_stopping
 
     def close(self) -> None:
-        """End the thread of the service."""
+        """Stop the thread of the service."""
         self._headers.shutdown(wait=False, cancel_futures=True)
 
     def application(self) -> Starlette:
@@ -189,7 +189,7 @@ class Service:
             if name not in PARAMETERS:
                 question = did_you_mean(name[:40], PARAMETERS)
                 known = ", ".join(PARAMETERS)
-                raise _bad_parameter(f"Unknown parameter. {question} Known are {known}")
+                raise _bad_parameter(f"Unknown parameter. {question} Known parameters: {known}")
         text = given.get("explain", "false")
         if text not in ("true", "false"):
             raise _bad_parameter("explain must be true or false")
@@ -254,7 +254,7 @@ class Service:
         Raises:
             Refusal: 503 if the queue is full, 504 if the deadline passed, 500 if the engine
                 crashed, 422 if the only image is damaged.
-            ClientGone: nobody waits for the answer any more.
+            ClientGone: nobody is waiting for the answer anymore.
         """
         answers = _Answers(len(checked))
         tickets = []
@@ -388,12 +388,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Return that our own code failed; Starlette raises the error again, so that it is logged."""
+    """Report that our own code failed; Starlette raises the error again, so that it is logged."""
     return await _refused(request, Refusal(500, "internal_error", "The server failed; see its log"))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    """Return what nobody reads: the client has gone. The status is for the log."""
+    """Return a response that nobody reads: the client is gone. The status is for the log."""
     request.state.reason = "client_gone"
     return Response(status_code=499)
 

@@ -23,12 +23,12 @@ class Bounds:
         connections: open connections.
         header_seconds: from the first byte of a request, or a new connection, to its last header.
         body_seconds: from the headers to the end of the body.
-        write_seconds: the longest time for a client to take the response from us.
+        write_seconds: the longest time that a client may take to read the response.
         idle_seconds: how long a connection without a request stays open.
         deadline_seconds: the time to answer a request that has no ``X-Deadline-Ms``.
         most_deadline_seconds: the largest deadline that a request can set.
-        stuck_seconds: a batch that takes longer counts as a crash of the engine.
-        notice_seconds: how long the server still listens after a signal to stop, so that load
+        stuck_seconds: a batch that takes longer is treated as a crash of the engine.
+        notice_seconds: how long the server keeps listening after a signal to stop, so that load
             balancers see that it is not ready.
         stop_seconds: the longest time to answer accepted requests after a signal to stop.
     """

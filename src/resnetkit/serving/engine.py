@@ -1,4 +1,4 @@
-"""The engine: a thread that computes batches, and another that starts it again after a crash."""
+"""The engine: a thread that computes batches, and another that restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LONGEST_PAUSE = 30.0
 
 
 FAST = 0.98
-"""A batch size is fast if it computes this share of the images a second of the fastest size."""
+"""A batch size is fast if it reaches this share of the fastest size's images per second."""
 
 
 def smallest_fast(latencies: dict[int, float]) -> int:
-    """Return the smallest fast batch size: a larger one would only make its images wait.
+    """Return the smallest fast batch size: a larger one would only make images wait.
 
     >>> smallest_fast({1: 0.010, 2: 0.018, 3: 0.0265, 4: 0.035})
     3
@@ -40,8 +40,8 @@ class Engine:
 
     Before it is ready, a model is verified and every batch size is measured; see `smallest_fast`.
     Sizes that take longer than `Bounds.batch_seconds` are ruled out. A crash, or a batch that takes
-    longer than `Bounds.stuck_seconds`, fails the batch, and a new engine starts. Images that wait
-    keep waiting.
+    longer than `Bounds.stuck_seconds`, fails the batch, and a new engine starts. Waiting images
+    keep their places.
 
     Args:
         served: the model.
@@ -78,7 +78,7 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine computes what the queue gets."""
+        """Whether the engine computes the images in the queue."""
         worker = self._worker
         return worker is not None and worker.ready and not worker.is_stuck()
 
@@ -118,7 +118,7 @@ class Engine:
             pause = 0.0 if was_ready else min(LONGEST_PAUSE, max(1.0, 2 * pause))
 
     def measure(self, compute: Compute) -> None:
-        """Run every batch size, and select the largest to use; at a restart, only run them."""
+        """Run every batch size, and select the largest to use; after a restart, only run them."""
         example = self._served.example()
         if self.latencies:
             for images in range(1, self.batch_images + 1):

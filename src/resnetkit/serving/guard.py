@@ -1,4 +1,4 @@
-"""Who may ask: host names, origins and the token; strict headers; a log line per request."""
+"""Access control by host name, origin and token; strict headers; a log line per request."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ HEADERS = {
 }
 
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/live", "/ready")
-"""Paths that need no token: they say nothing about the model. So do the files of the page."""
+"""Paths that need no token, because they say nothing about the model; nor do the page's files."""
 
 PAGE_FILES = "/page/"
 
 PROBED = ("/live", "/ready", "/metrics")
-"""Paths that other programs read every few seconds; their successes are not logged."""
+"""Paths that other programs poll every few seconds; successful requests are not logged."""
 
 PREDICTS = re.compile(rb"POST /predict[ ?]")
 DEADLINE = re.compile(rb"\r\nx-deadline-ms:[ \t]*([1-9]\d{0,4})[ \t]*(?:\r\n|$)", re.IGNORECASE)
@@ -90,7 +90,7 @@ class Guard:
             await self._app(scope, exchange.receive, exchange.send)
         except Refusal as refusal:
             await exchange.refuse(refusal)
-        except Exception as error:  # answered already, as far as possible
+        except Exception as error:  # already answered, as far as possible
             self._log.event("error", "error", request=exchange.id, error=repr(error)[:500])
         finally:
             self._record(scope, exchange)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 MOST_LINES = 10_000
-"""Lines that wait to be written; further ones are lost and counted."""
+"""Maximum number of lines that wait to be written; any more are dropped and counted."""
 
 
 class JsonLog:
@@ -46,14 +46,14 @@ class JsonLog:
             self._lost += 1
 
     def close(self, timeout: float = 1.0) -> None:
-        """Write the lines that wait, as far as the time allows."""
+        """Write the waiting lines, as far as the time allows."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=timeout)
         self._thread.join(timeout)
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody reads the log, or a full disk
+            with contextlib.suppress(OSError, ValueError):  # nobody reads the log, or disk full
                 self._stream.write(line)
                 self._stream.flush()
 

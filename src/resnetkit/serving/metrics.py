@@ -12,7 +12,7 @@ STAGES = ("receive", "wait", "decode", "queue", "compute", "explain", "request")
 computed; an image is explained; a request from its headers to its answer."""
 
 PATHS = ("/", "/predict", "/classes", "/model", "/live", "/ready", "/metrics", "/docs")
-"""The paths that are counted; the others count together."""
+"""The paths that are counted separately; all others share one count."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

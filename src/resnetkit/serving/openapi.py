@@ -164,7 +164,7 @@ def page() -> str:
         '<title>resnet serve: the interface</title><link rel="icon" href="/page/icon.svg">'
         '<link rel="stylesheet" href="/page/style.css">'
         f"<main><h1>resnet serve {escape(__version__)}</h1>"
-        '<p>The same as an OpenAPI document: <a href="/openapi.json">/openapi.json</a></p>'
+        '<p>Also available as an OpenAPI document: <a href="/openapi.json">/openapi.json</a></p>'
         f"{''.join(sections)}</main></html>"
     )
 

@@ -1,6 +1,6 @@
-"""Deadlines for what uvicorn waits for without limit: headers, and readers of answers.
+"""Deadlines where uvicorn waits without limit: for headers, and for clients to read answers.
 
-The application limits the time of bodies, see body.py.
+The application limits the time for bodies; see body.py.
 
 See docs/decisions/0008-the-server-is-one-process.md for the choice of uvicorn.
 """
@@ -18,11 +18,11 @@ from .bounds import Bounds
 from .metrics import Metrics
 
 READ_BYTES = 16 * 2**10
-"""What is read at once. Two such pieces may arrive after a body is found to be too large."""
+"""Bytes to read at once. Two such pieces may arrive after a body is found to be too large."""
 
 LINGER_BYTES = 32 * 2**10
 LINGER_SECONDS = 2.0
-"""What is still read, and for how long, after an answer to a request whose body is not read. A
+"""How much is still read, and for how long, after an answer to a request whose body is not read. A
 connection that is closed with unread bytes is reset, and a client may lose the answer."""
 
 LAST_SECONDS = 1.0
@@ -35,7 +35,7 @@ TOO_MANY = (
 
 
 class DeadlineProtocol(H11Protocol):
-    """A connection whose peer has limited time to send a request and to take the answer."""
+    """A connection whose peer has limited time to send a request and to read the answer."""
 
     bounds: Bounds
     metrics: Metrics
@@ -47,8 +47,8 @@ class DeadlineProtocol(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the time for the headers."""
-        transport.set_write_buffer_limits(0)  # report as soon as the peer does not read
+        """Start the timer for the headers."""
+        transport.set_write_buffer_limits(0)  # report as soon as the peer stops reading
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         self._closing = _ClosingTransport(self, transport)
         super().connection_made(self._closing)
@@ -77,7 +77,7 @@ class DeadlineProtocol(H11Protocol):
             return
         if self.conn.their_state is h11.IDLE:
             self._start_header_timer()
-        else:  # the application waits for the body, and no longer than it may take
+        else:  # the application waits for the body, with its own time limit
             self._stop_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -125,7 +125,7 @@ class DeadlineProtocol(H11Protocol):
             self._closing.abort()
 
     def pause_writing(self) -> None:
-        """Start the time for the peer to take what was written."""
+        """Start the timer for the peer to read what was written."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(
@@ -133,7 +133,7 @@ class DeadlineProtocol(H11Protocol):
             )
 
     def resume_writing(self) -> None:
-        """Stop that time."""
+        """Stop that timer."""
         self._stop_write_timer()
         super().resume_writing()
 
@@ -220,7 +220,7 @@ class _ClosingTransport(asyncio.Transport):
             self._timer.cancel()
 
     def abort(self) -> None:
-        """Close at once, without what is not yet sent."""
+        """Close at once, and discard what has not been sent yet."""
         self._transport.abort()
 
     def is_closing(self) -> bool:
@@ -237,7 +237,7 @@ class _ClosingTransport(asyncio.Transport):
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -251,7 +251,7 @@ def protocol_class(
     metrics: Metrics,
     refuse_early: Callable[[bytes], bytes | None] = lambda request: None,
 ) -> type[DeadlineProtocol]:
-    """Return the protocol with its limits, as uvicorn takes it.
+    """Return the protocol class with its limits, as uvicorn expects it.
 
     Args:
         bounds: the limits.

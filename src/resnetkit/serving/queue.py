@@ -27,7 +27,7 @@ class Ticket:
     Args:
         contents: the bytes of its file.
         pixels: the pixels that it counts for.
-        deadline: when its answer is worthless, in seconds of `time.monotonic`.
+        deadline: when its answer becomes worthless, in seconds of `time.monotonic`.
         deliver: called once with the outputs or an exception, from any thread. Not called if the
             image was withdrawn or its deadline passed.
         wants_explanation: whether a Grad-CAM overlay is requested.
@@ -47,8 +47,8 @@ class Ticket:
 class Queue:
     """Admitted images, at most `Bounds.queue_images` with `Bounds.queue_pixels`.
 
-    An image counts from its admission to its answer. An image past its deadline, or whose client
-    has gone, is dropped before it is decoded or computed. Safe for threads.
+    An image counts from its admission to its answer. An image past its deadline, or whose client is
+    gone, is dropped before it is decoded or computed. Thread-safe.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -75,10 +75,11 @@ class Queue:
         return self._pixels
 
     def retry_after(self) -> float:
-        """Return the measured seconds until the images that wait now are answered."""
+        """Return the expected seconds until the images that are waiting now are answered."""
         if not self.images:
             return 0.0
-        # If nothing has been answered for a while, the images of now take longer than earlier ones.
+        # If nothing has been answered for a while, the current images take longer than earlier
+        # ones.
         silence = (time.monotonic() - self._busy_since) / self._last_batch
         return self.images * max(self._seconds_per_image, silence)
 
@@ -87,18 +88,18 @@ class Queue:
 
         Args:
             images: their number.
-            pixels: their pixels together.
-            deadline: when their answers are worthless.
+            pixels: their total number of pixels.
+            deadline: when their answers become worthless.
 
         Raises:
             Refusal: 503.
         """
         if self.images + images > self._bounds.queue_images:
-            raise self._refusal("queue_full", f"{self.images} images wait already")
+            raise self._refusal("queue_full", f"{self.images} images are waiting")
         if self.images and self._pixels + pixels > self._bounds.queue_pixels:
-            raise self._refusal("queue_full", f"Images of {self._pixels:,} pixels wait already")
+            raise self._refusal("queue_full", f"Images with {self._pixels:,} pixels are waiting")
         if self.retry_after() > MARGIN * (deadline - time.monotonic()):
-            raise self._refusal("too_busy", "The images that wait need longer than the deadline")
+            raise self._refusal("too_busy", "The waiting images need longer than the deadline")
 
     def _refusal(self, reason: str, message: str) -> Refusal:
         seconds = self.retry_after()
@@ -122,7 +123,7 @@ class Queue:
             self._changed.notify_all()
 
     def withdraw(self, tickets: Iterable[Ticket]) -> None:
-        """Forget images that nobody waits for any more."""
+        """Forget images that nobody is waiting for anymore."""
         with self._changed:
             for ticket in tickets:
                 self.dropped += self._release(ticket)
@@ -163,11 +164,11 @@ class Queue:
             self._changed.notify_all()
 
     def take_batch(self, images: int, pixels: int, stop: threading.Event) -> list[Ticket]:
-        """Wait for decoded images, and return those that are there: no fixed delay.
+        """Wait for decoded images, and return those available, without a fixed delay.
 
         Args:
             images: the largest number.
-            pixels: the largest number of pixels together; a single image may have more.
+            pixels: the largest total number of pixels; a single image may have more.
             stop: once this is set and `wake` is called, the batch is empty.
         """
         batch: list[Ticket] = []
@@ -205,7 +206,7 @@ class Queue:
             ticket.deliver(answer)
 
     def wake(self) -> None:
-        """Let `take_batch` look at its ``stop``."""
+        """Make `take_batch` check its ``stop``."""
         with self._changed:
             self._changed.notify_all()
 

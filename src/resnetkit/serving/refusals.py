@@ -10,7 +10,7 @@ class Refusal(Exception):
         status: the HTTP status.
         reason: one word for programs and metrics, such as ``queue_full``.
         message: what is wrong, what was expected, and what to do.
-        retry_after: seconds after which another attempt may succeed, if so.
+        retry_after: seconds after which another attempt may succeed; None if it will not.
     """
 
     def __init__(
@@ -24,4 +24,4 @@ class Refusal(Exception):
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its answer."""
+    """The client closed the connection before it got its answer."""

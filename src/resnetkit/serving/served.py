@@ -46,7 +46,7 @@ class Served(Protocol):
         ...
 
     def prepare(self, contents: bytes) -> Any:
-        """Decode an image to the model's input. Threads may call it at once.
+        """Decode an image to the model's input. Several threads may call it at once.
 
         Raises:
             ImageError: it cannot be read.
@@ -54,7 +54,7 @@ class Served(Protocol):
         ...
 
     def example(self) -> Any:
-        """Return an input to warm the engine with."""
+        """Return an input to warm up the engine."""
         ...
 
     def input_size(self, inputs: Any) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class Served(Protocol):
         """Check the model before it serves, and return what was checked.
 
         Raises:
-            ArtefactError: it does not answer as it should.
+            ArtefactError: its answers are not those expected.
         """
         ...
 
@@ -173,7 +173,7 @@ class ExportedFile:
     def start(self) -> Compute:
         """Start the runtime of the file, which must not have changed since it was opened."""
         if sha256(self._predictor.path) != self._sha256:
-            raise ArtefactError(f"{self._predictor.path} has changed. Start the server again")
+            raise ArtefactError(f"{self._predictor.path} has changed. Restart the server")
         self._predictor = ExportedPredictor(self._predictor.path)
         is_calibrated = self._predictor.manifest.calibration is not None
         return partial(self._predictor.run, stages=("features",) if is_calibrated else ())
@@ -248,7 +248,7 @@ class ModelFile:
         return inputs.shape[1], inputs.shape[2]
 
     def verify(self) -> str:
-        """Return that there is nothing to check: reading the file has checked it."""
+        """Report that there is nothing to check: reading the file already checked it."""
         return "a model file has no golden images"
 
     def start(self) -> Compute:
@@ -257,7 +257,7 @@ class ModelFile:
         After a crash it is ``eager``, which needs no time to start: an export for another runtime
         can take 10 seconds.
         """
-        import matplotlib  # noqa: F401  not in the time of the first explanation
+        import matplotlib  # noqa: F401  not during the first explanation
 
         self._predictor = self._predictor.with_engine(self._next_engine, "fp32")
         self._next_engine = "eager"

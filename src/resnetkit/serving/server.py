@@ -33,7 +33,7 @@ from .queue import Queue
 from .served import Served
 
 FLUSH_SECONDS = 3
-"""Time for connections to take their last answers when the server stops."""
+"""Time for clients to read their last answers when the server stops."""
 
 
 class Server:
@@ -102,7 +102,8 @@ class Server:
             listening: called with the address and the port.
 
         Returns:
-            Whether the engine ended too. If not, it is stuck, and may keep the process from ending.
+            Whether the engine ended too. If not, it is stuck, and may keep the process from
+            exiting.
 
         Raises:
             OSError: the address or port is not available.
@@ -162,7 +163,7 @@ class Server:
             await asyncio.sleep(0.1)
 
     async def _drain(self) -> None:
-        """Refuse what is new, and wait for the answers to what was accepted."""
+        """Refuse new requests, and wait for the answers to accepted ones."""
         self.service.is_stopping = True
         self.log.event("stopping", images=self.queue.images)
         start = time.monotonic()
@@ -173,7 +174,7 @@ class Server:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Stop at the first signal to end. Only the main thread gets signals."""
+        """Stop at the first SIGINT or SIGTERM. Only the main thread gets signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
