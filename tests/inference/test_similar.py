@@ -147,7 +147,7 @@ def test_a_file_of_another_model_is_refused(predictor, index, tmp_path):
     np.savez(tmp_path / "c.npz", features=np.ones((2, 32), np.float32), sources=["a", "b"])
     old = ImageIndex.from_file(tmp_path / "c.npz", predictor)
     assert "does not say which model wrote it" in old.notes[0]
-    assert "names 2 photos that do not exist, seen from this folder, such as a" in old.notes[1]
+    assert "names 2 photos that do not exist relative to this folder, such as a" in old.notes[1]
     write_embeddings(tmp_path / "d.npz", old, "")
     with EmbeddingsFile(tmp_path / "e.npz", predictor.digest):
         pass

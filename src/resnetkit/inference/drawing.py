@@ -21,7 +21,7 @@ LARGEST = 1600
 def font_for(text: str) -> tuple[str, str]:
     """Return the installed font for a text, and the letters it lacks; see `report.fonts`.
 
-    The import is inside because it loads matplotlib, which only drawing needs.
+    The import is inside the function because it loads matplotlib, which only drawing needs.
 
     Raises:
         MissingPackageError: matplotlib is not installed.

@@ -340,7 +340,7 @@ def _channels_last(images: Tensor) -> Tensor:
 
 _start_lock = Lock()
 """Held while an engine starts. Tracing, exporting and the warning filters are process-wide, so two
-threads that start engines would disturb each other."""
+threads that start engines would interfere with each other."""
 
 
 @contextmanager

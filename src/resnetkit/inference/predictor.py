@@ -221,7 +221,7 @@ class Predictor:
 
     @runtime.pytorch_defaults()
     def prepare(self, image: ImageLike) -> Tensor:
-        """Return an image as `run` takes it: ``(C, S, S)`` uint8.
+        """Return an image as `run` expects it: ``(C, S, S)`` uint8.
 
         Raises:
             ImageError: it cannot be read.

@@ -23,7 +23,7 @@ from .prediction import Prediction
 from .predictor import Predictor
 
 QUERIES_AT_ONCE = 256
-"""Number of queries that are compared with the photos at once."""
+"""Number of queries compared with the photos at once."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Neighbor:
     """A photo that is similar to a query.
 
     Args:
-        path: the photo, as the index was given it.
+        path: the photo, as it was given to the index.
         label: its label in a manifest, else the name of its folder.
         similarity: the cosine similarity of the features, in [-1, 1].
         is_copy: whether the file has the same bytes as the query.
@@ -218,7 +218,7 @@ class ImageIndex:
         missing = [source for source in self.sources if not os.path.exists(source)]
         if missing:
             count = "1 photo that does" if len(missing) == 1 else f"{len(missing):,} photos that do"
-            notes.append(f"names {count} not exist, seen from this folder, such as {missing[0]}")
+            notes.append(f"names {count} not exist relative to this folder, such as {missing[0]}")
         return tuple(notes)
 
     def search(
@@ -229,7 +229,7 @@ class ImageIndex:
         Args:
             features: ``(m, C)``, of the queries.
             k: the number of photos for each query.
-            exclude: ``(m,)``, the index that is not a neighbor of each query, or -1.
+            exclude: ``(m,)``, the index to leave out for each query, or -1.
 
         Returns:
             ``(m, K)`` indices and ``(m, K)`` similarities, the most similar photo first.
@@ -299,7 +299,7 @@ class ImageIndex:
     ) -> Iterator[Neighbor]:
         contents = _Contents(query)
         for i, similarity in zip(indices.tolist(), similarities.tolist(), strict=True):
-            if i >= 0:  # -1 fills the places left over
+            if i >= 0:  # -1 fills unused places
                 yield Neighbor(
                     self.sources[i],
                     self.labels[i],

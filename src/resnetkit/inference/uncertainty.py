@@ -23,7 +23,7 @@ class Uncertainty:
     Args:
         classes: the class names, in the order of the logits.
         calibration: the calibration data of the model.
-        features: where the features of its training images lie.
+        features: the distribution of its training images' features.
         coverage: the requested coverage of the sets, if any.
         score_limit: the largest conformal score in a set with this coverage.
         false_alarms: the requested share of false alarms, if any.
