@@ -111,7 +111,7 @@ def add_calibration(
     Args:
         model_file: the model file, which is not changed.
         data: a folder or manifest with a training and a validation split. In a flat folder, these
-            are the images that training used, found by their contents.
+            are the images that training used, identified by content.
         out: the file to write.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         workers: threads that read images; by default one per core.
@@ -133,7 +133,8 @@ def add_calibration(
     if overlap > MOST_OVERLAP * len(val):
         raise DataError(
             f"{model_file} was trained on {overlap} of the {len(val)} validation images of {data}. "
-            "It is too sure of them, so the calibration would promise too much. Name the dataset "
+            "It is overconfident on them, so the calibration would promise too much. Name the "
+            "dataset "
             "with the split that the model was trained on, or one with other validation images"
         )
     train = select_split(dataset, "train", header).samples

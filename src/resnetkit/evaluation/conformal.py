@@ -4,7 +4,7 @@ The score of a class is -log of its probability. A class belongs to the set of a
 score is not above a limit, which is a quantile of the scores of the true classes of the validation
 images. For any network, the set then includes the true class with at least the chosen probability
 (the coverage), on average over new images from the same source as the validation images. (The kept
-epoch was selected by its accuracy on the same images, which can cost a little of this promise.)
+epoch was selected by its accuracy on the same images, which can weaken this promise slightly.)
 
 These are the sets of Sadinle, Lei and Wasserman (LAC, arXiv:1609.00451), who use 1 - probability,
 which sorts images the same way. The rank of the quantile is that of Angelopoulos and Bates
@@ -53,7 +53,7 @@ def summarize_scores(scores: np.ndarray, most: int) -> list[float]:
 
     If there are more scores, those of evenly spaced ranks are kept, including the largest; see
     `kept_rank`. Like `score_limit`, rounding up errs on the safe side: no set gets smaller, and no
-    image counts as stranger.
+    image is considered stranger.
 
     Args:
         scores: ``(n,)``.

@@ -73,7 +73,7 @@ def predict_logits(
 ) -> Tensor:
     """Run a model in eval mode over images; return ``(n, classes)`` float32 on the CPU.
 
-    Afterwards every module is back in the mode it had.
+    Every module's mode is restored afterwards.
 
     Args:
         advance: called after each batch.
@@ -148,8 +148,8 @@ def evaluate(
         data: a folder or manifest, as for training. Classes are matched by name; folders named by
             WordNet ids are matched by the published class names of those ids.
         split: ``train``, ``val``, ``test`` or ``all``; by default test, else val, else all. In a
-            flat folder, ``train`` and ``val`` are the images that training used for them, found by
-            the digests of their contents.
+            flat folder, ``train`` and ``val`` are the images that training used for them,
+            identified by content digest.
         image_size: the input size in pixels, if not the model file's own.
         crops: 1 or 10 views of each image, with averaged probabilities; see `Views`.
         flip: average with the mirrored image; see `Views`.

@@ -21,7 +21,7 @@ class Finding:
         index: its row in the evaluation.
         path: as in the dataset.
         truth: its label.
-        suggested: the model's answer, or the class that the label should perhaps be.
+        suggested: the model's answer, or the class that may be the correct label.
         probability: the probability of ``suggested``, in [0, 1].
         truth_probability: the probability of ``truth``, in [0, 1].
         loss: its cross-entropy in nats.

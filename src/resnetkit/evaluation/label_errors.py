@@ -146,7 +146,7 @@ def _votes(neighbor_labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _agreement(votes: np.ndarray, labels: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return how far the neighbors of each candidate agree with its label, ``(m,)`` in [-1, 1].
+    """Return how much the neighbors of each candidate agree with its label, ``(m,)`` in [-1, 1].
 
     A class with few images cannot supply all neighbors, so its share is relative to the number that
     it can supply. An image that is alone in its class has an agreement of 0.

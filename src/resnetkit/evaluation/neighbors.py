@@ -43,8 +43,8 @@ def nearest_neighbors(
         queries: ``(m, C)``.
         k: the number of neighbors of each query, at least 1.
         exclude_self: True if ``queries`` are the features themselves: row i is then not a neighbor
-            of query i. Or ``(m,)`` integers: the index in ``features`` that is not a neighbor of
-            each query, or -1.
+            of query i. Or ``(m,)`` integers: the index in ``features`` to exclude for each query,
+            or -1.
         block_size: features that are compared at once. It does not change the result.
         advance: called after each block of features; `block_count` tells how many there are.
 
@@ -133,7 +133,8 @@ def _merge_block(
         chosen = products >= np.maximum(least, kth - 2 * bound)[:, None]
     rows, columns = np.nonzero(chosen)
     best = indices, similarities
-    # If many images are equal, every pair can be a candidate, so compute a bounded number at once.
+    # If many images are identical, every pair can be a candidate, so compute a bounded number at
+    # once.
     step = max(1, _PAIRS // query_rows.shape[1])
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
@@ -196,7 +197,7 @@ def _check_arguments(features: np.ndarray, queries: np.ndarray, *, k: int, block
 
 
 def _excluded_indices(exclude_self: bool | np.ndarray, features: int, queries: int) -> np.ndarray:
-    """Return ``(queries,)`` int64: the feature that is not a neighbor of each query, or -1."""
+    """Return ``(queries,)`` int64: the feature to exclude for each query, or -1."""
     if isinstance(exclude_self, np.ndarray):
         if exclude_self.shape != (queries,):
             raise ValueError(

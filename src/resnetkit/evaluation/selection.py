@@ -49,7 +49,7 @@ def read_dataset_for(header: Header, data: str | Path) -> folder.Dataset:
     matched by the published class name of that id.
 
     Raises:
-        DataError: as `folder.read`.
+        DataError: as in `folder.read_dataset`.
     """
     from ..models.weights import imagenet_classes, imagenet_ids
 
@@ -63,8 +63,8 @@ def select_split(dataset: folder.Dataset, split: str | None, header: Trained) ->
     """Select the split to evaluate: by default test, else val, else all.
 
     In a flat folder, ``train`` and ``val`` are the images that training used for them. The same
-    holds for ``val`` if training took it from the ``train`` folder. A note says how many of the
-    images the model was trained on.
+    applies to ``val`` if training took it from the ``train`` folder. A note says how many of the
+    images were used for training.
 
     If training pooled the splits ``train`` and ``val`` (see `Recipe.fold`), this function does too.
 

@@ -13,7 +13,7 @@ a few main directions and the same variance in all others, as in probabilistic P
 Bishop 1999, doi:10.1111/1467-9868.00196). Compared with a full covariance, it takes little space.
 benchmarks/unknown_cpu_2026-11-29.md compares this measure with others.
 
-The number has a meaning only in comparison with those of validation images: see
+The number is meaningful only in comparison with those of validation images: see
 `share_less_strange` (Bates et al., Testing for Outliers with Conformal p-values, arXiv:2104.08279).
 """
 
@@ -36,15 +36,15 @@ SMALLEST_SHARE = 1e-6
 """Smallest share of the squared distance along a direction that counts."""
 
 IMAGES = 2000
-"""Number of training images that are used, unless `IMAGES_PER_CLASS` needs more."""
+"""Number of training images used, unless `IMAGES_PER_CLASS` needs more."""
 
 IMAGES_PER_CLASS = 10
-"""Number of images of each class that are used with many classes, where there are enough."""
+"""Number of images used of each class if there are many classes, where there are enough."""
 
 
 @dataclass(frozen=True)
 class FeatureModel:
-    """Where the features of the training images lie.
+    """The distribution of the training images' features.
 
     Args:
         means: ``(classes, C)`` float32, the mean of each class.
