@@ -1,4 +1,4 @@
-"""The numbers of each architecture, to recognise a checkpoint by the shapes of its tensors.
+"""The numbers of each architecture, to recognize a checkpoint by the shapes of its tensors.
 
 The builders have the same numbers; a test compares the two.
 """

@@ -224,7 +224,7 @@ def check_option(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
-# Dilation: only for networks whose strides are replaced. Skip it at first reading.
+# Dilation: only for networks whose strides are replaced. Skip it on a first reading.
 
 
 class DilatedBasicBlock(BasicBlock):
@@ -263,7 +263,7 @@ class DilatedBasicBlock(BasicBlock):
             norm_layer=norm_layer,
             residual=residual,
         )
-        # Changed, not made again: the same seed gives the same weights with and without dilation.
+        # Changed, not remade: the same seed gives the same weights with and without dilation.
         set_dilation(self.conv1, dilation)
         set_dilation(self.conv2, inner_dilation or dilation)
 

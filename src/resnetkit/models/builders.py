@@ -145,7 +145,7 @@ def resnet18_starter(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """ResNet-18 of half the width: 3.1 million parameters, 0.5 G multiply-adds at 224 px.
+    """ResNet-18 at half the width: 3.1 million parameters, 0.5 G multiply-adds at 224 px.
 
     Args:
         weights: a member of `Starter_Weights`, which needs no download, or its name, a file,

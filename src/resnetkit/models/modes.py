@@ -1,4 +1,4 @@
-"""Training and eval mode, kept for each module.
+"""Training and eval mode of each module.
 
 A frozen batch norm, for example, is in eval mode while the network around it trains.
 """

@@ -210,7 +210,7 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
-    # Apart from forward because subclasses of torchvision's ResNet override one and call the other.
+    # Not in forward because subclasses of torchvision's ResNet override one and call the other.
     # Shapes are those of the default stem and width, without dilation.
     def _forward_impl(self, x: Tensor) -> Tensor:
         x = self.conv1(x)  # (N, 64, H/2, W/2)

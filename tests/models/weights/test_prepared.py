@@ -362,9 +362,9 @@ def test_a_yaml_beside_the_checkpoint_is_found(file, tmp_path):
     (tmp_path / "preprocessing.yaml").write_text("resize: 90")
     found = convert(file, tmp_path / "m1")
     assert read_header(tmp_path / "m1").preprocessing.resize_size == 90
-    (note,) = [note for note in found.notes if "beside the file" in note]
+    (note,) = [note for note in found.notes if "next to the file" in note]
     assert note == (
-        "preprocessing.yaml beside the file says how images were prepared: resize_size 90, "
+        "preprocessing.yaml next to the file says how images were prepared: resize_size 90, "
         "crop_size 79; another: --preprocessing FILE"
     )
     # The settings of a training run are another kind of file.

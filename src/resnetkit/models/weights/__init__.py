@@ -1,6 +1,6 @@
 """Weight files: the published ones, model files, and checkpoints from other code.
 
-The way from a name to a network, by module::
+The path from a name to a network, by module::
 
 "IMAGENET1K_V2" -> enums (member, address) -> download (a file in the cache)
                 -> reading (tensors by name) -> resolve (into a network)

@@ -223,7 +223,7 @@ def _parse_pairs(pairs: list[tuple[Any, Any]], where: str) -> list[str]:
 
 
 def _parse_index(value: object) -> int | None:
-    """Return the index that an int or a string of digits is; None for anything else."""
+    """Return the index that an int or a string of digits stands for; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     return int(value) if re.fullmatch(r"\d+", str(value).strip()) else None

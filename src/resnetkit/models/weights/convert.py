@@ -45,7 +45,7 @@ def convert(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Recognised:
-    """Write the checkpoint in ``source`` as a model file, and return what was recognised.
+    """Write the checkpoint in ``source`` as a model file, and return what was recognized.
 
     Args:
         source: a file, or a folder of a model hub.
@@ -59,7 +59,7 @@ def convert(
             other fields are those of ``preprocessing_file``, or of the published weights; else
             resize to 256 and crop to 224 px, or 32 px for networks with the small stem. The
             decoder is ``"full"``, so that the model sees the same pixels as in its own code.
-        preprocessing_file: YAML or JSON with these fields. By default the YAML beside the
+        preprocessing_file: YAML or JSON with these fields. By default the YAML next to the
             checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), else
             ``config.json`` and ``preprocessor_config.json`` of a model hub.
         prefix: prefix of the names of the network to use, if the file has several.
@@ -84,7 +84,7 @@ def convert(
         fields = read_preprocessing(Path(prepared_in))
     if prepared_in is not None and preprocessing_file is None:
         notes.append(
-            f"{Path(prepared_in).name} beside the file says how images were prepared: "
+            f"{Path(prepared_in).name} next to the file says how images were prepared: "
             f"{describe_fields(fields)}; another: --preprocessing FILE"
         )
     known_options |= options or {}
@@ -150,13 +150,13 @@ def _check_architecture(file: Path, given: str | None) -> None:
     if arguments:
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise WeightsError(
-            f"config.json beside {file} says {named} with {shown}, which no network here has, "
+            f"config.json next to {file} says {named} with {shown}, which no network here has, "
             f"although the tensors may look like {named}. If the difference does not matter, pass "
             f"--arch {named}"
         )
     if named not in ARCHITECTURES:
         raise WeightsError(
-            f"config.json beside {file} says {named}, which is not a network here, although the "
+            f"config.json next to {file} says {named}, which is not a network here, although the "
             "tensors may look like one. If you know which network is the same, pass --arch"
         )
 

@@ -2,7 +2,7 @@
 
 A broken download is resumed where it stopped, by this process or a later one, and retried with
 growing pauses. If several processes want the same file, one downloads it and the others wait. The
-SHA-256 is written beside the file (in the format of ``sha256sum -c``) and checked at every use.
+SHA-256 is written next to the file (in the format of ``sha256sum -c``) and checked on every use.
 
 Environment:
     ``TORCH_HOME``: the cache is ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch`` by default).

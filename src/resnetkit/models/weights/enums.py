@@ -78,8 +78,8 @@ class WeightsEnum(Enum):
         """Return the member that ``obj`` is or names; None for None.
 
         Args:
-            obj: a member; its name (``"IMAGENET1K_V1"``), also after the enum's name and a dot; or
-                None.
+            obj: a member; its name (``"IMAGENET1K_V1"``), with or without the enum's name and a dot
+                before it; or None.
 
         Raises:
             UnknownWeightsError: no member has that name; also a KeyError.
@@ -114,7 +114,7 @@ class WeightsEnum(Enum):
             name: the name to keep it under; by default the last part of the address.
             progress: show a bar on standard error.
             check_hash: compare the file with the SHA-256 prefix in its name.
-            brief: give up soon if the server does not answer.
+            brief: give up quickly if the server does not answer.
 
         Raises:
             DownloadError: it could not be fetched.

@@ -28,7 +28,7 @@ class Recognised:
         architecture: a name in the registry.
         options: keyword arguments of its builder; JSON values, always with ``num_classes``.
         tensors: with the names and dtypes of that network.
-        notes: what was assumed, renamed or dropped, a sentence each.
+        notes: what was assumed, renamed or dropped, one sentence each.
     """
 
     architecture: str

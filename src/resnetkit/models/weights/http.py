@@ -19,7 +19,7 @@ from ...errors import DownloadError
 from ...storage import discard, write_text
 
 ATTEMPTS = 5  # in a row without a new byte
-PAUSE = 1.0  # seconds before the second attempt; doubles with each further one
+PAUSE = 1.0  # seconds before the second attempt; doubles with each one after that
 TIMEOUT = 30.0  # seconds to wait for data
 BRIEF_TIMEOUT = 4.0  # the same, for the single attempt of a brief download
 CHUNK = 1 << 20  # bytes
@@ -46,7 +46,7 @@ def check_scheme(url: str) -> None:
 
 
 class PartialDownload:
-    """The part of a file that has arrived, and a note that tells whether the rest fits it."""
+    """The part of a file that has arrived, and a note to check whether the rest fits it."""
 
     def __init__(self, path: Path, url: str) -> None:
         self.path = path

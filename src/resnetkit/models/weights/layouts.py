@@ -21,7 +21,7 @@ from .heads import Head, count_shared_parts, find_head
 _BLOCK = re.compile(r"(.*?)([^.\d]*)(\d+)([^.\d]*)\.0\.conv1\.weight")
 _TRANSFORMERS = "embedder.embedder.convolution.weight"
 _DARKNET = "layer1.0.conv.weight"
-# Training state beside networks; none of it is a layer.
+# Training state next to networks; none of it is a layer.
 _TRAINING_STATE = re.compile(
     r"(^|\.)(\w*optim\w*|\w*scheduler\w*|scaler|callbacks|loops|\w*rng\w*)\."
 )

@@ -33,7 +33,7 @@ MAX_HEADER = 64 * 2**20  # bytes; a larger header is refused without reading it
 KEY = "resnetkit"
 
 EXPORTED = (".onnx", ".xml", ".pt2")
-"""Endings of files that `resnet export` writes."""
+"""Extensions of files that `resnet export` writes."""
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     not_a_model = f"{path} is not a resnetkit model file"
     if path.suffix in EXPORTED:
         raise ModelFileError(
-            f"{not_a_model}, but has the ending of an exported one. `resnet predict`, `evaluate`, "
-            "`bench` and `verify` take it, and resnetkit.ExportedPredictor in Python; everything "
-            "else needs the model file"
+            f"{not_a_model}, but has the extension of an exported one. `resnet predict`, "
+            "`evaluate`, `bench` and `verify` accept it, as does resnetkit.ExportedPredictor in "
+            "Python; everything else needs the model file"
         )
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -59,7 +59,7 @@ def read_preprocessing(path: Path) -> dict[str, Any]:
 
 
 def find_preprocessing(file: Path) -> Path | None:
-    """Return the YAML file beside a checkpoint that says how its images were prepared, or None.
+    """Return the YAML file next to a checkpoint that says how its images were prepared, or None.
 
     For ``model.pth``, it is ``model.yaml``, else ``preprocessing.yaml`` in the same folder; the
     suffix may be ``.yml``. A ``model.yaml`` without any such field, such as the settings of a
@@ -159,7 +159,7 @@ def read_hub_configs(
 
 
 def read_timm_architecture(file: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return the network that timm's ``config.json`` beside a checkpoint names.
+    """Return the network that timm's ``config.json`` next to a checkpoint names.
 
     Args:
         file: the checkpoint.

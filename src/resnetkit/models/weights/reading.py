@@ -110,7 +110,7 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
 
 
 def _safe_types() -> list[Any]:
-    """Return the types that training scripts save beside tensors and that hold only values.
+    """Return the types that training scripts save along with tensors and that hold only values.
 
     These are ``argparse.Namespace``, for arguments, and NumPy numbers, such as the best accuracy,
     under NumPy's old and new module names.
