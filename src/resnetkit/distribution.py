@@ -1,7 +1,7 @@
 """Which distribution is installed, and what to type for a package that it leaves out.
 
-``resnetkit-runtime`` has the same files as ``resnetkit``, and depends only on what answers from
-exported files (docs/decisions/0007-the-runtime-is-a-second-distribution.md).
+``resnetkit-runtime`` has the same files as ``resnetkit``, and depends only on what is needed to
+answer from exported files (docs/decisions/0007-the-runtime-is-a-second-distribution.md).
 """
 
 from __future__ import annotations

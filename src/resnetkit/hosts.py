@@ -166,7 +166,7 @@ class Peers:
         return [report["host"] for report in self.reports]
 
     def watch(self, before: Mapping[str, int]) -> None:
-        """Let the system close connections to hosts that do not answer for `SILENT_SECONDS`.
+        """Make the system close connections to hosts that do not answer for `SILENT_SECONDS`.
 
         By default this takes hours if nothing is sent. Linux only.
 

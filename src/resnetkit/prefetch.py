@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 STUCK = 120.0
-"""Seconds without a file or a result after which a task is retried once, and then given up."""
+"""Seconds without a file or a result after which a task is retried once, and then abandoned."""
 
 PATIENCE = 2.0
 """Seconds that a stopping pool waits for a file that is being read."""

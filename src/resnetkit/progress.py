@@ -1,4 +1,4 @@
-"""What the user sees during long work: messages, and a live bar on a terminal.
+"""What the user sees during long operations: messages, and a live bar on a terminal.
 
 Messages are log records of the logger ``resnetkit``, which this module gives a handler for standard
 error, so that standard output holds only results. To silence messages and bars in a notebook or a
@@ -117,7 +117,7 @@ def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> It
         every: seconds between two lines.
 
     Yields:
-        The function to call after each further unit.
+        The function to call after each additional unit.
     """
     if rank() != 0 or not log.isEnabledFor(logging.INFO):
         yield lambda text: None

@@ -1,6 +1,6 @@
 """Device, precision, memory layout, threads and ranks of a run.
 
-The only module that asks PyTorch about the hardware. What needs no PyTorch is in `limits` and
+The only module that asks PyTorch about the hardware. Code that needs no PyTorch is in `limits` and
 `processes`.
 """
 
@@ -80,7 +80,7 @@ class Runtime:
 
     @contextmanager
     def tuned(self, enabled: bool) -> Iterator[None]:
-        """Let cuDNN time its algorithms for each new shape and keep the fastest.
+        """Make cuDNN time its algorithms for each new shape and keep the fastest.
 
         Worth it if shapes repeat. The setting belongs to the process; it is restored on exit.
         """
@@ -135,7 +135,7 @@ class Runtime:
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         """Return the numbers of every rank, in the order of the ranks.
 
-        All ranks must call this, with equally many numbers.
+        All ranks must call this, with the same number of values.
         """
         own_row = torch.tensor(numbers, dtype=torch.float64)
         if self.world_size == 1:
@@ -265,7 +265,7 @@ def connected() -> Iterator[None]:
 def _process_group(cuda: bool) -> Iterator[None]:
     # torch.distributed.nn.functional evaluates the default process group when it is imported. If
     # PyTorch imported it later, it would keep our group and its threads alive after the group's
-    # end, and a process that exits beside such a thread is sometimes aborted.
+    # end, and a process that exits while such a thread is alive is sometimes aborted.
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.nn import functional  # noqa: F401
     from torch.distributed.rendezvous import rendezvous

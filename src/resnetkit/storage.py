@@ -43,10 +43,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, for `publish`; remove it on exit if it still exists.
+    """Yield a temporary path next to ``path``, for `publish`; remove it on exit if it still exists.
 
     Raises:
-        OutputError: as `atomic`.
+        OutputError: as in `atomic`.
     """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _as_output_error(path):
@@ -63,7 +63,7 @@ def temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``, and rename it to ``path`` on exit.
+    """Yield a temporary folder next to ``path``, and rename it to ``path`` on exit.
 
     Its files reach the disk before the rename. An exception removes it.
 
@@ -78,7 +78,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield unfinished
             for file in unfinished.iterdir():
                 _fsync(file)
-            refuse_existing(path)  # again: another command may have been faster
+            refuse_existing(path)  # again: another command may have created it
             publish(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -127,7 +127,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
     Args:
         path: the lock file; it is created if missing.
-        wait: wait for another process to release it.
+        wait: whether to wait for another process to release it.
 
     Raises:
         BlockingIOError: another process holds the lock, and ``wait`` is False.

@@ -34,7 +34,7 @@ def convert(
     preprocessing: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="How images were prepared, as YAML or JSON; default: a YAML beside SOURCE."
+            help="How images were prepared, as YAML or JSON; default: a YAML next to SOURCE."
         ),
     ] = None,
     resize: Annotated[

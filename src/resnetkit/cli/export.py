@@ -21,7 +21,7 @@ def export(
     input: Annotated[
         str,
         typer.Option(
-            help="image: of any size, resized inside the file. crop: resized and cropped already.",
+            help="image: of any size, resized inside the file. crop: already resized and cropped.",
             metavar="KIND",
         ),
     ] = "image",
@@ -59,7 +59,7 @@ def export(
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="The file to write, or the folder of the page. Default: beside the model.",
+            help="The file to write, or the folder of the page. Default: next to the model.",
             metavar="PATH",
         ),
     ] = None,

@@ -44,14 +44,14 @@ WORKERS = Annotated[
 
 
 def refuse_for_exported(path: Path, options: Mapping[str, object]) -> None:
-    """Raise if an option that exported files do not have was given.
+    """Raise if an option that does not apply to exported files was given.
 
     Args:
         path: the exported file.
         options: the options that were given; false values mean that they were not.
 
     Raises:
-        RecipeError: otherwise.
+        RecipeError: at least one was given.
     """
     from ..errors import RecipeError
 

@@ -14,7 +14,7 @@ from .options import ANY_MODEL, DEVICE
 def serve(
     model: ANY_MODEL,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Others than 127.0.0.1 open it to others.")
+        str, typer.Option(help="Address to listen on. Any but 127.0.0.1 opens it to others.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for any free one.", min=0, max=65535)] = 8000,
     allow_host: Annotated[
@@ -58,9 +58,9 @@ def serve(
         say(f"Serving {model} at http://{name}:{port} (interface: /docs). Stop with Ctrl-C.")
         if not is_loopback(address):
             say(
-                f"{address} is not a loopback address: every machine that reaches it can send "
+                f"{address} is not a loopback address: any machine that can reach it can send "
                 "images, unencrypted. "
-                + ("They need the token." if token else "Without a token, anyone may use it.")
+                + ("Clients need the token." if token else "Without a token, anyone may use it.")
             )
 
     server = Server(served, host, port, allowed_hosts=allow_host or (), token=token)

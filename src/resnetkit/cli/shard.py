@@ -22,7 +22,7 @@ def shard(
 
     The files are WebDataset tars with an index. train, evaluate, predict and check take the new
     folder like any dataset; training on it gives the same model file, bit for bit. Images that
-    cannot be decoded are named, and packed as they are.
+    cannot be decoded are listed, and packed unchanged.
     """
     from contextlib import ExitStack
 
@@ -43,7 +43,7 @@ def shard(
         say(f"Note: {printable(remark)}.")
     if written.unreadable:
         count = pluralize(len(written.unreadable), "image")
-        say(f"{count} cannot be decoded. They are packed as they are:")
+        say(f"{count} cannot be decoded. They are packed unchanged:")
         for path, error in written.unreadable.items():
             say(f"  {printable(path)}: {printable(error)}")
     manifest = written.manifest

@@ -41,7 +41,7 @@ def check_usage(
         expected: the arguments that must follow, each with the problem to report if it is missing.
 
     Raises:
-        RecipeError: otherwise; the message shows the command to type.
+        RecipeError: they do not; the message shows the command to type.
     """
     is_misplaced = is_image(str(model)) or model.is_dir()
     missing = list(expected)[len(arguments) :]

@@ -43,7 +43,7 @@ def evaluation_table(result: Evaluation | ExportedEvaluation) -> str:
         )
     mistakes = confusions(metrics)[:5]
     if mistakes:
-        text = "; ".join(f"{truth} taken for {answer} {n}x" for truth, answer, n in mistakes)
+        text = "; ".join(f"{truth} mistaken for {answer} {n}x" for truth, answer, n in mistakes)
         lines += ["", f"most frequent mistakes: {printable(text)}"]
     return "\n".join(lines)
 

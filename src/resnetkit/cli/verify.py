@@ -14,7 +14,7 @@ def verify(
     file: Annotated[Path, typer.Argument(help="What `resnet export` wrote: .onnx, .xml or .pt2.")],
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
-    """Check on this machine that an exported file answers its golden images as it should."""
+    """Check on this machine that an exported file answers its golden images as recorded."""
     from ..export.artefact import read_artefact
     from ..export.verify import verify as run_verification
     from ..progress import print_json, print_result, say
@@ -26,6 +26,6 @@ def verify(
         print_result(str(report))
     failure = report.first_failure
     if failure is not None:
-        say(f"{file} disagrees from the stage {failure.stage!r} on.")
+        say(f"{file} disagrees, starting at the stage {failure.stage!r}.")
         raise typer.Exit(1)
     say(f"{file} agrees with the model that it was exported from.")

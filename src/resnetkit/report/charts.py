@@ -20,11 +20,11 @@ LEFT = 46
 RIGHT = 14
 TOP = 12
 BOTTOM = 36
-MAX_NUMBERED = 32  # classes: with more, the counts do not fit into the cells of the matrix
-MAX_LABELED = 100  # classes: with more, the names do not fit beside it
+MAX_NUMBERED = 32  # classes: with more, the counts do not fit in the cells of the matrix
+MAX_LABELED = 100  # classes: with more, the names do not fit next to it
 MAX_CLASSES = 250  # with more, a cell would be smaller than 2.6 pixels
 MAX_CELLS = 12_000  # non-zero cells
-MAX_LETTERS = 22  # shown of a name beside the matrix
+MAX_LETTERS = 22  # shown of a name next to the matrix
 
 
 @dataclass(frozen=True)

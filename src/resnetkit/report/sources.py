@@ -23,7 +23,7 @@ def write_report(
     """Write the report on one run folder or model file, or compare several.
 
     Args:
-        sources: run folders and model files, then the data. A run folder knows its data.
+        sources: run folders and model files, then the data. A run folder records its data.
         split: as in `evaluate`; for a run's own data by default the validation split.
         out: the file to write. By default ``report.html`` in the run folder or the current folder,
             or ``comparison.html`` in the current folder.

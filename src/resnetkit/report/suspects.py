@@ -55,10 +55,10 @@ def write_suspects_page(
     data: str | Path,
     note: str = "",
 ) -> None:
-    """Write a page that shows each suspect beside its nearest neighbors, with their labels.
+    """Write a page that shows each suspect next to its nearest neighbors, with their labels.
 
     Args:
-        path: the file, beside ``suspects.csv``.
+        path: the file, next to ``suspects.csv``.
         suspects: the labels that look wrong; the first `MAX_SHOWN` are shown.
         images: the training images, which ``suspects`` index.
         classes: names of the classes.

@@ -75,8 +75,8 @@ def write_overlays(
 def _free_name(stem: str, taken: set[str]) -> str:
     """Return a file name that is not in ``taken``, and add it.
 
-    Names that differ only in case or in the encoding of accents count as the same name, because
-    macOS and Windows treat them as one file.
+    Names that differ only in case or in the encoding of accents are treated as the same name,
+    because macOS and Windows treat them as one file.
     """
     stem = os.fsencode(stem)[:200].decode(errors="ignore")  # most file systems allow 255 bytes
     for number in itertools.count(1):

@@ -49,7 +49,7 @@ class BatchPredictor:
         engine, precision, device: as in `Predictor`; exported files ignore them.
         threads: threads that compute, and threads that read images; by default one per CPU that
             Ray granted to the actor, or one per core outside Ray.
-        workers: threads that read images, if not the same number.
+        workers: threads that read images, if their number differs.
         many: whether to use the engine for many images, even for a small batch.
     """
 
@@ -93,8 +93,8 @@ class BatchPredictor:
         """Return one row per image, in order, with the columns of `answer_schema`.
 
         Args:
-            images: paths, bytes, or any other form of an image. A missing value counts as an image
-                that cannot be read.
+            images: paths, bytes, or any other form of an image. A missing value is treated as an
+                image that cannot be read.
         """
         rows = [_row(answer) for answer in self.stream(map(_readable, images))]
         return _import_pyarrow().Table.from_pylist(rows, schema=self.answer_schema())
@@ -174,7 +174,7 @@ def _granted_cpus() -> int | None:
 
 
 def local_path(text: str) -> str:
-    """Return the path of a ``file://`` URL, and other paths and URLs of objects as they are.
+    """Return the path of a ``file://`` URL, and other paths and object URLs unchanged.
 
     Raises:
         RecipeError: the address has another scheme.

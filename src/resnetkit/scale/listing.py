@@ -27,7 +27,7 @@ BLOCK_BYTES = 256 * 2**20
 """Bytes of image files in one block, the unit of work of an actor."""
 
 LEAST_BYTES = 2**20
-"""The least that an image counts, so that a block of small images does not take minutes."""
+"""Minimum bytes to count for an image, so that a block of small images does not take minutes."""
 
 COLUMNS = ("bytes", "image", "path")
 """Columns of a Parquet file that may hold the images; the first one present is used."""

@@ -37,7 +37,7 @@ class Parts:
         folder: the folder; new, empty, or written with the same settings.
         settings: what the rows depend on, including the model's SHA-256, as JSON values.
         schema: the columns; ``source``, ``version`` and ``error`` are among them.
-        seconds: the longest time between two parts, and so the most work that a kill can lose.
+        seconds: the longest time between two parts, and thus the most work that a kill can lose.
 
     Attributes:
         done: the `image_key` of each row that was already in the folder.

@@ -37,7 +37,7 @@ OBJECT_STORE = 256 * 2**20
 """Bytes of Ray's shared memory on this machine. It holds paths and rows, not images."""
 
 MOST_CPUS = 8
-"""The most CPUs for one actor: a residual network gains little from more threads."""
+"""Maximum number of CPUs per actor: a residual network gains little from more threads."""
 
 FAILURE = "failure"
 """The only column of a table that reports an actor's error."""
@@ -70,7 +70,7 @@ def predict_on_ray(
         out: the folder for the parts, on this machine.
         address: ``ray`` starts Ray on this machine and stops it afterwards; ``ray://host:port``
             connects to a cluster.
-        seconds: the longest time between two parts, and so the most work that a kill can lose.
+        seconds: the longest time between two parts, and thus the most work that a kill can lose.
 
     Raises:
         OutputError: the folder is in use, or has rows of another model or with other settings.
@@ -108,14 +108,14 @@ def predict_on_ray(
                         raise ResnetkitError(table[FAILURE][0].as_py())
                     numbers = table["number"].to_numpy()
                     if has_row[numbers].any():  # never seen, but an extra row would go unnoticed
-                        raise ResnetkitError("Ray returned a block twice. Type the command again")
+                        raise ResnetkitError("Ray returned a block twice. Run the command again")
                     has_row[numbers] = True
                     parts.add(table)
                     for _ in range(len(table)):
                         advance("")
                 if not has_row.all():
                     raise ResnetkitError(
-                        f"Ray returned no row for {np.count_nonzero(~has_row):,} images. Type the "
+                        f"Ray returned no row for {np.count_nonzero(~has_row):,} images. Run the "
                         "same command again to predict them"
                     )
     return Written(parts.rows, parts.failed)
@@ -309,5 +309,5 @@ def _clear_errors(ray: Any) -> Iterator[None]:
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise ResnetkitError(
             f"Ray failed ({type(error).__name__}): {str(error).strip()}\nThe rows received so "
-            "far are written. Type the same command again to continue"
+            "far are written. Run the same command again to continue"
         ) from error

@@ -1,7 +1,7 @@
 """CIFAR-10: its original archive, unpacked to a folder of PNG images like any other dataset.
 
 60,000 images of 32x32 pixels in ten classes (Krizhevsky, 2009). The archives of its home page,
-https://www.cs.toronto.edu/~kriz/cifar.html, are recognised by their MD5. One of them is downloaded
+https://www.cs.toronto.edu/~kriz/cifar.html, are recognized by their MD5. One of them is downloaded
 if needed.
 """
 
@@ -125,7 +125,7 @@ def _remove_partial(folder: Path) -> None:
         pass
     except OSError as error:
         raise OutputError(
-            f"{folder} is left from an interrupted attempt and cannot be removed "
+            f"{folder} is left over from an interrupted attempt and cannot be removed "
             f"({error.strerror}). Remove it and try again"
         ) from error
 

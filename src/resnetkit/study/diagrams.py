@@ -44,7 +44,7 @@ class Path:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that does not look into `PadShortcut`."""
+    """A tracer that treats `PadShortcut` as a unit."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         """Return whether ``module`` is drawn as one box."""

@@ -346,6 +346,6 @@ def _to_json_data(value: Any) -> Any:
         return {key: _to_json_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_to_json_data(item) for item in value]
-    if isinstance(value, float):  # more digits than the measurement has
+    if isinstance(value, float):  # more digits than the measurement supports
         return float(f"{value:.5g}") if math.isfinite(value) else str(value)
     return value

@@ -79,7 +79,7 @@ class Comparison:
         return {"model": net.model, "model_options": options, "seed": seed}
 
     def shared(self) -> dict[str, Any]:
-        """Return what all runs share. A folder continues only if this is unchanged."""
+        """Return what all runs share. A folder can be continued only if this is unchanged."""
         is_inside = self.data.is_relative_to(self.out)  # in that case the folder may be moved
         data = self.data.relative_to(self.out) if is_inside else self.data.absolute()
         return {"data": str(data), "recipe": self.recipe.model_dump(mode="json")}
@@ -200,7 +200,7 @@ def _fitting_epochs(comparison: Comparison, minutes: float, *, runtime: Runtime)
     nets = pluralize(len(comparison.nets), "net")
     say(f"One epoch of {nets} takes {seconds:.1f} s; training {pluralize(epochs, 'epoch')}.")
     if fitting < FEWEST_EPOCHS:
-        say(f"Time for only {pluralize(fitting, 'epoch')} in {minutes:g} minutes; it takes longer.")
+        say(f"In {minutes:g} minutes, only {pluralize(fitting, 'epoch')} fit; this takes longer.")
     return epochs
 
 

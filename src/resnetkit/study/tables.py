@@ -1,4 +1,4 @@
-"""The paper's tables of shapes and costs: derived from built networks, beside the printed values.
+"""The paper's tables of shapes and costs: derived from built networks, next to the printed values.
 
 Everything is counted by `models.summary` on PyTorch's ``meta`` device, where tensors have shapes
 and no values.
