@@ -1,21 +1,21 @@
-"""The data path against its peers: training pictures of 224 px a second, on one core.
+"""Compare the data path with its peers: training images of 224 px per second, on one core.
 
     OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 python benchmarks/data_path.py --rounds 5
     python benchmarks/data_path.py --list 1000000        (what listing many files costs)
 
-Made photos of 500x375 and 4000x3000 (JPEG, quality 85). Every way ends in batches of training
-pictures, cut at random (8 to 100 % of the area) and mirrored at random:
+The photos are generated: JPEGs of 500x375 and 4000x3000, quality 85. Every method produces batches
+of training images, cropped at random (8 to 100 % of the area) and mirrored at random:
 
 - Pillow and torchvision's transforms v1, as in every tutorial; normalized
 - torchvision's ``decode_jpeg`` and transforms v2; normalized, and once more left in uint8
 - timm's own training transform; normalized
-- ours, first epoch: hash and decode everything to 256 px, then cut from that; uint8
-- ours, later epochs: cut from what is kept in memory, and from the file on disk; uint8
+- ours, first epoch: hash and decode everything to 256 px, then crop from that; uint8
+- ours, later epochs: crop from pixels kept in memory, and from the file on disk; uint8
 - the same, normalized
 
 The peers read through ``DataLoader(num_workers=0)``, ours through its own loader without threads.
-All ways take turns in one process; medians of the rounds, in CPU seconds (``--clock wall`` for the
-others), because the machine may be shared. Needs ``pip install timm``.
+All methods take turns in one process. The results are medians of the rounds, in CPU seconds because
+the machine may be shared (``--clock wall`` for wall time). Needs ``pip install timm``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def photo(width: int, height: int, seed: int) -> bytes:
-    """A made photo: noise of every scale, the larger the stronger, and grain, as JPEG."""
+    """Return a generated photo as JPEG: noise of every scale, stronger if larger, and grain."""
     rng = np.random.default_rng(seed)
     total = torch.zeros(1, 3, height, width)
     for octave in range(2, 10):
@@ -108,7 +108,7 @@ def peers() -> dict[str, Callable[[Path], torch.Tensor]]:
 
 
 def ways(folder: Path, paths: list[Path], batch: int) -> dict[str, Callable[[], object]]:
-    """Each runs one epoch."""
+    """Return the methods, by name; each runs one epoch."""
     from resnetkit.data import cache
     from resnetkit.data import folder as folders
     from resnetkit.data.dataset import Images
@@ -177,7 +177,7 @@ def measure(width: int, height: int, count: int, rounds: int, clock: Callable[[]
     fast = max(rate for way, rate in rates.items() if not way.startswith("ours"))
     natural = max(r for w, r in rates.items() if not w.startswith("ours") and "uint8" not in w)
     print(f"\n{count} photos of {width}x{height}, {size / 1000:,.0f} KB each, {rounds} rounds\n")
-    print("| way | pictures/s | spread | x v1 | x best peer | x best normalized peer |")
+    print("| method | images/s | spread | x v1 | x best peer | x best normalized peer |")
     print("|---|---|---|---|---|---|")
     for way, rate in rates.items():
         times = taken[way]
@@ -201,7 +201,7 @@ print(f"| {len(data.parts['train']):,} | {wall:.1f} | {cpu:.1f} | {peak / 1000:.
 
 
 def dataset(count: int) -> None:
-    """Seconds and memory that listing takes: of empty files in 1,000 folders, and of a CSV."""
+    """Print the seconds and memory of listing empty files in 1,000 folders, and a CSV."""
     with tempfile.TemporaryDirectory() as name:
         folder, manifest = Path(name) / "files", Path(name) / "manifest.csv"
         names = [f"n{label:08d}" for label in range(1000)]
@@ -213,7 +213,7 @@ def dataset(count: int) -> None:
                     path = f"train/{label}/{label}_{number:08d}.JPEG"
                     os.close(os.open(folder / path, os.O_CREAT | os.O_WRONLY))
                     rows.write(f"{path},{label},train\n")
-        print("\n| what | files | seconds | CPU seconds | peak MB more | MB kept |")
+        print("\n| source | files | seconds | CPU seconds | peak MB added | MB kept |")
         print("|---|---|---|---|---|---|")
         for what, data in (("folders", folder), ("manifest", manifest)):
             done = subprocess.run(

@@ -1,10 +1,10 @@
-"""The gate of the engines: the answers of each against the eager network in fp32, on real photos.
+"""Compare the answers of each engine with those of the eager network in fp32, on real photos.
 
     python benchmarks/engines_agree.py MODEL.safetensors PHOTOS [ENGINE:PRECISION ...]
 
-For every picture below the folder PHOTOS: is the most probable class the same, and how far is any
-probability from the reference's? An engine passes with the same class on 99.9 % of them and no
-probability more than 0.02 off. Exit code 1 where one fails.
+For every image under the folder PHOTOS: is the most probable class the same, and how far is any
+probability from the reference's? An engine passes if it gives the same class on 99.9 % of them and
+no probability is off by more than 0.02. The exit code is 1 if one fails.
 """
 
 from __future__ import annotations

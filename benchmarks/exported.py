@@ -8,7 +8,7 @@ is the eager network in fp32 on the same fully decoded pixels, resized by Pillow
 image whose two largest probabilities differ by less than 0.004.
 
 The second form measures images per second at batch sizes 1 and 8 from pixels in memory: eager fp32,
-OpenVINO in bf16 where the processor has it, and the exported files in fp32 and int8. The
+OpenVINO in bf16 if the processor supports it, and the exported files in fp32 and int8. The
 measurements take turns, and the median of three is shown.
 """
 
@@ -37,7 +37,7 @@ NEAR_TIE = 0.004
 
 
 def exported(model: Path, folder: Path, to: str, entrance: str, **settings: Any) -> Path:
-    """Return an exported file, made unless it is there."""
+    """Return an exported file, which is made if it does not exist."""
     name = f"{entrance}{'-int8' if settings else ''}{TARGETS[to]}"
     path = folder / name
     if not path.exists():

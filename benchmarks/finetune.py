@@ -2,8 +2,8 @@
 
     python benchmarks/finetune.py SIGNS CLOTHING FOLDER --seeds 0 1 2
 
-A tenth of each dataset is for training, and a tenth selects the epoch. The accuracy is that on
-photos that no run saw. Each seed makes other tenths. The methods take turns:
+A tenth of each dataset is for training, and a tenth selects the epoch. The accuracy is measured on
+photos that no run saw. Each seed selects different tenths. The methods take turns:
 
 - resnet train: without a flag, offline; its training time is the budget of the others
 - random weights: the same with ``--weights none``, for as many epochs as fit into the budget

@@ -1,28 +1,29 @@
-"""What a GPU does with resnetkit and with its peers, in one run.
+"""Measure what a GPU does with resnetkit and with its peers, in one run.
 
     python benchmarks/gpu.py --cifar cifar10.tar.gz --out benchmarks/gpu_CARD_DATE.md
     python benchmarks/gpu.py --device cpu --smoke
 
-- The precision is the one that ``resnet train`` chooses on the card: bf16 where it multiplies bf16,
-  else fp16 with a scaled loss (T4, V100), else fp32. ``--precision`` sets another.
-- The limits of the card: multiply-adds a second of a large matrix product in that precision, and
-  bytes a second of a copy within its memory (each byte is read once and written once: two).
+- The precision is the one that ``resnet train`` selects on the GPU: bf16 if the GPU multiplies
+  bf16, else fp16 with a scaled loss (T4, V100), else fp32. ``--precision`` sets another.
+- The limits of the GPU: multiply-adds per second of a large matrix product in that precision, and
+  bytes per second of a copy within its memory (each byte is read once and written once: two).
 - ResNet-50 training. *resnetkit* is what ``resnet train`` runs: `training_step` with the recipe's
   optimizer and loss scaling, `to_device`, and the losses that `Outcomes` reads one step late.
-  *torchvision* and *timm* (``pip install timm``), and *resnetkit's network* to compare, run in a
-  plain loop: autocast, channels_last, fused SGD, GradScaler in fp16, no loss fetched. With and
-  without ``torch.compile``. *Synthetic* batches lie on the card as uint8. *Cached* ones come from
-  resnetkit's loader for all: made photos of 500x375, decoded once to 8/7 of the size, cut at random
-  and mirrored by threads, copied ahead by `to_device`; the time of an epoch, with the wait for its
-  first batch. All normalize on the card. *Loader alone* is the same without a network.
-- The optimizer's step alone, the one part of a step whose bytes are known: it reads weight,
+  *torchvision* and *timm* (``pip install timm``), and *resnetkit's network* for comparison, run in
+  a plain loop: autocast, channels_last, fused SGD, GradScaler in fp16, no loss read. With and
+  without ``torch.compile``. *Synthetic* batches are on the GPU as uint8. *Cached* ones come from
+  resnetkit's loader for all: generated photos of 500x375, decoded once to 8/7 of the size, cropped
+  at random and mirrored by threads, and copied in advance by `to_device`; the time is that of an
+  epoch, including the wait for its first batch. All normalize on the GPU. *Loader alone* is the
+  same without a network.
+- The optimizer's step alone, the only part of a step whose bytes are known: it reads weight,
   gradient and momentum, and writes weight and momentum, in fp32.
-- CIFAR-10 (``--cifar``, pictures under ``train/<class>/`` and ``test/<class>/`` in a folder or a
-  .tar.gz): seconds from the start of the process to the first epoch that names ``--target`` of the
-  test pictures rightly; ``resnet train`` against `plain_cifar.py`, the same network and recipe.
+- CIFAR-10 (``--cifar``, images under ``train/<class>/`` and ``test/<class>/`` in a folder or a
+  .tar.gz): seconds from the start of the process to the first epoch that classifies ``--target`` of
+  the test images correctly; ``resnet train`` against `plain_cifar.py`, the same network and recipe.
 
-All ways take turns; medians of the rounds, after one that warms up (and compiles). A training step
-is counted as three times the multiply-adds of its forward pass.
+All methods take turns. The results are medians of the rounds, after a warm-up round (which
+compiles). A training step is counted as three times the multiply-adds of its forward pass.
 """
 
 from __future__ import annotations
@@ -67,19 +68,19 @@ from resnetkit.training.outcomes import Outcomes
 from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.state import State
 
-PHOTOS = 512  # different ones; an epoch shows each as often as it needs
+PHOTOS = 512  # different ones; an epoch repeats them as needed
 CLASSES = 1000
 RATE = 0.01
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SMOKE = {"batch": 2, "size": 32, "steps": 2, "rounds": 1, "compile": False}
 NO_GPU = (
-    "this machine has no CUDA device; to try the script without one, tiny and meaningless:\n"
+    "this machine has no CUDA device; to try the script without one, at a meaningless tiny size:\n"
     "  python benchmarks/gpu.py --device cpu --smoke"
 )
 
 
 class Training(Protocol):
-    """A network and its optimizer, which train on batches."""
+    """A network and its optimizer, trained on batches."""
 
     model: nn.Module
     optimizer: Optimizer | torch.optim.Optimizer
@@ -143,11 +144,11 @@ if importlib.util.find_spec("timm"):
     import timm
 
     PLAIN["timm"] = partial(timm.create_model, "resnet50")
-PRESET = Preprocessing(224, 224)  # of which the mean and the deviation are used
+PRESET = Preprocessing(224, 224)  # only its mean and standard deviation are used
 
 
 def trainings(args: argparse.Namespace, where: Runtime, split: Split) -> dict[str, Training]:
-    """All of them by "name | how"."""
+    """Return all of them, by "name | how"."""
     found: dict[str, Training] = {}
     for how in ("eager", "compiled") if args.compile else ("eager",):
         found[f"resnetkit | {how}"] = Own(args, where, how == "compiled", split)
@@ -157,7 +158,7 @@ def trainings(args: argparse.Namespace, where: Runtime, split: Split) -> dict[st
 
 
 def synthetic(args: argparse.Namespace, device: torch.device) -> Callable[[], Iterable[Batch]]:
-    """The same batch of random numbers, ready on the device."""
+    """Return a function that yields the same batch of random numbers, on the device."""
     shape = (args.batch, args.size, args.size, 3)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     labels = torch.randint(CLASSES, (args.batch,), device=device)
@@ -166,10 +167,10 @@ def synthetic(args: argparse.Namespace, device: torch.device) -> Callable[[], It
 
 
 def photos(args: argparse.Namespace, place: Path) -> Loader:
-    """A loader of ``steps`` batches of photos that are decoded once."""
+    """Return a loader of ``steps`` batches of photos that are decoded once."""
     images = args.steps * args.batch
     write_photos(place / "photos", 500, 375, min(PHOTOS, images))
-    os.environ["RESNETKIT_CACHE"] = str(place / "cache")  # used where memory is short
+    os.environ["RESNETKIT_CACHE"] = str(place / "cache")  # used if memory is short
     preset = Preprocessing(round(args.size * 8 / 7), args.size)
     split = folder.read_dataset(place / "photos").splits["train"]
     kept = cache.scan(split, preset, args.workers, lambda text: None).images
@@ -181,7 +182,7 @@ def photos(args: argparse.Namespace, place: Path) -> Loader:
 def cached(
     args: argparse.Namespace, device: torch.device, loader: Loader
 ) -> Callable[[], Iterable[Batch]]:
-    """Epochs of the loader's batches, on their way to the device."""
+    """Return a function that yields an epoch of the loader's batches, copied to the device."""
     epochs, augmentation = itertools.count(), Augmentation(crop_scale=(0.08, 1.0))
     return lambda: to_device(loader.training(augmentation, args.size, 0, next(epochs)), device)
 
@@ -189,7 +190,7 @@ def cached(
 def in_turns(
     runs: dict[str, Callable[[], object]], rounds: int, where: Runtime
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after one round that warms up."""
+    """Return the seconds of each method in each round, after a warm-up round."""
     taken: dict[str, list[float]] = {way: [] for way in runs}
     for number in range(rounds + 1):
         for way, run in runs.items():
@@ -204,7 +205,8 @@ def in_turns(
 
 
 def limits(args: argparse.Namespace, where: Runtime) -> tuple[float, float]:
-    """Multiply-adds a second of a matrix product, bytes a second of a copy: best rounds."""
+    """Return multiply-adds per second of a matrix product and bytes per second of a copy, at
+    best."""
     large = where.device.type == "cuda"
     side, count, times = (8192, 2**30, 50) if large else (512, 2**24, 2)
     kind = TYPES[where.precision]
@@ -227,7 +229,7 @@ def spread(amount: float, taken: list[float]) -> str:
 
 
 def throughput(args: argparse.Namespace, where: Runtime, product: float, copy: float) -> list[str]:
-    """The table of ResNet-50, and that of the optimizer's step."""
+    """Return the table of ResNet-50, and that of the optimizer's step."""
     work = 3 * models.summarize(models.resnet50(), args.size).macs
     with tempfile.TemporaryDirectory() as place:
         loader = photos(args, Path(place))
@@ -243,7 +245,7 @@ def throughput(args: argparse.Namespace, where: Runtime, product: float, copy: f
             taken = in_turns(runs, args.rounds, where)
     lines = [
         f"## ResNet-50 training: {args.size} px, {where.precision}, batch {args.batch}",
-        f"\n{args.steps} steps a round, {args.rounds} rounds, {args.workers} loader threads\n",
+        f"\n{args.steps} steps per round, {args.rounds} rounds, {args.workers} loader threads\n",
         "| batches | network | how | images/s | spread | of the matrix product's limit |",
         "|---|---|---|---|---|---|",
     ]
@@ -305,16 +307,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--precision", choices=("auto", *TYPES), default="auto")
     parser.add_argument("--smoke", action="store_true", help=f"tiny: {SMOKE}")
-    parser.add_argument("--batch", type=int, default=256, help="smaller where memory is short")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    parser.add_argument("--batch", type=int, default=256, help="smaller if memory is short")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--steps", type=int, default=50, help="in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cifar", type=Path, metavar="FOLDER|TAR.GZ", help="measure CIFAR-10 too")
-    parser.add_argument("--target", type=float, default=0.9, help="accuracy on its test pictures")
+    parser.add_argument("--target", type=float, default=0.9, help="accuracy on its test images")
     parser.add_argument("--epochs", type=int, default=15, help="of a CIFAR-10 run")
-    parser.add_argument("--seeds", type=int, default=3, help="CIFAR-10 runs of each way")
+    parser.add_argument("--seeds", type=int, default=3, help="CIFAR-10 runs per method")
     parser.add_argument("--out", type=Path, help="Markdown file to write the tables to")
     smoke, _ = parser.parse_known_args()
     if smoke.smoke:
@@ -336,7 +338,7 @@ def main() -> None:
     def publish(more: list[str]) -> None:
         print("\n".join(more), flush=True)
         lines.extend(more)
-        if args.out:  # after each part, so that a later failure costs none
+        if args.out:  # after each section, so that a later failure loses none
             args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     product, copy = limits(args, where)

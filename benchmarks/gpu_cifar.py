@@ -1,4 +1,4 @@
-"""CIFAR-10 to an accuracy, from outside: the part of `gpu.py` that starts other processes."""
+"""The part of `gpu.py` that starts other processes: the time to an accuracy on CIFAR-10."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnetkit.models import resnet18, summarize
 
 EPOCH = re.compile(r"val accuracy +([\d.]+)%")
 BATCH = 256
-# `plain_cifar.py` does the same in its own words.
+# `plain_cifar.py` does the same in plain PyTorch.
 RECIPE = {
     "zero_init_residual": "false",
     "model_options": "{stem: small}",
@@ -35,7 +35,7 @@ RECIPE = {
 
 
 def arrange(given: Path, place: Path) -> Path:
-    """``place/data`` with ``train`` and, so that every epoch is measured on it, ``test`` as val."""
+    """Return ``place/data``, with ``test`` as val, so that every epoch is measured on it."""
     if given.is_file():
         with tarfile.open(given) as archive:
             archive.extractall(place / "archive", filter="data")
@@ -50,7 +50,7 @@ def arrange(given: Path, place: Path) -> Path:
 
 
 def ways(args: argparse.Namespace, data: Path) -> dict[str, list[str]]:
-    """The commands, but for seed and results. How resnetkit computes stands in its own recipe."""
+    """Return the commands without seed and output. resnetkit's recipe says how it computes."""
     kind = args.precision
     settings = [f"--set={key}={value}" for key, value in RECIPE.items()]
     common = [f"--epochs={args.epochs}", f"--device={args.device}", f"--workers={args.workers}"]
@@ -71,8 +71,7 @@ def ways(args: argparse.Namespace, data: Path) -> dict[str, list[str]]:
 
 
 def one_run(command: list[str], target: float) -> tuple[float, int, float, float]:
-    """Seconds to the target and epochs until then (infinite, 0: not reached), best accuracy and
-    seconds of the whole process."""
+    """Return seconds and epochs to the target, best accuracy, and seconds of the process."""
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -90,7 +89,8 @@ def one_run(command: list[str], target: float) -> tuple[float, int, float, float
 
 
 def table(args: argparse.Namespace, product: float) -> list[str]:
-    """Every way with every seed, in turns. ``product`` is the limit in multiply-adds a second."""
+    """Run every method with every seed, in turn; ``product`` is the multiply-adds limit per
+    second."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         data = arrange(args.cifar, place)
@@ -104,11 +104,11 @@ def table(args: argparse.Namespace, product: float) -> list[str]:
                 print(f"{way}, seed {seed}: {found[way][-1]}", file=sys.stderr, flush=True)
     work = 3 * summarize(resnet18(num_classes=10, stem="small"), 32).macs * images
     lines = [
-        f"\n## CIFAR-10 to {args.target:.0%} of the test pictures: ResNet-18, 32 px, batch {BATCH}",
-        f"\n{images:,} training pictures, {args.epochs} epochs, {args.seeds} seed(s), "
+        f"\n## CIFAR-10 to {args.target:.0%} of the test images: ResNet-18, 32 px, batch {BATCH}",
+        f"\n{images:,} training images, {args.epochs} epochs, {args.seeds} seed(s), "
         f"{args.workers} loader threads (the plain script: processes); seconds are medians from "
         "the start of the process\n",
-        "| way | seconds to it | each run | epochs | best accuracy | whole process, s "
+        "| method | seconds to it | each run | epochs | best accuracy | whole process, s "
         "| until it, training alone, of the matrix product's limit |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -1,12 +1,12 @@
-"""A hundred kills at random moments of one training run, each followed by a resume.
+"""Kill one training run a hundred times at random moments, and resume it each time.
 
     python benchmarks/kills.py [KILLS]
 
-trains a small network on the embedded digits twice: once unbroken, and once in a process that gets
-SIGKILL again and again, mostly within 0.15 s after it has saved something new, which is while it
-trains, saves or validates, and every fifth time within its first second, while it reads and
-restores. It fails where the saved step ever goes back, where no resume began within an epoch, or
-where a file of the end has other bits than the unbroken run's.
+This trains a small network on the built-in digits twice: once without interruption, and once in a
+process that gets SIGKILL again and again. Most kills come within 0.15 s after it has saved
+something new, while it trains, saves or validates; every fifth comes within its first second, while
+it reads and restores. The script fails if the saved step ever goes back, if no resume began within
+an epoch, or if a final file differs from the uninterrupted run's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SETTINGS = {
 
 
 def start(data: Path, out: Path) -> int:
-    """A process that goes on with the run; it is forked, so that it need not import PyTorch."""
+    """Start a process that continues the run; it is forked, so that it need not import PyTorch."""
     child = os.fork()
     if child:
         return child
@@ -52,13 +52,13 @@ def start(data: Path, out: Path) -> int:
 
 
 def saved(out: Path) -> dict[str, int]:
-    """Where the newest generation is; step -1 where there is none yet."""
+    """Return the position of the newest generation; step -1 if there is none yet."""
     newest = checkpoint.read_newest(out / "state")
     return {"step": -1, "batch": 0} if newest is None else newest.values
 
 
 def kill_one(data: Path, out: Path, rng: random.Random, early: bool) -> str:
-    """Start, kill, and say what it was doing."""
+    """Start the run and kill it; return what it was doing."""
     before = saved(out)["step"]
     child = start(data, out)
     if early:
@@ -86,7 +86,7 @@ def main() -> None:
     moments: Counter[str] = Counter()
     steps, within, back = [], 0, 0
     for number in range(kills):
-        within += saved(out)["batch"] > 0  # the resume begins there
+        within += saved(out)["batch"] > 0  # the resumed run starts there
         moments[kill_one(data, out, rng, early=number % 5 == 4)] += 1
         steps.append(saved(out)["step"])
         back += len(steps) > 1 and steps[-1] < steps[-2]

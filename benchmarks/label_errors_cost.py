@@ -1,4 +1,4 @@
-"""Measure what the search for wrong labels adds to training, as ratios side by side in one process.
+"""Measure what the search for wrong labels adds to training, as ratios within one process.
 
     python benchmarks/label_errors_cost.py PHOTOS IMAGE_SIZE
 

@@ -1,10 +1,10 @@
-"""What makes the default fast: one thing changed at a time, on the split of `speed.py`.
+"""Find what makes the default fast: change one thing at a time, on the split of `speed.py`.
 
     python benchmarks/speed.py split SIGNS /tmp/split
     python benchmarks/levers.py /tmp/split 0.9272 0 1        # the accuracy to reach, then seeds
 
-Every row is ``resnet train SPLIT --weights none --epochs 12`` with the settings that stand there;
-all rows take turns, seed by seed. Seconds are from the start of the process to the validation that
+Every row is ``resnet train SPLIT --weights none --epochs 12`` with the settings listed in it; all
+rows take turns, seed by seed. Seconds are from the start of the process to the validation that
 first reaches the accuracy; "whole" is the whole process, until its report is written.
 """
 
@@ -18,19 +18,19 @@ from speed import one_run
 
 LEVERS = {
     "the default": "",
-    "fp32 in place of bf16": "precision=fp32",
+    "fp32 instead of bf16": "precision=fp32",
     "maps stored (N, C, H, W)": "channels_last=false",
     "half as many updates": "batch_size=32",
     "a quarter as many updates": "batch_size=64; lr=0.01",
     "SGD with Nesterov's momentum": "optimizer=sgd; lr=0.1; weight_decay=0.0005",
-    "a constant rate": "schedule=constant; lr=0.001",
+    "a constant learning rate": "schedule=constant; lr=0.001",
     "no weight decay": "weight_decay=0",
-    "norms and biases decay too": "decay_norms=true",
+    "weight decay on norms and biases too": "decay_norms=true",
     "no zero-init": "zero_init_residual=false",
     "no label smoothing": "label_smoothing=0",
     "96 px from the start": "train_sizes=[1.0,1.0]",
     "from 48 px": "train_sizes=[0.5,0.85]",
-    "averaged weights": "ema=0.99",
+    "EMA": "ema=0.99",
     "MixUp": "mixup=0.2",
     "CutMix": "cutmix=1.0",
     "half the usual width": "model_options={width: 32}",
@@ -49,7 +49,7 @@ def main() -> None:
             ]
             found[name].append(one_run(data, target, seed, more))
             print(name, found[name][-1], file=sys.stderr, flush=True)
-    print(f"| lever | settings | seconds to {target:.2%} | whole | best validation | kept apart |")
+    print(f"| change | settings | seconds to {target:.2%} | whole | best validation | test |")
     print("|---|---|---|---|---|---|")
     for name, rows in found.items():
         reached = ", ".join("never" if r["reached"] != r["reached"] else f"{r['reached']:.1f}"

@@ -7,9 +7,9 @@
 The store is a small S3 server in another process on this machine. It answers after 20 ms, about
 what a store in the same region takes.
 
-- libraries: each reads 50 KB ranges of one object with 8, 16 and 32 requests in flight, in a
-  process of its own; also from a server without the delay
-- dataset: 2,000 images of 50 KB in shards, read in order by `resnetkit`: by two threads as from a
+- libraries: each reads 50 KB ranges of one object with 8, 16 and 32 requests in flight, in its own
+  process; also from a server without the delay
+- dataset: 2,000 images of 50 KB in shards, read in order by `resnetkit`: by two threads, as from a
   disk, with reading ahead, and from the cache on disk. Every image is checked by its SHA-256
 
 One line of JSON per measurement.

@@ -1,12 +1,12 @@
-"""The peer on CIFAR-10: a plain script, with nothing of resnetkit in it. `gpu.py` starts it.
+"""The peer on CIFAR-10: a plain script that uses nothing from resnetkit. `gpu.py` starts it.
 
     python benchmarks/plain_cifar.py DATA --device cuda --precision bf16
 
-DATA holds ``train/<class>/`` and ``val/<class>/``. ResNet-18 of torchvision with a 3x3 stem and no
-pooling behind it, random crop (padding 4) and flip, ImageFolder and DataLoader with processes, SGD
-with Nesterov's momentum and one cycle of the learning rate; fp32 as PyTorch comes (on NVIDIA cards
-its convolutions compute in TF32), or bf16 or fp16 by autocast, fp16 with a scaled loss. Prints the
-accuracy after each epoch.
+DATA holds ``train/<class>/`` and ``val/<class>/``. It trains torchvision's ResNet-18 with a 3x3
+stem and no pooling after it, random crop (padding 4) and flip, ImageFolder and DataLoader with
+processes, SGD with Nesterov momentum and one cycle of the learning rate. The precision is fp32 with
+PyTorch's defaults (on NVIDIA GPUs its convolutions compute in TF32), or bf16 or fp16 by autocast,
+fp16 with a scaled loss. It prints the accuracy after each epoch.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The peer: the training script of every tutorial, with nothing of resnetkit in it.
+"""The peer: the training script of every tutorial, which uses nothing from resnetkit.
 
     python benchmarks/plain_script.py DATA --size 96 --out plain.json
 
-DATA holds ``train/<class>/`` and ``val/<class>/``. ResNet-34 of torchvision from random weights,
-Pillow transforms (random resized crop, flip), ImageFolder and DataLoader, Adam at 1e-4, batch 128,
-30 epochs, fp32, best validation accuracy kept. Writes the accuracy and the seconds since the start
-of the process after each epoch.
+DATA holds ``train/<class>/`` and ``val/<class>/``. It trains torchvision's ResNet-34 from random
+weights with Pillow transforms (random resized crop, flip), ImageFolder and DataLoader, Adam at
+1e-4, batch 128, 30 epochs, fp32, and keeps the best validation accuracy. After each epoch, it
+writes the accuracy and the seconds since the start of the process.
 """
 
 from __future__ import annotations

@@ -1,25 +1,26 @@
-"""Pictures a second from a folder to answers: resnetkit against the plain scripts.
+"""Measure images per second from a folder to answers: resnetkit against the plain scripts.
 
     python benchmarks/predict_speed.py --photos 192 --rounds 4
 
-Made photos of 500x375 (noise and shapes, JPEG, quality 90) and a ResNet-50 at 224 px with random
-weights, 1,000 classes. Four ways take turns in one process, so that threads and environment
-(GOMP_SPINCOUNT among it, which the command ``resnet`` sets and this script does for all) are the
-same for all of them; medians of the rounds, after one round that warms up:
+The photos are generated: 500x375, noise and shapes, JPEG, quality 90. The network is a ResNet-50 at
+224 px with random weights and 1,000 classes. Four methods take turns in one process, so that
+threads and environment are the same for all of them. This includes GOMP_SPINCOUNT, which the
+command ``resnet`` sets and this script sets for all. The results are medians of the rounds, after a
+warm-up round:
 
 - plain, batched: Pillow, torchvision's transforms v1 and ResNet-50, fp32, batches of 32
 - plain, one by one: the same with batches of one (on the first 64 photos)
 - ours: `Predictor.stream` with the engine ``auto`` and each engine that is installed
-- bare: the same engines on batches of 32 that lie ready, of random numbers
+- bare: the same engines on prepared batches of 32 random inputs
 
-Then the command itself, cold, from its start to its end: on one photo, and on the folder.
+Then the command itself is timed from a cold start to its end: on one photo, and on the folder.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # for every way alike
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # the same for all methods
 
 import argparse
 import json
@@ -51,7 +52,7 @@ WAYS = {"eager fp32": ("eager", "fp32"), "eager bf16": ("eager", "bf16"),
 
 
 def photo(path: Path, seed: int) -> None:
-    """Smooth noise, shapes of one color, and grain."""
+    """Write a JPEG of smooth noise, shapes of one color, and grain."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     image = coarse.resize(SIZE, Image.Resampling.BICUBIC)
@@ -67,7 +68,7 @@ def photo(path: Path, seed: int) -> None:
 
 
 def plain(model: torch.nn.Module, paths: list[Path], batch_size: int) -> list[int]:
-    """The script of every tutorial."""
+    """Predict as in every tutorial."""
     prepare = transforms.Compose(
         [
             transforms.Resize(256),
@@ -86,7 +87,7 @@ def plain(model: torch.nn.Module, paths: list[Path], batch_size: int) -> list[in
 
 
 def write_model(path: Path) -> torch.nn.Module:
-    """A ResNet-50 of torchvision's with random weights, also as a model file."""
+    """Return torchvision's ResNet-50 with random weights, and write it as a model file."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50(weights=None).eval()
     classes = tuple(f"class {i}" for i in range(1000))
@@ -96,7 +97,7 @@ def write_model(path: Path) -> torch.nn.Module:
 
 
 def cold(arguments: list[str]) -> float:
-    """Seconds that the command takes from its start to its end."""
+    """Return the seconds that the command takes from start to end."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-m", "resnetkit", "predict", *arguments],
                    check=True, capture_output=True)  # fmt: skip
@@ -146,7 +147,7 @@ def measure(folder: Path, count: int, rounds: int, every: bool) -> None:
 
 def report(times: dict[str, list[float]], images: dict[str, int]) -> None:
     rates = {way: images[way] / statistics.median(taken) for way, taken in times.items()}
-    print("\n| way | pictures/s | spread | x plain batched | x plain one by one | of bare |")
+    print("\n| method | images/s | spread | x plain batched | x plain one by one | share of bare |")
     print("|---|---|---|---|---|---|")
     for way, rate in rates.items():
         low, high = images[way] / max(times[way]), images[way] / min(times[way])

@@ -4,11 +4,11 @@
     python benchmarks/ray_predict.py memory MODEL --sizes 2000 20000
     python benchmarks/ray_predict.py kills MODEL --count 20
 
-`speed` predicts the first photos below a folder with both, twice per size. The rate is that of the
+`speed` predicts the first photos under a folder with both, twice per size. The rate is that of the
 additional photos, so that starting (Ray takes seconds) does not count; the whole times are printed
 too. `memory` sums the proportional memory of all processes of the command, twice a second, while it
 predicts small drawn images. `kills` sends SIGKILL to a process of the command at random moments
-(an actor, the driver, a raylet, the control store, or any process), types the same command again,
+(an actor, the driver, a raylet, the control store, or any process), runs the same command again,
 and compares the rows at the end with those of `resnet predict`.
 """
 
@@ -60,7 +60,7 @@ def draw(folder: Path, count: int) -> Path:
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes below one."""
+    """Return the descendants of a process."""
     below: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -77,7 +77,7 @@ def children(pid: int) -> list[int]:
 
 
 def memory(pids: list[int]) -> int:
-    """Return the bytes of these processes; what they share counts once."""
+    """Return the bytes of these processes; shared memory is counted once."""
     total = 0
     for pid in pids:
         try:
@@ -190,7 +190,7 @@ def measure_kills(model: str, count: int, images: int, base: Path) -> None:
             out = Path(tempfile.mkdtemp(dir=base)) / "rows"
     subprocess.run([sys.executable, "-c", KILLABLE, model, str(folder), str(out)], check=True)
     check_rows(rows_in(out), model, folder, base)
-    print(f"{done.total()} kills ({survived} runs ended well all the same): {dict(done)}")
+    print(f"{done.total()} kills ({survived} runs survived): {dict(done)}")
 
 
 def check_rows(rows: list[dict[str, object]], model: str, folder: Path, base: Path) -> None:

@@ -1,12 +1,12 @@
-"""Print the digests of five short runs, to show that a change of the code changes no result.
+"""Print the digests of five short runs, to show that a code change does not change any result.
 
 Run it before and after, on one machine, and compare the lines:
 
     python benchmarks/same_bytes.py > before.txt
     python benchmarks/same_bytes.py | diff before.txt -
 
-The runs: a flat folder, a folder of splits, a CSV, a run that is stopped in mid-epoch and resumed,
-one with accumulation, EMA and mixing, and two processes under torchrun. The images are made here.
+The runs: a flat folder, a folder of splits, a CSV, a run that is stopped mid-epoch and resumed,
+one with accumulation, EMA and mixing, and two processes under torchrun. The images are generated.
 """
 
 from __future__ import annotations

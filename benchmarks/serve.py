@@ -1,13 +1,13 @@
-"""Requests a second and their latency: resnet serve, predict and other servers.
+"""Measure requests per second and their latency: resnet serve, predict and other servers.
 
     python benchmarks/serve.py MODEL.onnx --seconds 10 --rounds 3
     python benchmarks/serve.py MODEL.onnx --peers VENV/bin/python
 
-MODEL is an exported file, so that all ways compute with ONNX Runtime on the same threads. The
-photos are 500x375 (noise and shapes, JPEG, quality 90). In each round, the ways take turns:
+MODEL is an exported file, so that all methods compute with ONNX Runtime on the same threads. The
+photos are 500x375 (noise and shapes, JPEG, quality 90). In each round, the methods take turns:
 
-- predict: `ExportedPredictor.stream` on the photos, as many images a second as it can
-- call: the predictor called with one photo after the other
+- predict: `ExportedPredictor.stream` on the photos, as many images per second as it can
+- call: the predictor called with one photo after another
 - serve: the command ``resnet serve``
 - fastapi: one handler that decodes, computes and answers, on uvicorn
 - litserve, mosec: these servers, with batches of up to 8 that wait at most 5 ms
@@ -19,8 +19,8 @@ One client and 16 clients send the next request when they have the answer. Then 
 in an open loop: request k starts at the time k / rate after the first, whether or not earlier ones
 have been answered, so a slow server does not slow down its own load. The rates are shares of what
 predict reached in the same round. Latency is measured from that planned time. Only answers within
-the deadline of 2 seconds count. At most `MOST` requests are open at once; what exceeds that counts
-as failed. Everything runs on the loopback address; the client shares the cores with the server.
+the deadline of 2 seconds count. At most `MOST` requests are open at once; any beyond that count as
+failed. Everything runs on the loopback address; the client shares the cores with the server.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def photos(count: int) -> list[bytes]:
 
 
 def predict_speed(model: Path, images: list[bytes], seconds: float) -> tuple[float, float]:
-    """Return the images a second of `stream`, and the median seconds of a call with one image."""
+    """Return the images per second of `stream`, and the median seconds of a call with one image."""
     predictor = ExportedPredictor(model)
     list(predictor.stream(images[:8]))
     done, start = 0, time.perf_counter()
@@ -190,7 +190,7 @@ def raw(image: bytes) -> bytes:
 
 
 async def ask(port: int, rest: bytes) -> int:
-    """Send one request on a connection of its own; return the status of the answer."""
+    """Send one request on its own connection; return the status of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -205,7 +205,8 @@ async def ask(port: int, rest: bytes) -> int:
 async def clients(
     port: int, requests: list[bytes], count: int, seconds: float
 ) -> dict[str, object]:
-    """Let clients ask, each again when it has its answer; return the rate and latencies."""
+    """Let clients send requests, each the next one when it has its answer; return the rate and
+    latencies."""
     latencies: list[float] = []
     begin = time.perf_counter()
     end = begin + seconds
@@ -316,7 +317,7 @@ def start(
         time.sleep(0.025)
         if server.poll() is not None:
             raise SystemExit(f"{way} ended with exit code {server.returncode}")
-        # mosec has no path that says so
+        # mosec has no path that reports it
         if is_ready(port) if way != "mosec" else answers_photo(port):
             return server
     raise SystemExit(f"{way} did not start")

@@ -1,4 +1,4 @@
-"""What resnet serve does when it is treated badly: signals, crashes, slow and hostile clients.
+"""Test resnet serve under bad conditions: signals, crashes, slow and hostile clients.
 
     python benchmarks/serve_limits.py start MODEL...            seconds from the command to ready
     python benchmarks/serve_limits.py stop MODEL --times 100    SIGTERM under load
@@ -7,9 +7,10 @@
     python benchmarks/serve_limits.py uploads MODEL --count 10000   mutated images and requests
     python benchmarks/serve_limits.py sizes MODEL --count 200000    images of 5,000 sizes; memory
 
-All is seeded but for the moments of the signals, and runs on the loopback address. A request is
-lost if the server took all of it and closed the connection without an answer. A client that cannot
-connect, because the server no longer listens, is told to go elsewhere: it is counted apart.
+Everything except the timing of the signals is seeded, and runs on the loopback address. A request
+is lost if the server received all of it and closed the connection without an answer. A client that
+cannot connect, because the server no longer listens, is told to go elsewhere: it is counted
+separately.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def measure_start(models: list[Path], times: int) -> None:
 
 
 async def ask_until(port: int, requests: list[bytes], finished: threading.Event) -> Counter[str]:
-    """Let clients ask until told to stop; return how their requests ended."""
+    """Let clients send requests until told to stop; return how their requests ended."""
     outcomes: Counter[str] = Counter()
 
     async def one(number: int) -> None:
@@ -162,7 +163,7 @@ def measure_crash(model: Path, times: int) -> None:
 
 
 async def honest(port: int, requests: list[bytes], count: int) -> dict[str, object]:
-    """Send requests one after the other."""
+    """Send requests one after another."""
     latencies = []
     for number in range(count):
         begin = time.perf_counter()
@@ -172,7 +173,7 @@ async def honest(port: int, requests: list[bytes], count: int) -> dict[str, obje
 
 
 async def dribble(port: int, stop: asyncio.Event, counts: Counter[str]) -> None:
-    """Send one byte of a request a second, again on a new connection when it is closed."""
+    """Send one byte of a request per second, on a new connection whenever one is closed."""
     while not stop.is_set():
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -233,9 +234,9 @@ def mutated(rng: random.Random, images: list[bytes]) -> tuple[bytes, bool]:
         for _ in range(rng.randrange(1, 5)):
             line[rng.randrange(len(line))] = rng.randrange(256)
         return bytes(line) + body, True
-    if kind == 2:  # rubbish
+    if kind == 2:  # garbage
         return rng.randbytes(rng.randrange(1, 4000)), True
-    if kind == 3:  # rubbish after a request, on the same connection
+    if kind == 3:  # garbage after a request, on the same connection
         return content + rng.randbytes(rng.randrange(1, 2000)), False
     if kind == 4:  # pipelined requests
         return content * 3, False

@@ -1,12 +1,12 @@
-"""Walk through the convolutions that our networks can reach, and look for kernels that compute
-something wrong or write where they must not.
+"""Find convolutions that our networks can reach and whose kernels are wrong.
 
     python benchmarks/shapes.py                  # this processor, then as one without AVX-512
     python benchmarks/shapes.py --quick          # fewer sizes: about a minute
 
-Each convolution runs forward and backward, in both memory layouts, in a process of its own under
-the C library's checking allocator (Linux with glibc), and is compared with float64. A group that
-is killed, or that stays beyond its time, is reported like one that computes wrong numbers.
+A wrong kernel computes wrong numbers or writes outside its memory. Each convolution runs forward
+and backward, in both memory layouts, in its own process under the C library's checking allocator
+(Linux with glibc), and is compared with float64. A group that is killed or exceeds its time limit
+is reported like one that computes wrong numbers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def convolutions(quick: bool) -> Iterator[Convolution]:
 
 
 def check(case: Convolution, quick: bool) -> str:
-    """Run one convolution at all sizes; empty, or what is wrong."""
+    """Run one convolution at all sizes; return what is wrong, or an empty string."""
     import torch
     from torch.nn import functional as F
 
@@ -90,7 +90,7 @@ def check(case: Convolution, quick: bool) -> str:
 
 
 def forked(case: Convolution, quick: bool) -> str:
-    """`check` in a process of its own."""
+    """Run `check` in its own process."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -111,7 +111,7 @@ def walk(quick: bool) -> int:
     import torch
 
     torch.set_num_threads(1)  # no threads before a fork
-    check(Convolution(3, 1, 1, 1, 8, 8, "contiguous"), quick=True)  # loads what is loaded lazily
+    check(Convolution(3, 1, 1, 1, 8, 8, "contiguous"), quick=True)  # triggers lazy loading
     print(
         f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
         f"torch {torch.__version__}",

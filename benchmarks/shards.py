@@ -1,16 +1,17 @@
-"""Reading a dataset for the first time: many small files against shards, with a cold cache.
+"""Compare many small files with shards when a dataset is read for the first time, with a cold
+cache.
 
     python benchmarks/shards.py FOLDER --images 5000 --rounds 3
 
-Writes made JPEGs of about ``--kilobytes`` into FOLDER, which must be on the disk to measure, packs
-them with `write_shards`, and removes both at the end. Three ways of reading take turns:
+Writes generated JPEGs of about ``--kilobytes`` into FOLDER, which must be on the disk to measure,
+packs them with `write_shards`, and removes both at the end. Three ways of reading take turns:
 
 - in order: the bytes of every image, in the order of the dataset, as training reads them first
 - shuffled: the same in the order of an epoch, as training reads what does not fit in its caches
 - first pass: read, hash and decode every image in order, which is all that training does with files
 
-Files are checked for size only; images in shards also for their tar header and SHA-256. Before
-each reading the system's cache is emptied (root only; it slows other programs for a while). Without
+Files are checked for size only; images in shards also for their tar header and SHA-256. Before each
+reading, the system's cache is emptied (root only; it slows other programs for a while). Without
 permission only the files' contents leave the cache, and small files look faster than they are.
 Medians of the rounds, in images per second of wall time.
 """
@@ -44,7 +45,7 @@ CLASSES = 20
 
 
 def write_photos(folder: Path, count: int, kilobytes: int) -> None:
-    """Write ``count`` JPEGs of noise, each with other bytes, in `CLASSES` folders."""
+    """Write ``count`` JPEGs of noise, all different, in `CLASSES` folders."""
     side = max(16, int((kilobytes * 1000 / 1.05) ** 0.5))  # about 1.05 bytes per pixel
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -57,7 +58,7 @@ def write_photos(folder: Path, count: int, kilobytes: int) -> None:
 
 
 def empty_cache(folders: list[Path]) -> bool:
-    """Empty the cache; return whether that includes the places of the files."""
+    """Empty the cache; return whether that includes the locations of the files."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
@@ -111,8 +112,8 @@ def main() -> None:
         total = sum(shard.bytes for shard in written.manifest.shards)
         print(f"python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()}")
         print(
-            f"{options.images:,} images in {len(written.manifest.shards)} shards of together "
-            f"{total / 1e6:,.1f} MB, packed in {seconds:.1f} s; {options.workers} threads"
+            f"{options.images:,} images in {len(written.manifest.shards)} shards, "
+            f"{total / 1e6:,.1f} MB in total, packed in {seconds:.1f} s; {options.workers} threads"
         )
         times: dict[tuple[str, str], list[float]] = {}
         is_cold = True
@@ -125,7 +126,7 @@ def main() -> None:
                     read(split, options.workers)
                     times.setdefault((way, form), []).append(time.perf_counter() - start)
         if not is_cold:
-            print("No permission to empty the system's cache: places of files stayed in it.")
+            print("No permission to empty the system's cache: the locations of files stayed in it.")
         for way in WAYS:
             photos, shards = (
                 [options.images / value for value in times[way, form]]

@@ -1,18 +1,18 @@
-"""Seconds to the plain script's best validation accuracy, from outside, on one fixed split.
+"""Measure the seconds to the plain script's best validation accuracy on one fixed split.
 
-    python benchmarks/speed.py split SIGNS /tmp/split   # 42 a class kept apart, 22 to val
+    python benchmarks/speed.py split SIGNS /tmp/split   # per class, 42 to test and 22 to val
     python benchmarks/plain_script.py /tmp/split --size 96 --out /tmp/plain.json
     python benchmarks/speed.py run /tmp/split /tmp/plain.json --epochs 14
     python benchmarks/speed.py run /tmp/split /tmp/plain.json --model resnet34 --epochs 8
     python benchmarks/speed.py today /tmp/split /tmp/plain.json --size 96
 
-``run`` starts ``resnet train`` in a fresh process for each of three seeds with whatever else is on
-the line, and takes the time at which it prints each epoch. Photos kept apart, where the data has
-a part ``test``, come last.
+``run`` starts ``resnet train`` in a fresh process for each of three seeds, with the other arguments
+of the command line, and records when it prints each epoch. If the data have a split ``test``, the
+model is evaluated on it at the end.
 
-Machines change their pace from hour to hour. ``today`` runs two epochs of the plain script and
-writes the seconds of one, and those before the first, into its JSON file: its recorded curve times
-today's seconds is what ``run`` then compares with.
+The speed of a machine varies from hour to hour. ``today`` runs two epochs of the plain script, and
+writes the seconds of one epoch, and those before the first, into its JSON file. ``run`` then
+compares with the recorded curve at today's seconds per epoch.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def today(data: Path, plain: Path, more: list[str]) -> None:
     epoch = ends[1] - ends[0]
     recorded["today"] = {"epoch": epoch, "start": max(0.0, ends[0] - epoch)}
     plain.write_text(json.dumps(recorded, indent=1))
-    print(f"plain script: {epoch:.1f} s an epoch today")
+    print(f"plain script: {epoch:.1f} s per epoch today")
 
 
 def run(data: Path, plain: Path, more: list[str]) -> None:
@@ -101,9 +101,9 @@ def run(data: Path, plain: Path, more: list[str]) -> None:
     middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     print(
         f"resnet train {' '.join(more)}: median {middle['reached']:.0f} s to {target:.2%} "
-        f"({seconds / middle['reached']:.1f} times sooner), "
+        f"({seconds / middle['reached']:.1f} times as fast), "
         f"whole run {middle['whole']:.0f} s, best validation {middle['val']:.2%}"
-        + (f", kept apart {middle['test']:.2%}" if "test" in middle else "")
+        + (f", test {middle['test']:.2%}" if "test" in middle else "")
     )
 
 

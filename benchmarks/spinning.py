@@ -1,9 +1,9 @@
-"""Why the command sets GOMP_SPINCOUNT: seconds a training step, alone and beside busy processes.
+"""Why the command sets GOMP_SPINCOUNT: seconds per training step, alone and next to busy processes.
 
     python benchmarks/spinning.py
 
-trains a CIFAR ResNet-20 for 30 steps in a fresh process for each setting, first on a free machine,
-then beside one busy Python process a core.
+This trains a CIFAR ResNet-20 for 30 steps in a fresh process for each setting, first on an idle
+machine, then next to one busy Python process per core.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ for _ in range(30):
     optimizer.step()
     optimizer.zero_grad()
     taken.append(time.perf_counter() - start)
-print(f"median {sorted(taken)[15]:.3f} s, mean {sum(taken) / 30:.3f} s a step")
+print(f"median {sorted(taken)[15]:.3f} s, mean {sum(taken) / 30:.3f} s per step")
 """
 SETTINGS: list[dict[str, str]] = [
     {},
@@ -52,13 +52,13 @@ def measure(title: str) -> None:
 
 
 def main() -> None:
-    measure("free machine")
+    measure("idle machine")
     busy = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"])
         for _ in range(os.cpu_count() or 1)
     ]
     try:
-        measure(f"beside {len(busy)} busy processes")
+        measure(f"next to {len(busy)} busy processes")
     finally:
         for process in busy:
             process.kill()

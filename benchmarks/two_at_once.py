@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("options", nargs="*", help="further options of `resnet train`")
+    parser.add_argument("options", nargs="*", help="more options for `resnet train`")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):

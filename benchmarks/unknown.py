@@ -293,7 +293,8 @@ def coverage(folder: Path) -> None:
         inside = within(calm, half, count - half, 1 - wanted)
         alarms = 1 - np.mean(calm) / (count - half)
         print(
-            f"false alarms asked {wanted:.0%}: {alarms:.2%}, {inside} of 100 in the 99 % interval"
+            f"false alarms requested {wanted:.0%}: {alarms:.2%}, {inside} of 100 in the 99 % "
+            "interval"
         )
 
 
@@ -322,7 +323,7 @@ def seconds(model: Path, photo: Path) -> None:
             predictor([pixels] * count, **(asked if with_both else {}))
             times[with_both].append(1000 * (time.process_time() - started) / count)
         plain, both = (float(np.median(times[key][5:])) for key in (False, True))
-        print(f"{count} at a time: {plain:.2f} ms a photo, with both {both:.2f} ms")
+        print(f"{count} at a time: {plain:.2f} ms per photo, with both {both:.2f} ms")
 
 
 def main() -> None:

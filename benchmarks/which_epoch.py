@@ -1,4 +1,4 @@
-"""Compare rules for the epoch to keep if the validation split is small.
+"""Compare rules for selecting the epoch to keep if the validation split is small.
 
     python benchmarks/which_epoch.py record SIGNS CURVES.npz --seed 0
     python benchmarks/which_epoch.py compare CURVES.npz...

@@ -153,7 +153,7 @@ def test_remains_of_an_interrupted_attempt_are_removed_or_named(batches, tmp_pat
     (left / "val/odd").mkdir(parents=True)
     with monkeypatch.context() as patched:
         patched.setattr(cifar10.shutil, "rmtree", refuse)
-        with pytest.raises(OutputError, match=r"part is left from .* \(busy\)\. Remove it"):
+        with pytest.raises(OutputError, match=r"part is left over from .* \(busy\)\. Remove it"):
             cifar10.unpack(archive, tmp_path / "cifar10")
     assert not (cifar10.unpack(archive, tmp_path / "cifar10") / "val/odd").exists()
 

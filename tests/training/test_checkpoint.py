@@ -197,5 +197,5 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "state", seconds=0.0)
     monkeypatch.setattr(checkpoint, "save_file", full)
     checkpoints.save(snapshot(1))
-    with pytest.raises(OutputError, match=r"cannot be saved.*No space left.*--resume"):
+    with pytest.raises(OutputError, match=r"Cannot save.*No space left.*--resume"):
         checkpoints.wait()
