@@ -99,7 +99,7 @@ class Calibration:
             `evaluation.strangeness`.
         distance_scale: the factor of distances in ``strangeness``.
         means: ``(classes, C)``, the mean features of each class.
-        directions: ``(r, C)``, the directions in which images of one class differ, with ``r`` at
+        directions: ``(r, C)``, the directions along which images of one class differ, with ``r`` at
             most `MAX_DIRECTIONS`.
     """
 
@@ -161,7 +161,7 @@ class Calibration:
         )
 
     def problems(self, classes: int, features: int) -> list[str]:
-        """Return what does not fit a network with this many logits and features; empty if all fits.
+        """Return the mismatches with a network of this many logits and features, if any.
 
         Args:
             classes: the number of logits.

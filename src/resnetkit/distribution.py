@@ -1,4 +1,4 @@
-"""Which distribution is installed, and what to type for a package that it leaves out.
+"""Which distribution is installed, and the command to install a package that it leaves out.
 
 ``resnetkit-runtime`` has the same files as ``resnetkit``, and depends only on what is needed to
 answer from exported files (docs/decisions/0007-the-runtime-is-a-second-distribution.md).
@@ -19,10 +19,10 @@ LEFT_OUT = frozenset(
 
 @contextmanager
 def explain_missing(user: str) -> Iterator[None]:
-    """Turn a failed import of a module in `LEFT_OUT` into an error that says what to type.
+    """Turn a failed import of a module in `LEFT_OUT` into an error that says which command to type.
 
     Args:
-        user: what needs the module, such as ``resnet train``.
+        user: the command that needs the module, such as ``resnet train``.
 
     Raises:
         MissingPackageError: in place of ModuleNotFoundError.
@@ -39,7 +39,7 @@ def explain_missing(user: str) -> Iterator[None]:
 
 
 def full_install_command() -> str:
-    """Return what to type to install everything.
+    """Return the command that installs everything.
 
     Both distributions own the same files, so removing one would break the other.
     """
@@ -48,7 +48,7 @@ def full_install_command() -> str:
 
 
 def install_command(extra: str) -> str:
-    """Return what to type to install an optional dependency.
+    """Return the command that installs an optional dependency.
 
     >>> install_command("heif")
     'pip install "resnetkit[heif]"'

@@ -113,7 +113,7 @@ def interfaces() -> dict[str, str]:
 
 
 def exchange_address() -> str:
-    """Return the address at which other ranks reach this one through gloo; "" if unknown.
+    """Return the address that other ranks use to reach this one through gloo; "" if unknown.
 
     gloo uses the interface in GLOO_SOCKET_IFNAME, else the first address of the host name that
     belongs to this machine, else the loopback address

@@ -54,7 +54,7 @@ def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
 
 
 def cores() -> int:
-    """Return how many cores this process may use, at least 1.
+    """Return the number of cores that this process may use, at least 1.
 
     The smaller of its CPU affinity and its container's CPU quota, rounded up.
     """

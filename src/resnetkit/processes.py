@@ -11,12 +11,12 @@ from .limits import cores
 
 
 def world_size() -> int:
-    """Return how many processes torchrun started for this run; 1 without torchrun."""
+    """Return the number of processes that torchrun started for this run; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_world_size() -> int:
-    """Return how many processes of this run are on this machine."""
+    """Return the number of this run's processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -39,7 +39,7 @@ def default_workers() -> int:
 
 
 def main_address() -> tuple[str, int]:
-    """Return the host and the port at which the ranks of this run meet."""
+    """Return the host and port where the ranks of this run meet."""
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 

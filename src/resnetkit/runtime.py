@@ -47,7 +47,7 @@ wait in `Runtime.on_main`, which uses gloo.
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device, precision, rank and memory layout with which a network runs.
+    """The device, precision, rank and memory layout that a network runs with.
 
     Args:
         device: ``cpu``, ``cuda`` or ``mps``.
@@ -394,7 +394,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         features = _cpu_features()
         native = features.get("avx512_bf16") or features.get("amx_bf16")
-        # ATEN_CPU_CAPABILITY can tell PyTorch not to use what the processor has.
+        # ATEN_CPU_CAPABILITY can tell PyTorch not to use instructions that the processor has.
         return bool(native) and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return False
 

@@ -375,7 +375,7 @@ def test_missing_file_and_folder(tmp_path):
 )
 def test_a_missing_file_that_differs_in_its_suffix_is_named(tmp_path, there, asked):
     save(smooth(20, 10), tmp_path, there)
-    with pytest.raises(ImageError, match=rf"{asked}: No such file.*\(but {there} is there\)"):
+    with pytest.raises(ImageError, match=rf"{asked}: No such file.*\(but {there} exists\)"):
         decode.decode(tmp_path / asked)
 
 

@@ -23,7 +23,7 @@ IMAGE_SIZE = Annotated[
 ]
 MODEL_FILE = Annotated[Path, typer.Argument(help="A model.safetensors written by training.")]
 ANY_MODEL = Annotated[
-    Path, typer.Argument(help="A model file, or what `resnet export` wrote (.onnx, .xml or .pt2).")
+    Path, typer.Argument(help="A model file, or a file from `resnet export` (.onnx, .xml or .pt2).")
 ]
 NETWORK_SETTINGS = Annotated[
     Optional[list[str]],  # noqa: UP045

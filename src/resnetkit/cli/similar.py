@@ -93,7 +93,7 @@ def similar(
 
 
 def _read_index(predictor: Predictor, photos: str, workers: int | None) -> ImageIndex:
-    """Return the index of the photos, and report what is left out."""
+    """Return the index of the photos, and report the ones left out."""
     from ..inference.similar import ImageIndex
     from ..progress import bar, say
     from ..text import pluralize, printable

@@ -23,7 +23,7 @@ from ..storage import MARKER
 from ..text import printable
 
 PREDICT_ARGUMENTS = {"IMAGE...": "No image was given"}
-"""What must follow the model file, and the problem if it is missing."""
+"""The arguments required after the model file, and the problem to report if one is missing."""
 
 
 def check_usage(
@@ -74,9 +74,9 @@ def expand_sources(
     list that has no images or cannot be read is yielded as `Unreadable`.
 
     Args:
-        arguments: what the user typed.
-        note: called with a line for each kind of file that is left out of a folder; the rules are
-            those of training.
+        arguments: the arguments, as the user typed them.
+        note: called with a line for each kind of file that is left out of a folder, by the same
+            rules as in training.
     """
     for argument in arguments:
         if argument == "-":
@@ -123,7 +123,7 @@ def expand_photos(
     The argument is a folder, a glob, ``@list.txt``, ``@-``, or a CSV manifest.
 
     Args:
-        argument: what the user typed.
+        argument: the argument, as the user typed it.
         note: called with a line for each kind of file that is left out.
 
     Raises:

@@ -134,7 +134,7 @@ def plot_learning_rates(result: LearningRates, out: Path | None) -> str:
     """Plot loss over learning rate and return the suggested rate as text.
 
     Args:
-        result: what the finder measured.
+        result: the result of the finder.
         out: folder for ``learning_rates.png``; None is the current folder.
     """
     from ..report.plots import save_learning_rates

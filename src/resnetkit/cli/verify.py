@@ -11,7 +11,7 @@ from .options import OUTPUT_FORMAT, OutputFormat
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="What `resnet export` wrote: .onnx, .xml or .pt2.")],
+    file: Annotated[Path, typer.Argument(help="A file from `resnet export`: .onnx, .xml or .pt2.")],
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
     """Check on this machine that an exported file answers its golden images as recorded."""

@@ -111,7 +111,7 @@ def check_dataset(
     workers: int | None = None,
     progress: Callable[[int], Callable[[str], None]] = lambda total: lambda text: None,
 ) -> CheckResult:
-    """Read every image of a folder or manifest and report what is wrong.
+    """Read every image of a folder or manifest and report the problems.
 
     Args:
         data: the folder or the CSV manifest.
@@ -163,7 +163,7 @@ class Row:
 
 @dataclass
 class _Contents:
-    """What was found by reading every image once, by row."""
+    """The results of reading every image once, by row."""
 
     rows: list[Row]
     hashes: np.ndarray  # (n,) uint64

@@ -60,8 +60,7 @@ def decode(
 
     Args:
         source: a file, or the bytes of one.
-        working_size: the shorter side in pixels to which larger images are reduced; None keeps
-            every pixel.
+        working_size: reduce larger images to this shorter side, in pixels; None keeps every pixel.
         channels: 3 for RGB; 1 for gray, converted from RGB as Pillow's mode ``L``; 4 to keep
             transparency.
         value_range: the values that become black and white in 16- or 32-bit gray and in 16-bit
@@ -224,7 +223,7 @@ def is_gray_mode(mode: str) -> bool:
 
 @dataclass(frozen=True)
 class Traits:
-    """What an image's header says, and what decoding will change.
+    """The facts in an image's header, and the changes that decoding will make.
 
     ``format`` and ``mode`` are Pillow's names; ``size`` is the stored width and height in pixels.
     """
@@ -244,7 +243,7 @@ def read_traits(contents: bytes) -> Traits:
         ImageError: the header cannot be read.
     """
     with _named(UNNAMED), _open(io.BytesIO(contents)) as image:
-        is_mpo = image.format == "MPO"  # two JPEGs, of which one is shown
+        is_mpo = image.format == "MPO"  # two JPEGs; only one is shown
         return Traits(
             format="JPEG" if is_mpo else str(image.format),
             mode=image.mode,

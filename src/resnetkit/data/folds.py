@@ -64,8 +64,8 @@ def assign_folds(
     # of their numbers, which are random here. Its own shuffling does not stratify in version 1.5.
     rng = np.random.Generator(np.random.PCG64(derive(seed, "folds")))
     numbers = rng.permutation(len(names))[numbers]
-    # scikit-learn sums over the classes in the order in which they occur, and sums in another order
-    # can differ in the last bit. Images that tie here are in one group, so in one fold.
+    # scikit-learn sums over the classes in order of occurrence, and sums in a different order can
+    # differ in the last bit. Images that tie here are in one group, so in one fold.
     order = np.lexsort((labels, numbers))
     splitter = StratifiedGroupKFold(folds)
     fold_of = np.zeros(len(labels), np.int64)

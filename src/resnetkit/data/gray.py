@@ -35,7 +35,7 @@ BITS = (8, 10, 12, 14, 16, 24, 32)
 """Bit depths of integers: white is the largest number of the smallest depth that fits them all."""
 
 STRIP = 4_000_000
-"""Pixels converted at once, so that a large image is never in memory in two modes."""
+"""Pixels converted at a time, so that a large image is never in memory in two modes."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def base_folder(file: Path, notes: list[str]) -> Path:
     """Return the folder that the paths in a manifest are relative to: the manifest's own folder.
 
     The paths in a run's ``split.csv`` are relative to the photos that the run recorded, if they
-    still exist; ``notes`` gets a line about it.
+    still exist; ``notes`` then receives a line.
     """
     recorded = file.parent / "environment.json"
     if file.name == "split.csv" and tree.is_run(str(file.parent)):
@@ -51,7 +51,7 @@ def read_manifest(
         file: the manifest.
         base: the folder that its paths are relative to.
         left_out: counts the rows that are left out, by reason.
-        notes: gets a line for everything that is ambiguous.
+        notes: receives a line for each ambiguity.
 
     Raises:
         DataError: the file is not UTF-8 text, or has columns or values that a manifest cannot

@@ -30,7 +30,7 @@ def mix(
     Args:
         images: ``(n, C, H, W)`` float.
         labels: ``(n,)`` int64.
-        mixup: alpha of the Beta distribution from which MixUp draws its share; 0 is off.
+        mixup: alpha of the Beta distribution that MixUp draws its share from; 0 is off.
         cutmix: the same for CutMix.
         classes: number of classes.
         seed: seed of the run.

@@ -17,7 +17,7 @@ from .color import to_rgb
 from .resize import resize
 
 DISTANCE = 7
-"""Largest number of bits in which the hashes of two candidates differ."""
+"""Largest number of bits by which the hashes of two candidates differ."""
 
 MIN_CORRELATION = 0.975
 """Smallest correlation of the thumbnails of two near duplicates.
@@ -35,7 +35,7 @@ SAME_HASH = 200
 _GRAY = 32  # side of the image that is hashed, in pixels
 _THUMB = 16  # side of a thumbnail, in pixels
 _BANDS = 4  # 16 bits each: if 7 bits differ, at least one band differs in at most one bit
-_CHUNK = 1 << 14  # pairs compared at once
+_CHUNK = 1 << 14  # pairs compared at a time
 _COSINES = 2 * np.cos(
     np.pi * np.arange(8)[:, None] * (2 * np.arange(_GRAY)[None, :] + 1) / (2 * _GRAY)
 )  # the first 8 rows of the discrete cosine transform, type II
@@ -43,7 +43,7 @@ _COSINES = 2 * np.cos(
 
 @dataclass(frozen=True)
 class Signature:
-    """What is compared to find near duplicates.
+    """The properties that are compared to find near duplicates.
 
     ``hash`` is 64 bits, ``thumb`` is ``(16, 16, 3)`` uint8, and ``flat`` says that the image has
     too little detail to be compared.
@@ -184,8 +184,8 @@ def keep_together(
             together, because a split has to divide it.
 
     Returns:
-        The digests, where each near duplicate has that of the first in its group; and the number of
-        images in those groups.
+        The digests, in which each near duplicate has the digest of the first in its group; and the
+        number of images in those groups.
     """
     count = len(digests)
     hashes = np.zeros(count, np.uint64)

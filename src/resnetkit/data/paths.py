@@ -1,4 +1,4 @@
-"""What a file name says about a file, and a compact list of paths."""
+"""Facts that follow from a file's name, and a compact list of paths."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ STATISTICS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Default mean and standard deviation, by number of channels.
 
-They are those of ImageNet. Gray has the average of the colors; transparency becomes -1 to 1."""
+They are ImageNet's. Gray has the average of the colors; transparency becomes -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Preprocessing:
     """How an image becomes the input of a network. A model file carries it.
 
     Args:
-        resize_size: the shorter side after resizing, in pixels; also the working size to which
-            images are decoded.
+        resize_size: the shorter side after resizing, in pixels; also the working size that images
+            are decoded to.
         crop_size: side of the square cropped from the center, in pixels.
         mean: subtracted from each channel, on a scale from 0 to 1. Its length is the number of
             channels: 3 for RGB, 1 for gray, 4 for RGB and transparency.
         std: each channel is divided by it, on the same scale.
         decoder: how files become pixels. ``"scaled"`` is `resnetkit.data.decode.decode`, which is
-            several times as fast. ``"full"`` is `resnetkit.data.decode.decode_full`, with which the
-            accuracies of published weights were measured.
+            several times as fast. ``"full"`` is `resnetkit.data.decode.decode_full`, which was used
+            to measure the accuracies of published weights.
         value_range: the values that become black and white in 16- or 32-bit gray; see
             `resnetkit.data.gray`. It belongs to the dataset, never to one image.
         interpolation: Pillow's name of the resizing filter. All but ``"bilinear"`` need the

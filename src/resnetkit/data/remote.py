@@ -93,7 +93,7 @@ def read_ahead(items: Iterable[Item], paths: Callable[[Item], Iterable[object]])
 
 
 def in_order(split: Split, indices: Iterable[int] | None = None) -> Iterator[int]:
-    """Yield indices of images in the order in which they are read; all images by default.
+    """Yield indices of images in reading order; all images by default.
 
     If the images are in an object store, the next ones are read ahead.
     """

@@ -128,8 +128,8 @@ def random_crops(
 ) -> np.ndarray:
     """Return top, left, height and width of random crops, ``(count, 4)`` int64.
 
-    The rule is that of `Augmentation`: the first of ten tries that fits, else the largest crop in
-    the middle.
+    The rule is the same as in `Augmentation`: the first of ten tries that fits, else the largest
+    crop in the middle.
     """
     smallest, largest = augmentation.crop_scale
     log_tallest, log_widest = np.log(augmentation.crop_ratio).tolist()

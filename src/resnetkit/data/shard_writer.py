@@ -42,7 +42,7 @@ class Written:
     Args:
         manifest: classes, splits, counts and shards.
         unreadable: ``{path: error}`` of the images that cannot be decoded. They are in the shards.
-        remarks: what was left out of the dataset, and how ambiguous folders were read.
+        remarks: the files left out of the dataset, and how ambiguous folders were read.
     """
 
     manifest: Manifest

@@ -50,7 +50,7 @@ BLOCK = tarfile.BLOCKSIZE
 """Bytes of a tar header; contents are padded to a multiple of it."""
 
 _MAX_MANIFEST = 2**26  # bytes
-_PART = 2**20  # bytes that are hashed at once
+_PART = 2**20  # bytes hashed at a time
 _MAX_INDEX = 4200  # bytes per image: the longest path of Linux, and 44 bytes
 _SHARD_NAME = re.compile(rf"({'|'.join(sorted({*SPLITS.values(), 'all'}))})-\d{{6,9}}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -168,7 +168,7 @@ class Shards:
                 raise DataError(str(error)) from error
 
     def issue(self, shard: Shard) -> str | None:
-        """Return what is wrong with a shard, or None. Reads the whole file.
+        """Return the problem with a shard, or None. Reads the whole file.
 
         Unlike reading the images, this also detects changes to labels and other members.
         """
@@ -239,7 +239,7 @@ class Shards:
         Args:
             row: the image.
             name: its name in error messages.
-            is_path: ``name`` is its path, to which its place is added.
+            is_path: whether ``name`` is its path, which is then followed by its place.
 
         Raises:
             ImageError: the shard cannot be read.
@@ -676,7 +676,7 @@ def member_name(row: int, path: str) -> str:
 
 
 def issues(root: Path) -> Iterator[str]:
-    """Yield what is wrong with the shards of a folder, after reading all of them."""
+    """Read all shards of a folder, and yield the problems with them."""
     shards = open_shards(root)
     for shard in shards.manifest.shards:
         issue = shards.issue(shard)

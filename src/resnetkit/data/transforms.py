@@ -57,11 +57,11 @@ class Augmentation:
     Args:
         crop_scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
         crop_ratio: smallest and largest width / height of a crop.
-        crop_padding: pixels of black added around the image, whose shorter side is first resized to
-            that of the result. A random square is cropped. He et al., arXiv:1512.03385, section
+        crop_padding: pixels of black added around the image, after its shorter side is resized to
+            the result's side. Then a random square is cropped. He et al., arXiv:1512.03385, section
             4.2.
-        scale_jitter: range of the shorter side to which the image is resized, as multiples of
-            the result's side, before a random square is cropped. The same paper, section 3.4.
+        scale_jitter: range of the shorter side after resizing, as multiples of the result's side;
+            then a random square is cropped. The same paper, section 3.4.
         flip: mirror with probability 1/2.
         trivial_augment: apply one random operation of `resnetkit.data.trivial_augment`.
         erasing: probability that a box is erased; see `erase`.

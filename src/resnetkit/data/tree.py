@@ -40,8 +40,8 @@ def read_tree(
 
     Args:
         root: the folder.
-        left_out: counts what is left out, by reason.
-        notes: gets a line for everything that is ambiguous.
+        left_out: counts the files that are left out, by reason.
+        notes: receives a line for each ambiguity.
         known: the classes of a trained network; folders with these names are classes.
 
     Raises:

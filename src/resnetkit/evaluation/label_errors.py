@@ -16,14 +16,14 @@ import numpy as np
 from .neighbors import nearest_neighbors
 
 NEIGHBORS = 10
-"""Number of neighbors whose labels are compared with that of an image."""
+"""Number of neighbors whose labels are compared with an image's label."""
 
 SHOWN = 3
 """Number of neighbors stored with a suspect."""
 
 THRESHOLD = 2.3
 """A label with a higher score is a suspect. The threshold was chosen so that it flags less than 1 %
-of the labels of a clothing dataset in which no label was flipped."""
+of the labels of a clothing dataset without flipped labels."""
 
 MOST_CANDIDATES = 20_000
 """Largest number of images whose neighbors are searched: those with the smallest margins."""

@@ -18,7 +18,7 @@ NORMAL_95 = 1.959963984540054
 """Standard deviations around the mean that hold 95 % of a normal distribution."""
 
 DENSE = 100
-"""Largest number of classes for which every cell of the confusion matrix is stored."""
+"""Largest number of classes with every cell of the confusion matrix stored."""
 
 
 def accuracy_and_loss(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
@@ -164,7 +164,7 @@ def confusions(metrics: dict[str, Any]) -> list[tuple[str, str, int]]:
     """Return (truth, prediction, count) of the wrong answers, most frequent first.
 
     Args:
-        metrics: what `compute_metrics` returned.
+        metrics: the result of `compute_metrics`.
     """
     names = [row["class"] for row in metrics["per_class"]]
     matrix = confusion_counts(metrics["confusion_matrix"])

@@ -15,11 +15,11 @@ import numpy as np
 from ..errors import DataError
 
 BLOCK = 4096
-"""Number of features that are compared at once, with a sixteenth as many queries."""
+"""Number of features compared at a time, with a sixteenth as many queries."""
 
 _QUERIES = 16  # blocks of features are this many times larger than those of queries
 _FEW = 16  # above this number of candidates per query and block, a partition reduces them
-_PAIRS = 1 << 22  # numbers in the float64 products of the pairs that are computed at once
+_PAIRS = 1 << 22  # numbers in the float64 products of the pairs computed at a time
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 
 
@@ -45,7 +45,7 @@ def nearest_neighbors(
         exclude_self: True if ``queries`` are the features themselves: row i is then not a neighbor
             of query i. Or ``(m,)`` integers: the index in ``features`` to exclude for each query,
             or -1.
-        block_size: features that are compared at once. It does not change the result.
+        block_size: features compared at a time. It does not change the result.
         advance: called after each block of features; `block_count` tells how many there are.
 
     Returns:
@@ -133,8 +133,8 @@ def _merge_block(
         chosen = products >= np.maximum(least, kth - 2 * bound)[:, None]
     rows, columns = np.nonzero(chosen)
     best = indices, similarities
-    # If many images are identical, every pair can be a candidate, so compute a bounded number at
-    # once.
+    # If many images are identical, every pair can be a candidate, so compute a bounded number at a
+    # time.
     step = max(1, _PAIRS // query_rows.shape[1])
     for start in range(0, len(rows), step):
         part = slice(start, start + step)

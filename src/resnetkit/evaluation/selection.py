@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Trained(Protocol):
-    """What a model file or an exported file says about its training."""
+    """The facts that a model file or an exported file records about its training."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class Trained(Protocol):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What was measured."""
+        """The measured metrics."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def select_split(dataset: folder.Dataset, split: str | None, header: Trained) ->
 
 
 def _explain_no_validation(header: Trained) -> str:
-    """Return why a model has no validation images, and what is known about its accuracy."""
+    """Explain why a model has no validation images, and what is known about its accuracy."""
     count = header.data.get("parts", {}).get("train", {}).get("count", 0)
     text = f"This model was trained on all {count:,} images, so none are left for validation. "
     found = header.metrics.get("cross_validation")

@@ -6,12 +6,12 @@ may look like a known class to the last layer, but its features often differ in 
 Or its features are near those of a known class, but no logit is large. Adding both, and the factor
 that makes them comparable, follow ViM (Wang et al., arXiv:2203.10807, section 4).
 
-The distance is that of the image's features to the nearest class mean, without most of its part
-along the directions in which images of one class differ most. It is the Mahalanobis distance with
-the covariance within classes (Lee et al., arXiv:1807.03888), up to a factor, if that covariance has
-a few main directions and the same variance in all others, as in probabilistic PCA (Tipping and
-Bishop 1999, doi:10.1111/1467-9868.00196). Compared with a full covariance, it takes little space.
-benchmarks/unknown_cpu_2026-11-29.md compares this measure with others.
+The distance is measured from the image's features to the nearest class mean, without most of its
+part along the directions in which images of one class differ most. It is the Mahalanobis distance
+with the covariance within classes (Lee et al., arXiv:1807.03888), up to a factor, if that
+covariance has a few main directions and the same variance in all others, as in probabilistic PCA
+(Tipping and Bishop 1999, doi:10.1111/1467-9868.00196). Compared with a full covariance, it takes
+little space. benchmarks/unknown_cpu_2026-11-29.md compares this measure with others.
 
 The number is meaningful only in comparison with those of validation images: see
 `share_less_strange` (Bates et al., Testing for Outliers with Conformal p-values, arXiv:2104.08279).
@@ -148,7 +148,7 @@ def share_less_strange(scores: Sequence[float], count: int, strangeness: float) 
     Args:
         scores: the strangeness of the validation images, from `conformal.summarize_scores`.
         count: the number of validation images.
-        strangeness: that of the image, from `FeatureModel.strangeness`.
+        strangeness: the image's strangeness, from `FeatureModel.strangeness`.
     """
     below = bisect_left(scores, strangeness)
     return kept_rank(below, count, kept=len(scores)) / (count + 1)

@@ -81,7 +81,7 @@ logits.
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an exported file says about itself.
+    """An exported file's description of itself.
 
     Args:
         entrance: the name of its input. ``image``: ``(N, H, W, C)`` uint8 of any size. ``crop``:
@@ -90,13 +90,13 @@ class Manifest:
         preprocessing: how a file becomes the network's input; its decoder is ``full``.
         precision: ``fp32`` or ``int8``.
         source: the model file: ``sha256``, ``architecture`` and ``options``.
-        metrics: what was measured with the model file.
+        metrics: the metrics measured with the model file.
         recipe: the recipe it was trained with.
         data: the dataset, with the digests of its training and validation images.
         calibration: the calibration data of the model file; see `calibration.Calibration`.
         license: the license of the weights, if it is known.
         stages: the names, in the file, of the intermediate values `STAGES`.
-        tolerances: how far answers may be from those of the golden images.
+        tolerances: how far answers may be from the recorded ones.
         versions: the versions of the libraries that exported it.
     """
 
@@ -147,7 +147,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Check and return what `to_json` wrote.
+        """Check and return a manifest that `to_json` wrote.
 
         Raises:
             ArtefactError: a value is missing, of another type or out of range, or the version is
@@ -303,7 +303,7 @@ def sample_positions(count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Artefact:
-    """An exported file: its path, what it says about itself, and its golden images."""
+    """An exported file: its path, its description of itself, and its golden images."""
 
     path: Path
     manifest: Manifest

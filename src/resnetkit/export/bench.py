@@ -29,7 +29,7 @@ def measure_exported(
     is, if the file does it.
 
     Args:
-        file: what `resnet export` wrote.
+        file: a file written by `resnet export`.
         batch_sizes: images per batch; by default `BATCH_SIZES`.
         seconds: the time for each measurement.
         size: height and width of the images of a file that resizes.

@@ -19,7 +19,7 @@ from .predictor import ExportedPredictor
 
 @dataclass(frozen=True)
 class ExportedEvaluation:
-    """The result of evaluating an exported file on a split; the fields are those of `Evaluation`.
+    """The result of evaluating an exported file on a split; the fields are as in `Evaluation`.
 
     Args:
         samples: the images that were evaluated, and their labels.

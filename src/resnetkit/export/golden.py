@@ -32,7 +32,7 @@ PHOTOS = 8
 """Number of photos among the golden images, if there are photos."""
 
 PHOTO_SIDE = 256
-"""The shorter side to which these photos are reduced, so that a file stays small."""
+"""These photos are reduced to this shorter side, so that a file stays small."""
 
 
 def drawn_images() -> Iterator[tuple[str, bytes]]:

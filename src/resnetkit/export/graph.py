@@ -2,8 +2,8 @@
 
 Every runtime that has antialiased resizing computes it differently, and the web runtimes have none.
 So the graph resizes with two matrix products: one for the width, one for the height. It computes
-the matrices from the size of the images. They are those of Pillow, with which torchvision's
-published accuracies were measured, and contain only the rows of the center crop.
+the matrices from the size of the images. They are Pillow's, which was used to measure torchvision's
+published accuracies, and contain only the rows of the center crop.
 
 Pillow computes with integers. The graph gets the same levels from float32, which every runtime has
 and which holds integers up to 2^24: weights are multiples of 2^-22, and each is split into two
@@ -144,7 +144,7 @@ def _combine(high: Tensor, low: Tensor) -> Tensor:
 def crop_weights(height: int, width: int, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Return the matrices ``(S, H)`` and ``(S, W)`` that resize and crop an image.
 
-    Each row has the weights of the pixels from which one row or column of the crop is computed, as
+    Each row has the weights of the pixels that contribute to one row or column of the crop, as
     multiples of 2^-22. It is zero where the crop is larger than the resized image.
     """
     # Sizes are tensors, because an exported graph computes with them.

@@ -30,13 +30,13 @@ class ExportedPredictor:
     """An exported file that classifies images: the same calls and answers as `Predictor`.
 
     Args:
-        file: what `resnet export` wrote.
+        file: a file written by `resnet export`.
         note: called with a line of text when the runtime starts.
         threads: compute threads; by default one per available CPU.
 
     Attributes:
         path: the file.
-        artefact: what it says about itself.
+        artefact: its description of itself, and its golden images.
         classes: the class names, in the order of the logits.
         digest: 12 hex digits of the SHA-256 of the model file that was exported.
 
@@ -68,7 +68,7 @@ class ExportedPredictor:
         coverage: float | None = None,
         false_alarms: float | None = None,
     ) -> Prediction | Predictions:
-        """Classify one image or several; the arguments are those of `Predictor.__call__`.
+        """Classify one image or several; the arguments are the same as in `Predictor.__call__`.
 
         Raises:
             ImageError: a single image cannot be read.
@@ -101,7 +101,7 @@ class ExportedPredictor:
     ) -> Iterator[Prediction]:
         """Classify any number of images in constant memory; yield the answers in order.
 
-        The arguments are those of `Predictor.stream`.
+        The arguments are the same as in `Predictor.stream`.
         """
         uncertainty = self.resolve_uncertainty(coverage, false_alarms)
         stages = ("features",) if features or uncertainty is not None else ()
@@ -176,10 +176,10 @@ class ExportedPredictor:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Run prepared images; yield the outputs of each, in order.
 
-        Images of one size run together, as far as `MAX_BATCH_PIXELS` allows.
+        Images of one size run together, within `MAX_BATCH_PIXELS`.
 
         Args:
-            inputs: what `prepare` returned.
+            inputs: results of `prepare`.
             stages: intermediate values to return too; see `artefact.STAGES`.
         """
         start = 0

@@ -48,7 +48,7 @@ def to_crop(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     The crop is black where the resized image does not cover it.
 
     Args:
-        pixels: what `decode_for` returned.
+        pixels: the result of `decode_for`.
         preprocessing: the sizes and the filter.
     """
     if preprocessing.channels == 1:

@@ -65,8 +65,8 @@ class Comparison:
         images: their number.
         before: the accuracy in fp32, in [0, 1].
         after: the accuracy in 8 bits.
-        p_value: that of McNemar's exact test.
-        speedup: images per second in 8 bits, as a multiple of those in fp32.
+        p_value: the p-value of McNemar's exact test.
+        speedup: images per second in 8 bits, as a multiple of the fp32 rate.
     """
 
     split: str
@@ -192,9 +192,9 @@ def calibration_images(samples: Split, count: int = IMAGES) -> list[Path]:
 def quantize(artefact: Artefact, images: Sequence[Path]) -> Any:
     """Return the network of an exported ONNX or OpenVINO file with 8-bit weights and activations.
 
-    What comes before the network stays in float, because an image has 256 levels already. Weights
-    keep one bit in reserve: without VNNI instructions, products of 8 bits are summed in 16 bits,
-    which could overflow.
+    The operations before the network stay in float, because an image already has 256 levels.
+    Weights keep one bit in reserve: without VNNI instructions, products of 8 bits are summed in 16
+    bits, which could overflow.
 
     Args:
         artefact: the file, in fp32.
@@ -219,7 +219,7 @@ def quantize(artefact: Artefact, images: Sequence[Path]) -> Any:
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Show only the errors of some loggers; `nncf.set_log_level` would change those of others."""
+    """Show only the errors of some loggers; `nncf.set_log_level` would affect other loggers."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     try:

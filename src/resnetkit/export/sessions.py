@@ -78,7 +78,7 @@ def _check_shapes(artefact: Artefact, values: dict[str, np.ndarray], images: int
 
 @contextmanager
 def _named(artefact: Artefact) -> Iterator[None]:
-    """Turn what a runtime raises into an error that names the file."""
+    """Turn a runtime's exceptions into an error that names the file."""
     try:
         yield
     except (ArtefactError, MemoryError):

@@ -17,12 +17,12 @@ from .preparation import decode_for, to_crop
 from .sessions import Run, start
 
 ORDER = ("decoded", "cropped", "normalized", "logits", "probabilities", "class")
-"""The stages, in the order in which they are computed."""
+"""The stages, in order of computation."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """How one stage of all golden images compares with what was recorded.
+    """How one stage of all golden images compares with the recorded values.
 
     Args:
         stage: a name of `ORDER`.

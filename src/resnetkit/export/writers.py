@@ -23,12 +23,12 @@ from .graph import ExportedModel
 def write(
     path: Path, network: nn.Module, manifest: Manifest, golden: Sequence[GoldenImage]
 ) -> None:
-    """Write an exported file; its extension says for which runtime.
+    """Write an exported file; its extension determines the runtime.
 
     Args:
         path: the file.
         network: normalized images -> logits, in eval mode on the CPU.
-        manifest: what the file says about itself.
+        manifest: the file's description of itself.
         golden: its golden images.
     """
     writers: dict[str, Callable[..., None]] = {
@@ -105,7 +105,7 @@ def _write_openvino(
 
 
 def set_openvino_entries(model: Any, manifest: Manifest, golden: Sequence[GoldenImage]) -> None:
-    """Set what an OpenVINO model says about itself, in base64, since XML changes white space."""
+    """Set an OpenVINO model's description of itself, in base64, since XML changes white space."""
     for key, text in ((MANIFEST, manifest.to_json()), (GOLDEN, golden_to_json(golden))):
         model.set_rt_info(base64.b64encode(text.encode()).decode(), key.replace(".", "_"))
 

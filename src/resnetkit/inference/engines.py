@@ -127,13 +127,13 @@ def check_engine(engine: str, precision: str, device: torch.device) -> EngineCho
 def resolve_engine(requested: EngineChoice, device: torch.device, many: bool) -> EngineChoice:
     """Replace ``auto`` in a request with an engine and a precision.
 
-    Eager fp32 starts at once, so it is used for a few images. For many images, a CPU that
+    Eager fp32 starts immediately, so it is used for a few images. For many images, a CPU that
     multiplies bf16 natively is fastest in bf16 (OpenVINO, then PyTorch). Other CPUs use fp32
     (OpenVINO, then ONNX Runtime). ``compile`` was never faster than these and takes longest to
     start. Measured on two cores: benchmarks/predict_cpu_2026-11-20.md.
 
     Args:
-        requested: what `check_engine` returned.
+        requested: the result of `check_engine`.
         device: the device to run on.
         many: whether there are enough images to make up for an engine's start-up time.
     """

@@ -95,7 +95,7 @@ def thumbnail(image: ImageLike, side: int = 160) -> bytes:
 def read_pixels(
     image: Any, read: Callable[[Path | bytes | Image.Image | np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Return what ``read`` makes of an image in any accepted form.
+    """Return the result of ``read`` for an image in any accepted form.
 
     Args:
         image: the image.

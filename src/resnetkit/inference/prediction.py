@@ -37,8 +37,8 @@ class Prediction:
         top: ``(class, probability)``, most probable first.
         model: the first 12 hex digits of the model file's SHA-256.
         error: why the image could not be read, else None.
-        threshold: the smallest probability at which a class is named.
-        coverage: the probability with which ``class_set`` includes the true class, if requested.
+        threshold: the smallest probability required to name a class.
+        coverage: the probability that ``class_set`` includes the true class, if requested.
         false_alarms: the share of images of known classes that may be called unknown, if requested.
         class_set: the most probable classes, as many as ``coverage`` needs; empty without it.
         strangeness: the share of validation images that are less strange, in [0, 1], if

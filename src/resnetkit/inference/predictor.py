@@ -235,7 +235,7 @@ class Predictor:
         """Run prepared images in one batch, with the engine for many images.
 
         Args:
-            inputs: what `prepare` returned.
+            inputs: results of `prepare`.
             batch_size: the largest batch that the engine prepares for.
 
         Returns:

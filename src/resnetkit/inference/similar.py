@@ -23,7 +23,7 @@ from .prediction import Prediction
 from .predictor import Predictor
 
 QUERIES_AT_ONCE = 256
-"""Number of queries compared with the photos at once."""
+"""Number of queries compared with the photos at a time."""
 
 
 @dataclass(frozen=True)

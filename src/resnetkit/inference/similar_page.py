@@ -33,7 +33,7 @@ def write_similar_page(
         path: the file.
         predictor: the model.
         index: the photos that were searched.
-        answers: what was found for each query.
+        answers: the results for each query.
         photos: the name of these photos, for the title.
     """
     preprocessing = scale_preprocessing(predictor.preprocessing, SIDE)

@@ -37,7 +37,7 @@ class Uncertainty:
     false_alarms: float | None
 
     def answers(self, logits: np.ndarray, features: np.ndarray) -> list[dict[str, Any]]:
-        """Return what was requested about each image, as arguments of `Prediction`.
+        """Return the requested values for each image, as arguments of `Prediction`.
 
         Args:
             logits: ``(n, classes)`` float32.
@@ -136,7 +136,7 @@ def resolve_uncertainty(
 
 
 def _needed(share: float) -> int:
-    """Return how many validation images are needed to find the strangest ``share`` of images."""
+    """Return the number of validation images needed to find the strangest ``share`` of images."""
     return math.ceil(1 / share - 1 - 1e-9)
 
 

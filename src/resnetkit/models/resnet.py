@@ -1,8 +1,8 @@
 """ResNet: the network of He et al., "Deep Residual Learning for Image Recognition".
 
 Every network of the family is this one class with its own numbers: see `builders`. Sections, tables
-and figures are those of arXiv:1512.03385. Parameter names must match published files, so
-``downsample`` keeps its name even where it only changes the number of channels.
+and figures refer to arXiv:1512.03385. Parameter names must match published files, so ``downsample``
+keeps its name even where it only changes the number of channels.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class ResNet(nn.Module):
         return maps
 
     # Not in forward because subclasses of torchvision's ResNet override one and call the other.
-    # Shapes are those of the default stem and width, without dilation.
+    # Shapes are for the default stem and width, without dilation.
     def _forward_impl(self, x: Tensor) -> Tensor:
         x = self.conv1(x)  # (N, 64, H/2, W/2)
         x = self.bn1(x)

@@ -113,9 +113,9 @@ def _make_stage(name: str, rows: list[Row]) -> Stage:
 def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summary:
     """Return the parameters and multiply-adds of ``model`` for one image.
 
-    Multiply-adds are those of convolutions and linear layers, as in the paper's tables. The model
-    runs once on PyTorch's ``meta`` device, which has shapes without values. Shared parameters are
-    counted where they first run, multiply-adds at every run.
+    Multiply-adds are counted for convolutions and linear layers, as in the paper's tables. The
+    model runs once on PyTorch's ``meta`` device, which has shapes without values. Shared parameters
+    are counted where they first run, multiply-adds at every run.
 
     Args:
         model: a network that begins with a convolution.

@@ -252,7 +252,7 @@ def shorten_path(path: str | Path, parts: int = 1) -> str:
 
 
 def _evaluated_data(record: Record, evaluation: Evaluation) -> str:
-    """Return the run's own data path if that is what was evaluated, else the evaluated folder."""
+    """Return the run's own data path if that data was evaluated, else the evaluated folder."""
     run_data = Path(record.data) if record.data else None
     root = Path(absolute(evaluation.samples.root))
     return str(run_data if run_data and root in (run_data, run_data.parent) else root)

@@ -1,4 +1,4 @@
-"""What is known about a model file besides an evaluation: its header and its run folder."""
+"""The facts about a model file besides an evaluation: its header and its run folder."""
 
 from __future__ import annotations
 

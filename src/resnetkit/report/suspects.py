@@ -86,7 +86,7 @@ def _quoted(path: str | Path, parts: int = 1) -> str:
 def _rows(
     suspects: Sequence[Suspect], images: Images, classes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield what the page shows of each suspect: itself, and its neighbors."""
+    """Yield the page's content for each suspect: the image itself, and its neighbors."""
     for suspect in suspects:
         yield {
             **_card(suspect.index, images, classes),

@@ -100,7 +100,7 @@ class BatchPredictor:
         return _import_pyarrow().Table.from_pylist(rows, schema=self.answer_schema())
 
     def check(self) -> None:
-        """Load the model once to check that it supports what is requested.
+        """Load the model once to check that it supports the request.
 
         Raises:
             ModelFileError: the file is not a valid model or exported file, or has no calibration.

@@ -22,7 +22,7 @@ SETTINGS = "_settings.json"  # readers of Parquet folders skip names that begin 
 
 
 def image_key(source: str, version: str) -> bytes:
-    """Return what identifies an image among the rows of a folder."""
+    """Return the key that identifies an image among the rows of a folder."""
     return blake2b(f"{source}\0{version}".encode(), digest_size=16).digest()
 
 
@@ -35,7 +35,8 @@ class Parts:
 
     Args:
         folder: the folder; new, empty, or written with the same settings.
-        settings: what the rows depend on, including the model's SHA-256, as JSON values.
+        settings: the settings that the rows depend on, including the model's SHA-256, as JSON
+            values.
         schema: the columns; ``source``, ``version`` and ``error`` are among them.
         seconds: the longest time between two parts, and thus the most work that a kill can lose.
 

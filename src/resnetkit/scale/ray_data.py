@@ -44,7 +44,7 @@ FAILURE = "failure"
 
 
 class Written(NamedTuple):
-    """What a folder of parts holds at the end."""
+    """The contents of a folder of parts at the end."""
 
     rows: int
     failed: int
@@ -142,7 +142,7 @@ class _Actor:
     Args:
         predictor: the model and its settings.
         digest: the SHA-256 that the model file must have on this host.
-        folder: the folder in which the command was typed, for relative paths.
+        folder: the folder where the command was typed, for relative paths.
     """
 
     def __init__(self, predictor: BatchPredictor, digest: str, folder: str) -> None:

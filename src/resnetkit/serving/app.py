@@ -40,7 +40,7 @@ PARAMETERS = ("top_k", "coverage", "false_alarms", "explain")
 
 @dataclass(frozen=True)
 class Options:
-    """What a request for predictions asks for."""
+    """The options of a request for predictions."""
 
     top_k: int = 5
     coverage: float | None = None
@@ -358,7 +358,7 @@ def _image_refusal(error: ImageError, contents: bytes | None) -> Refusal:
     """Return why an image is refused.
 
     Args:
-        error: what the decoder says.
+        error: the decoder's error.
         contents: the file, if it is not yet known to be an image.
     """
     message = str(error).removeprefix(f"{UNNAMED}: ").removeprefix(f"{UNNAMED} ")

@@ -131,7 +131,7 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
 
 
 class _Form:
-    """Collects the parts of a form; what they are called does not matter."""
+    """Collects the parts of a form, whatever their names."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -143,7 +143,7 @@ class _Form:
         self._contents = bytearray()
 
     def callbacks(self) -> MultipartCallbacks:
-        """Return what the parser calls."""
+        """Return the parser's callbacks."""
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._add_name,

@@ -1,4 +1,4 @@
-"""What the server accepts, and how long it waits. `docs/serving.md` lists the values."""
+"""The limits on requests, and how long the server waits. `docs/serving.md` lists the values."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Bounds:
 
     Args:
         body_bytes: the largest body of a request.
-        bodies_bytes: the bytes of all bodies in memory together.
+        bodies_bytes: the total bytes of all bodies in memory.
         header_bytes: the request line and the headers of a request.
         request_images: images in one request.
         image_pixels: an image whose header claims more is refused before it is decoded.
         queue_images: images that are accepted and not yet answered.
-        queue_pixels: their pixels; those of an image count until it is decoded, then those of the
-            network's input do.
+        queue_pixels: their pixels. An image counts with its own pixels until it is decoded, then
+            with those of the network's input.
         batch_images: the largest batch.
         batch_seconds: the longest batch; sizes that take longer at start are not used.
         connections: open connections.

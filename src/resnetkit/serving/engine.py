@@ -36,7 +36,7 @@ class EngineError(Exception):
 
 
 class Engine:
-    """Computes what the queue holds, one batch at a time.
+    """Computes the images in the queue, one batch at a time.
 
     Before it is ready, a model is verified and every batch size is measured; see `smallest_fast`.
     Sizes that take longer than `Bounds.batch_seconds` are ruled out. A crash, or a batch that takes
@@ -45,8 +45,8 @@ class Engine:
 
     Args:
         served: the model.
-        queue: where images come from.
-        metrics: what is counted.
+        queue: the queue that images come from.
+        metrics: the server's metrics.
         bounds: the limits.
         log: called with the name of an event and its fields.
     """

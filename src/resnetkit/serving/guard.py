@@ -54,9 +54,9 @@ class Guard:
         hosts: the names in ``Host`` that are accepted besides IP addresses and ``localhost``.
             Without this check, a web page could reach the server through a host name that
             resolves to this machine (DNS rebinding).
-        token: what ``Authorization: Bearer`` must hold, if anything.
-        metrics: what is counted.
-        log: where each request gets a line.
+        token: the token that ``Authorization: Bearer`` must hold, if any.
+        metrics: the server's metrics.
+        log: the log, which gets a line per request.
         is_stopping: whether the server has been asked to stop.
         refusal_before_reading: see `Service.refusal_before_reading`.
     """

@@ -1,4 +1,4 @@
-"""What Prometheus reads. Labels have few values, none of which a client can invent."""
+"""The metrics that Prometheus reads. Labels have few values, and clients cannot invent new ones."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def schema() -> dict[str, Any]:
                 }
             },
             "/classes": _get("The class names, in the order of the logits."),
-            "/model": _get("What the model says about itself, and the limits of the server."),
+            "/model": _get("The model's description of itself, and the limits of the server."),
             "/live": _get("200 while the process runs."),
             "/ready": _get("200 while images are accepted, else 503."),
             "/metrics": _get("Metrics for Prometheus.", "text/plain"),

@@ -88,7 +88,7 @@ class DeadlineProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP."""
+        """Refuse input that is not HTTP."""
         self.metrics.count_refusal("bad_http")
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
@@ -255,7 +255,7 @@ def protocol_class(
 
     Args:
         bounds: the limits.
-        metrics: what is counted.
+        metrics: the server's metrics.
         refuse_early: given the first bytes of a request, returns the whole response if the request
             will be refused regardless of the rest.
     """

@@ -149,7 +149,7 @@ class Queue:
         Args:
             ticket: the image.
             inputs: the decoded image.
-            pixels: what it counts for from now on.
+            pixels: the number of pixels that it counts for from now on.
         """
         with self._changed:
             if ticket not in self._admitted:

@@ -36,7 +36,7 @@ class Served(Protocol):
     can_explain: bool
 
     def describe(self) -> dict[str, Any]:
-        """Return what the file says about itself."""
+        """Return the file's description of itself."""
         ...
 
     def resolve_uncertainty(
@@ -114,7 +114,7 @@ class ExportedFile:
         self.digest = self._predictor.digest
 
     def describe(self) -> dict[str, Any]:
-        """Return what the file says about itself, without its recipe and calibration data."""
+        """Return the file's description of itself, without its recipe and calibration data."""
         manifest = self._predictor.manifest
         return {
             "file": self._predictor.path.name,
@@ -144,7 +144,7 @@ class ExportedFile:
         return self._predictor.prepare(contents)
 
     def example(self) -> np.ndarray:
-        """Return a gray image of the size to which images are resized."""
+        """Return a gray image of the size that images are resized to."""
         manifest = self._predictor.manifest
         sizes = manifest.preprocessing
         side = sizes.crop_size if manifest.entrance == "crop" else sizes.resize_size
@@ -206,7 +206,7 @@ class ModelFile:
         self.digest = self._predictor.digest
 
     def describe(self) -> dict[str, Any]:
-        """Return what the file says about itself, without its recipe and calibration data."""
+        """Return the file's description of itself, without its recipe and calibration data."""
         header = self._predictor.header
         return {
             "file": self._predictor.path.name,

@@ -44,9 +44,9 @@ class Server:
         host: the address to listen on.
         port: the port; 0 for any free one.
         allowed_hosts: names of this server in ``Host``, besides addresses and ``localhost``.
-        token: what clients must send, if anything.
+        token: the token that clients must send, if any.
         bounds: the limits.
-        log: where log lines go.
+        log: the log to write to.
 
     Attributes:
         address: the address and port, once the server listens.
@@ -107,7 +107,7 @@ class Server:
 
         Raises:
             OSError: the address or port is not available.
-            Exception: what kept the model from starting.
+            Exception: the error that kept the model from starting.
         """
         listener = _listen(self._host, self._port)
         self.address = listener.getsockname()[:2]

@@ -28,7 +28,7 @@ LINE = "#333333"
 
 @dataclass(frozen=True)
 class Path:
-    """What a block computes, as chains of modules (kind, label).
+    """The computation of a block, as chains of modules (kind, label).
 
     Args:
         channels: number of input channels.

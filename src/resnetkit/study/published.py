@@ -1,4 +1,4 @@
-"""What He et al. print in "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
+"""The numbers in He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 
 Numbers are text, as printed: their digits limit how exactly they can be compared. Nothing here is
 computed, and the study derives nothing from it.

@@ -79,7 +79,7 @@ class Comparison:
         return {"model": net.model, "model_options": options, "seed": seed}
 
     def shared(self) -> dict[str, Any]:
-        """Return what all runs share. A folder can be continued only if this is unchanged."""
+        """Return the settings that all runs share. They must not change between commands."""
         is_inside = self.data.is_relative_to(self.out)  # in that case the folder may be moved
         data = self.data.relative_to(self.out) if is_inside else self.data.absolute()
         return {"data": str(data), "recipe": self.recipe.model_dump(mode="json")}
@@ -107,10 +107,10 @@ def compare(
     Args:
         nets: the networks to compare.
         data: ``digits``, ``cifar10``, an archive of it, or a folder.
-        out: folder for one run per net and seed, and ``study.json`` with what they share.
+        out: folder for one run per net and seed, and ``study.json`` with their shared settings.
         recipe_name: a built-in recipe or a YAML file; by default `study-digits` for digits and
             `paper-cifar10` for anything else.
-        minutes: train as many epochs as fit, at most those of the recipe; None trains all.
+        minutes: train as many epochs as fit, but no more than the recipe has; None trains all.
         seeds: each net is trained with each seed.
         device: as for `train`.
         workers: as for `train`.

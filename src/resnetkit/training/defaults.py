@@ -1,4 +1,4 @@
-"""Fill in what a recipe leaves open, from the data and the device."""
+"""Fill in the fields that a recipe leaves open, from the data and the device."""
 
 from __future__ import annotations
 

@@ -149,8 +149,8 @@ def _trained_names(model: nn.Module) -> list[str]:
 
 def _wrap_in_ddp(model: nn.Module, network: nn.Module, recipe: Recipe, *, runtime: Runtime) -> _DDP:
     """Return ``network``, which is ``model`` or its compiled form, wrapped in DDP."""
-    # Running statistics do not affect training, and only those of the main rank are
-    # saved and evaluated. Sending them to the other ranks at every step would change nothing.
+    # Running statistics do not affect training, and only the main rank's are saved and evaluated.
+    # Sending them to the other ranks at every step would change nothing.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     device_ids = None if runtime.device.type == "cpu" else [runtime.device]

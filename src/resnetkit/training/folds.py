@@ -174,7 +174,7 @@ def is_cross_validation(path: str | os.PathLike[str]) -> bool:
 
 
 def describe_folds(dataset: Dataset, folds: int) -> str:
-    """Return what the images of each split are used for, as one line.
+    """Describe how the images of each split are used, in one line.
 
     Args:
         dataset: the images.
@@ -327,7 +327,7 @@ def summarize(
             "pictures": len(own),
             "errors": int((~own).sum()),
             "accuracy": float(own.mean()),
-            # What selecting the epoch on the same images would have shown:
+            # The result if the epoch were selected on the same images:
             "best_epoch": run.best_epoch,
             "best_epoch_accuracy": run.metrics["accuracy"],
         }

@@ -29,7 +29,7 @@ from ..storage import sha256
 from .recipe import DEFAULT_MODEL, Recipe, load_recipe
 
 STARTER = Starter_Weights.TINY_IMAGENET
-"""The weights of runs for which no published ones are available."""
+"""The weights for runs when no published ones are available."""
 
 STARTER_MODEL = "resnet18_starter"
 
@@ -105,7 +105,7 @@ def _resolve_weights(recipe: Recipe, weights: str) -> dict[str, Any] | None:
 
 
 def _fits_starter(recipe: Recipe) -> bool:
-    """Return whether the recipe's network is that of the starter weights, or left open."""
+    """Return whether the recipe's network matches the starter weights, or is left open."""
     options = {name: value for name, value in recipe.model_options.items() if name != "in_channels"}
     is_open = recipe.model is None and not options
     return is_open or (recipe.model in (None, "resnet18") and options == {"width": 32})

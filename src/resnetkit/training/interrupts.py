@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, stop. A second signal stops at once."""
+"""SIGTERM and Ctrl-C: finish the step, save, stop. A second signal stops immediately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..signals import SIGNALS, SignalWatchdog
 
 
 class Interrupts:
-    """A context in which the first signal is only recorded, in ``received``.
+    """A context that only records the first signal, in ``received``.
 
     A second signal has the effect that it has outside this context. If the main thread is stuck in
     native code and reaches neither handler, a `signals.SignalWatchdog` ends the process.

@@ -257,7 +257,7 @@ def save(session: Session, checkpoints: Checkpoints, outcomes: Outcomes) -> None
     """Save the state once its loss is known to be finite. All ranks must call this.
 
     Args:
-        session: its state is what is saved.
+        session: its state is saved.
         checkpoints: where it is saved.
         outcomes: the outcomes of this epoch that have not been read yet.
 

@@ -13,8 +13,8 @@ from .recipe import Recipe
 def class_weights(recipe: Recipe, counts: Sequence[int], device: torch.device) -> Tensor | None:
     """Return the weight of each class in the loss; None if all classes count the same.
 
-    The weights are those of scikit-learn's ``balanced``, total / (classes * count), whose mean over
-    the images is 1.
+    The weights are defined as in scikit-learn's ``balanced``: total / (classes * count), with a
+    mean of 1 over the images.
 
     Args:
         recipe: its ``class_weights`` is "none" or "balanced".

@@ -35,7 +35,7 @@ SMOOTHING = 0.9  # share of the old mean in the new one
 
 @dataclass(frozen=True)
 class LearningRates:
-    """What the finder measured.
+    """The result of the finder.
 
     Args:
         rates: the learning rates that were tried, in increasing order.

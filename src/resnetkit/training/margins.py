@@ -62,7 +62,7 @@ class Margins:
         return mean
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a saved state holds. The tensors share memory with the margins."""
+        """Return the tensors to save. They share memory with the margins."""
         return {
             "margins.total": torch.from_numpy(self.total),
             "margins.count": torch.from_numpy(self.count),

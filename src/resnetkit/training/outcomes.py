@@ -26,7 +26,7 @@ from .state import State
 
 
 class Outcome(NamedTuple):
-    """What a training step measured on one rank.
+    """The measurements of a training step on one rank.
 
     Args:
         totals: ``(micro-batches, 2)`` float32: loss and number of correct images of each.

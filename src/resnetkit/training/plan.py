@@ -81,7 +81,7 @@ def describe_plan(
 
 
 def _describe_start(recipe: Recipe) -> str:
-    """Return what the network starts from."""
+    """Describe what the network starts from."""
     if recipe.weights == "none":
         return "random weights"
     text = f"weights of {printable(Path(recipe.weights).name)}"
@@ -155,7 +155,7 @@ def describe_optimizer(recipe: Recipe) -> str:
 
 
 def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
-    """Return what the user should know about the images before training on them."""
+    """Return notes on what the user should know about the images before training on them."""
     dataset = prepared.dataset
     train = prepared.train.split
     lines = []

@@ -34,8 +34,8 @@ class PreparedData:
         made_split: whether the validation split was made here.
         skipped: messages about images that cannot be read.
         conflicting: paths of images with an exact copy in another class.
-        notes: what else the user should know.
-        corrections: what `correct` changed; None if nothing.
+        notes: other remarks for the user.
+        corrections: the changes that `correct` made; None if there are none.
     """
 
     dataset: Dataset
@@ -264,7 +264,7 @@ def _conflicting_paths(splits: dict[str, Split], digests: dict[str, list[str]]) 
 
 
 def run_identity(prepared: PreparedData, recipe: Recipe) -> dict[str, Any]:
-    """Return what identifies a run; a run can only be resumed with the same values."""
+    """Return the values that identify a run; a run can only be resumed with the same values."""
     data: dict[str, Any] = {"classes": list(prepared.dataset.classes)}
     for name, digests in prepared.digests.items():
         data[f"{name} pictures"] = len(digests)

@@ -129,7 +129,7 @@ class Recipe(BaseModel):
         description="augment each image with TrivialAugment; few: with fewer than 1,000 training "
         "images",
     )
-    erasing: Share = Field(0.0, description="share of the images in which a random box is erased")
+    erasing: Share = Field(0.0, description="share of the images that get a random box erased")
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
     cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0 is off")
     sampling: Literal["shuffled", "balanced"] = Field(
@@ -143,7 +143,7 @@ class Recipe(BaseModel):
     channels: Literal[1, 3, 4] | None = Field(
         None,
         description="input channels of the network: 1 (grayscale), 3 (RGB) or 4 (RGB and alpha); "
-        "by default those of the initial weights; without any, 1 if all images are grayscale, else "
+        "by default that of the initial weights; without any, 1 if all images are grayscale, else "
         "3",
     )
     value_range: tuple[float, float] | None = Field(
@@ -202,7 +202,7 @@ class Recipe(BaseModel):
         "none", description="balanced: the rarer a class, the more its images count in the loss"
     )
     accumulate: Positive = Field(
-        1, description="number of parts in which a batch is computed; more parts save memory"
+        1, description="number of parts to compute a batch in; more parts save memory"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="limit on the total norm of the gradients"
@@ -316,7 +316,7 @@ class Recipe(BaseModel):
         )
 
     def micro_batch_size(self, processes: int) -> int:
-        """Return how many images of a full batch a process computes at once."""
+        """Return the number of images of a full batch that a process computes at once."""
         assert self.batch_size is not None
         return -(-self.batch_size // (self.accumulate * processes))
 

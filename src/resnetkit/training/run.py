@@ -1,4 +1,4 @@
-"""A run and its folder: which folder to use, and what it records."""
+"""A run and its folder: which folder to use, and the records in it."""
 
 from __future__ import annotations
 

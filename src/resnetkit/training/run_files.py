@@ -1,4 +1,4 @@
-"""What a run writes into its folder: at the start, after each epoch, and at the end."""
+"""The files that a run writes to its folder at the start, after each epoch, and at the end."""
 
 from __future__ import annotations
 

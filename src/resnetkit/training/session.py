@@ -39,16 +39,16 @@ TUNING_STEPS = 100
 
 @dataclass
 class Session:
-    """What a run trains with.
+    """The objects that a run trains with.
 
     Args:
         recipe: the resolved recipe, with no field left open.
         runtime: device, precision, memory layout and rank.
         data: the images to train on and to validate on.
-        model: the network under its plain parameter names, which is what is saved and evaluated.
+        model: the network under its plain parameter names, in the form that is saved and evaluated.
         model_options: the options that rebuild the network.
         optimizer: updates the parameters of ``model``.
-        state: what changes from step to step: weights, moments, position.
+        state: everything that changes from step to step: weights, moments, position.
         loader: makes the batches of this rank.
         class_weights: ``(classes,)`` float32 on the device; None if all classes count the same.
         workers: threads that read images.

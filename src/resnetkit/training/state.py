@@ -110,7 +110,7 @@ class State:
 
     @property
     def forward(self) -> nn.Module:
-        """What the training step runs: the model, or what `wrap_model` put around it."""
+        """The module that the training step runs: the model, or the wrapper from `wrap_model`."""
         return self.model if self.network is None else self.network
 
     @property

@@ -1,7 +1,7 @@
 """Which ResNet a checkpoint from other code holds, by names and shapes.
 
-What tensors do not show (where a stride is, or whether a shortcut without parameters exists) is
-assumed to be as in most networks, and noted.
+Properties that tensors do not show (where a stride is, or whether a shortcut without parameters
+exists) are assumed to be as in most networks, and noted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Recognised:
         architecture: a name in the registry.
         options: keyword arguments of its builder; JSON values, always with ``num_classes``.
         tensors: with the names and dtypes of that network.
-        notes: what was assumed, renamed or dropped, one sentence each.
+        notes: assumptions, renamed tensors and dropped tensors, one sentence each.
     """
 
     architecture: str
@@ -39,7 +39,7 @@ class Recognised:
 
 @dataclass(frozen=True)
 class Facts:
-    """What names and shapes reveal about a ResNet."""
+    """The properties of a ResNet that names and shapes reveal."""
 
     block: type[BasicBlock | Bottleneck]
     layers: list[int]
@@ -65,7 +65,7 @@ def recognise(
     Args:
         found: tensors by name; may be nested, or have prefixes such as ``module.``.
         architecture: its name, if known.
-        options: its options, as far as known, such as ``{"stride_on": "1x1"}``.
+        options: its options, if known, such as ``{"stride_on": "1x1"}``.
         source: name of the tensors in messages.
         prefix, head: as in `resnetkit.models.weights.reading.read_tensors`.
 
@@ -106,7 +106,7 @@ def recognise(
 
 
 def _read_facts(tensors: Mapping[str, Tensor]) -> Facts | None:
-    """Return what the tensors show, or None if they are not a ResNet's."""
+    """Return the properties that the tensors show, or None if they are not a ResNet's."""
     stem = tensors.get("conv1.weight")
     first = tensors.get("layer1.0.conv1.weight")
     if stem is None or first is None or stem.ndim != 4 or first.ndim != 4:

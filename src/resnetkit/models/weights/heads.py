@@ -16,12 +16,12 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Head:
-    """What follows a network's pooling in a checkpoint.
+    """The layers that follow a network's pooling in a checkpoint.
 
     Args:
         used: this package's names by the file's names; empty if no head was taken.
         left: names of other layers that look like heads or parts of one.
-        notes: what was selected.
+        notes: the selections that were made.
         unclear: why no head was taken, if there are candidates; else "".
     """
 
@@ -166,6 +166,6 @@ def _take_head(module: str, rest: Mapping[str, Tensor], *, root: str, left: froz
 
 
 def count_shared_parts(name: str, root: str) -> int:
-    """Return how many leading parts two dotted names share."""
+    """Return the number of leading parts that two dotted names share."""
     pairs = zip(name.split("."), root.rstrip(".").split("."), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -102,7 +102,7 @@ class PartialDownload:
 
 
 def _version(headers: Any) -> str:
-    """Return what identifies a version of a file: a strong ETag, or else a date."""
+    """Return the identifier of a file's version: a strong ETag, or else a date."""
     etag = headers.get("ETag") or ""
     return str(etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or "")
 

@@ -53,7 +53,7 @@ class Layout:
 
     Args:
         tensors: by this package's names.
-        notes: what was selected and left out.
+        notes: the parts that were selected and left out.
         unclear: why no head was taken, if the file has something that could be one; else "".
     """
 
@@ -194,7 +194,7 @@ def _body_of_stages(
     Args:
         tensors: all of the file's.
         root: the prefix before the stages.
-        affixes: what stands before and after the number in a stage's name.
+        affixes: the text before and after the number in a stage's name.
         numbers: the stages' numbers, sorted.
     """
     before, after = affixes

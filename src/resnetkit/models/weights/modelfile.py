@@ -38,14 +38,14 @@ EXPORTED = (".onnx", ".xml", ".pt2")
 
 @dataclass(frozen=True)
 class Header:
-    """What a model file holds besides its tensors.
+    """Everything in a model file besides its tensors.
 
     Args:
         architecture: a name in the registry.
         options: the keyword arguments of its builder; JSON values.
         classes: names in the order of the logits.
         preprocessing: how an image becomes the network's input.
-        metrics: what was measured with these weights. ``cross_validation`` was measured with the
+        metrics: the metrics measured with these weights. ``cross_validation`` was measured with the
             weights of the folds; see `training.folds`.
         recipe: the recipe they were trained with.
         data: ``name`` of the dataset, and ``parts``: ``{split: {"count", "digests"}}``.
@@ -294,7 +294,7 @@ def _get_preprocessing(
     if preprocessing.channels == 3 and channels in (1, 4):  # from a version that knew only color
         mean, std = STATISTICS[channels]
         preprocessing = replace(preprocessing, mean=mean, std=std)
-    # Other values of in_channels are not those of a network, and fail when it is built.
+    # Any other value of in_channels is not valid for a network, and building it fails.
     if preprocessing.channels != channels and channels in list(STATISTICS):
         raise ModelFileError(
             f"its header is damaged: its images have {preprocessing.channels} channels, its "

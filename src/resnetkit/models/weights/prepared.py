@@ -106,7 +106,7 @@ def describe_fields(fields: Mapping[str, Any]) -> str:
 def read_hub_configs(
     file: Path, *, preprocessing: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
-    """Return what the files next to a checkpoint say, if it is in a model hub folder.
+    """Read the files next to a checkpoint, if it is in a model hub folder.
 
     Args:
         file: the checkpoint.
@@ -165,8 +165,8 @@ def read_timm_architecture(file: Path) -> tuple[str | None, dict[str, Any]]:
         file: the checkpoint.
 
     Returns:
-        The name, or None; and those of the network's arguments that change what it computes,
-        although no tensor shows them.
+        The name, or None; and the arguments that change what the network computes although no
+        tensor shows them.
     """
     content = _read_json(file.with_name("config.json"))
     name = content.get("architecture")

@@ -26,7 +26,7 @@ class Checkpoint:
 
     Args:
         tensors: by name, in the file's order.
-        notes: what was selected or dropped to get them.
+        notes: the parts that were selected or dropped to get them.
         unclear: why no head was taken, if the file has something that could be one; else "".
         classes: class names stored in the file, by the key they are stored under.
     """
@@ -130,7 +130,7 @@ _WRAPPER_MODULE = re.compile(
 def unwrap(
     content: object, source: str, *, prefix: str | None = None, head: str | None = None
 ) -> Checkpoint:
-    """Return the network in what a training script saved.
+    """Return the network in the content that a training script saved.
 
     Args:
         content: nested mappings and lists with tensors in them.

@@ -1,4 +1,4 @@
-"""What ``weights=`` may be -> a file -> its tensors in a network.
+"""Any accepted value of ``weights=`` -> a file -> its tensors in a network.
 
 The network and the file may differ in the number of classes or input channels.
 """
@@ -40,8 +40,7 @@ def build_network(
 ) -> Network:
     """Construct a network and load weights into it.
 
-    The numbers of classes and input channels are those of the weights, unless ``options`` sets
-    them.
+    The numbers of classes and input channels come from the weights, unless ``options`` sets them.
 
     Args:
         construct: makes the network from keyword options.
