@@ -38,9 +38,9 @@ def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
 
 
 def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
-    """Return the CPUs that the tightest control group grants; infinity without a limit.
+    """Return the CPUs that the tightest control group allows; infinity without a limit.
 
-    1.5 means the time of one and a half CPUs.
+    1.5 means one and a half CPUs' worth of time.
 
     Args:
         proc: where Linux describes processes.

@@ -19,10 +19,10 @@ EXAMPLES = 4
 def check(data: DATA, format: OUTPUT_FORMAT = OutputFormat.table, workers: WORKERS = None) -> None:
     """Find problems in a dataset before training. Changes nothing.
 
-    Errors would spoil training or its results. They end the command with exit code 1: unreadable
-    images; the same image in two splits or under two classes; a class with no images, with 1 image
-    where validation needs another, or missing from the training split; a single class; folders
-    that can be read both as splits and as classes.
+    Errors would ruin training or its results, so the command exits with code 1: unreadable images;
+    the same image in two splits or under two classes; a class with no images, with 1 image where
+    validation needs another, or missing from the training split; a single class; folders that can
+    be read both as splits and as classes.
 
     Warnings and notes end it with exit code 0: near duplicates and copies within a class, small or
     very unequal classes, wrong file extensions, unusual sizes and kinds of images.

@@ -157,6 +157,6 @@ def _warn_about_missing_glyphs(classes: tuple[str, ...]) -> None:
     if missing:
         say(
             f"Note: no installed font has {' '.join(missing[:20])}. These letters are drawn as "
-            "their code points. Install a font that has them (for Chinese, Japanese and Korean: "
+            "their code points. Install a font that covers them (for Chinese, Japanese and Korean: "
             "apt install fonts-noto-cjk)"
         )

@@ -14,7 +14,7 @@ from .options import ANY_MODEL, DEVICE
 def serve(
     model: ANY_MODEL,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Any but 127.0.0.1 opens it to others.")
+        str, typer.Option(help="Address to listen on. Any but 127.0.0.1 exposes it to others.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for any free one.", min=0, max=65535)] = 8000,
     allow_host: Annotated[

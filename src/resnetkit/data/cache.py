@@ -211,7 +211,7 @@ class _Reader:
             return digest, error
 
     def digest(self, index: int) -> str:
-        """Return the digest alone; empty if the file cannot be read."""
+        """Return only the digest; empty if the file cannot be read."""
         try:
             return files.file_digest(self.split.path(index))
         except ImageError:  # decoding reports what is wrong

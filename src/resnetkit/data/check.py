@@ -1,6 +1,6 @@
 """Check a dataset before training: read every image once, and change nothing.
 
-An issue has one of three levels. An **error** would spoil a run or its results. A **warning** needs
+An issue has one of three levels. An **error** would ruin a run or its results. A **warning** needs
 a person to look at it. A **note** says how something unusual is read.
 """
 
@@ -290,7 +290,7 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
         matching = [i for i in contents.traits if applies(contents.traits[i], rows[i])]
         yield from _issue_if_any(rows, kind, level=level, text=text, indices=matching)
     holed = sorted(contents.empty_blocks - contents.errors.keys())
-    text = "files with whole blocks of zeros, as in a broken copy: compare them with the originals"
+    text = "files with blocks of zeros, as in interrupted copies: compare them with the originals"
     yield from _issue_if_any(rows, "zeros", level="warning", text=text, indices=holed)
     blank = [i for i in np.flatnonzero(contents.flat).tolist() if i not in contents.errors]
     yield from _issue_if_any(

@@ -41,7 +41,7 @@ VERSION = 6
 """Version of the conversion from files to pixels; cached pixels of other versions are not used."""
 
 UNNAMED = "the image"
-"""What error messages call an image without a path."""
+"""The name of an image without a path in error messages."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -446,7 +446,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _full_name(name: str) -> str:
-    """Return what error messages call an image; if it is in shards, this includes its place."""
+    """Return the name of an image in error messages; in shards, it includes the place."""
     if name == UNNAMED:
         return name
     from . import shards  # only errors need it

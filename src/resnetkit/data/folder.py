@@ -202,7 +202,7 @@ def _open_remote(url: str) -> shards.Shards:
     """Return the shards at a prefix of an object store.
 
     Raises:
-        DataError: there are none; the message says what is there instead.
+        DataError: there are none; the message says what was found instead.
     """
     try:
         return shards.open_shards(Path(url))

@@ -60,8 +60,8 @@ def assign_folds(
 
     names, numbers = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
     _check_enough_groups(labels, numbers, classes, folds)
-    # scikit-learn deals out the groups by the spread of their classes, and equal ones in the order
-    # of their numbers, which are random here. Its own shuffling does not stratify in version 1.5.
+    # scikit-learn assigns the groups in order of the spread of their classes, and breaks ties by
+    # group number, which is random here. Its own shuffling does not stratify in version 1.5.
     rng = np.random.Generator(np.random.PCG64(derive(seed, "folds")))
     numbers = rng.permutation(len(names))[numbers]
     # scikit-learn sums over the classes in order of occurrence, and sums in a different order can

@@ -1,4 +1,4 @@
-"""Find holes of zeros in image files: a broken copy leaves them, and some decoders accept them.
+"""Find holes of zeros in image files: interrupted copies leave them, and some decoders accept them.
 
 Truncated files never get this far: every decoder refuses them. In most files a hole breaks a
 checksum or the entropy code, and the decoder says so. This module checks the other formats, where
@@ -45,8 +45,8 @@ def refuse_holes(image: Image.Image, contents: bytes) -> None:
         return
     if damaged:
         raise ImageError(
-            "damaged: part of the file was overwritten, as in a broken copy or download. Some "
-            "pixels would be wrong"
+            "damaged: part of the file was overwritten, as in an interrupted copy or download. "
+            "Some pixels would be wrong"
         )
 
 

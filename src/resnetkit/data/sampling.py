@@ -10,7 +10,7 @@ from .. import randomness
 def epoch_order(
     labels: np.ndarray, seed: int, epoch: int, batch_size: int, balanced: bool, repeats: int
 ) -> np.ndarray:
-    """Return the order of an epoch, which has as many positions as there are images.
+    """Return the order of an epoch, with one position per image.
 
     Args:
         labels: ``(n,)``, the class of each image.

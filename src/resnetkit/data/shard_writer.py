@@ -224,7 +224,7 @@ class _Index:
 
 
 class _Tars:
-    """Tar files that are written one after the other, each of at most ``limit`` bytes.
+    """Tar files written in sequence, each of at most ``limit`` bytes.
 
     They hold names, sizes and contents only: no times, owners or other traces of this machine.
     """

@@ -377,7 +377,7 @@ def _raise_foreign(header: bytes, member: str, size: int) -> None:
         ) from error
     kind = "a file" if found.isreg() else "a link, device or folder"
     raise ImageError(
-        f"there is {kind} {found.name!r} of {found.size:,} bytes; expected the file {member!r} of "
+        f"found {kind} {found.name!r} of {found.size:,} bytes; expected the file {member!r} of "
         f"{size:,} bytes. The shard was changed, or belongs to another index",
         passing=True,
     )

@@ -95,7 +95,7 @@ def _find_splits(
 ) -> dict[str, str]:
     """Return {folder: split}; empty if the folders are classes.
 
-    Names alone decide nothing: `train` may be a class, next to `bus` and `car`. The folders are
+    Names alone do not decide: `train` may be a class, next to `bus` and `car`. The folders are
     splits if there are no others, or if at least two different splits contain class folders.
     """
     named = named_splits(root, folders)

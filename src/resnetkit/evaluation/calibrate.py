@@ -50,7 +50,7 @@ def write_calibration(
 ) -> None:
     """Fit a model's `Calibration`, and write the model file with it.
 
-    Everything else in the file stays as it is. The same model and images give the same bytes on the
+    Nothing else in the file changes. The same model and images give the same bytes on the
     same machine.
 
     Args:

@@ -91,7 +91,7 @@ def score_labels(
     """Score each training label by its margin and by the labels of similar images.
 
     The score is ``-margin / s - agreement``. The first term is the mean margin in units of the
-    standard deviation ``s`` of all margins, so it does not depend on how far a recipe drives the
+    standard deviation ``s`` of all margins, so it does not depend on how large a recipe makes the
     logits. The agreement, in [-1, 1], is the share of the nearest neighbors that have the label
     minus the share of the most frequent other class. So if all neighbors of an image have the same
     other label, the image is a suspect if its margin is more than 1.3 standard deviations below

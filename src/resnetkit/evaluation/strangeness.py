@@ -39,7 +39,7 @@ IMAGES = 2000
 """Number of training images used, unless `IMAGES_PER_CLASS` needs more."""
 
 IMAGES_PER_CLASS = 10
-"""Number of images used of each class if there are many classes, where there are enough."""
+"""Number of images used per class if there are many classes and enough images."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,6 @@ def balanced_indices(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels, minlength=classes)
-    # The number of each image within its class. Take all numbers 0 first, then all numbers 1, ...
+    # The number of each image within its class. Take every image number 0 first, then every 1, ...
     turn = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(by_class[np.argsort(turn, kind="stable")[: fit_count(classes)]])

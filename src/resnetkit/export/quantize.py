@@ -200,7 +200,7 @@ def quantize(artefact: Artefact, images: Sequence[Path]) -> Any:
         artefact: the file, in fp32.
         images: the images to calibrate on.
     """
-    with _quiet("nncf", "torch.utils.cpp_extension"):  # the latter looks for CUDA
+    with _quiet("nncf", "torch.utils.cpp_extension"):  # cpp_extension looks for CUDA
         import nncf
 
         network = _load(artefact)
@@ -262,7 +262,7 @@ def _with_own_answers(
 ) -> tuple[Manifest, list[GoldenImage]]:
     """Return golden images with the answers of the 8-bit file, and the tolerance of each answer.
 
-    The integer layers are computed a second time in float, as they are written in the file. Another
+    The integer layers are also computed in float, as the file specifies them. Another
     processor's answers may differ by as much as these do.
     """
     artefact = read_artefact(file)

@@ -35,7 +35,7 @@ def start(
         stages: which of `artefact.STAGES` to return in addition to logits and probabilities.
         threads: compute threads; by default one per available CPU.
         optimized: whether the runtime may replace operations with faster ones. If False, ONNX
-            Runtime computes 8-bit layers as they are written, in float.
+            Runtime computes 8-bit layers in float, as the file specifies them.
 
     Raises:
         RecipeError: the runtime is not installed.

@@ -99,7 +99,7 @@ def verify(artefact: Artefact, threads: int | None = None) -> Report:
 
 
 def _start(artefact: Artefact, threads: int | None) -> tuple[Run, tuple[str, ...]]:
-    """Start the runtime with as many stages as the file shows."""
+    """Start the runtime, with two stages if the file exposes them; return the stages too."""
     wanted = STAGES[:2]
     try:
         return start(artefact, wanted, threads), wanted

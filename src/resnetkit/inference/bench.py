@@ -207,7 +207,7 @@ def peak_memory(device: torch.device) -> float | None:
     if sys.platform == "win32":
         return None
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent had before our start
+    if status.exists():  # getrusage would include the parent's peak from before our start
         words = status.read_text(encoding="ascii").split()
         return int(words[words.index("VmHWM:") + 1]) * 1024 / 1e6
     import resource

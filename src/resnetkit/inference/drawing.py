@@ -108,7 +108,7 @@ def _fit_text(
     """Return the name, cut if necessary, and the fonts of name and percentage.
 
     The fonts have the largest size that makes both fit. The percentage has its own font and is
-    drawn on its own: fonts of some scripts have no digits, and next to Arabic or Hebrew, digits in
+    drawn separately: fonts of some scripts have no digits, and next to Arabic or Hebrew, digits in
     the same text would move to the left.
     """
     files = (path, font_for(percent)[0])

@@ -98,7 +98,7 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, list[str], str]:
         empty if an older version wrote the file.
 
     Raises:
-        DataError: it cannot be read, or is not such a file.
+        DataError: it cannot be read, or is not an embeddings file.
     """
     expected = "expected a file that `resnet predict --embeddings FILE.npz` wrote"
     try:

@@ -152,7 +152,7 @@ def _to_array(image: Tensor) -> np.ndarray:
 
 
 def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Convert floats in 0..1 to uint8 and drop a single channel; leave other types as they are."""
+    """Convert floats in 0..1 to uint8 and drop a single channel; leave other types unchanged."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.size == 0:

@@ -65,7 +65,7 @@ def _image_tag(answer: Prediction) -> str:
         if answer.image is None:
             return ""
         image = Image.fromarray(full_pixels(answer.image))
-    except ImageError:  # the file was moved or deleted since
+    except ImageError:  # the file has since been moved or deleted
         return '<i style="opacity:.7">the image is no longer there</i>'
     factor = SIDE / max(image.size)
     width, height = (max(1, round(side * factor)) for side in image.size)

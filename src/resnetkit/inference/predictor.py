@@ -131,7 +131,7 @@ class Predictor:
     ) -> Prediction | Predictions:
         """Classify one image or several.
 
-        Several images are a list, an iterator, an array ``(N, H, W, C)`` or a tensor
+        Pass several images as a list, an iterator, an array ``(N, H, W, C)`` or a tensor
         ``(N, C, H, W)`` with 1, 3 or 4 channels. Answers about images in memory keep a thumbnail
         for notebooks; in a list, the first 50 do.
 

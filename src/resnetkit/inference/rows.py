@@ -241,5 +241,5 @@ def _read_records(file: BinaryIO, format: str) -> Iterator[_Record]:
 
 
 def _as_written(text: str) -> str:
-    """Return the text as files hold it, with escapes for bytes that are not UTF-8."""
+    """Return the text as it is written to files, with escapes for bytes that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -187,7 +187,7 @@ class ImageIndex:
         """Read a file that ``resnet predict --embeddings`` wrote.
 
         Raises:
-            DataError: the file is not such a file, has no rows, or another model wrote it.
+            DataError: it is not an embeddings file, has no rows, or was written by another model.
         """
         features, sources, model = read_embeddings(path)
         again = (
@@ -341,7 +341,7 @@ class _Contents:
 
 
 def _file_identity(image: ImageLike) -> tuple[int, int] | None:
-    """Return an identity that all paths to one file share; None if there is no such file."""
+    """Return an identity shared by all paths to one file; None if there is no such file."""
     if not isinstance(image, str | os.PathLike):
         return None
     try:

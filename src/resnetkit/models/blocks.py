@@ -1,10 +1,10 @@
 """The residual block in its two forms, and the shortcuts that carry the signal past it.
 
 A block computes ``y = F(x) + x`` (equation 1 of He et al., arXiv:1512.03385): ``F`` is a short
-stack of convolutions, ``+ x`` the shortcut. If the best a block can do is nothing, it only has to
+stack of convolutions, ``+ x`` the shortcut. If a block is best left as the identity, it only has to
 drive ``F`` to zero, which is easier than learning the identity with nonlinear layers (section 3.1).
-No convolution has a bias: the norm after it subtracts the mean and adds its own. Shapes are
-``(N, C, H, W)``: images, channels, height, width.
+No convolution has a bias: the norm after it subtracts the mean and adds its own. Shapes are ``(N,
+C, H, W)``: images, channels, height, width.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class Bottleneck(nn.Module):
         groups, base_width: the 3x3 has ``planes * base_width / 64 * groups`` channels in ``groups``
             groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) Wide ResNet-50-2.
         dilation: spacing of the taps of the 3x3.
-        stride_on: ``"3x3"`` (V1.5, of all published weights) or ``"1x1"`` (V1, the paper's), which
-            drops three of four pixels before the 3x3 sees them.
+        stride_on: ``"3x3"`` (V1.5, used by all published weights) or ``"1x1"`` (V1, the paper's),
+            which drops three of four pixels before the 3x3 sees them.
 
     Raises:
         ValueError: stride_on is neither ``"3x3"`` nor ``"1x1"``.

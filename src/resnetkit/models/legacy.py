@@ -48,7 +48,7 @@ def modernize_arguments(
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the current keywords for a call in the old style; a current call stays as it is.
+    """Return the current keywords for a call in the old style; leave a current call unchanged.
 
     Args:
         name: the builder's name.

@@ -1,4 +1,4 @@
-"""The facts about a model file besides an evaluation: its header and its run folder."""
+"""The facts about a model file that need no evaluation: its header and its run folder."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class Parts:
     """A folder of Parquet parts, locked while it is open.
 
     All rows of a folder are answers of one model with the same settings. A part is written under a
-    temporary name and renamed, so a reader sees only whole parts, and a killed run leaves only
-    whole parts. A lock lets one process at a time write to the folder.
+    temporary name and renamed, so readers see only complete parts, and a killed run leaves only
+    complete parts. A lock lets one process at a time write to the folder.
 
     Args:
         folder: the folder; new, empty, or written with the same settings.

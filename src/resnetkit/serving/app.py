@@ -342,7 +342,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _checked(answer: Any, is_only: bool) -> Any:
-    """Return the outputs for an image, or its refusal; raise what fails the whole request."""
+    """Return the outputs for an image, or its refusal; raise errors that fail the whole request."""
     if isinstance(answer, ImageError):
         answer = _image_refusal(answer, None)
     elif isinstance(answer, MemoryError):

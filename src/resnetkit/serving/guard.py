@@ -34,7 +34,8 @@ HEADERS = {
 }
 
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/live", "/ready")
-"""Paths that need no token, because they say nothing about the model; nor do the page's files."""
+"""Paths that need no token, because they reveal nothing about the model. The page's files need none
+either."""
 
 PAGE_FILES = "/page/"
 

@@ -1,6 +1,6 @@
 """Log lines as JSON on standard output, written by a thread so that a slow reader blocks nothing.
 
-They name requests by their ids, and never hold the content or the name of an image, nor a token.
+They identify requests by id, and never contain the content or name of an image, or a token.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def schema() -> dict[str, Any]:
                                    "Add a Grad-CAM overlay; model files only."),
                         {**_parameter("X-Deadline-Ms", {"type": "integer", "minimum": 1,
                                                         "maximum": 60000, "default": 10000},
-                                      "The answer is worthless after this time."),
+                                      "The answer is useless after this time."),
                          "in": "header"},
                     ],
                     "requestBody": {

@@ -206,7 +206,7 @@ class _ClosingTransport(asyncio.Transport):
         self._timer = self._protocol.loop.call_later(LINGER_SECONDS, self.abort)
 
     def discard(self, size: int) -> bool:
-        """Return whether incoming bytes are to be discarded; close after the last of them."""
+        """Return whether to discard incoming bytes; close after the last of them."""
         if self._left is None:
             return False
         self._left -= size

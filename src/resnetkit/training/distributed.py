@@ -171,7 +171,7 @@ def _rebuild_buckets(ddp: DistributedDataParallel, image: torch.Tensor) -> None:
     rebuilt after the first training step, a resumed run would not be bit-identical to one without
     interruptions.
     """
-    with in_mode(ddp, training=False):  # running statistics stay as they are
+    with in_mode(ddp, training=False):  # running statistics do not change
         ddp(image).sum().backward()
     ddp.zero_grad()
 

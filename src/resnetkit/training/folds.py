@@ -101,7 +101,7 @@ def train_folds(
         out: the folder; by default ``runs/<data>-<model>-folds``. ``folds.json`` is written last.
         device: as in `train`.
         workers: as in `train`.
-        resume: continue in the fold that was stopped; finished folds stay as they are.
+        resume: continue in the fold that was stopped; finished folds do not change.
         tensorboard: as in `train`.
         settings: as in `train`; ``fold``, ``val_split`` and ``patience`` are not allowed.
 

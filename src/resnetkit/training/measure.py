@@ -134,7 +134,7 @@ def estimate_seconds(
 ) -> float:
     """Estimate the seconds that a run will take, from a few steps of training and evaluation.
 
-    The steps run on a copy of the network, so the network and every RNG stay as they are. Each
+    The steps run on a copy of the network, so the network and every RNG stay unchanged. Each
     process measures its own share of a batch, in the micro-batches of ``accumulate``, eagerly and
     without communication, because ranks measure different numbers of steps.
 

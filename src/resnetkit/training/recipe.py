@@ -85,7 +85,7 @@ class Recipe(BaseModel):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
         description="factor on the learning rate from each layer to the one before it, which is "
-        "further from the head",
+        "farther from the head",
     )
     zero_init_residual: bool = Field(
         True, description="start every block of a ResNet as the identity, or as a projection"

@@ -220,7 +220,7 @@ class RunFolder:
         ).rstrip()
 
     def describe_new_split(self, prepared: PreparedData) -> str:
-        """Describe how the new split differs from the recorded one, and how to keep the latter.
+        """Describe how the new split differs from the recorded split, and how to keep that one.
 
         Returns:
             The text; empty if no split was made, if the images changed, or if nothing differs.

@@ -84,7 +84,7 @@ def train_seeds(
         out: the folder; by default ``runs/<data>-<model>-seeds``. ``seeds.json`` is written last.
         device: as in `train`.
         workers: as in `train`.
-        resume: continue the runs in the folder; finished runs stay as they are.
+        resume: continue the runs in the folder; finished runs do not change.
         tensorboard: as in `train`.
         corrections: as in `train`.
         settings: as in `train`; ``seed`` is not allowed.

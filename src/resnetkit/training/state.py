@@ -23,7 +23,7 @@ SMALLEST_SCALE = 2.0**-10
 """The smallest useful scale of the loss in fp16. It starts at 2^16; each overflow halves it."""
 
 POSITION = ("epoch", "batch", "step", "history", "timings")
-"""The fields of the state that are saved and restored as they are."""
+"""The fields of the state that are saved and restored unchanged."""
 
 
 @dataclass

@@ -301,7 +301,7 @@ def _parse_table(text: str, where: str, *, delimiter: str) -> list[str]:
 
 
 def _parse_lines(lines: list[str], where: str) -> list[str]:
-    """Return the names in lines: a name alone, or with its number or WordNet id."""
+    """Return the names, one per line: the name alone, or with its number or WordNet id."""
     if not lines:
         raise WeightsError(f"{where} is empty; expected class names")
     if all(re.match(r"- \S", line) for line in lines):  # a YAML list

@@ -1,4 +1,4 @@
-"""Download one file over HTTP, over as many connections as it takes: resumed and retried."""
+"""Download one file over HTTP; resume and retry on new connections as needed."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ EXPORTED = (".onnx", ".xml", ".pt2")
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in a model file besides its tensors.
+    """Everything in a model file except its tensors.
 
     Args:
         architecture: a name in the registry.

@@ -110,7 +110,7 @@ def read_hub_configs(
 
     Args:
         file: the checkpoint.
-        preprocessing: whether to read how images were prepared, too.
+        preprocessing: whether to read the preprocessing too.
 
     Returns:
         Fields of the preprocessing, options of the network, class names by the key they are
