@@ -7,7 +7,7 @@
     python benchmarks/speed.py today /tmp/split /tmp/plain.json --size 96
 
 ``run`` starts ``resnet train`` in a fresh process for each of three seeds, with the other arguments
-of the command line, and records when it prints each epoch. If the data have a split ``test``, the
+of the command line, and records when it prints each epoch. If the data has a split ``test``, the
 model is evaluated on it at the end.
 
 The speed of a machine varies from hour to hour. ``today`` runs two epochs of the plain script, and

@@ -19,7 +19,7 @@ LEFT_OUT = frozenset(
 
 @contextmanager
 def explain_missing(user: str) -> Iterator[None]:
-    """Turn a failed import of a module in `LEFT_OUT` into an error that says which command to type.
+    """Turn a failed import of a module in `LEFT_OUT` into an error that says which command to run.
 
     Args:
         user: the command that needs the module, such as ``resnet train``.

@@ -87,7 +87,7 @@ class TrainingError(ResnetkitError, RuntimeError):
 
 
 class MissingPackageError(ResnetkitError, ImportError):
-    """A package that is not installed; the message says what to type."""
+    """A package that is not installed; the message says what to install."""
 
 
 class Interrupted(ResnetkitError):

@@ -29,7 +29,7 @@ MARKER = ".resnetkit"
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on exit.
 
-    The data reach the disk before the rename, and the rename before this returns: a crash leaves
+    The data reaches the disk before the rename, and the rename before this returns: a crash leaves
     either the old file or the new one. An exception keeps the old file.
 
     Raises:

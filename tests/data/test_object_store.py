@@ -577,7 +577,7 @@ def test_nothing_there(store, flat_folder, tiny_model):
     with pytest.raises(DataError, match=r"s3://photos/none has no shards.json \(nothing is under"):
         folder.read_dataset("s3://photos/none")
     upload(store, flat_folder, "flat")
-    with pytest.raises(DataError, match=r"\(it has blue/000.png.*type: resnet shard FOLDER s3://p"):
+    with pytest.raises(DataError, match=r"\(it has blue/000.png.*run: resnet shard FOLDER s3://p"):
         folder.read_dataset("s3://photos/flat")
     with pytest.raises(DataError, match=r"there is no bucket s3://nowhere at 127.0.0.1"):
         folder.read_dataset("s3://nowhere/packed")

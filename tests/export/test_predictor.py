@@ -154,7 +154,7 @@ def test_evaluate_has_the_numbers_of_the_model_file(exported):
         (["export", "{model}", "--to", "tensorrt"], "--to must be"),
         (["export", "{model}", "--out", "x.txt"], "ends in .onnx"),
         (["export", "{model}", "--to", "web", "--input", "crop"], "Remove --input"),
-        (["export", "{model}", "--runtime", "x"], "belongs to --to web"),
+        (["export", "{model}", "--runtime", "x"], "applies only to --to web"),
         (["export", "{model}", "--golden", "none", "--out", "y.onnx"], "photos or made"),
         (["export", "{model}", "--out", "{file}"], "exists"),
     ],

@@ -71,13 +71,13 @@ def test_sources_are_resolved_or_refused(trained, tmp_path, save):
     alone = shutil.copy(model, tmp_path / "m.safetensors")
     file, _ = write_report([alone, data], out=tmp_path / "new" / "r.html")
     assert file.is_file()
-    with pytest.raises(RecipeError, match=r"Name them: resnet report .*m\.safetensors DATA"):
+    with pytest.raises(RecipeError, match=r"Name it: resnet report .*m\.safetensors DATA"):
         write_report([alone])
     with pytest.raises(ModelFileError, match="is not a run folder: it has no model"):
         write_report([data])
     with pytest.raises(ModelFileError, match="does not exist"):
         write_report([tmp_path / "gone", data])
-    with pytest.raises(RecipeError, match="its data are unknown"):
+    with pytest.raises(RecipeError, match="its data is unknown"):
         write_report([alone, alone], out=tmp_path / "x.html")
     assert read_record(model).name == trained.name
     before = (trained / "report.html").read_bytes()

@@ -347,7 +347,7 @@ def test_weights_that_give_no_numbers_are_refused_before_the_first_step(
         ({"width": 2.5}, "model_options of resnet18: "),
         ({"in_channels": 0}, "in_channels is 0; expected 1"),
         ({"stem": "large"}, "stem must be one of"),
-        ({"num_classes": 7}, "num_classes is 7, but the data have 3 classes. Remove num_classes"),
+        ({"num_classes": 7}, "num_classes is 7, but the data has 3 classes. Remove num_classes"),
     ],
 )
 def test_options_that_make_no_classifier_are_recipe_errors(options, words):

@@ -61,7 +61,7 @@ def test_a_difference_names_the_hosts_and_what_to_do(check, key, ours, theirs):
     with pytest.raises(TrainingError) as raised:
         check(Two({key: theirs}))
     assert f"{key}: {ours} on alpha (rank 0); {theirs} on beta (rank 1)" in str(raised.value)
-    assert "type the same command there" in str(raised.value)
+    assert "run the same command there" in str(raised.value)
 
 
 def test_a_missing_weights_file_is_named_unless_a_state_is_resumed(check, tmp_path):

@@ -30,7 +30,8 @@ def main() -> None:
     from ..signals import SignalWatchdog
     from .commands import app
 
-    for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot encode
+    # File names may contain characters that the terminal cannot encode.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if not all(argument.isprintable() for argument in sys.argv):

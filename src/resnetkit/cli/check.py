@@ -24,8 +24,8 @@ def check(data: DATA, format: OUTPUT_FORMAT = OutputFormat.table, workers: WORKE
     validation needs another, or missing from the training split; a single class; folders that can
     be read both as splits and as classes.
 
-    Warnings and notes end it with exit code 0: near duplicates and copies within a class, small or
-    very unequal classes, wrong file extensions, unusual sizes and kinds of images.
+    With only warnings and notes, it exits with code 0: near duplicates and copies within a class,
+    small or very unequal classes, wrong file extensions, unusual sizes and kinds of images.
     """
     from contextlib import ExitStack
 

@@ -35,7 +35,9 @@ def export(
     ] = None,
     golden: Annotated[
         str,
-        typer.Option(help="photos: of --data, and drawn ones. made: only drawn ones.", metavar="K"),
+        typer.Option(
+            help="photos: from --data, plus drawn ones. made: only drawn ones.", metavar="K"
+        ),
     ] = "photos",
     int8: Annotated[
         Optional[Path],  # noqa: UP045
@@ -82,7 +84,7 @@ def export(
         exported = export_web(model, out or model.with_name("web"), runtime=runtime, **settings)
     else:
         if runtime is not None:
-            raise RecipeError("--runtime belongs to --to web. Remove it")
+            raise RecipeError("--runtime applies only to --to web. Remove it")
         exported = run_export(model, to, out, entrance=input, **settings)
     print_result(str(exported.report))
     for note in exported.notes:

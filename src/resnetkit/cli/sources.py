@@ -41,7 +41,7 @@ def check_usage(
         expected: the arguments that must follow, each with the problem to report if it is missing.
 
     Raises:
-        RecipeError: they do not; the message shows the command to type.
+        RecipeError: they do not; the message shows the correct command.
     """
     is_misplaced = is_image(str(model)) or model.is_dir()
     missing = list(expected)[len(arguments) :]
@@ -69,9 +69,9 @@ def expand_sources(
 
     An argument is a file, a folder (walked to any depth, sorted), a glob, ``@list.txt``, ``@-``
     (paths from standard input) or ``-`` (the bytes of one image from standard input). In an object
-    store, it is an image or a prefix, such as ``s3://bucket/photos``. A file is
-    yielded as it is, even if it does not exist: reading it reports the error. A folder, glob or
-    list that has no images or cannot be read is yielded as `Unreadable`.
+    store, it is an image or a prefix, such as ``s3://bucket/photos``. A file is yielded unchanged,
+    even if it does not exist: reading it reports the error. A folder, glob or list that has no
+    images or cannot be read is yielded as `Unreadable`.
 
     Args:
         arguments: the arguments, as the user typed them.

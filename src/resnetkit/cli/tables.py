@@ -88,7 +88,7 @@ def explanation_line(explanation: Explanation, file: Path | None) -> str:
 
 
 def closing_lines(run: Run) -> str:
-    """Return the result of a run, its folder, and the commands to type next."""
+    """Return the result of a run, its folder, and the commands to run next."""
     metrics = run.metrics
     file = shlex.quote(str(run.model))
     data = shlex.quote(_relative_data_path(run))
@@ -163,7 +163,7 @@ def seeds_table(sweep: SeedSweep) -> str:
 
 
 def folds_table(found: CrossValidation) -> str:
-    """Return a line per fold, the out-of-fold accuracy, and the commands to type next."""
+    """Return a line per fold, the out-of-fold accuracy, and the commands to run next."""
     summary = found.summary
     file = shlex.quote(str(found.final.model))
     low, high = summary["accuracy_interval"]

@@ -96,7 +96,7 @@ def read_corrections(file: str | os.PathLike[str], dataset: Dataset) -> Correcti
             if name not in dataset.classes:
                 _raise_unknown_class(line, name, dataset.classes)
             if name == current:
-                continue  # the data have been corrected since
+                continue  # the data has since been corrected
             relabeled[path] = dataset.classes.index(name)
         else:
             dropped.add(path)

@@ -35,7 +35,8 @@ MAX_PIXELS = 178_000_000
 """An image whose header claims more is refused before it is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
-"""Supported formats, by Pillow's names, whatever the file name. None of them runs a program."""
+"""Supported formats, by Pillow's names, whatever the file name. Decoding none of them starts
+another program."""
 
 VERSION = 6
 """Version of the conversion from files to pixels; cached pixels of other versions are not used."""
@@ -67,7 +68,7 @@ def decode(
             color; see `resnetkit.data.gray`.
 
     Returns:
-        ``(H, W, channels)`` uint8. The same bits for the same file and arguments.
+        ``(H, W, channels)`` uint8. The same file and arguments give the same bits.
 
     Raises:
         ImageError: the file cannot be read as an image; the message names it.

@@ -211,7 +211,7 @@ def _open_remote(url: str) -> shards.Shards:
     found = f"it has {names[0]}, for example" if names else "nothing is under this prefix"
     raise DataError(
         f"{url} has no {tree.SHARDS} ({found}). Expected a dataset that "
-        f"resnet shard wrote. Check the prefix, or type: resnet shard FOLDER {url}"
+        f"resnet shard wrote. Check the prefix, or run: resnet shard FOLDER {url}"
     )
 
 

@@ -146,7 +146,9 @@ def _parse(
             by_class[label] = Paths()
         by_class[label].append(image)
     if "all" in found and len(found) > 1:
-        raise DataError(f"{file}: some rows have a split and some do not; give all or none")
+        raise DataError(
+            f"{file}: some rows have a split and some do not; give every row a split, or none"
+        )
     if files.renamed:
         written, actual = next(iter(files.renamed.items()))
         count = f"{len(files.renamed):,} paths" if len(files.renamed) > 1 else "1 path"

@@ -357,6 +357,6 @@ def _check_credentials(bucket: str) -> None:
     raise DataError(
         f"{bucket}: no credentials: found {came}. Expected AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY in the environment (AWS_SKIP_SIGNATURE=true for a public bucket). "
-        'The files in ~/.aws are not read; type: eval "$(aws configure export-credentials '
+        'The files in ~/.aws are not read; run: eval "$(aws configure export-credentials '
         '--format env)"'
     )

@@ -54,7 +54,7 @@ _PART = 2**20  # bytes hashed at a time
 _MAX_INDEX = 4200  # bytes per image: the longest path of Linux, and 44 bytes
 _SHARD_NAME = re.compile(rf"({'|'.join(sorted({*SPLITS.values(), 'all'}))})-\d{{6,9}}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Paths that leave the folder, or that `Path` spells differently.
+# Paths that escape the folder, or that `Path` spells differently.
 _UNSAFE = re.compile(r"(^|/)\.{0,2}(/|$)|\0" + (r"|[\\:]" if os.name == "nt" else ""))
 _ARRAYS = {
     "lengths": np.dtype(np.uint16),

@@ -90,7 +90,7 @@ class FeatureModel:
         # On average, the distance of a training image counts as much as its greatest logit. The
         # mean logit is subtracted because a constant added to all logits changes nothing.
         greatest = float((logits.max(1) - logits.mean(1, dtype=np.float64)).mean())
-        # An image of a class of m images moved its mean towards itself: without it, the image would
+        # An image of a class of m images moved its mean toward itself: without it, the image would
         # be m / (m - 1) times as far away. An image alone in its class has no such distance.
         others = count[targets] - 1
         has_others = others > 0
@@ -160,7 +160,7 @@ def fit_count(classes: int) -> int:
 
 
 def balanced_indices(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
-    """Return which training images to fit a `FeatureModel` to, ascending.
+    """Return the indices of training images to fit a `FeatureModel` to, ascending.
 
     The classes share `fit_count` images as evenly as their sizes allow. The choice is f(seed).
 

@@ -36,7 +36,7 @@ PHOTO_SIDE = 256
 
 
 def drawn_images() -> Iterator[tuple[str, bytes]]:
-    """Yield the names and encodings of drawn images, of every kind that decoders differ on."""
+    """Yield the names and encodings of drawn images, of every kind on which decoders differ."""
     scene = _scene(96, 64)
     for orientation in range(1, 9):
         exif = Image.Exif()

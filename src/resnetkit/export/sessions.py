@@ -102,7 +102,7 @@ def _start_onnx(artefact: Artefact, names: Sequence[str], threads: int, optimize
     tensors = [artefact.manifest.stages.get(name, name) for name in names]
     source: Any = str(artefact.path)
     if len(names) > len(OUTPUTS):
-        # A message that is repeated is merged: this adds outputs to the graph (field 7), each a
+        # Repeated messages are merged: this adds outputs to the graph (field 7), each a
         # ValueInfoProto (field 12) that only has a name (field 1).
         extra = b"".join(
             protobuf.message(12, protobuf.message(1, name.encode()))

@@ -105,7 +105,7 @@ def _write_openvino(
 
 
 def set_openvino_entries(model: Any, manifest: Manifest, golden: Sequence[GoldenImage]) -> None:
-    """Set an OpenVINO model's description of itself, in base64, since XML changes white space."""
+    """Set an OpenVINO model's description of itself, in base64, because XML changes whitespace."""
     for key, text in ((MANIFEST, manifest.to_json()), (GOLDEN, golden_to_json(golden))):
         model.set_rt_info(base64.b64encode(text.encode()).decode(), key.replace(".", "_"))
 

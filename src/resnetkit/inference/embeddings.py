@@ -75,7 +75,8 @@ class EmbeddingsFile:
                 _write_header(file, "<f4", (self.count, self.width))
                 while chunk := self._features.read(CHUNK):
                     file.write(chunk)
-            # NumPy pads every string to the longest, 4 bytes per character; the zeros compress.
+            # NumPy pads every string to the longest, 4 bytes per character; the zeros compress
+            # well.
             info = zipfile.ZipInfo("sources.npy")
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w", force_zip64=True) as file:

@@ -275,7 +275,7 @@ def _start_openvino(body: nn.Module, precision: str, shape: tuple[int, ...]) -> 
 
         def run(images: Tensor) -> Tensor:
             rows = images.permute(0, 2, 3, 1).contiguous().numpy()  # (count, S, S, channels)
-            with lock:  # a busy request refuses a second caller
+            with lock:  # a busy request rejects a second caller
                 return torch.from_numpy(request.infer([rows], share_inputs=True)[0])
 
         return run

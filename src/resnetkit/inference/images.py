@@ -138,7 +138,7 @@ def _is_tensor(value: object) -> TypeGuard[Tensor]:
 
 
 def _to_array(image: Tensor) -> np.ndarray:
-    """Convert ``(C, H, W)`` to ``(H, W, C)``; ``(H, W)`` stays as it is."""
+    """Convert ``(C, H, W)`` to ``(H, W, C)``; leave ``(H, W)`` unchanged."""
     if image.ndim == 3 and image.shape[0] not in (1, 3, 4):
         raise ImageError(
             "a tensor must be (3, H, W), (1, H, W) for gray or (4, H, W) with transparency; got "

@@ -24,7 +24,7 @@ MAX_NUMBERED = 32  # classes: with more, the counts do not fit in the cells of t
 MAX_LABELED = 100  # classes: with more, the names do not fit next to it
 MAX_CLASSES = 250  # with more, a cell would be smaller than 2.6 pixels
 MAX_CELLS = 12_000  # non-zero cells
-MAX_LETTERS = 22  # shown of a name next to the matrix
+MAX_LETTERS = 22  # letters of a name shown next to the matrix
 
 
 @dataclass(frozen=True)

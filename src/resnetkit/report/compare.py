@@ -59,14 +59,14 @@ def write_comparison(
 ) -> tuple[str, ...]:
     """Compare models on ``data``, by default on the data of the first run.
 
-    If the data of the first run are gone, compare only the curves and the metrics that the runs
+    If the data of the first run is gone, compare only the curves and the metrics that the runs
     recorded; a note says so.
 
     Returns:
         Notes for the user.
 
     Raises:
-        RecipeError: the models have different classes, or no data are known.
+        RecipeError: the models have different classes, or no data is known.
         DataError: the data cannot be evaluated, and the runs have no metrics to compare instead.
     """
     classes = records[0].header.classes
@@ -126,11 +126,11 @@ def _evaluate_records(
     device: str,
     workers: int | None,
 ) -> tuple[list[Evaluation], tuple[str, ...]]:
-    """Evaluate each model on the same images; return no evaluations if a run's data are gone."""
+    """Evaluate each model on the same images; return no evaluations if a run's data is gone."""
     source = data or records[0].data
     if source is None:
         raise RecipeError(
-            f"{records[0].file} is not in a run folder, so its data are unknown. Name them after "
+            f"{records[0].file} is not in a run folder, so its data is unknown. Name it after "
             "the models"
         )
     split = split or ("val" if data is None else None)

@@ -34,7 +34,7 @@ def write_report(
         The file, and notes for the user.
 
     Raises:
-        RecipeError: a model file is outside a run folder and no data are named, or the models to
+        RecipeError: a model file is outside a run folder and no data is named, or the models to
             compare have different classes.
         ModelFileError, DataError, ImageError: as in `evaluate`.
         OutputError: the file exists and is not the run's own report.
@@ -72,7 +72,7 @@ def _evaluate_record(
     source = data or record.data
     if source is None:
         raise RecipeError(
-            f"{record.file} is not in a run folder, so its data are unknown. Name them: "
+            f"{record.file} is not in a run folder, so its data is unknown. Name it: "
             f"resnet report {record.file} DATA"
         )
     split = split or ("val" if data is None else None)

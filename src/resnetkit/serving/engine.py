@@ -14,7 +14,7 @@ from .queue import Queue, Ticket
 from .served import Compute, Served
 
 LONGEST_PAUSE = 30.0
-"""Seconds between attempts to start an engine that crashes again and again."""
+"""Seconds between attempts to start an engine that keeps crashing."""
 
 
 FAST = 0.98

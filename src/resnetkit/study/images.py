@@ -23,7 +23,7 @@ def resolve_data(data: str, out: Path) -> Path:
     Args:
         data: ``digits``, which are written below ``out``; an archive of CIFAR-10, which is unpacked
             there; ``cifar10``, which is downloaded unless a folder has that name; or any other
-            folder or manifest, which is returned as it is.
+            folder or manifest, which is returned unchanged.
         out: the study's folder.
 
     Raises:

@@ -4,7 +4,7 @@ A generation is one file, ``state/000012-<sha256>.safetensors``: its number in t
 and the checksum of its contents. It gets this name once it is complete, and is never modified
 after that. So a crash at any write, fsync or rename leaves the earlier generations untouched.
 ``state/manifest.json`` tells people and monitors which generation is the newest and how far the run
-has got; it is not needed to read the state.
+is; it is not needed to read the state.
 """
 
 from __future__ import annotations

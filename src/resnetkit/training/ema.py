@@ -27,7 +27,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the EMA towards the weights of ``model`` after a step (0-based)."""
+        """Move the EMA toward the weights of ``model`` after a step (0-based)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         old = self.model.state_dict()
         new = model.state_dict()

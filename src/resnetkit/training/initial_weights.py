@@ -169,7 +169,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     num_classes = recipe.model_options.get("num_classes", classes)
     if num_classes != classes:
         raise RecipeError(
-            f"model_options of {recipe.model}: num_classes is {num_classes}, but the data have "
+            f"model_options of {recipe.model}: num_classes is {num_classes}, but the data has "
             f"{classes} classes. Remove num_classes"
         )
     for key, value in recipe.model_options.items():
@@ -322,7 +322,7 @@ def _first_few(names: Sequence[str]) -> str:
 
 
 def shareable_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as the model file holds it, without private details.
+    """Return the recipe as stored in the model file, without private details.
 
     Of the weights, only the name of the file is kept, or the address without user, password and
     query. The SHA-256 identifies the file.

@@ -15,7 +15,7 @@ from ..signals import SIGNALS, SignalWatchdog
 class Interrupts:
     """A context that only records the first signal, in ``received``.
 
-    A second signal has the effect that it has outside this context. If the main thread is stuck in
+    A second signal acts as it would outside this context. If the main thread is stuck in
     native code and reaches neither handler, a `signals.SignalWatchdog` ends the process.
 
     Outside the main thread, where Python delivers no signals, the context does nothing.

@@ -85,8 +85,8 @@ def train(
         TrainingError: the loss is not finite, or the saved state belongs to a different run.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    # Start a run, or return to where one stopped: `open_run`, below, finds its folder and reads the
-    # images; `set_up` (session.py) makes the network, the optimizer and the loader.
+    # Start a run, or continue one where it stopped: `open_run`, below, finds its folder and reads
+    # the images; `set_up` (session.py) makes the network, the optimizer and the loader.
     session, run_folder, saved = open_run(
         data, recipe, out, device, workers, resume, show_plan, corrections, settings
     )
@@ -289,7 +289,7 @@ def stop(session: Session, run_folder: RunFolder, checkpoints: Checkpoints, sign
 def validate(session: Session) -> dict[str, float]:
     """Return ``val_loss`` and ``val_accuracy``; nothing without validation images.
 
-    On a CPU they equal what `evaluate` will find. On a GPU, validation is faster than `evaluate`:
+    On a CPU they equal the results of `evaluate`. On a GPU, validation is faster than `evaluate`:
     it runs in the training precision, in batches that need no more memory than training does.
     """
     images = session.data.val
@@ -319,7 +319,7 @@ def open_run(
     corrections: str | os.PathLike[str] | None,
     settings: dict[str, Any],
 ) -> tuple[Session, RunFolder, Snapshot | None]:
-    """Start a run, or return to where one stopped. All ranks must call this.
+    """Start a run, or continue one where it stopped. All ranks must call this.
 
     Args: as in `train`.
 

@@ -75,7 +75,7 @@ def fewest_fast_threads(
     """Return the fewest compute threads that are nearly as fast as any; see `fill_threads`.
 
     If steps take too long to compare, the first step decides: the result is the number of cores the
-    process got, its CPU time over elapsed time. On a quiet machine that is `most`. It is less
+    process got, its CPU time over elapsed time. On an idle machine that is `most`. It is less
     if other processes are busy: threads waiting for one that is not running make a step several
     times slower.
 

@@ -21,7 +21,7 @@ class Optimizer:
 
     The CPU kernels read tensors in memory order (torch 2.15). A gradient not in the order of its
     parameter would silently be added to the wrong weights, and one that is channels_last would be
-    copied for nothing. So every tensor is passed in the memory order of its parameter.
+    copied needlessly. So every tensor is passed in the memory order of its parameter.
 
     Args:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.

@@ -70,7 +70,7 @@ def check_hosts(
         raise TrainingError(
             "The hosts of this run differ:\n  "
             + "\n  ".join(lines)
-            + "\nCopy the files of the main rank to the same paths on every host, and type the "
+            + "\nCopy the files of the main rank to the same paths on every host, and run the "
             "same command there. If the processors differ, add --set precision=fp32"
         )
     clocks = [row[0] for row in runtime.gather([time.time()])]  # just synchronized

@@ -220,7 +220,7 @@ class RunFolder:
         ).rstrip()
 
     def describe_new_split(self, prepared: PreparedData) -> str:
-        """Describe how the new split differs from the recorded split, and how to keep that one.
+        """Describe how the new split differs from the recorded one, and how to keep the old one.
 
         Returns:
             The text; empty if no split was made, if the images changed, or if nothing differs.
@@ -305,9 +305,8 @@ def _numbered_paths(name: str) -> Iterator[Path]:
 def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
     """Return the runs that may be resumed on these photos.
 
-    These are the runs started on ``data``. If there are none, they are the runs whose photos are no
-    longer where they were, because they may have been moved. If there are none of those either,
-    they are the folders that hold no run yet.
+    These are the runs started on ``data``; else the runs whose photos are no longer where they
+    were, because they may have been moved; else the folders that hold no run yet.
     """
     same_data = [run for run in runs if is_run(run) and recorded_data(run) == absolute(data)]
     no_run = [run for run in runs if not is_run(run)]

@@ -43,7 +43,7 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
         run.write_split(session.data.dataset, session.data.groups)
     if session.data.corrections is not None:
         run.write_corrections(session.data.corrections, session.data.dataset.classes)
-    # From here on the folder is a run: resumed, it finds its split and its corrections.
+    # From here on, the folder is a run: resuming it finds its split and its corrections.
     run.write_text("recipe.yaml", session.recipe.to_yaml())
     draw_inputs(run.path, session.data, session.recipe)
     return run

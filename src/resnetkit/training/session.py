@@ -191,8 +191,8 @@ def set_up(
         workers = default_workers()
 
     # The images are read once; batch size and epochs depend on how many can be read. A run that
-    # starts over in its folder keeps only what affects nothing but the last bits of the result: the
-    # number of threads.
+    # starts over in its folder keeps only the number of threads, which affects nothing but the last
+    # bits of the result.
     data = prepare(dataset, recipe, workers)
     if corrections is not None:
         data = correct(data, corrections)

@@ -173,8 +173,8 @@ class State:
         """Check that steps in fp16 are not all being skipped.
 
         Raises:
-            TrainingError: the scale of the loss was halved again and again, and the gradients
-                still overflow.
+            TrainingError: the scale of the loss was halved repeatedly, and the gradients still
+                overflow.
         """
         scale = self.scaler.get_scale()
         if scale < SMALLEST_SCALE:

@@ -365,7 +365,7 @@ def test_a_yaml_beside_the_checkpoint_is_found(file, tmp_path):
     (note,) = [note for note in found.notes if "next to the file" in note]
     assert note == (
         "preprocessing.yaml next to the file says how images were prepared: resize_size 90, "
-        "crop_size 79; another: --preprocessing FILE"
+        "crop_size 79; override with --preprocessing FILE"
     )
     # The settings of a training run are another kind of file.
     (tmp_path / "pytorch_model.yaml").write_text("epochs: 3\nbatch: 8")

@@ -66,8 +66,8 @@ def convert(
         head: name of the head, if several linear layers could be it; ``none`` for no head.
 
     Raises:
-        WeightsError: the file cannot be read, fits no architecture, or its number of
-            classes is not the number of names.
+        WeightsError: the file cannot be read, fits no architecture, or its number of classes
+            differs from the number of names.
     """
     from ...data.preprocessing import Preprocessing
     from .modelfile import Header, is_model_file, write
@@ -85,7 +85,7 @@ def convert(
     if prepared_in is not None and preprocessing_file is None:
         notes.append(
             f"{Path(prepared_in).name} next to the file says how images were prepared: "
-            f"{describe_fields(fields)}; another: --preprocessing FILE"
+            f"{describe_fields(fields)}; override with --preprocessing FILE"
         )
     known_options |= options or {}
     head = "none" if known_options.get("num_classes") == 0 else head
@@ -157,7 +157,7 @@ def _check_architecture(file: Path, given: str | None) -> None:
     if named not in ARCHITECTURES:
         raise WeightsError(
             f"config.json next to {file} says {named}, which is not a network here, although the "
-            "tensors may look like one. If you know which network is the same, pass --arch"
+            "tensors may look like one. If you know the equivalent network, pass --arch"
         )
 
 

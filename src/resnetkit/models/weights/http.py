@@ -148,7 +148,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _make_error(partial: PartialDownload, error: Exception, *, attempts: int) -> DownloadError:
-    """Return the error to raise; what cannot be resumed is deleted."""
+    """Return the error to raise; delete a download that cannot be resumed."""
     if isinstance(error, urllib.error.HTTPError) and not _is_transient(error):
         partial.discard()
         reason = f"the server answered {error.code} {error.reason}; check the address"

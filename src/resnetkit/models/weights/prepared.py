@@ -152,8 +152,8 @@ def read_hub_configs(
         if found:
             fields = found
             notes.append(
-                f"took the preprocessing from {path.name}: {describe_fields(fields)}; another: "
-                "--preprocessing FILE"
+                f"took the preprocessing from {path.name}: {describe_fields(fields)}; override "
+                "with --preprocessing FILE"
             )
     return fields, options, names, notes
 
@@ -184,7 +184,7 @@ def read_timm_architecture(file: Path) -> tuple[str | None, dict[str, Any]]:
     return name.partition(".")[0], changing
 
 
-# timm's arguments that matter only to training, or that tensors show.
+# timm's arguments that matter only in training, or that tensors show.
 _HARMLESS = (
     *("num_classes", "in_chans", "pretrained", "zero_init_last", "checkpoint_path"),
     *("drop_rate", "drop_path_rate", "drop_block_rate", "pretrained_cfg", "pretrained_cfg_overlay"),

@@ -233,7 +233,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
         source: name of the tensors in messages.
 
     Raises:
-        WeightsError: other names or shapes differ; the message shows the first of them.
+        WeightsError: other names or shapes differ; the message shows the first few.
     """
     expected = model.state_dict()
     given = dict(tensors)
