@@ -84,7 +84,7 @@ def test_minutes_determine_the_epochs_once(split_folder, tmp_path, capfd):
     out = tmp_path / "out"
     comparison, _ = compare(split_folder, out, nets=NETS[:1], minutes=0.0001, epochs=9)
     assert comparison.recipe.epochs == runs.FEWEST_EPOCHS
-    assert "it takes longer" in capfd.readouterr().err
+    assert "so this takes longer" in capfd.readouterr().err
     # Another budget, or a slower hour, does not turn it into another comparison.
     again, _ = compare(split_folder, out, nets=NETS[:1], minutes=5, epochs=9)
     assert again.recipe.epochs == runs.FEWEST_EPOCHS

@@ -200,7 +200,8 @@ def _fitting_epochs(comparison: Comparison, minutes: float, *, runtime: Runtime)
     nets = pluralize(len(comparison.nets), "net")
     say(f"One epoch of {nets} takes {seconds:.1f} s; training {pluralize(epochs, 'epoch')}.")
     if fitting < FEWEST_EPOCHS:
-        say(f"In {minutes:g} minutes, only {pluralize(fitting, 'epoch')} fit; this takes longer.")
+        fit = pluralize(fitting, "epoch")
+        say(f"Only {fit} would fit into {minutes:g} minutes, so this takes longer.")
     return epochs
 
 
