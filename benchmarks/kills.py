@@ -3,7 +3,7 @@
     python benchmarks/kills.py [KILLS]
 
 This trains a small network on the built-in digits twice: once without interruption, and once in a
-process that gets SIGKILL again and again. Most kills come within 0.15 s after it has saved
+process that gets SIGKILL repeatedly. Most kills come within 0.15 s after it has saved
 something new, while it trains, saves or validates; every fifth comes within its first second, while
 it reads and restores. The script fails if the saved step ever goes back, if no resume began within
 an epoch, or if a final file differs from the uninterrupted run's.

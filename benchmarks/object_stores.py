@@ -1,4 +1,4 @@
-"""Many small ranges from an object store: obstore against s3fs, and what reading ahead brings.
+"""Many small ranges from an object store: obstore against s3fs, and the gain from reading ahead.
 
     pip install obstore s3fs
     python benchmarks/object_stores.py libraries

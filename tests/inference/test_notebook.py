@@ -66,7 +66,7 @@ def test_errors_unknown_and_deleted_files():
     assert Tags(page).words == [EVIL, f"{EVIL}: empty"]
     assert "<b>unknown</b>" in make_answer(threshold=0.9)._repr_html_()
     gone = Prediction("gone.png", (("rose", 1.0),), "", image="gone.png")
-    assert "no longer there" in gone._repr_html_()
+    assert "no longer available" in gone._repr_html_()
 
 
 def test_long_lists_are_cut(trained):

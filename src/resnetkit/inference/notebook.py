@@ -66,7 +66,7 @@ def _image_tag(answer: Prediction) -> str:
             return ""
         image = Image.fromarray(full_pixels(answer.image))
     except ImageError:  # the file has since been moved or deleted
-        return '<i style="opacity:.7">the image is no longer there</i>'
+        return '<i style="opacity:.7">the image is no longer available</i>'
     factor = SIDE / max(image.size)
     width, height = (max(1, round(side * factor)) for side in image.size)
     method = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS

@@ -45,8 +45,8 @@ export function metadata(model) {
 /**
  * Return an ONNX model whose graph has more outputs, to see its intermediate tensors.
  *
- * A message may follow itself in pieces, which readers merge. So the new piece goes after the file:
- * the field graph of a model (7), output of a graph (12), and name of an output (1).
+ * Readers merge repeated messages, so the new piece goes after the file: the field graph of a model
+ * (7), output of a graph (12), and name of an output (1).
  */
 export function withOutputs(model, names) {
   const outputs = names.map((name) => field(12, field(1, new TextEncoder().encode(name))));

@@ -14,7 +14,7 @@ const ENGLISH = {
   working: "Working",
   unreadable: "This browser cannot read the file as an image.",
   deep: "Images with 16 bits per color need the command resnet predict.",
-  failed: (reason) => `This photo could not be answered: ${reason}`,
+  failed: (reason) => `This photo could not be classified: ${reason}`,
   broken: (reason) => `The model could not be started: ${reason}`,
   answered: (name, label, share) => `${name}: ${label}, ${share}`,
   verifyTitle: "Is it the same model?",
@@ -27,7 +27,7 @@ const ENGLISH = {
   agrees: (compared, total) =>
     `Agrees with PyTorch at every stage, for ${compared} of ${total} images.`,
   disagrees: (stage) => `Disagrees: ${stage} is the first stage that differs.`,
-  nothing: "Nothing was compared: this browser decodes every image in another way.",
+  nothing: "Nothing was compared: this browser decodes every image differently.",
   undecoded: (names) =>
     `Not decoded here: ${names}. This browser decodes CMYK, 16 bits or transparency in its own way, ` +
     "so these images were not compared.",
@@ -47,7 +47,7 @@ const ENGLISH = {
     class: "class",
   },
   source: (digest) => `Model file: SHA-256 ${digest}…`,
-  accuracy: (share) => `Accuracy when it was measured: ${share}`,
+  accuracy: (share) => `Measured accuracy: ${share}`,
   license: (name) => `License of the weights: ${name}`,
   join: ", ",
 };

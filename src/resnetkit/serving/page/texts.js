@@ -2,7 +2,7 @@
 
 const ENGLISH = {
   title: (architecture) => `${architecture}: which class is it?`,
-  about: "Photos are sent to this server, which answers them and does not keep them.",
+  about: "Photos are sent to this server, which classifies them and does not keep them.",
   classes: (count) => (count === 1 ? "1 class" : `${count} classes`),
   choose: "Choose photos",
   hint: "or drop or paste them here",
@@ -42,7 +42,7 @@ const ENGLISH = {
   unreachable: "The server does not answer.",
   unreadable: "The file cannot be read. Was it moved or changed?",
   tooLarge: (megabytes) => `The file is too large: the server takes at most ${megabytes} MiB.`,
-  status: (status) => `The server answers with status ${status}.`,
+  status: (status) => `The server answered with status ${status}.`,
   broken: (reason) => `This page cannot start: ${reason} Reload it to try again.`,
   reasons: {}, // the server gives them in English
   answered: (name, label, share) => `${name}: ${label}, ${share}.`,
@@ -52,7 +52,7 @@ const ENGLISH = {
   mapOf: (label) => `Grad-CAM heat map for ${label}`,
   mapCaption: (label) =>
     `Grad-CAM for ${label}: warm areas counted most. The image is what the model sees.`,
-  accuracy: (share) => `Accuracy when it was measured: ${share}`,
+  accuracy: (share) => `Measured accuracy: ${share}`,
   license: (name) => `License of the weights: ${name}`,
   source: (file, digest) => `${file}, SHA-256 ${digest}…`,
   interface: "Interface for programs",
