@@ -195,7 +195,7 @@ before, wall, cpu = kilobytes("VmRSS"), time.perf_counter(), time.process_time()
 data = folder.read_dataset(sys.argv[1])
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 peak, kept = (kilobytes(name) - before for name in ("VmHWM", "VmRSS"))
-print(f"| {len(data.parts['train']):,} | {wall:.1f} | {cpu:.1f} | {peak / 1000:.0f} |"
+print(f"| {len(data.splits['train']):,} | {wall:.1f} | {cpu:.1f} | {peak / 1000:.0f} |"
       f" {kept / 1000:.0f} |")
 """
 
