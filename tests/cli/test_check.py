@@ -66,7 +66,7 @@ def test_json_lists_every_image(photos):
 def test_help_explains_the_exit_code():
     done = check("--help")
     assert done.returncode == 0
-    assert "exit code 1" in " ".join(done.stdout.split())
+    assert "exits with code 1" in " ".join(done.stdout.split())
 
 
 def test_a_missing_folder():

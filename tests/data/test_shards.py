@@ -292,7 +292,7 @@ def test_a_foreign_member_is_refused(packed, kind):
     with (packed / "train-000000.tar").open("r+b") as file:
         file.seek(start - 512)
         file.write(block)
-    problem = "no tar header precedes it" if kind == "noise" else "there is"
+    problem = "no tar header precedes it" if kind == "noise" else "found a"
     with pytest.raises(ImageError, match=rf"train-000000.tar/00000000.png\): {problem}"):
         files.read_file(packed / "train" / "blue" / "000.png")
 
