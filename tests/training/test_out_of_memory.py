@@ -15,7 +15,9 @@ from resnetkit.training.recipe import load_recipe
 CPU = Runtime(torch.device("cpu"), "fp32")
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
 MPS = RuntimeError("MPS backend out of memory (MPS allocated: 8.80 GB, max allowed: 9.07 GB).")
-MESSAGE = r"(?s)not have enough memory for \d+ images.*--set accumulate=2.*--batch-size 4.*out of memory"
+MESSAGE = (
+    r"(?s)not have enough memory for \d+ images.*--set accumulate=2.*--batch-size 4.*out of memory"
+)
 
 
 def raising(error):
