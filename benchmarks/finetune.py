@@ -1,9 +1,12 @@
 """Compare fine-tuning on few photos with three other methods in the same number of seconds.
 
     python benchmarks/finetune.py SIGNS CLOTHING FOLDER --seeds 0 1 2
+    python benchmarks/finetune.py PHOTOS FOLDER --train 0.8 --val 0.2
 
-A tenth of each dataset is for training, and a tenth selects the epoch. The accuracy is measured on
-photos that no run saw. Each seed selects different tenths. The methods take turns:
+A tenth of each dataset is for training, and a tenth selects the epoch; ``--train`` and ``--val``
+set other shares of each class. The accuracy is measured on photos that no run saw: the others, or
+the folder ``validation`` of a dataset that has one next to its folder ``train``. Each seed selects
+a different split. The methods take turns:
 
 - resnet train: without a flag, offline; its training time is the budget of the others
 - random weights: the same with ``--weights none``, for as many epochs as fit into the budget
@@ -12,49 +15,74 @@ photos that no run saw. Each seed selects different tenths. The methods take tur
 - plain, all: the same with all layers trained
 
 The plain methods read decoded images from memory and use the same image size, threads and layout,
-in fp32. They validate after each epoch and stop when the budget is spent.
+in fp32. They validate after each epoch, stop when the budget is spent, and keep the best epoch.
+With ``--processor-time``, the budget is the processor time of the whole `resnet train`, which
+depends less on what else the machine does; it counts the threads that read images.
+"balanced" is the mean recall of the classes, which an unbalanced dataset needs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import random
 import statistics
+import sys
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 os.environ["RESNETKIT_OFFLINE"] = "1"  # the starter weights, whatever the cache holds
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command sets it; see spinning.py
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from resnetkit import evaluate, train
 from resnetkit.models import get_model
+from resnetkit.training.run import Run
 
 METHODS = ("resnet train", "random weights", "plain, head", "plain, all")
 
 
-def list_tenths(photos: Path, out: Path, seed: int, unseen: Path | None = None) -> Path:
-    """Write a CSV with a tenth to train on, a tenth to select by, and the rest or ``unseen``."""
+def list_photos(photos: Path, out: Path, seed: int, shares: tuple[float, float]) -> Path:
+    """Write a CSV with the photos to train on, to select by, and to test on.
+
+    Args:
+        photos: a folder of classes, or one with ``train`` and ``validation``.
+        out: the CSV.
+        seed: decides which photos are in which split.
+        shares: of each class (in ``train``), to train on and to select by; at least 2 photos each.
+    """
     rng = random.Random(seed)
+    has_splits = (photos / "train").is_dir() and (photos / "validation").is_dir()
     rows = ["path,label,split"]
-    for folder in sorted(path for path in photos.iterdir() if path.is_dir()):
+    classes = photos / "train" if has_splits else photos
+    for folder in sorted(path for path in classes.iterdir() if path.is_dir()):
         images = sorted(folder.iterdir())
         rng.shuffle(images)
-        tenth = max(2, len(images) // 10)
-        test = images[2 * tenth :] if unseen is None else sorted((unseen / folder.name).iterdir())
-        parts = (("train", images[:tenth]), ("val", images[tenth : 2 * tenth]), ("test", test))
+        val_count = max(2, int(len(images) * shares[1]))
+        train_count = min(max(2, int(len(images) * shares[0])), len(images) - val_count)
+        val_end = train_count + val_count
+        test = images[val_end:]
+        if has_splits:
+            test = sorted((photos / "validation" / folder.name).iterdir())
+        parts = (("train", images[:train_count]), ("val", images[train_count:val_end]))
+        parts += (("test", test),)
         rows += [f"{i.absolute()},{folder.name},{part}" for part, names in parts for i in names]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(rows) + "\n")
     return out
 
 
+@lru_cache(maxsize=3)
 def read(table: Path, split: str, size: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return images whose shorter side is ``size``, ``(3, H, W)`` uint8, and their labels."""
     rows = [line.rsplit(",", 2) for line in table.read_text().splitlines()[1:]]
@@ -68,8 +96,10 @@ def read(table: Path, split: str, size: int) -> tuple[list[torch.Tensor], torch.
     return images, torch.tensor(labels)
 
 
-def plain(table: Path, size: int, seed: int, budget: float, all_layers: bool) -> float:
-    """Fine-tune as tutorials do; return the accuracy on the test split."""
+def plain(
+    table: Path, size: int, seed: int, budget: float, clock: Callable[[], float], all_layers: bool
+) -> tuple[float, float]:
+    """Fine-tune as tutorials do; return accuracy and mean recall on the test split."""
     torch.manual_seed(seed)
     train_images, train_labels = read(table, "train", size)
     parts = {split: read(table, split, size) for split in ("val", "test")}
@@ -88,19 +118,22 @@ def plain(table: Path, size: int, seed: int, budget: float, all_layers: bool) ->
     )
     center = v2.CenterCrop(size)
 
-    def accuracy(images: list[torch.Tensor], labels: torch.Tensor) -> float:
+    def scores(images: list[torch.Tensor], labels: torch.Tensor) -> tuple[float, float]:
         model.eval()
-        correct = 0
+        correct = torch.zeros(len(labels), dtype=torch.bool)
         with torch.inference_mode():
             for start in range(0, len(images), 64):
                 batch = torch.stack([prepare(center(i)) for i in images[start : start + 64]])
                 answers = model(batch.contiguous(memory_format=torch.channels_last)).argmax(1)
-                correct += int((answers == labels[start : start + 64]).sum())
-        return correct / len(labels)
+                correct[start : start + 64] = answers == labels[start : start + 64]
+        recalls = [correct[labels == label].float().mean().item() for label in labels.unique()]
+        return correct.float().mean().item(), statistics.mean(recalls)
 
-    best = (-1.0, 0.0)
-    started = time.perf_counter()
-    while time.perf_counter() - started < budget:
+    best = -1.0
+    kept: dict[str, torch.Tensor] = {}
+    started = clock()
+    epochs = 0
+    while clock() - started < budget:
         model.train()
         for indices in torch.randperm(len(train_images)).split(32):
             if len(indices) < 2:  # batch norm needs two
@@ -110,58 +143,78 @@ def plain(table: Path, size: int, seed: int, budget: float, all_layers: bool) ->
             F.cross_entropy(logits, train_labels[indices]).backward()
             optimizer.step()
             optimizer.zero_grad()
-        val = accuracy(*parts["val"])
-        if val > best[0]:  # testing does not count toward the budget
-            paused = time.perf_counter()
-            best = (val, accuracy(*parts["test"]))
-            started += time.perf_counter() - paused
-    return best[1]
+        val = scores(*parts["val"])[0]
+        if val > best:
+            best = val
+            kept = copy.deepcopy(model.state_dict())
+        epochs += 1
+    print(f"{epochs} epochs, best validation accuracy {best:.1%}", file=sys.stderr)
+    model.load_state_dict(kept)
+    return scores(*parts["test"])
 
 
-def compare(table: Path, seed: int, folder: Path, epochs: int | None) -> dict[str, float]:
-    """Return the accuracy of each method on the test split, and the seconds as ``budget``."""
-    tuned = train(table, out=folder / "tuned", seed=seed, epochs=epochs)
-    budget = tuned.train_seconds
+def compare(
+    table: Path, seed: int, folder: Path, args: argparse.Namespace, settings: dict[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """Return accuracy and mean recall of each method on the test split.
+
+    ``seconds`` are those of `resnet train`: its training, and the processor time of all of it.
+    """
+    started = time.process_time()
+    tuned = train(table, out=folder / "tuned", seed=seed, **settings)
+    found = {"seconds": (tuned.train_seconds, time.process_time() - started)}
+    budget = found["seconds"][args.processor_time]
+    clock = time.process_time if args.processor_time else time.perf_counter
+    found["resnet train"] = test(tuned, table)
+    if "random weights" in args.methods:
+        short = train(table, out=folder / "short", seed=seed, weights="none", epochs=5)
+        most = max(5, round(5 * budget / short.train_seconds))
+        longest = train(table, out=folder / "random", seed=seed, weights="none", epochs=most)
+        found["random weights"] = test(longest, table)
     assert tuned.recipe.image_size is not None
-    short = train(table, out=folder / "short", seed=seed, weights="none", epochs=5)
-    most = max(5, round(5 * budget / short.train_seconds))
-    plain_run = train(table, out=folder / "random", seed=seed, weights="none", epochs=most)
     torch.set_num_threads(tuned.recipe.threads or torch.get_num_threads())
-    size = tuned.recipe.image_size
-    return {
-        "resnet train": evaluate(tuned.model, table, "test").metrics["accuracy"],
-        "random weights": evaluate(plain_run.model, table, "test").metrics["accuracy"],
-        "plain, head": plain(table, size, seed, budget, all_layers=False),
-        "plain, all": plain(table, size, seed, budget, all_layers=True),
-        "budget": budget,
-    }
+    for method, all_layers in (("plain, head", False), ("plain, all", True)):
+        if method in args.methods:
+            size = tuned.recipe.image_size
+            found[method] = plain(table, size, seed, budget, clock, all_layers)
+    return found
+
+
+def test(run: Run, table: Path) -> tuple[float, float]:
+    """Return accuracy and mean recall of a run on the test split."""
+    metrics = evaluate(run.model, table, "test").metrics
+    return metrics["accuracy"], metrics["balanced_accuracy"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("signs", type=Path)
-    parser.add_argument("clothing", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("photos", type=Path, nargs="+")
+    parser.add_argument("folder", type=Path, help="where the runs are written")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="of resnet train; by default its own")
+    parser.add_argument("--train", type=float, default=0.1, help="share of each class")
+    parser.add_argument("--val", type=float, default=0.1, help="share of each class")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--processor-time", action="store_true", help="what the budget is in")
+    parser.add_argument("--set", nargs="+", default=[], help="recipe fields of resnet train")
     args = parser.parse_args()
-    print("| a tenth of | method | unseen, by seed | mean | training |\n|---|---|---|---|---|")
-    for name in ("signs", "clothing"):
-        photos: Path = getattr(args, name)
-        unseen = None
-        if name == "clothing":
-            photos, unseen = photos / "train", photos / "validation"
+    settings = {
+        key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in args.set)
+    }
+    print("| photos | method | unseen, by seed | mean | balanced | training | processor |")
+    print("|---|---|---|---|---|---|---|")
+    for photos in args.photos:
         found = []
         for seed in args.seeds:
-            folder = args.folder / f"{name}-{seed}"
-            table = list_tenths(photos, folder / "photos.csv", seed, unseen)
-            found.append(compare(table, seed, folder, args.epochs))
-        seconds = statistics.median(row["budget"] for row in found)
-        for method in METHODS:
-            accuracies = [row[method] for row in found]
-            shown = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
+            folder = args.folder / f"{photos.name}-{seed}"
+            table = list_photos(photos, folder / "photos.csv", seed, (args.train, args.val))
+            found.append(compare(table, seed, folder, args, settings))
+        seconds = np.median([row["seconds"] for row in found], axis=0)
+        for method in (name for name in METHODS if name in found[0]):
+            shown = ", ".join(f"{row[method][0]:.1%}" for row in found)
+            mean, balanced = np.mean([row[method] for row in found], axis=0)
             print(
-                f"| {name} | {method} | {shown} | {np.mean(accuracies):.1%} | {seconds:.0f} s |",
+                f"| {photos.name} | {method} | {shown} | {mean:.1%} | {balanced:.1%} "
+                f"| {seconds[0]:.0f} s | {seconds[1]:.0f} s |",
                 flush=True,
             )
 
