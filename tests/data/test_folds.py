@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
@@ -50,20 +52,44 @@ def test_each_image_is_in_one_fold_and_no_group_in_two(seed, folds):
     assert sorted(held_out) == sorted(whole.paths)
 
 
-@pytest.mark.parametrize("seed", [0, 7])
-def test_scikit_learn_makes_the_folds(seed):
-    labels, groups = grouped_images(seed)
+def scikit_learns_folds(labels, groups, folds, seed):
+    """Return the folds of StratifiedGroupKFold, with our order of the groups."""
     names = sorted(set(groups))
     rng = np.random.Generator(np.random.PCG64(derive(seed, "folds")))
-    places = rng.permutation(len(names))
-    numbers = [places[names.index(group)] for group in groups]
-    order = sorted(range(len(labels)), key=lambda i: (numbers[i], labels[i]))
-    splitter = StratifiedGroupKFold(5)
-    expected = np.zeros(len(labels), int)
-    parts = splitter.split(order, labels[order], [numbers[i] for i in order])
+    places = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
+    numbers = np.array([places[group] for group in groups])
+    order = np.lexsort((labels, numbers))  # sums in another order may differ in the last bit
+    found = np.zeros(len(labels), int)
+    parts = StratifiedGroupKFold(folds).split(order, labels[order], numbers[order])
     for number, (_, test) in enumerate(parts, 1):
-        expected[np.array(order)[test]] = number
-    assert assign_folds(labels, groups, NAMES, 5, seed).tolist() == expected.tolist()
+        found[order[test]] = number
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 7, 11])
+@pytest.mark.parametrize(("folds", "classes"), [(2, 2), (5, 4), (3, 30)])
+def test_the_folds_are_scikit_learns(seed, folds, classes, monkeypatch):
+    monkeypatch.setattr("resnetkit.data.folds.TABLE", 100)  # several pieces
+    labels, groups = grouped_images(seed, count=500, classes=classes)
+    groups[::40] = groups[1::40]  # groups with several classes
+    names = [f"class {i}" for i in range(classes)]
+    found = assign_folds(labels, groups, names, folds, seed)
+    assert found.tolist() == scikit_learns_folds(labels, groups, folds, seed).tolist()
+
+
+def test_memory_does_not_grow_with_images_times_classes(monkeypatch):
+    count, classes = 2000, 500  # a table of 8 bytes for each pair would take 8 MB
+    labels = np.arange(count, dtype=np.int32) % classes
+    groups = [f"{i:08x}" for i in range(count)]
+    names = [f"class {i}" for i in range(classes)]
+    monkeypatch.setattr("resnetkit.data.folds.TABLE", 10 * classes)
+    tracemalloc.start()
+    try:
+        assign_folds(labels, groups, names, 2, 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * count * classes / 2
 
 
 def test_the_order_of_the_images_does_not_matter_and_the_seed_does():

@@ -10,6 +10,9 @@ from ..errors import DataError
 from ..randomness import derive
 from .folder import Split
 
+TABLE = 1 << 20
+"""Most entries of a table of groups by classes that is in memory at once."""
+
 
 def merge_groups(digests: Sequence[str], together: Sequence[str]) -> list[str]:
     """Return the group of each image: exact and near duplicates are in one group.
@@ -42,9 +45,9 @@ def assign_folds(
 ) -> np.ndarray:
     """Return the fold of each image, ``(n,)`` int64 in [1, folds].
 
-    scikit-learn's ``StratifiedGroupKFold`` makes the folds: each holds about the same share of
-    every class, and no group is in two folds. The result is f(seed, groups, labels): the order of
-    the images does not change it.
+    Each fold holds about the same share of every class, and no group is in two folds. The result is
+    f(seed, groups, labels): the order of the images does not change it. The folds are those of
+    scikit-learn's ``StratifiedGroupKFold``, which needs a table of all groups by all classes.
 
     Args:
         labels: ``(n,)`` indices into ``classes``.
@@ -56,23 +59,63 @@ def assign_folds(
     Raises:
         DataError: a class has fewer groups than there are folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     names, numbers = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
     _check_enough_groups(labels, numbers, classes, folds)
-    # scikit-learn assigns the groups in order of the spread of their classes, and breaks ties by
-    # group number, which is random here. Its own shuffling does not stratify in version 1.5.
+    # Groups are assigned in order of the spread of their classes; ties are broken by group number,
+    # which is random here.
     rng = np.random.Generator(np.random.PCG64(derive(seed, "folds")))
     numbers = rng.permutation(len(names))[numbers]
-    # scikit-learn sums over the classes in order of occurrence, and sums in a different order can
-    # differ in the last bit. Images that tie here are in one group, so in one fold.
-    order = np.lexsort((labels, numbers))
-    splitter = StratifiedGroupKFold(folds)
-    fold_of = np.zeros(len(labels), np.int64)
-    parts = splitter.split(np.zeros(len(order)), labels[order], numbers[order])
-    for fold, (_, held_out) in enumerate(parts, 1):
-        fold_of[order[held_out]] = fold
+    order = np.argsort(numbers, kind="stable")
+    sizes = np.bincount(numbers)
+    fold_of = _assign_groups(labels[order], sizes, classes=len(classes), folds=folds)[numbers]
     _check_trainable(labels, fold_of, classes)
+    return fold_of
+
+
+def _assign_groups(
+    labels: np.ndarray, sizes: np.ndarray, *, classes: int, folds: int
+) -> np.ndarray:
+    """Return the fold of each group, from 1; groups with the largest spread of classes come first.
+
+    Each group goes to the fold that then leaves the folds' shares of the classes most equal; if
+    several do, to the one with the fewest images.
+
+    Args:
+        labels: the labels of all images, one group after the other.
+        sizes: number of images of each group.
+        classes: number of classes.
+        folds: number of folds.
+    """
+    ends = np.cumsum(sizes)
+
+    def count_classes(group: int) -> np.ndarray:
+        return np.bincount(labels[ends[group] - sizes[group] : ends[group]], minlength=classes)
+
+    at_once = max(1, TABLE // classes)
+    spread = np.concatenate(
+        [
+            np.std([count_classes(group) for group in range(len(sizes))[start:][:at_once]], axis=1)
+            for start in range(0, len(sizes), at_once)
+        ]
+    )
+    totals = np.bincount(labels, minlength=classes)
+    fold_of = np.zeros(len(sizes), np.int64)
+    counts = np.zeros((folds, classes))
+    images = np.zeros(folds, np.int64)
+    each = np.arange(folds)
+    for group in np.argsort(-spread, kind="stable").tolist():
+        own = count_classes(group)
+        tried = np.repeat(counts[None], folds, axis=0)  # (fold that gets the group, fold, class)
+        tried[each, each] += own
+        unequal = np.std(tried / totals, axis=1).mean(1).tolist()
+        best = 0
+        for fold in range(1, folds):
+            is_close = abs(unequal[fold] - unequal[best]) <= 1e-8 + 1e-5 * abs(unequal[best])
+            if unequal[fold] < unequal[best] or (is_close and images[fold] < images[best]):
+                best = fold
+        counts[best] += own
+        images[best] += sizes[group]
+        fold_of[group] = best + 1
     return fold_of
 
 
