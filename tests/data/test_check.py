@@ -3,13 +3,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnetkit.data import folder
+from resnetkit.data import check, folder
 from resnetkit.data.check import check_dataset
 from resnetkit.errors import DataError
 
@@ -237,3 +238,22 @@ def test_the_value_range_of_16_bit_colors_is_shown(healthy, tmp_path, deep_png):
     found = check_dataset(tmp_path / "deep", 2)
     assert found.to_dict()["value_range"] is None
     assert by_kind(found)["deep"].level == "error"
+
+
+def test_searching_for_near_duplicates_does_not_copy_the_thumbnails():
+    count = 40_000
+    rng = np.random.default_rng(0)
+    contents = check._Contents(
+        rows=[check.Row("all", "a", "a/0.jpg")] * count,
+        hashes=rng.integers(0, 2**64, count, dtype=np.uint64),
+        thumbs=np.zeros((count, 16, 16, 3), np.uint8),
+        flat=np.zeros(count, bool),
+        digests=[f"{i:016x}" for i in range(count)],
+    )
+    tracemalloc.start()
+    try:
+        assert list(check._image_issues(contents)) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < contents.thumbs.nbytes

@@ -152,7 +152,7 @@ def check_dataset(
     return CheckResult(survey.root, counts, issues=tuple(issues), value_range=value_range)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One image: its split, class and path."""
 
@@ -281,8 +281,7 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
     # One image of each set of exact copies.
     first = [members[0] for members in by_digest.values() if not contents.flat[members[0]]]
     indices = np.array(first, np.int64)
-    groups = near_duplicate_groups(contents.hashes[indices], contents.thumbs[indices])
-    near = [[first[i] for i in group] for group in groups]
+    near = near_duplicate_groups(contents.hashes, contents.thumbs, indices)
     yield from _copy_issues(
         rows, near, kind="near-copy", what="nearly the same image", level="warning"
     )

@@ -222,7 +222,7 @@ def is_gray_mode(mode: str) -> bool:
     return mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Traits:
     """The facts in an image's header, and the changes that decoding will make.
 

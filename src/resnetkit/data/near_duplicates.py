@@ -80,7 +80,9 @@ def near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
     """Yield all pairs of hashes that differ in at most `DISTANCE` bits, each at least once.
 
     If all four bands of 16 bits differed in two bits or more, eight bits would differ. So it is
-    enough to compare, for each band, images whose band is equal or differs in one bit.
+    enough to compare, for each band, images whose band is equal or differs in one bit. How many
+    these are grows with the square of ``n``, but slowly: each image is compared with about one
+    image in a thousand.
 
     Args:
         hashes: ``(n,)`` uint64.
@@ -91,24 +93,27 @@ def near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
     for band in range(_BANDS):
         keys = (hashes >> np.uint64(16 * band)).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
-        ends = np.searchsorted(keys[order], np.arange(2**16 + 1, dtype=np.uint32))
+        keys = keys[order]
+        ordered = hashes[order]  # so that images to compare are neighbors in memory
+        ends = np.searchsorted(keys, np.arange(2**16 + 1, dtype=np.uint32))
         for flip in (0, *(1 << bit for bit in range(16))):
-            partner = keys ^ np.uint16(flip)
-            first = ends[partner]
-            counts = ends[partner.astype(np.int64) + 1] - first
+            # Each pair once: the left one comes first, or its bit is 0.
+            lefts = np.flatnonzero(keys & np.uint16(flip) == 0)
+            partners = keys[lefts].astype(np.int64) | flip
+            first = ends[partners] if flip else lefts + 1
+            counts = ends[partners + 1] - first
             for rows in _chunks(counts):
-                row_counts = counts[rows]
-                left = np.repeat(rows, row_counts)
-                starts = np.repeat(np.cumsum(row_counts) - row_counts, row_counts)
-                offsets = np.arange(row_counts.sum()) - starts
-                right = order[np.repeat(first[rows], row_counts) + offsets]
-                close = np.bitwise_count(hashes[left] ^ hashes[right]) <= DISTANCE
-                pairs = np.stack([left, right], 1)[close & (left < right)]
-                if len(pairs):
-                    yield pairs
+                row_ends = np.cumsum(counts[rows])
+                shift = first[rows] - (row_ends - counts[rows])
+                right = np.repeat(shift, counts[rows]) + np.arange(row_ends[-1])
+                differing = np.repeat(ordered[lefts[rows]], counts[rows]) ^ ordered[right]
+                close = np.flatnonzero(np.bitwise_count(differing) <= DISTANCE)
+                if len(close):
+                    left = lefts[rows[np.searchsorted(row_ends, close, side="right")]]
+                    yield np.sort(np.stack([order[left], order[right[close]]], 1), axis=1)
 
 
-def _chunks(counts: np.ndarray, most: int = 1 << 21) -> Iterator[np.ndarray]:
+def _chunks(counts: np.ndarray, most: int = 1 << 18) -> Iterator[np.ndarray]:
     """Yield consecutive indices, in chunks whose ``counts`` add up to about ``most``."""
     ends = np.cumsum(counts)
     chunks = int(ends[-1]) // most + 1 if len(ends) else 0
@@ -134,15 +139,20 @@ def correlations(thumbs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def near_duplicate_groups(
-    hashes: np.ndarray, thumbs: np.ndarray, advance: Callable[[], None] = lambda: None
+    hashes: np.ndarray,
+    thumbs: np.ndarray,
+    indices: np.ndarray,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """Return groups of two or more near duplicates, ordered by their first image.
 
     Args:
         hashes: ``(n,)`` uint64.
         thumbs: ``(n, 16, 16, 3)`` uint8.
+        indices: ``(m,)`` the images to compare, ascending; groups hold these indices.
         advance: called after each batch of comparisons.
     """
+    hashes = hashes[indices]
     parent = list(range(len(hashes)))  # a union-find forest; the root is a group's first image
 
     def find_root(i: int) -> int:
@@ -157,13 +167,14 @@ def near_duplicate_groups(
             chunk = pairs[start : start + _CHUNK]
             apart = [find_root(i) != find_root(j) for i, j in chunk.tolist()]
             chunk = chunk[np.array(apart, bool)]
-            for i, j in chunk[correlations(thumbs, chunk) >= MIN_CORRELATION].tolist():
+            is_same = correlations(thumbs, indices[chunk]) >= MIN_CORRELATION
+            for i, j in chunk[is_same].tolist():
                 first, second = sorted((find_root(i), find_root(j)))
                 parent[second] = first
             advance()
     members: dict[int, list[int]] = {}
     for i in range(len(parent)):
-        members.setdefault(find_root(i), []).append(i)
+        members.setdefault(find_root(i), []).append(int(indices[i]))
     return [group for group in members.values() if len(group) > 1]
 
 
@@ -199,8 +210,7 @@ def keep_together(
     changed = 0
     for label in np.unique(labels):
         own = np.flatnonzero((labels == label) & ~flat)
-        for group in near_duplicate_groups(hashes[own], thumbs[own]):
-            members = own[group].tolist()
+        for members in near_duplicate_groups(hashes, thumbs, own):
             if len({digests[i] for i in members}) > 1 and len(members) <= largest * len(own):
                 changed += len(members)
                 for i in members:
