@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from resnetkit.evaluation.calibration import fit_temperature
 from resnetkit.evaluation.metrics import confusions
 from resnetkit.models import ResNet18_Weights, get_model
 from resnetkit.models.weights import modelfile
+from resnetkit.training import run_files
 
 
 def test_evaluation_repeats_the_metrics_of_training_exactly(trained):
@@ -71,6 +73,28 @@ def test_a_split_is_found_by_the_contents_of_its_files(trained, tmp_path, save):
     assert all_images.notes == (
         "the model was trained on 51 of these 74 images: expect an optimistic result",
     )
+
+
+def test_digests_that_do_not_fit_in_the_header_are_left_out(trained, tmp_path, monkeypatch):
+    """The validation images are found all the same."""
+    file = trained / "model.safetensors"
+    model, header = modelfile.read(file)
+    digests = {name: split["digests"] for name, split in header.data["parts"].items()}
+    assert {name: len(own) for name, own in digests.items()} == {"train": 51, "val": 9}
+    monkeypatch.setattr(run_files, "MAX_DIGESTS", 59)
+    parts = run_files.describe_splits(digests)
+    assert parts == {
+        "val": {"count": 9, "digests": digests["val"]},
+        "train": {"count": 51, "digests": []},
+    }
+    short = tmp_path / "short.safetensors"
+    modelfile.write(
+        short, model.state_dict(), replace(header, data={**header.data, "parts": parts})
+    )
+    data = trained.parent / "data"
+    assert sorted(evaluate(short, data).samples.paths) == sorted(evaluate(file, data).samples.paths)
+    with pytest.raises(DataError, match=r"no split 'train'; it has all, val"):
+        evaluate(short, data, "train")
 
 
 def test_a_missing_split_is_an_error(trained, split_folder):

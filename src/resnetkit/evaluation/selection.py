@@ -86,7 +86,7 @@ def select_split(dataset: folder.Dataset, split: str | None, header: Trained) ->
     val_is_from_train = recorded.get("val") and "train" in given and "val" not in given
     if val_is_from_train and split in ("val", None if "test" not in dataset.splits else "val"):
         return _select_by_digest(dataset.splits["train"], "val", recorded)
-    if flat is not None and recorded and split in (None, "train", "val", "all"):
+    if flat is not None and recorded and split in (None, "all", *recorded):
         return _select_by_digest(flat, split, recorded)
     available = [name for name in ("test", "val", "all", "train") if name in dataset.splits]
     name = split or available[0]

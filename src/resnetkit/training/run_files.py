@@ -22,6 +22,9 @@ from .run import FIRST_FILE, Run, RunFolder
 from .session import Session
 from .suspects import write_suspects
 
+MAX_DIGESTS = 1_500_000
+"""Most digests in a model file, at 22 bytes each: 31 MiB of the header's 64."""
+
 
 def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:
     """Claim the folder and write what is known before the first step.
@@ -128,12 +131,24 @@ def make_header(session: Session, row: dict[str, Any]) -> Header:
         recipe=shareable_recipe(recipe),
         data={
             "name": prepared.dataset.name,
-            "parts": {
-                name: {"count": len(digests), "digests": sorted(digests)}
-                for name, digests in prepared.digests.items()
-            },
+            "parts": describe_splits(prepared.digests),
         },
     )
+
+
+def describe_splits(digests: dict[str, list[str]]) -> dict[str, Any]:
+    """Return the count and the digests of each split.
+
+    Digests that do not fit in the header are left out, first those of the training images: the
+    validation images of a flat folder can only be found by theirs.
+    """
+    splits = {}
+    room = MAX_DIGESTS
+    for name in sorted(digests, reverse=True):  # val, train
+        own = digests[name] if len(digests[name]) <= room else []
+        room -= len(own)
+        splits[name] = {"count": len(digests[name]), "digests": sorted(own)}
+    return splits
 
 
 def format_epoch(row: dict[str, Any], timing: dict[str, Any], epochs: int) -> str:
