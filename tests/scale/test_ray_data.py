@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from resnetkit.errors import ModelFileError, RecipeError
-from resnetkit.scale.ray_data import check_model, resolve_address
+from resnetkit.scale import BatchPredictor
+from resnetkit.scale.ray_data import _Actor, check_model, resolve_address
 from resnetkit.storage import sha256
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="bulk prediction needs the extra ray")
@@ -57,6 +58,14 @@ def check_equal(found, expected):
         expected_values = [one.pop("probability") for one in (*wanted["top"], wanted)]
         assert row == wanted
         assert probabilities == pytest.approx(expected_values, abs=1e-5)
+
+
+def test_an_actor_lets_threads_spin_only_for_a_short_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "restored at the end")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.chdir(tmp_path)
+    _Actor(BatchPredictor("model.safetensors"), "digest", str(tmp_path))
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
 @needs_ray

@@ -148,6 +148,8 @@ class _Actor:
     def __init__(self, predictor: BatchPredictor, digest: str, folder: str) -> None:
         self._predictor = predictor
         self._digest: str | None = digest
+        # As the command line does before PyTorch is loaded; a cluster's workers do not inherit it.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         with contextlib.suppress(OSError):  # another host may not have it
             os.chdir(folder)
 
