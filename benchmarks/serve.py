@@ -331,7 +331,7 @@ def answers_photo(port: int) -> bool:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End a server and the processes that it started, which some leave behind."""
+    """Stop a server and any processes it started, because some servers leave theirs running."""
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(30)

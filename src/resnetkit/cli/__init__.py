@@ -14,8 +14,8 @@ def main() -> None:
     """Run the command ``resnet`` and exit.
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed (`predict`, `explain`, `similar`),
-    130 or 143 stopped by a signal, 141 the reader of the output is gone. Each error in
-    `resnetkit.errors` has its own.
+    130 or 143 stopped by a signal, 141 the reader of the output is gone. Errors in
+    `resnetkit.errors` set theirs as ``exit_code``.
     """
     _open_closed_streams()
     # Set before PyTorch is loaded. Its OpenMP threads wait for each other by spinning. By default

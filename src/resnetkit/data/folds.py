@@ -46,8 +46,9 @@ def assign_folds(
     """Return the fold of each image, ``(n,)`` int64 in [1, folds].
 
     Each fold holds about the same share of every class, and no group is in two folds. The result is
-    f(seed, groups, labels): the order of the images does not change it. The folds are those of
-    scikit-learn's ``StratifiedGroupKFold``, which needs a table of all groups by all classes.
+    f(seed, groups, labels): the order of the images does not change it. The folds are the
+    same as those of scikit-learn's ``StratifiedGroupKFold``, but without its table of all groups by
+    all classes.
 
     Args:
         labels: ``(n,)`` indices into ``classes``.

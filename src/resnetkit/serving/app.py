@@ -136,7 +136,7 @@ class Service:
         return "starting" if self._engine.starts <= 1 else "engine_crashed"
 
     def refusal_before_reading(self, seconds: float | None) -> Refusal | None:
-        """Return why any request for predictions would be refused now; None if it would not.
+        """Return why every prediction request would be refused now; None if there is no reason.
 
         Args:
             seconds: its deadline; None for the default one.

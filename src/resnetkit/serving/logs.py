@@ -46,7 +46,7 @@ class JsonLog:
             self._lost += 1
 
     def close(self, timeout: float = 1.0) -> None:
-        """Write the waiting lines, as far as the time allows."""
+        """Write the lines that are still queued, as time permits."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=timeout)
         self._thread.join(timeout)
@@ -59,7 +59,7 @@ class JsonLog:
 
 
 class JsonHandler(logging.Handler):
-    """Passes log records of libraries to a `JsonLog`."""
+    """Passes log records from libraries to a `JsonLog`."""
 
     def __init__(self, log: JsonLog) -> None:
         super().__init__(logging.WARNING)

@@ -48,7 +48,7 @@ class Queue:
     """Admitted images, at most `Bounds.queue_images` with `Bounds.queue_pixels`.
 
     An image counts from its admission to its answer. An image past its deadline, or whose client is
-    gone, is dropped before it is decoded or computed. Thread-safe.
+    gone, is dropped before it is decoded or run through the network. Thread-safe.
     """
 
     def __init__(self, bounds: Bounds) -> None:

@@ -110,7 +110,7 @@ def train(
             outcomes = Outcomes(state, session.data.train.split, runtime)
             with bar(label, session.batch_count(state.epoch), state.batch) as advance:
                 for batch in session.batches(image_size):
-                    session.set_training_phase()
+                    session.set_training_phase()  # early steps may freeze or skip layers
                     lr = learning_rate(resolved, state.step, session.steps)
                     with explain_out_of_memory(resolved, runtime):
                         outcome = training_step(

@@ -129,8 +129,8 @@ class Outcomes:
         fp32_hint = " or --set precision=fp32" if self.runtime.precision == "fp16" else ""
         raise TrainingError(
             f"The loss is {losses[failed[0]]} at step {outcome.step + 1}. A lower learning rate "
-            f"(--lr){fp32_hint} usually helps. The model files of the last complete epoch are "
-            f"kept. Images of this batch{ranks}: {names}"
+            f"(--lr){fp32_hint} usually helps. Earlier saves are kept. Images of this "
+            f"batch{ranks}: {names}"
         )
 
 

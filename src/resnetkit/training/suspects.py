@@ -84,7 +84,7 @@ def search_labels(run: RunFolder, session: Session) -> LabelScores:
     model, _ = modelfile.read(run.model)
     layout = memory_format(model, runtime.device, runtime.precision)
     model = model.to(runtime.device, memory_format=layout)  # type: ignore[call-overload]
-    # As in evaluation; training may decode larger images to crop them.
+    # The preprocessing of evaluation: training may decode at a larger size, to crop from.
     images = replace(session.data.train, preprocessing=recipe.preprocessing())
     features, logits = predict_features(
         model,

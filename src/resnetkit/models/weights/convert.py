@@ -56,9 +56,9 @@ def convert(
             weights, or those stored in the file (``class_to_idx`` and similar keys).
         preprocessing: fields of `resnetkit.data.preprocessing.Preprocessing`; mean and std may be
             on a scale of 0 to 255; ``bgr`` if the network takes the channels in that order. The
-            other fields come from ``preprocessing_file`` or the published weights; else resize to
-            256 and crop to 224 px, or 32 px for networks with the small stem. The decoder is
-            ``"full"``, so that the model sees the same pixels as in its own code.
+            other fields come from ``preprocessing_file`` or the published weights. Without either,
+            images are resized to 256 px and cropped to 224 px, or resized to 32 px for networks
+            with the small stem. The decoder is ``"full"``, so that the model sees the same pixels as in its own code.
         preprocessing_file: YAML or JSON with these fields. By default the YAML next to the
             checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), else
             ``config.json`` and ``preprocessor_config.json`` of a model hub.

@@ -129,7 +129,7 @@ class WeightsEnum(Enum):
         check_hash: bool = True,
         file_name: str | None = None,
     ) -> dict[str, Tensor]:
-        """Return the tensors by name, downloaded at the first call; see `download`.
+        """Return the tensors by name, downloaded at the first call; see `fetch`.
 
         Args:
             model_dir: the folder to keep the file in; by default PyTorch's cache.

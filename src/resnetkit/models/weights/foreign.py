@@ -39,7 +39,7 @@ class Recognised:
 
 @dataclass(frozen=True)
 class Facts:
-    """The properties of a ResNet that names and shapes reveal."""
+    """The properties of a ResNet that the names and shapes of its tensors reveal."""
 
     block: type[BasicBlock | Bottleneck]
     layers: list[int]
