@@ -88,7 +88,8 @@ class FeatureModel:
         directions = (vectors[:, :rank] * left_out.sqrt()).T
         model = cls(means.float().numpy(), directions.float().numpy(), 1.0)
         # The scale makes the distance of a training image count, on average, as much as its largest
-        # logit. The mean logit is subtracted because a constant added to all logits changes nothing.
+        # logit. The mean logit is subtracted because adding a constant to all logits changes
+        # nothing.
         greatest = float((logits.max(1) - logits.mean(1, dtype=np.float64)).mean())
         # An image of a class of m images moved its mean toward itself: without it, the image would
         # be m / (m - 1) times as far away. An image alone in its class has no such distance.

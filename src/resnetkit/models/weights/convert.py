@@ -58,7 +58,8 @@ def convert(
             on a scale of 0 to 255; ``bgr`` if the network takes the channels in that order. The
             other fields come from ``preprocessing_file`` or the published weights. Without either,
             images are resized to 256 px and cropped to 224 px, or resized to 32 px for networks
-            with the small stem. The decoder is ``"full"``, so that the model sees the same pixels as in its own code.
+            with the small stem. The decoder is ``"full"``, so that the model sees the same pixels
+            as in its own code.
         preprocessing_file: YAML or JSON with these fields. By default the YAML next to the
             checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), else
             ``config.json`` and ``preprocessor_config.json`` of a model hub.
