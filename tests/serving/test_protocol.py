@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -16,7 +17,7 @@ from resnetkit.serving.bounds import Bounds
 from resnetkit.serving.metrics import Metrics
 from resnetkit.serving.protocol import DeadlineProtocol, protocol_class
 from resnetkit.serving.queue import Queue
-from resnetkit.serving.server import _Uvicorn
+from resnetkit.serving.server import _ignore_new_connections, _Uvicorn
 
 from .conftest import FakeServed, Running, png, read_all, running, wait_for
 
@@ -281,3 +282,17 @@ def test_connections_that_nobody_accepted_yet_are_answered():
 
     answers = asyncio.run(run())
     assert [answer[:13] for answer in answers] == [b"HTTP/1.1 204 "] * 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's packet filter")
+def test_a_port_that_is_about_to_close_ignores_new_connections_only():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address, timeout=5) as early:
+            _ignore_new_connections(listener)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.3)
+            accepted, _ = listener.accept()
+            with accepted:
+                early.sendall(b"x")
+                assert accepted.recv(1) == b"x"
