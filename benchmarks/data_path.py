@@ -4,7 +4,7 @@
     python benchmarks/data_path.py --list 1000000        (what listing many files costs)
 
 The photos are generated: JPEGs of 500x375 and 4000x3000, quality 85. Every method produces batches
-of training images, cropped at random (8 to 100 % of the area) and mirrored at random:
+of training images, cropped at random (8 to 100% of the area) and mirrored at random:
 
 - Pillow and torchvision's transforms v1, as in every tutorial; normalized
 - torchvision's ``decode_jpeg`` and transforms v2; normalized, and once more left in uint8

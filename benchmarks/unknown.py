@@ -6,13 +6,13 @@
     python benchmarks/unknown.py seconds MODEL PHOTO
 
 PHOTOS holds ``<class>/`` or ``<split>/<class>/``. ``train`` shuffles each class and splits it into
-60 % for training, 15 % for validation and 25 % for testing. It trains a network on all classes, and
+60% for training, 15% for validation and 25% for testing. It trains a network on all classes, and
 one without each class (recipe ``finetune``, the starter weights, 64 px, 8 epochs), and stores
 logits and features in FOLDER. It continues where it was stopped.
 
 ``compare`` fits every candidate on training and validation images, and prints the area under the
 ROC curve of test photos (known) against all photos of the left-out class (unknown), and the shares
-called unknown at 5 % false alarms. ``coverage`` splits the held-out photos of the network with all
+called unknown at 5% false alarms. ``coverage`` splits the held-out photos of the network with all
 classes 100 times into one half for calibration and one for testing. It compares coverage and false
 alarms with their theoretical distributions, and compares the sizes of conformal sets. ``seconds``
 measures the time of a prediction with and without both requests.
@@ -263,7 +263,7 @@ def coverage(folder: Path) -> None:
         "RAPS, penalty 0.1": adaptive_scores(logits, 0.1),
     }
     splits = [np.random.default_rng(seed).permutation(count) for seed in range(100)]
-    print("| coverage | method | mean | of 100 splits in the 99 % interval | size | empty | one |")
+    print("| coverage | method | mean | of 100 splits in the 99% interval | size | empty | one |")
     print("|---|---|---|---|---|---|---|")
     for wanted in (0.9, 0.95, 0.99):
         for name, scores in methods.items():
@@ -293,13 +293,13 @@ def coverage(folder: Path) -> None:
         inside = within(calm, half, count - half, 1 - wanted)
         alarms = 1 - np.mean(calm) / (count - half)
         print(
-            f"false alarms requested {wanted:.0%}: {alarms:.2%}, {inside} of 100 in the 99 % "
+            f"false alarms requested {wanted:.0%}: {alarms:.2%}, {inside} of 100 in the 99% "
             "interval"
         )
 
 
 def within(covered: list[int], calibrated: int, tested: int, wanted: float) -> int:
-    """Return how many splits lie in the central 99 % of the beta-binomial distribution."""
+    """Return how many splits lie in the central 99% of the beta-binomial distribution."""
     rank = math.ceil((calibrated + 1) * wanted - 1e-9)
     exact = stats.betabinom(tested, rank, calibrated + 1 - rank)
     low, high = exact.ppf([0.005, 0.995])

@@ -15,7 +15,7 @@ the accuracy that the rule would report with the accuracy on the whole populatio
 - last epoch
 
 It prints the mean of the reported and of the real accuracy, and how often the real accuracy lies
-within the 95 % interval (Wilson) of the reported one.
+within the 95% interval (Wilson) of the reported one.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def computed() -> dict[str, str]:
     numbers["darknet53 macs"] = gmacs("darknet53", 256)
     v1, v15 = (summarize(get_skeleton("resnet50", stride_on=on)).macs for on in ("1x1", "3x3"))
     numbers["resnet50 V1"] = f"{v1 / 1e9:.3f}"
-    numbers["V1.5 over V1"] = f"{100 * (v15 / v1 - 1):.1f} %"
+    numbers["V1.5 over V1"] = f"{100 * (v15 / v1 - 1):.1f}%"
     numbers["resnet152 V1"] = gmacs("resnet152", stride_on="1x1")
     figure = {row.what: row.derived for row in tables.figure3().rows}
     numbers["VGG-16"] = f"{figure['VGG-16']:.3f}"
@@ -98,8 +98,8 @@ def test_published_numbers_are_those_of_the_paper(path):
         member.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         for member in (ResNet50_Weights.IMAGENET1K_V1, ResNet50_Weights.IMAGENET1K_V2)
     )
-    assert f"{first} %" in text
-    assert f"{second} %" in text
+    assert f"{first}%" in text
+    assert f"{second}%" in text
     assert f"{second - first:.1f} " in text
     assert ResNet50_Weights.IMAGENET1K_V2.transforms().resize_size == [232]
     vgg = torchvision.models.VGG19_Weights.IMAGENET1K_V1.meta["num_params"]
@@ -140,7 +140,7 @@ def test_measured_numbers_are_those_of_the_recorded_runs(path):
             last = [100 * one[which][-1] for one in runs if one["net"] == net]
             mean = sum(last) / len(last)
             assert (
-                f"{mean:.1f} % ({min(last):.1f} to {max(last):.1f})".replace(
+                f"{mean:.1f}% ({min(last):.1f} to {max(last):.1f})".replace(
                     " to ", " to " if path is WALKS[0] else " 到 "
                 )
                 in row[1]

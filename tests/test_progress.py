@@ -61,7 +61,5 @@ def test_one_line_silences_messages_and_bars(capsys):
 
 
 def test_messages_reach_the_handlers_of_a_program(caplog):
-    say("100 % of [images]")
-    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
-        ("INFO", "100 % of [images]")
-    ]
+    say("100% of [images]")
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("INFO", "100% of [images]")]

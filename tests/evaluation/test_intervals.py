@@ -77,7 +77,7 @@ def plain(correct, groups):
 
 @pytest.mark.parametrize("share", [0.7, 0.9, 0.97])
 def test_coverage(share):
-    """The standard error of a coverage is 0.5 %."""
+    """The standard error of a coverage is 0.5%."""
     assert coverage(share, 1.0, grouped_interval) == pytest.approx(0.95, abs=0.02)
     assert coverage(share, 0.0, grouped_interval) > 0.99  # wider than needed
     assert coverage(share, 1.0, plain) < 0.80  # what counting copies as trials would do

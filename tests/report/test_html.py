@@ -28,7 +28,7 @@ def page(trained):
 def test_a_run_ends_with_a_report(trained, page):
     metrics = json.loads((trained / "metrics.json").read_text())
     text = " ".join(text_of(page).split())
-    assert f"{100 * metrics['accuracy']:.1f} %" in text or metrics["accuracy"] == 1
+    assert f"{100 * metrics['accuracy']:.1f}%" in text or metrics["accuracy"] == 1
     assert "data · cifar_resnet20" in text
     assert "trained for 6 epochs on 51 images of data" in text
     for heading in ("Training", "Confusions", "Doubtful labels", "Recipe and commands"):
@@ -119,8 +119,8 @@ def test_a_model_file_alone_has_no_curves(trained, tmp_path):
 
 
 def test_shares_and_values_are_formatted():
-    assert html.format_percent(0.5) == "50.0 %"
-    assert html.format_percent(0.0) == "0 %"
+    assert html.format_percent(0.5) == "50.0%"
+    assert html.format_percent(0.0) == "0%"
     assert html.format_value({"a": [1, 2.50], "b": None}) == "a 1, 2.5, b none"
     assert html.format_value(False) == "no"
 

@@ -297,7 +297,7 @@ def test_sets_of_classes_and_their_column(open_page, explaining):
     text = download(page)
     assert text == expected_csv(explaining, files, text, "?coverage=0.8")
     assert json.loads(next(iter(csv.DictReader(io.StringIO(text))))["set"])
-    # Too few calibration images for 99 %: the page says so, and answers without a set.
+    # Too few calibration images for 99%: the page says so, and answers without a set.
     page.get_by_label("Set of classes").select_option("0.99")
     page.wait_for_selector("#setting-note:not(:empty)")
     assert "coverage 0.99 needs at least" in page.locator("#setting-note").inner_text()
@@ -327,7 +327,7 @@ def test_strange_photos_are_unknown(open_page, explaining, trained):
     assert labels == ["red", "unknown"]
     text = download(page)
     assert text == expected_csv(explaining, files, text, "?false_alarms=0.2")
-    # Too few calibration images for 1 %: the page says so.
+    # Too few calibration images for 1%: the page says so.
     page.get_by_label("Unknown, false alarms").select_option("0.01")
     page.wait_for_selector("#setting-note:not(:empty)")
     assert "false_alarms 0.01 needs at least" in page.locator("#setting-note").inner_text()

@@ -135,7 +135,7 @@ def test_verdicts_separate_depth_from_noise():
 
     lines = words(([0.04, 0.05], [0.6, 0.7]), ([0.02, 0.04], [0.03, 0.05]))
     assert lines[0] == (
-        "plain56 against plain20: training error 65.00 % against 4.50 %, higher with every seed"
+        "plain56 against plain20: training error 65.00% against 4.50%, higher with every seed"
     )
     assert lines[1].endswith("no difference beyond the spread of the seeds")
     assert words(([0.1], [0.2]), ([0.2, 0.3], [0.1, 0.15]))[1].endswith("lower with every seed")
@@ -158,7 +158,7 @@ def test_depths_that_the_paper_does_not_have():
 
 def test_the_table_shows_mean_and_range():
     found = [outcome("x", 0, 0.1), outcome("x", 1, 0.2), outcome("x", 2, 0.6)]
-    assert "30.00 % (10.00 to 60.00)" in runs.table(found)
+    assert "30.00% (10.00 to 60.00)" in runs.table(found)
     assert "3 seeds, 2 epochs" in runs.table(found)
 
 
@@ -183,7 +183,7 @@ def test_costs_of_the_shortcuts_by_hand():
 def test_degradation_on_digits(tmp_path):
     """Three seeds: the deeper plain net trains worse with each; the deeper residual net does not.
 
-    Measured: 4.8 to 5.0 % against 59.6 to 72.7 %, and 1.3 to 2.1 % against 1.0 to 3.0 %.
+    Measured: 4.8 to 5.0% against 59.6 to 72.7%, and 1.3 to 2.1% against 1.0 to 3.0%.
     """
     _, found = runs.compare(
         degradation.nets([20, 56]),

@@ -50,7 +50,7 @@ def scan(
 
     Pixels are kept in memory if they fit in `RAM_SHARE` of the available memory. Otherwise they go
     into a file in `disk_cache.cache_folder`, named by a hash of the digests of all images, the
-    working size and `decode.fingerprint`. Every run hashes every image, which takes 5 to 10 % of
+    working size and `decode.fingerprint`. Every run hashes every image, which takes 5 to 10% of
     the decoding time; a run that finds the file decodes nothing. `pixels.open_pixels` describes how
     the file is checked. If two runs need the same file, one writes it and the other waits. If the
     file cannot be written, a message says so, and images that do not fit in memory are decoded each

@@ -121,7 +121,7 @@ class Augmentation:
 def erase(image: Tensor, rng: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -> Tensor:
     """Return a copy with a box in the mean color, which becomes zero when normalized.
 
-    The box covers 2 % to 33 % of the image, with a height / width of 0.3 to 3.3: Zhong et al.,
+    The box covers 2% to 33% of the image, with a height / width of 0.3 to 3.3: Zhong et al.,
     arXiv:1708.04896. If none of ten tries fits, the image is returned unchanged.
 
     Args:

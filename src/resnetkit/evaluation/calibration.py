@@ -24,7 +24,7 @@ def reliability(logits: ArrayLike, labels: ArrayLike, bins: int = BINS) -> dict[
 
     Answers are sorted by probability into ``bins`` of equal width, (0, 1/15] to (14/15, 1]. The
     error is the mean distance between confidence and accuracy over the bins, weighted by the
-    number of images in each. It is 0 if, for example, 80 % of the answers with probability 80 % are
+    number of images in each. It is 0 if, for example, 80% of the answers with probability 80% are
     correct.
 
     Args:

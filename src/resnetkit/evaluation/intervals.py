@@ -38,7 +38,7 @@ def grouped_interval(
     Args:
         correct: number of images that were classified correctly.
         groups: the group of each image; at least one image.
-        z: standard deviations; the default gives the 95 % interval.
+        z: standard deviations; the default gives the 95% interval.
     """
     groups = list(groups)
     count = effective_count(groups)

@@ -22,7 +22,7 @@ SHOWN = 3
 """Number of neighbors stored with a suspect."""
 
 THRESHOLD = 2.3
-"""A label with a higher score is a suspect. The threshold was chosen so that it flags less than 1 %
+"""A label with a higher score is a suspect. The threshold was chosen so that it flags less than 1%
 of the labels of a clothing dataset without flipped labels."""
 
 MOST_CANDIDATES = 20_000

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NORMAL_95 = 1.959963984540054
-"""Standard deviations around the mean that hold 95 % of a normal distribution."""
+"""Standard deviations around the mean that hold 95% of a normal distribution."""
 
 DENSE = 100
 """Largest number of classes with every cell of the confusion matrix stored."""
@@ -44,7 +44,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def wilson_interval(correct: float, count: float, z: float = NORMAL_95) -> tuple[float, float]:
     """Return Wilson's score interval for an accuracy of ``correct`` out of ``count`` images.
 
-    The default ``z`` gives the 95 % interval (Wilson 1927, doi:10.2307/2276774). Counts may be
+    The default ``z`` gives the 95% interval (Wilson 1927, doi:10.2307/2276774). Counts may be
     fractions, as `intervals.effective_count` returns them.
 
     >>> [round(x, 3) for x in wilson_interval(95, 100)]

@@ -116,15 +116,15 @@ def render(path: Path, template: str, **values: Any) -> None:
 
 
 def format_percent(share: float, digits: int = 1) -> str:
-    """Format a share as a percentage; only an exact 1 becomes 100 %.
+    """Format a share as a percentage; only an exact 1 becomes 100%.
 
     >>> format_percent(0.98765), format_percent(1.0), format_percent(0.99999)
-    ('98.8 %', '100 %', '>99.9 %')
+    ('98.8%', '100%', '>99.9%')
     """
     text = f"{100 * share:.{digits}f}"
     if share < 1 and float(text) >= 100:
-        return f">{100 - 10**-digits:.{digits}f} %"
-    return f"{float(text):g} %" if float(text) in (0, 100) else f"{text} %"
+        return f">{100 - 10**-digits:.{digits}f}%"
+    return f"{float(text):g}%" if float(text) in (0, 100) else f"{text}%"
 
 
 def format_value(value: Any) -> str:

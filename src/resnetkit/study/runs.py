@@ -306,7 +306,7 @@ def verdicts(outcomes: Sequence[Outcome], groups: Sequence[Sequence[str]]) -> li
     for previous, net in (pair for names in groups for pair in pairwise(names)):
         old = last_errors(outcomes, previous)
         new = last_errors(outcomes, net)
-        means = f"{100 * statistics.fmean(new):.2f} % against {100 * statistics.fmean(old):.2f} %"
+        means = f"{100 * statistics.fmean(new):.2f}% against {100 * statistics.fmean(old):.2f}%"
         lines.append(f"{net} against {previous}: training error {means}, {_verdict(old, new)}")
     return lines
 
@@ -325,7 +325,7 @@ def _verdict(before: Sequence[float], after: Sequence[float]) -> str:
 
 
 def _mean_and_range(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.fmean(values):.2f} %"
+    mean = f"{100 * statistics.fmean(values):.2f}%"
     if len(values) == 1:
         return mean
     return f"{mean} ({100 * min(values):.2f} to {100 * max(values):.2f})"

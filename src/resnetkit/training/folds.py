@@ -341,7 +341,7 @@ def summarize(
         "errors": metrics["errors"],
         "accuracy": metrics["accuracy"],
         "accuracy_interval": metrics["accuracy_interval"],
-        "interval": "Wilson, 95 %",
+        "interval": "Wilson, 95%",
         "independent_images": effective_count(groups),
         "mean_accuracy": statistics.mean(row["accuracy"] for row in per_fold),
         "per_fold": per_fold,

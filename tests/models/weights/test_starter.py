@@ -41,7 +41,7 @@ def test_the_file_says_what_the_enum_says():
 def test_the_card_states_the_accuracy_and_the_hash():
     card = (STARTER.file().parent / "README.md").read_text(encoding="utf-8")
     assert SHA256 in card
-    assert f"{STARTER.meta['_metrics']['Tiny-ImageNet']['acc@1']:.2f} %" in card
+    assert f"{STARTER.meta['_metrics']['Tiny-ImageNet']['acc@1']:.2f}%" in card
     for heading in ("Data", "License", "Training", "Accuracy", "Not for"):
         assert re.search(rf"^## .*{heading}", card, re.M), heading
 
