@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from resnetkit.inference.rows import COLUMNS
-from resnetkit.serving.app import PAGE
+from resnetkit.serving.app import PAGE, PAGE_BASE
 from resnetkit.serving.served import open_served
 from resnetkit.storage import csv_line
 
@@ -490,7 +490,8 @@ def test_a_chinese_phone(open_page, explaining):
 
 
 def test_all_files_of_the_page_are_served(server):
-    for path in PAGE.iterdir():
+    base = PAGE.parents[1] / "export" / PAGE_BASE[1]
+    for path in (*PAGE.iterdir(), *base.iterdir()):
         reply = server.request("GET", f"/page/{path.name}")
         assert reply.status == 200
         if path.suffix == ".js":  # browsers run a module only if it has this type

@@ -83,8 +83,9 @@ def export_web(
             done = export(model_file, "onnx", page / MODEL, **settings)
             for name, source in files.items():
                 shutil.copyfile(source, page / name)
-            for file in (resources.files(__package__) / "web_page").iterdir():
-                (page / file.name).write_bytes(file.read_bytes())
+            for part in ("page_base", "web_page"):
+                for file in (resources.files(__package__) / part).iterdir():
+                    (page / file.name).write_bytes(file.read_bytes())
             if folder.is_dir():
                 folder.rmdir()  # it is empty; Windows does not replace folders
             page.replace(folder)

@@ -35,6 +35,7 @@ from .refusals import ClientGone, Refusal
 from .served import Served
 
 PAGE = Path(__file__).parent / "page"
+PAGE_BASE = ("resnetkit.export", "page_base")  # shared with the web page that export writes
 PARAMETERS = ("top_k", "coverage", "false_alarms", "explain")
 
 
@@ -93,7 +94,7 @@ class Service:
                 Route("/metrics", self._show_metrics),
                 Route("/openapi.json", self._schema),
                 Route("/docs", self._docs),
-                Mount("/page", StaticFiles(directory=PAGE)),
+                Mount("/page", StaticFiles(directory=PAGE, packages=[PAGE_BASE])),
             ],
             exception_handlers={
                 Refusal: _refused,

@@ -162,6 +162,7 @@ def page() -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         '<title>resnet serve: the interface</title><link rel="icon" href="/page/icon.svg">'
+        '<link rel="stylesheet" href="/page/base.css">'
         '<link rel="stylesheet" href="/page/style.css">'
         f"<main><h1>resnet serve {escape(__version__)}</h1>"
         '<p>Also available as an OpenAPI document: <a href="/openapi.json">/openapi.json</a></p>'
