@@ -41,9 +41,9 @@ from .tensorboard import TensorBoardLogger
 
 
 @pytorch_defaults()  # ignore the caller's dtype, device and autocast
-@randomness.preserve_generators()  # the caller's RNG states are restored
+@randomness.preserve_generators()  # put the caller's RNG states back afterwards
 @connected()  # join the other ranks if torchrun started us
-@restored_threads()  # the caller's number of threads is restored
+@restored_threads()  # put the caller's number of threads back afterwards
 def train(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -69,14 +69,14 @@ def train(
             published weights are available to start from, else ``fast``.
         out: the run folder; by default a new one under ``runs/``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        workers: threads that read images; by default one per core. The number does not change the
+        workers: threads that read images; by default one per core. The number does not affect the
             result.
         resume: continue a run that was stopped or killed; start one if there is nothing to resume.
             On a CPU, the result is bit-identical to that of an uninterrupted run. On a GPU, cuDNN
             may choose other kernels.
         tensorboard: also write the history for TensorBoard, into ``tensorboard/`` of the run.
         show_plan: measure a few steps and print the plan before training.
-        corrections: a ``suspects.csv`` with verdicts, which relabel or drop images; see
+        corrections: a ``suspects.csv`` whose verdicts relabel or drop images; see
             `read_corrections`. A resumed run keeps its own.
         settings: values for recipe fields, as in ``epochs=5``.
 
@@ -85,79 +85,71 @@ def train(
         TrainingError: the loss is not finite, or the saved state belongs to a different run.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    # Start a run, or continue one where it stopped: `open_run`, below, finds its folder and reads
-    # the images; `set_up` (session.py) makes the network, the optimizer and the loader.
+    # Start a run, or continue one where it stopped. `open_run`, below, reads the images, makes the
+    # network, the optimizer and the loader, and restores `session.state` from what was saved.
     session, run_folder, saved = open_run(
         data, recipe, out, device, workers, resume, show_plan, corrections, settings
     )
-    resolved = session.recipe  # the recipe with a value for every field
-    runtime = session.runtime
-    state = session.state  # everything that training changes
+    full_recipe = session.recipe  # every field has a value
+    patience = full_recipe.patience  # epochs without improvement
+    runtime = session.runtime  # device, precision, rank
+    state = session.state  # all that training changes: weights, moments, epoch, batch, history, ...
     if saved is not None and runtime.on_main(run_folder.is_finished):
         say(f"{run_folder.path} is already finished; nothing was changed.")
-        return runtime.on_main(run_folder.result, resolved, state.history)
+        return runtime.on_main(run_folder.result, full_recipe, state.history)
 
-    checkpoints = Checkpoints(run_folder.path / "state", resolved.checkpoint_seconds, saved)
+    checkpoints = Checkpoints(run_folder.path / "state", full_recipe.checkpoint_seconds, saved)
     logger = TensorBoardLogger(
         run_folder.path / "tensorboard" if tensorboard and runtime.is_main else None
     )
     with checkpoints, logger, session.tuned(), Interrupts() as interrupts:
-        runtime.on_main(checkpoints.lock)
-        while state.epoch < session.epochs and not state.has_stopped_improving(resolved.patience):
-            # Train for one epoch. Its order and its augmentation are f(seed, epoch).
-            image_size = resolved.train_size(state.epoch)
+        runtime.on_main(checkpoints.lock)  # no other process may write to this run
+        while state.epoch < session.epochs and not state.has_stopped_improving(patience):
+            # Train for one epoch, or for the rest of it if the run stopped at `state.batch`.
+            image_size = full_recipe.train_size(state.epoch)
+            pending = Outcomes(state, session.data.train.split, runtime)  # fills `state.tally`
             label = f"epoch {state.epoch + 1}/{session.epochs}"
-            outcomes = Outcomes(state, session.data.train.split, runtime)
-            with bar(label, session.batch_count(state.epoch), state.batch) as advance:
+            progress = bar(label, session.batch_count(state.epoch), state.batch)
+            with progress as advance, explain_out_of_memory(full_recipe, runtime):
+                # Shuffling and augmentation depend only on the seed and the position.
                 for batch in session.batches(image_size):
-                    session.set_training_phase()  # early steps may freeze or skip layers
-                    lr = learning_rate(resolved, state.step, session.steps)
-                    with explain_out_of_memory(resolved, runtime):
-                        outcome = training_step(
-                            state, batch, resolved, runtime, lr, session.class_weights
-                        )
-                    outcomes.add(outcome, batch.indices)
+                    session.set_training_phase()  # model.train(); early steps may freeze layers
+                    lr = learning_rate(full_recipe, state.step, session.steps)
+                    outcome = training_step(
+                        state, batch, full_recipe, runtime, lr, session.class_weights
+                    )
+                    pending.add(outcome, batch.indices)
                     state.end_step()
-                    # The ranks agree on what to do next. The same exchange reads the outcome of
-                    # the previous step, so that a GPU never waits for the CPU between two steps.
-                    is_due, signal = outcomes.exchange(checkpoints.is_due(), interrupts.received)
-                    if is_due or signal:
-                        save(session, checkpoints, outcomes)
+                    # All ranks save or stop at the same step, so they exchange what each one wants.
+                    # This also reads the loss of the previous step: a GPU never waits for the CPU.
+                    save_due, signal = pending.exchange(checkpoints.is_due(), interrupts.received)
+                    if save_due or signal:
+                        save(session, checkpoints, pending)
                     if signal:
                         stop(session, run_folder, checkpoints, signal)  # raises Interrupted
                     advance(state.tally.text())
-            outcomes.drain()
+            pending.drain()  # read the loss of the last step
+            state.check_finite()  # an epoch that ended in NaN is never recorded
 
-            # Validate. The model is kept if its accuracy is the highest so far, or within one
-            # standard error of it.
+            # Validate on the main rank, and record the epoch.
             started = time.perf_counter()
-            state.check_finite()
-            measured = runtime.on_main(validate, session)
-            row = {
-                "epoch": state.epoch + 1,
-                "image_size": image_size,
-                # Of the last step. Not `lr`: a run resumed after the last batch has not set it.
-                "lr": learning_rate(resolved, state.step - 1, session.steps),
-                "train_loss": state.tally.loss,
-                "train_accuracy": state.tally.accuracy,
-                **measured,
-            }
-            is_kept = state.end_epoch(
-                row,
-                val_seconds=time.perf_counter() - started,
-                val_images=len(session.data.val),
-            )
+            scores = runtime.on_main(validate, session)
+            seconds = time.perf_counter() - started
+            row = epoch_row(session, image_size, scores)
+            # The model is kept if its accuracy is the highest so far, or within one standard error
+            # of it; without validation images, always.
+            is_kept = state.end_epoch(row, val_seconds=seconds, val_images=len(session.data.val))
             if runtime.is_main:
                 write_epoch(run_folder, session, row, is_kept)
                 logger.write(row)
             say(format_epoch(row, state.timings[-1], session.epochs))
-            save(session, checkpoints, outcomes)
-            _, signal = outcomes.exchange(False, interrupts.received)
+            save(session, checkpoints, pending)
+            _, signal = pending.exchange(False, interrupts.received)  # received since the last step
             if signal:
                 stop(session, run_folder, checkpoints, signal)
         runtime.on_main(checkpoints.finish)
     if state.epoch < session.epochs:
-        say(f"No improvement in the last {resolved.patience} epochs; stopped early.")
+        say(f"No improvement in the last {patience} epochs; stopped early.")
 
     # Evaluate the saved file, through the code that `resnet evaluate` runs, and write the report.
     return runtime.on_main(finish_run, run_folder, session)
@@ -173,9 +165,9 @@ def training_step(
 ) -> Outcome:
     """Run forward and backward on a batch and update the weights.
 
-    A batch may be computed in several micro-batches (``accumulate``), whose gradients add up; only
-    batch norm sees the difference. Each rank computes its share of a batch. The mean loss of the
-    whole batch is the sum over micro-batches and ranks.
+    A batch may be computed in several micro-batches (``accumulate``), whose gradients add up; the
+    result differs only through batch norm. Each rank computes its share of a batch. The mean loss
+    of the whole batch is the sum over micro-batches and ranks.
 
     Args:
         state: model, optimizer and position.
@@ -186,10 +178,11 @@ def training_step(
         class_weights: ``(classes,)`` float32, the weight of each class in the loss.
 
     Returns:
-        Loss, number of correct images, and margins, on the device. Nothing here waits for it.
+        Loss, number of correct images, and margins, on the device. The CPU does not wait
+        for it.
     """
     set_learning_rate(state.optimizer, lr)
-    # Random numbers that the network itself draws, as for dropout, are f(seed, step, rank).
+    # The network may draw random numbers too, as for dropout: f(seed, step, rank).
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
@@ -238,7 +231,8 @@ def rank_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize and mix this rank's share of a batch.
 
-    The first image of a share may be there only to be mixed into the next one (``lead``).
+    With mixing, a share may start with ``lead`` extra images, which are only mixed into the next
+    image and then dropped.
 
     Returns:
         Images ``(n, C, S, S)``; targets, which are labels ``(n,)``, or probabilities
@@ -253,18 +247,18 @@ def rank_inputs(
     return images, targets[batch.lead :], labels[batch.lead :]
 
 
-def save(session: Session, checkpoints: Checkpoints, outcomes: Outcomes) -> None:
-    """Save the state once its loss is known to be finite. All ranks must call this.
+def save(session: Session, checkpoints: Checkpoints, pending: Outcomes) -> None:
+    """Check that the loss and the weights are finite, and save the state. All ranks must call this.
 
     Args:
         session: its state is saved.
         checkpoints: where it is saved.
-        outcomes: the outcomes of this epoch that have not been read yet.
+        pending: the outcomes of this epoch that have not been read yet.
 
     Raises:
         TrainingError: the loss or a weight is not finite.
     """
-    outcomes.drain()
+    pending.drain()
     session.state.check_finite()
     session.runtime.on_main(lambda: checkpoints.save(session.state.snapshot()))
 
@@ -287,7 +281,7 @@ def stop(session: Session, run_folder: RunFolder, checkpoints: Checkpoints, sign
 
 
 def validate(session: Session) -> dict[str, float]:
-    """Return ``val_loss`` and ``val_accuracy``; nothing without validation images.
+    """Return ``val_loss`` and ``val_accuracy``, or an empty dict without validation images.
 
     On a CPU they equal the results of `evaluate`. On a GPU, validation is faster than `evaluate`:
     it runs in the training precision, in batches that need no more memory than training does.
@@ -308,6 +302,25 @@ def validate(session: Session) -> dict[str, float]:
     return {"val_loss": loss, "val_accuracy": accuracy}
 
 
+def epoch_row(session: Session, image_size: int, scores: dict[str, float]) -> dict[str, Any]:
+    """Return the row of the history for the epoch that just ended.
+
+    Args:
+        session: the run.
+        image_size: side of the training images in pixels.
+        scores: as `validate` returns them.
+    """
+    state = session.state
+    return {
+        "epoch": state.epoch + 1,
+        "image_size": image_size,
+        "lr": learning_rate(session.recipe, state.step - 1, session.steps),  # of the last step
+        "train_loss": state.tally.loss,
+        "train_accuracy": state.tally.accuracy,
+        **scores,
+    }
+
+
 def open_run(
     data: str | os.PathLike[str],
     recipe: str | Path | None,
@@ -326,12 +339,12 @@ def open_run(
     Returns:
         The session, its run folder, and the saved state if the run is resumed.
     """
-    # Find the folder and the recipe, which a stopped run has recorded.
-    typed = {"resume": resume, "recipe": recipe, "device": device, **settings}
+    # Find the folder and the recipe. A stopped run has recorded both.
+    typed_options = {"resume": resume, "recipe": recipe, "device": device, **settings}
     runtime = pick(device)  # its precision follows from the recipe, in set_up
-    named_run = runtime.on_main(recorded_arguments, data, out, recipe, resume)
-    if named_run is not None:
-        out, recipe, data = named_run
+    recorded_run = runtime.on_main(recorded_arguments, data, out, recipe, resume)
+    if recorded_run is not None:  # `data` is a run folder
+        out, recipe, data = recorded_run
     dataset = read_dataset(data)
 
     def open_folder() -> tuple[RunFolder, Snapshot | None, Recipe | None, Corrections | None]:
@@ -344,7 +357,9 @@ def open_run(
 
     run_folder, saved, recorded, corrected = runtime.on_main(open_folder)
     requested = runtime.on_main(resolve_recipe, recipe, settings, recorded)
-    check_hosts(dataset, requested, run_folder, runtime, typed=typed, is_resumed=saved is not None)
+    check_hosts(
+        dataset, requested, run_folder, runtime, typed=typed_options, is_resumed=saved is not None
+    )
 
     # Prepare the images, the network, the optimizer and the loader. This completes the recipe.
     session = set_up(
@@ -367,7 +382,7 @@ def open_run(
         say(f"results in    {run_folder.path}{note}\n")
         return session, run_folder, None
 
-    # The command and the split only make the errors of `restore` more helpful.
+    # The command and the split are used only in the error messages of `restore`.
     is_finished = runtime.on_main(run_folder.is_finished)
     extend_command = (
         runtime.on_main(run_folder.extend_command, data, session.recipe) if is_finished else ""
