@@ -1,21 +1,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from .command import resnet
+
 
 def check(*arguments):
-    command = [sys.executable, "-m", "resnetkit", "check", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, timeout=120
-    )
+    return resnet("check", *arguments, text=True)
 
 
 @pytest.fixture

@@ -15,16 +15,7 @@ from PIL import Image
 
 import resnetkit
 
-
-def resnet(*arguments, cwd=None, input=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "resnetkit", *map(str, arguments)],
-        capture_output=True,
-        cwd=cwd,
-        input=input,
-        env={**os.environ, "COLUMNS": "100", **environment},
-        timeout=300,
-    )
+from .command import resnet
 
 
 def test_rows_are_in_the_order_of_the_sources(model, images, tmp_path):

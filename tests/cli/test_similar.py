@@ -2,23 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-
-def resnet(*arguments, cwd=None, input=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "resnetkit", *map(str, arguments)],
-        capture_output=True,
-        cwd=cwd,
-        input=input,
-        env={**os.environ, "COLUMNS": "100", **environment},
-        timeout=300,
-    )
+from .command import resnet
 
 
 def rows(done):

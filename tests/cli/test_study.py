@@ -9,15 +9,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from .command import resnet as run
+
 
 def resnet(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "resnetkit", "study", *map(str, arguments)],
-        capture_output=True,
-        cwd=cwd,
-        text=True,
-        timeout=300,
-    )
+    return run("study", *arguments, cwd=cwd, text=True)
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy():

@@ -13,6 +13,8 @@ import resnetkit
 from resnetkit.cli import tables
 from resnetkit.errors import DataError
 
+from .command import resnet
+
 RED, BELL, TITLE = "\x1b[31m", "\x07", "\x9b2J"
 
 
@@ -50,14 +52,7 @@ def test_plan_and_messages_of_training_are_filtered(evil, small, tmp_path, capsy
 @pytest.mark.slow
 def test_no_command_prints_a_name_unescaped(evil, model, tmp_path):
     def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "resnetkit", *map(str, arguments)],
-            capture_output=True,
-            encoding="utf-8",
-            env={**os.environ, "COLUMNS": "100"},
-            timeout=300,
-            check=False,
-        )
+        done = resnet(*arguments, text=True)
         output = done.stdout + done.stderr
         assert not dangerous(output), output
         return done
@@ -107,10 +102,7 @@ def test_a_typed_path_stays_on_one_line(tmp_path):
         (["similar", name, "q"], 2, "No query was given. Type:"),
     ]  # fmt: skip
     for arguments, code, words in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "resnetkit", *arguments],
-            capture_output=True, text=True, cwd=tmp_path, timeout=120,
-        )  # fmt: skip
+        done = resnet(*arguments, cwd=tmp_path, text=True)
         lines = done.stderr.splitlines()
         assert (done.returncode, words in lines[0]) == (code, True), done.stderr
         assert len(lines) == (2 if code == 2 else 1)

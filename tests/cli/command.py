@@ -1,0 +1,73 @@
+"""Run the command ``resnet`` in a process of its own, forked from one that has imported PyTorch.
+
+Importing PyTorch takes seconds of processor time, and hundreds of tests run the command.
+"""
+
+import functools
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+IMPORTED = (
+    "torch",
+    "matplotlib.pyplot",
+    "resnetkit.training.loop",
+    "resnetkit.inference.predictor",
+)
+INHERITED = {"COLUMNS"}
+"""Variables that Python and PyTorch read only when the command runs; others need a new process."""
+
+
+def resnet(*arguments, cwd=None, input=None, text=False, **environment):
+    """Run the command and return the finished process, as `subprocess.run` does.
+
+    Args:
+        arguments: of the command.
+        cwd: the folder it runs in.
+        input: standard input.
+        text: whether ``stdout`` and ``stderr`` are strings, not bytes.
+        environment: further variables; with any but COLUMNS, Python starts anew.
+    """
+    arguments = [str(argument) for argument in arguments]
+    is_new = not set(environment) <= INHERITED or os.name != "posix"
+    environment = {**os.environ, "COLUMNS": "100", **environment}
+    if is_new:
+        command = [sys.executable, "-m", "resnetkit", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, cwd=cwd, input=input, env=environment, timeout=300
+        )
+    else:
+        done = _forked(arguments, cwd or os.getcwd(), input, environment)
+    if text:
+        done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    return done
+
+
+def _forked(arguments, cwd, input, environment):
+    with tempfile.TemporaryDirectory(prefix="command-") as folder:
+        streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
+        for path in streams:
+            path.write_bytes(input or b"" if path.name == "stdin" else b"")
+        request = (arguments, str(cwd), environment, [str(path) for path in streams])
+        script = str(Path(__file__).with_name("forked.py"))
+        process = _server().Process(
+            target=runpy.run_path, args=(script, {"REQUEST": request}, "__main__")
+        )
+        process.start()
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(arguments, 300)
+        output = [path.read_bytes() for path in streams[1:]]
+        return subprocess.CompletedProcess(arguments, process.exitcode, *output)
+
+
+@functools.cache
+def _server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
