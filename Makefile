@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train, evaluate and predict on the embedded handwritten digits
 	$(BIN)/resnet demo
 
-test: $(STAMP)  ## everything quick: about five minutes on two cores
+test: $(STAMP)  ## everything quick: about eight minutes on two cores
 	$(BIN)/python -m pytest
 
 # Without AVX-512, PyTorch computes as in test-avx2 anyway.
