@@ -3,7 +3,7 @@
     python benchmarks/which_epoch.py record SIGNS CURVES.npz --seed 0
     python benchmarks/which_epoch.py compare CURVES.npz...
 
-``record`` trains on a tenth of the photos, by default as ``resnet train`` does without a flag, and
+``record`` trains on a tenth of the photos (``--share``), as ``resnet train`` does, and
 stores for every epoch which of up to 1,000 other photos were classified correctly, and their loss.
 ``compare`` takes these photos as the population, and draws 1,000 validation splits of 50, 150 and
 400 of them, with replacement (bootstrap). On each it selects an epoch by each rule, and compares
@@ -11,7 +11,7 @@ the accuracy that the rule would report with the accuracy on the whole populatio
 
 - highest accuracy, and at equal accuracy the lowest loss
 - lowest loss
-- one standard error: the last epoch whose accuracy is at most one standard error below the highest
+- one or two standard errors: the last epoch whose accuracy is at most that far below the highest
 - last epoch
 
 It prints the mean of the reported and of the real accuracy, and how often the real accuracy lies
@@ -39,16 +39,16 @@ from resnetkit.training import loop
 SPLITS, POOL = 1000, 1000
 
 
-def record(photos: Path, out: Path, seed: int, settings: dict[str, Any]) -> None:
+def record(photos: Path, out: Path, seed: int, share: float, settings: dict[str, Any]) -> None:
     rng = random.Random(seed)
     rows = ["path,label,split"]
     others: list[str] = []
     for folder in sorted(path for path in photos.iterdir() if path.is_dir()):
         images = sorted(folder.iterdir())
         rng.shuffle(images)
-        tenth = max(2, len(images) // 10)
-        rows += [f"{image.absolute()},{folder.name},train" for image in images[:tenth]]
-        others += [f"{image.absolute()},{folder.name},val" for image in images[tenth:]]
+        count = max(2, int(len(images) * share))
+        rows += [f"{image.absolute()},{folder.name},train" for image in images[:count]]
+        others += [f"{image.absolute()},{folder.name},val" for image in images[count:]]
     rows += rng.sample(others, min(POOL, len(others)))
     correct: list[np.ndarray] = []
     losses: list[np.ndarray] = []
@@ -69,19 +69,23 @@ def record(photos: Path, out: Path, seed: int, settings: dict[str, Any]) -> None
     np.savez_compressed(out, correct=np.stack(correct), losses=np.stack(losses))
 
 
-def one_standard_error(accuracies: np.ndarray, losses: np.ndarray, count: int) -> int:
-    kept = 0
-    rows = [{"val_accuracy": accuracy} for accuracy in accuracies]
-    for epoch in range(len(rows)):
-        if replaces_kept(rows[: epoch + 1], count):
-            kept = epoch
-    return kept
+def within_errors(number: int) -> Callable[[np.ndarray, np.ndarray, int], int]:
+    def rule(accuracies: np.ndarray, losses: np.ndarray, count: int) -> int:
+        kept = 0
+        rows = [{"val_accuracy": accuracy} for accuracy in accuracies]
+        for epoch in range(len(rows)):
+            if replaces_kept(rows[: epoch + 1], count, number):
+                kept = epoch
+        return kept
+
+    return rule
 
 
 RULES: dict[str, Callable[[np.ndarray, np.ndarray, int], int]] = {
     "highest accuracy": lambda accuracies, losses, count: int(np.lexsort((losses, -accuracies))[0]),
     "lowest loss": lambda accuracies, losses, count: int(losses.argmin()),
-    "one standard error": one_standard_error,
+    "one standard error": within_errors(1),
+    "two standard errors": within_errors(2),
     "last epoch": lambda accuracies, losses, count: len(accuracies) - 1,
 }
 
@@ -118,6 +122,7 @@ def main() -> None:
     recording.add_argument("photos", type=Path)
     recording.add_argument("out", type=Path)
     recording.add_argument("--seed", type=int, default=0)
+    recording.add_argument("--share", type=float, default=0.1, help="of each class, to train on")
     recording.add_argument("--weights", default="auto")
     recording.add_argument("--epochs", type=int)
     comparing = commands.add_parser("compare")
@@ -125,7 +130,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "record":
         settings = {"weights": args.weights, "epochs": args.epochs}
-        record(args.photos, args.out, args.seed, {k: v for k, v in settings.items() if v})
+        settings = {key: value for key, value in settings.items() if value}
+        record(args.photos, args.out, args.seed, args.share, settings)
     else:
         compare(args.curves)
 

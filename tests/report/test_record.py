@@ -23,24 +23,24 @@ def standard_error(accuracy, images):
 
 
 @pytest.mark.parametrize("images", [1, 20, 153, 10_000])
-def test_it_is_the_last_within_a_standard_error_of_the_highest_of_all(images):
+def test_it_is_the_last_within_two_standard_errors_of_the_highest_of_all(images):
     rng = np.random.default_rng(images)
     for _ in range(50):
         accuracies = rng.integers(0, images + 1, 30) / images
         highest = accuracies.max()
-        lowest = highest - standard_error(highest, images)
+        lowest = highest - 2 * standard_error(highest, images)
         assert keep(accuracies.tolist(), images) == np.flatnonzero(accuracies >= lowest)[-1]
 
 
-def test_of_153_photos_three_more_errors_are_chance_and_nine_are_not():
+def test_of_153_photos_eight_more_errors_are_chance_and_ten_are_not():
     # 130 of 153: the standard error is 2.9 points, 4.5 photos.
-    assert keep([100 / 153, 130 / 153, 127 / 153], 153) == 2
-    assert keep([100 / 153, 130 / 153, 121 / 153], 153) == 1
+    assert keep([100 / 153, 130 / 153, 122 / 153], 153) == 2
+    assert keep([100 / 153, 130 / 153, 120 / 153], 153) == 1
 
 
-def test_after_a_perfect_epoch_one_error_is_chance_and_five_are_not():
-    assert keep([0.9, 1.0, 0.99], 100) == 2
-    assert keep([0.9, 1.0, 0.95], 100) == 1
+def test_after_a_perfect_epoch_two_errors_are_chance_and_six_are_not():
+    assert keep([0.9, 1.0, 0.98], 100) == 2
+    assert keep([0.9, 1.0, 0.94], 100) == 1
 
 
 def test_without_validation_the_last_is_kept():

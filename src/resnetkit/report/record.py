@@ -61,26 +61,30 @@ def epoch_rank(row: dict[str, Any]) -> tuple[float, float]:
     return row["val_accuracy"], -row["val_loss"]
 
 
-def replaces_kept(history: Sequence[dict[str, Any]], images: int) -> bool:
+def replaces_kept(
+    history: Sequence[dict[str, Any]], images: int, standard_errors: float = 2
+) -> bool:
     """Return whether the model of the last epoch replaces the one that a run kept before.
 
-    It does if its validation accuracy is at most one standard error below the highest so far (the
-    one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984). With few
-    images, the highest of many accuracies is mostly luck: it is too high, and a later model,
-    trained at lower learning rates, is better on other images (benchmarks/which_epoch.py). The
-    standard error adds two images of each outcome, so that it is not 0 if all are correct (Agresti
-    and Coull 1998, doi:10.1080/00031305.1998.10480550).
+    It does if its validation accuracy is at most two standard errors below the highest so far. With
+    few images, the highest of many accuracies is mostly luck: it is too high, and a later model,
+    trained at lower learning rates, is better on other images. The usual rule allows one standard
+    error (Breiman et al., Classification and Regression Trees, 1984); it still kept early models
+    whose accuracy was too high (benchmarks/which_epoch.py). The standard error adds two images of
+    each outcome, so that it is not 0 if all are correct (Agresti and Coull 1998,
+    doi:10.1080/00031305.1998.10480550).
 
     Args:
         history: one row per epoch.
         images: number of validation images. Without any, every epoch replaces the one before it.
+        standard_errors: how far below the highest accuracy a later one may be.
     """
     if not images:
         return True
     highest = max(row["val_accuracy"] for row in history)
     share = (highest * images + 2) / (images + 4)
     standard_error = math.sqrt(share * (1 - share) / (images + 4))
-    return bool(history[-1]["val_accuracy"] >= highest - standard_error)
+    return bool(history[-1]["val_accuracy"] >= highest - standard_errors * standard_error)
 
 
 def kept_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def train(
             scores = runtime.on_main(validate, session)
             seconds = time.perf_counter() - started
             row = epoch_row(session, image_size, scores)
-            # The model is kept if its accuracy is the highest so far, or within one standard error
+            # The model is kept if its accuracy is the highest so far, or within two standard errors
             # of it; without validation images, always.
             is_kept = state.end_epoch(row, val_seconds=seconds, val_images=len(session.data.val))
             if runtime.is_main:
