@@ -28,7 +28,8 @@ def page(trained):
 def test_a_run_ends_with_a_report(trained, page):
     metrics = json.loads((trained / "metrics.json").read_text())
     text = " ".join(text_of(page).split())
-    assert f"{100 * metrics['accuracy']:.1f}%" in text or metrics["accuracy"] == 1
+    accuracy = html.format_percent(metrics["accuracy"])
+    assert f'<div class="big">{accuracy.removesuffix("%")}<small>%</small></div>' in page
     assert "data · cifar_resnet20" in text
     assert "trained for 6 epochs on 51 images of data" in text
     for heading in ("Training", "Confusions", "Doubtful labels", "Recipe and commands"):
