@@ -27,10 +27,10 @@ demo: $(STAMP)  ## train, evaluate and predict on the embedded handwritten digit
 test: $(STAMP)  ## everything quick: about eight minutes on two cores
 	$(BIN)/python -m pytest
 
-# Without AVX-512, PyTorch computes as in test-avx2 anyway.
-test-all: lint  ## the slow ones too, the linters, and test-avx2: what CI runs
+# A processor without AVX-512 has just run the tests of test-avx2 in this way.
+test-all: lint  ## the slow ones too, the linters, and with AVX-512 test-avx2: what CI runs
 	$(BIN)/python -m pytest -m "slow or not slow"
-	if grep -q avx512f /proc/cpuinfo; then $(AVX2) $(BIN)/python -m pytest $(NUMERICAL); fi
+	if grep -qs avx512f /proc/cpuinfo; then $(AVX2) $(BIN)/python -m pytest $(NUMERICAL); fi
 
 test-avx2: $(STAMP)  ## the quick tests of the packages that compute, as on a processor without AVX-512
 	$(AVX2) $(BIN)/python -m pytest $(NUMERICAL)

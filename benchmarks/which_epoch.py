@@ -3,7 +3,7 @@
     python benchmarks/which_epoch.py record SIGNS CURVES.npz --seed 0
     python benchmarks/which_epoch.py compare CURVES.npz...
 
-``record`` trains on a tenth of the photos (``--share``), as ``resnet train`` does, and
+``record`` trains on a share of each class (``--share``), as ``resnet train`` does, and
 stores for every epoch which of up to 1,000 other photos were classified correctly, and their loss.
 ``compare`` takes these photos as the population, and draws 1,000 validation splits of 50, 150 and
 400 of them, with replacement (bootstrap). On each it selects an epoch by each rule, and compares
@@ -11,7 +11,7 @@ the accuracy that the rule would report with the accuracy on the whole populatio
 
 - highest accuracy, and at equal accuracy the lowest loss
 - lowest loss
-- one or two standard errors: the last epoch whose accuracy is at most that far below the highest
+- one or two standard errors: the last epoch no more than that far below the highest
 - last epoch
 
 It prints the mean of the reported and of the real accuracy, and how often the real accuracy lies

@@ -73,7 +73,7 @@ class PublishedWeights(SphinxDirective):
         for name in models.weights.__all__:
             for member in getattr(models, name):
                 ((images, accuracy),) = member.meta["_metrics"].items()
-                cells = [images, f"{accuracy['acc@1']} %", f"{accuracy['acc@5']} %"]
+                cells = [images, f"{accuracy['acc@1']}%", f"{accuracy['acc@5']}%"]
                 cells.append(f"{member.meta['num_params']:,}")
                 rows.append([[nodes.literal("", str(member))], *([nodes.Text(c)] for c in cells)])
         return [

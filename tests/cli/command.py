@@ -1,6 +1,7 @@
-"""Run the command ``resnet`` in a process of its own, forked from one that has imported PyTorch.
+"""Run ``resnet`` in its own process, forked from one that has already imported PyTorch.
 
-Importing PyTorch takes seconds of processor time, and hundreds of tests run the command.
+Importing PyTorch takes seconds of processor time, and the tests run the command a hundred times.
+PyTorch is loaded before the command can set variables for it, such as GOMP_SPINCOUNT.
 """
 
 import functools
@@ -26,11 +27,11 @@ def resnet(*arguments, cwd=None, input=None, text=False, **environment):
     """Run the command and return the finished process, as `subprocess.run` does.
 
     Args:
-        arguments: of the command.
+        arguments: the command's arguments.
         cwd: the folder it runs in.
         input: standard input.
         text: whether ``stdout`` and ``stderr`` are strings, not bytes.
-        environment: further variables; with any but COLUMNS, Python starts anew.
+        environment: further variables; any but COLUMNS needs a new Python process.
     """
     arguments = [str(argument) for argument in arguments]
     is_new = not set(environment) <= INHERITED or os.name != "posix"

@@ -1,4 +1,4 @@
-"""What a process that `command.resnet` forks runs: the command, as ``python -m resnetkit`` does."""
+"""Run ``python -m resnetkit`` in a process that `command.resnet` has forked."""
 
 import atexit
 import os
@@ -21,4 +21,4 @@ if __name__ == "__main__":
     try:
         runpy.run_module("resnetkit", run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # multiprocessing ends a process without them
+        atexit._run_exitfuncs()  # multiprocessing skips them

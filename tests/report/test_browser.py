@@ -99,10 +99,10 @@ def test_tables_sort_and_filter(open_page, reports):
     page.locator("#per-class").get_by_role("button", name="class", exact=True).dblclick()
     assert column(1) == ["red", "green", "blue"]
     page.locator("#per-class").get_by_role("button", name="F1", exact=True).click()
-    shares = [float(text.rstrip(" %")) for text in column(6)]
+    shares = [float(text.rstrip("%")) for text in column(6)]
     assert shares == sorted(shares, reverse=True)
     page.locator("#per-class").get_by_role("button", name="F1", exact=True).click()
-    assert [float(text.rstrip(" %")) for text in column(6)] == sorted(shares)
+    assert [float(text.rstrip("%")) for text in column(6)] == sorted(shares)
     page.get_by_label("Filter classes").fill("GRE")
     assert column(1) == ["green"]
     assert page.locator("#per-class-count").inner_text() == "1 of 3"

@@ -251,8 +251,8 @@ def expected_csv(
 ) -> str:
     """Return the file that `resnet predict --format csv` writes for the answers of the server.
 
-    The page's images may have been computed in one batch, those of this function never are. That
-    changes the last bits of a number, so numbers within 1e-4 of those `found` are taken from there.
+    The page may have computed its images in one batch; this function never does. That changes the
+    last bits of a number, so a number within 1e-4 of the one in `found` is replaced by it.
     """
     digest = server.request("GET", "/model").json["model"]
     lines = []

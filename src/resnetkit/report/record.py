@@ -77,7 +77,7 @@ def replaces_kept(
     Args:
         history: one row per epoch.
         images: number of validation images. Without any, every epoch replaces the one before it.
-        standard_errors: how far below the highest accuracy a later one may be.
+        standard_errors: how many of them a later accuracy may be below the highest.
     """
     if not images:
         return True

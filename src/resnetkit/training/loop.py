@@ -41,9 +41,9 @@ from .tensorboard import TensorBoardLogger
 
 
 @pytorch_defaults()  # ignore the caller's dtype, device and autocast
-@randomness.preserve_generators()  # put the caller's RNG states back afterwards
+@randomness.preserve_generators()  # restore the caller's RNG states afterwards
 @connected()  # join the other ranks if torchrun started us
-@restored_threads()  # put the caller's number of threads back afterwards
+@restored_threads()  # restore the caller's number of threads afterwards
 def train(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -91,7 +91,7 @@ def train(
         data, recipe, out, device, workers, resume, show_plan, corrections, settings
     )
     full_recipe = session.recipe  # every field has a value
-    patience = full_recipe.patience  # epochs without improvement
+    patience = full_recipe.patience  # epochs without improvement, or None
     runtime = session.runtime  # device, precision, rank
     state = session.state  # all that training changes: weights, moments, epoch, batch, history, ...
     if saved is not None and runtime.on_main(run_folder.is_finished):
@@ -113,15 +113,16 @@ def train(
             with progress as advance, explain_out_of_memory(full_recipe, runtime):
                 # Shuffling and augmentation depend only on the seed and the position.
                 for batch in session.batches(image_size):
-                    session.set_training_phase()  # model.train(); early steps may freeze layers
+                    session.set_training_phase()  # model.train(), maybe with frozen layers
                     lr = learning_rate(full_recipe, state.step, session.steps)
                     outcome = training_step(
                         state, batch, full_recipe, runtime, lr, session.class_weights
                     )
                     pending.add(outcome, batch.indices)
                     state.end_step()
-                    # All ranks save or stop at the same step, so they exchange what each one wants.
-                    # This also reads the loss of the previous step: a GPU never waits for the CPU.
+                    # All ranks save or stop at the same step: the main rank decides when to save,
+                    # and a signal on any rank stops all. The same exchange reads the loss of the
+                    # previous step, not of this one, so that a GPU never waits for the CPU.
                     save_due, signal = pending.exchange(checkpoints.is_due(), interrupts.received)
                     if save_due or signal:
                         save(session, checkpoints, pending)
@@ -179,7 +180,7 @@ def training_step(
 
     Returns:
         Loss, number of correct images, and margins, on the device. The CPU does not wait
-        for it.
+        for them.
     """
     set_learning_rate(state.optimizer, lr)
     # The network may draw random numbers too, as for dropout: f(seed, step, rank).
@@ -231,8 +232,8 @@ def rank_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize and mix this rank's share of a batch.
 
-    With mixing, a share may start with ``lead`` extra images, which are only mixed into the next
-    image and then dropped.
+    With mixing on several ranks, a share starts with one extra image of another rank (``lead`` is
+    1), which is mixed into the next image and then dropped.
 
     Returns:
         Images ``(n, C, S, S)``; targets, which are labels ``(n,)``, or probabilities
