@@ -73,8 +73,10 @@ def test_sources_are_resolved_or_refused(trained, tmp_path, save):
     assert file.is_file()
     with pytest.raises(RecipeError, match=r"Name it: resnet report .*m\.safetensors DATA"):
         write_report([alone])
-    with pytest.raises(ModelFileError, match="is not a run folder: it has no model"):
+    with pytest.raises(ModelFileError, match=r"it has no model.* Pass a run folder or a model"):
         write_report([data])
+    with pytest.raises(ModelFileError, match=r"Pass a run folder, such as .*run, or a model file"):
+        write_report([trained.parent])
     with pytest.raises(ModelFileError, match="does not exist"):
         write_report([tmp_path / "gone", data])
     with pytest.raises(RecipeError, match="its data is unknown"):

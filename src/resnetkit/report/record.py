@@ -103,9 +103,11 @@ def read_record(path: str | Path) -> Record:
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
+        inside = sorted(found.parent for found in path.glob("*/model.safetensors"))
+        example = f", such as {inside[-1]}," if inside else ""
         raise ModelFileError(
-            f"{path} is not a run folder: it has no model.safetensors. Pass a run folder or a "
-            "model file first, then the data"
+            f"{path} is not a run folder: it has no model.safetensors. Pass a run folder"
+            f"{example} or a model file first, then the data"
         )
     header = modelfile.read_header(file)
     folder = file.parent
