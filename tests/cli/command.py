@@ -19,8 +19,8 @@ IMPORTED = (
     "resnetkit.training.loop",
     "resnetkit.inference.predictor",
 )
-INHERITED = {"COLUMNS"}
-"""Variables that Python and PyTorch read only when the command runs; others need a new process."""
+READ_LATE = {"COLUMNS"}
+"""Variables that are read only when the command runs. Others may be read when Python starts."""
 
 
 def resnet(*arguments, cwd=None, input=None, text=False, **environment):
@@ -34,7 +34,7 @@ def resnet(*arguments, cwd=None, input=None, text=False, **environment):
         environment: further variables; any but COLUMNS needs a new Python process.
     """
     arguments = [str(argument) for argument in arguments]
-    is_new = not set(environment) <= INHERITED or os.name != "posix"
+    is_new = not set(environment) <= READ_LATE or os.name != "posix"
     environment = {**os.environ, "COLUMNS": "100", **environment}
     if is_new:
         command = [sys.executable, "-m", "resnetkit", *arguments]

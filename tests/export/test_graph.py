@@ -18,6 +18,7 @@ from resnetkit.models import get_model
 
 
 def slow(*values):
+    """Return a parameter that only the slow tests use."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
