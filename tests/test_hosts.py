@@ -129,6 +129,13 @@ def test_a_rank_that_ended_is_named_and_one_that_lives_is_not():
         )
 
 
+def test_a_rank_that_still_accepts_connections_while_it_ends_is_named():
+    peers = meet_in_threads(HashStore(), 2)
+    with closing(peers):
+        threading.Timer(0.15, peers[1].close).start()
+        assert f"has ended: {socket.gethostname()} (rank 1)" in peers[0].explain_loss()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="interfaces are read only on Linux")
 def test_the_address_is_that_of_the_interface_in_the_variable(monkeypatch):
     assert hosts.interfaces()["lo"] == "127.0.0.1"

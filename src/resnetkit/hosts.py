@@ -32,6 +32,9 @@ MEETING_SECONDS = 24.0
 ANSWER_SECONDS = 3.0
 """How long a rank waits for another host to accept a connection."""
 
+ENDING_SECONDS = 0.5
+"""How long a process that is killed may still accept connections."""
+
 SILENT_SECONDS = 12
 """Seconds without an answer before a host is considered lost."""
 
@@ -208,7 +211,7 @@ class Peers:
         try:
             address = (report["address"], report["port"])
             socket.create_connection(address, ANSWER_SECONDS).close()
-        except ConnectionRefusedError:
+        except ConnectionError:  # refused, or reset while the process ends
             return "refused"
         except OSError as error:
             return error.strerror or "no answer"
@@ -218,13 +221,15 @@ class Peers:
         """Return the error message for a lost connection: which ranks ended or do not answer.
 
         Closes the connections of this rank too, so that all ranks look for the lost one at the
-        same time, and waits until those on other hosts have looked.
+        same time, and waits until those on other hosts have looked. A process that is killed may
+        lose the connections of PyTorch before its listener, so a rank looks several times.
         """
         for connection in self._watched:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         started = time.monotonic()
-        lost = self.unreachable()
+        while not (lost := self.unreachable()) and time.monotonic() < started + ENDING_SECONDS:
+            time.sleep(0.05)
         if len(set(self.names)) > 1:  # on one host, torchrun may end this process first
             time.sleep(max(0.0, started + ANSWER_SECONDS - time.monotonic()))
         ended = [rank for rank, why in lost.items() if why == "refused"]

@@ -135,8 +135,8 @@ def test_a_model_file_starts_again_without_an_export_and_with_the_same_answers(t
     with running(served, batch_images=2) as server:
         before = server.request(body=photo).json
         kill(server)
-        wait_for(lambda: not server.server.engine.ready)
-        wait_for(lambda: server.server.engine.ready)
+        engine = server.server.engine
+        wait_for(lambda: engine.starts == 2 and engine.ready, 60)
         after = server.request(body=photo).json
         assert after["class"] == before["class"]
         assert after["probability"] == pytest.approx(before["probability"], abs=1e-4)
