@@ -19,6 +19,7 @@ import torch
 
 from resnetkit.data.folder import read_dataset
 from resnetkit.evaluation.evaluate import predict_features
+from resnetkit.runtime import pick
 from resnetkit.training import loop
 from resnetkit.training.initial_weights import resolve_recipe
 from resnetkit.training.outcomes import Outcomes
@@ -33,7 +34,7 @@ def main() -> None:
     data, size = sys.argv[1:]
     torch.set_num_threads(1)
     settings = {"image_size": int(size), "threads": 1, "epochs": EPOCHS}
-    session = set_up(read_dataset(data), resolve_recipe(None, settings), "cpu", 1)
+    session = set_up(read_dataset(data), resolve_recipe(None, settings), pick("cpu"), 1)
     state = session.state
     train_size = session.recipe.train_size(EPOCHS // 2)
     made = session.loader.training(session.recipe.augmentation(), train_size, 0, 0, last=STEPS)

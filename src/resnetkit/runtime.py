@@ -64,6 +64,14 @@ class Runtime:
     world_size: int = 1
     memory_format: torch.memory_format = torch.contiguous_format
 
+    def with_precision(self, wanted: str) -> Runtime:
+        """Return this runtime with another precision; ``auto`` selects the fastest.
+
+        Raises:
+            RecipeError: an unknown precision, or one that the device does not have.
+        """
+        return replace(self, precision=_select_precision(wanted, self.device))
+
     def for_network(self, model: nn.Module, channels_last: bool = True) -> Runtime:
         """Return this runtime with the memory layout that suits ``model``."""
         layout = memory_format(model, self.device, self.precision, channels_last)
@@ -332,17 +340,7 @@ def pick(device: str = "auto", precision: str = "auto") -> Runtime:
         RecipeError: an unknown device or precision, or one that this machine does not have.
     """
     selected = _select_device(device)
-    if precision not in ("auto", "bf16", "fp16", "fp32"):
-        raise RecipeError(f"precision must be auto, bf16, fp16 or fp32; got {precision!r}")
-    if precision == "fp16" and selected.type != "cuda":
-        raise RecipeError(
-            f"precision fp16 is for CUDA GPUs, and this run is on {selected}. "
-            "Set precision to auto, bf16 or fp32"
-        )
-    if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(selected) else "fp32"
-        if precision == "fp32" and selected.type == "cuda" and _capability(selected) >= (7, 0):
-            precision = "fp16"  # not faster before 7.0 (V100)
+    precision = _select_precision(precision, selected)
     return Runtime(selected, precision, rank=rank(), world_size=world_size())
 
 
@@ -385,6 +383,22 @@ def _select_own_gpu(name: str) -> torch.device:
             f"torchrun with --nproc-per-node {gpus}, or use the CPU with --device cpu"
         )
     return torch.device("cuda", local_rank())
+
+
+def _select_precision(wanted: str, device: torch.device) -> str:
+    if wanted not in ("auto", "bf16", "fp16", "fp32"):
+        raise RecipeError(f"precision must be auto, bf16, fp16 or fp32; got {wanted!r}")
+    if wanted == "fp16" and device.type != "cuda":
+        raise RecipeError(
+            f"precision fp16 is for CUDA GPUs, and this run is on {device}. "
+            "Set precision to auto, bf16 or fp32"
+        )
+    if wanted != "auto":
+        return wanted
+    if _has_fast_bf16(device):
+        return "bf16"
+    has_fast_fp16 = device.type == "cuda" and _capability(device) >= (7, 0)  # V100
+    return "fp16" if has_fast_fp16 else "fp32"
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

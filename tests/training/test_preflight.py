@@ -24,6 +24,9 @@ class Two(Runtime):
         object.__setattr__(self, "other", other or {})
         object.__setattr__(self, "seconds", seconds)
 
+    def with_precision(self, wanted):
+        return Runtime(self.device, self.precision).with_precision(wanted)
+
     def gather_objects(self, value):
         _, report = value
         return [("alpha", report), ("beta", {**report, **self.other})]
@@ -40,7 +43,7 @@ def check(flat_folder, tmp_path):
             recipe or load_recipe("fast").with_settings({"precision": "fp32"}),
             RunFolder(tmp_path / "runs" / "new"),
             runtime,
-            typed={"resume": False, "lr": 0.1},
+            given={"resume": False, "lr": 0.1},
             is_resumed=is_resumed,
         )
 

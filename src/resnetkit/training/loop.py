@@ -60,7 +60,8 @@ def train(
     """Train a network on a folder of images.
 
     Under torchrun, every rank runs this function and computes its share of every batch. Only the
-    main rank validates and writes; `Runtime.on_main` gives its result to the other ranks.
+    main rank validates and writes; `Runtime.on_main` calls a function there and returns its result
+    on all ranks.
 
     Args:
         data: a folder of classes, a folder of splits, or a CSV manifest; see `data.folder`. With
@@ -78,12 +79,12 @@ def train(
         show_plan: measure a few steps and print the plan before training.
         corrections: a ``suspects.csv`` whose verdicts relabel or drop images; see
             `read_corrections`. A resumed run keeps its own.
-        settings: values for recipe fields, as in ``epochs=5``.
+        settings: recipe fields to override, such as ``epochs=5``.
 
     Raises:
         RecipeError, DataError, OutputError: the request cannot be carried out.
         TrainingError: the loss is not finite, or the saved state belongs to a different run.
-        Interrupted: a signal asked to stop; everything is saved.
+        Interrupted: a signal stopped the run, after everything was saved.
     """
     # Start a run, or continue one where it stopped. `open_run`, below, reads the images, makes the
     # network, the optimizer and the loader, and restores `session.state` from what was saved.
@@ -93,7 +94,8 @@ def train(
     full_recipe = session.recipe  # every field has a value
     patience = full_recipe.patience  # epochs without improvement, or None
     runtime = session.runtime  # device, precision, rank
-    state = session.state  # all that training changes: weights, moments, epoch, batch, history, ...
+    state = session.state  # all that training updates: weights, moments, epoch, batch, history, ...
+    # Only now, because `open_run` rejects a command that asks for something else.
     if saved is not None and runtime.on_main(run_folder.is_finished):
         say(f"{run_folder.path} is already finished; nothing was changed.")
         return runtime.on_main(run_folder.result, full_recipe, state.history)
@@ -102,27 +104,29 @@ def train(
     logger = TensorBoardLogger(
         run_folder.path / "tensorboard" if tensorboard and runtime.is_main else None
     )
-    with checkpoints, logger, session.tuned(), Interrupts() as interrupts:
+    with checkpoints, logger, session.backend_settings(), Interrupts() as interrupts:
         runtime.on_main(checkpoints.lock)  # no other process may write to this run
         while state.epoch < session.epochs and not state.has_stopped_improving(patience):
             # Train for one epoch, or for the rest of it if the run stopped at `state.batch`.
             image_size = full_recipe.train_size(state.epoch)
-            pending = Outcomes(state, session.data.train.split, runtime)  # fills `state.tally`
+            # Adds losses to `state.tally`, one step late; an error names the images of the batch.
+            pending = Outcomes(state, session.data.train.split, runtime)
             label = f"epoch {state.epoch + 1}/{session.epochs}"
             progress = bar(label, session.batch_count(state.epoch), state.batch)
             with progress as advance, explain_out_of_memory(full_recipe, runtime):
-                # Shuffling and augmentation depend only on the seed and the position.
+                # From `state.batch` on. Shuffling and augmentation depend only on the seed and the
+                # position.
                 for batch in session.batches(image_size):
-                    session.set_training_phase()  # model.train(), maybe with frozen layers
+                    session.set_training_phase()  # model.train(); layers may unfreeze in mid-epoch
                     lr = learning_rate(full_recipe, state.step, session.steps)
                     outcome = training_step(
                         state, batch, full_recipe, runtime, lr, session.class_weights
                     )
                     pending.add(outcome, batch.indices)
                     state.end_step()
-                    # All ranks save or stop at the same step: the main rank decides when to save,
-                    # and a signal on any rank stops all. The same exchange reads the loss of the
-                    # previous step, not of this one, so that a GPU never waits for the CPU.
+                    # All ranks must save or stop at the same step. The main rank decides when to
+                    # save; a signal on any rank stops them all. The exchange also reads the loss of
+                    # the previous step. To read this one, the CPU would wait for the GPU.
                     save_due, signal = pending.exchange(checkpoints.is_due(), interrupts.received)
                     if save_due or signal:
                         save(session, checkpoints, pending)
@@ -132,23 +136,26 @@ def train(
             pending.drain()  # read the loss of the last step
             state.check_finite()  # an epoch that ended in NaN is never recorded
 
-            # Validate on the main rank, and record the epoch.
+            # Validate on the main rank, while the others wait, and record the epoch.
             started = time.perf_counter()
             scores = runtime.on_main(validate, session)
             seconds = time.perf_counter() - started
             row = epoch_row(session, image_size, scores)
             # The model is kept if its accuracy is the highest so far, or within two standard errors
-            # of it; without validation images, always.
+            # of it: such a gap is noise, and later weights have settled more. Without validation
+            # images, it is always kept.
             is_kept = state.end_epoch(row, val_seconds=seconds, val_images=len(session.data.val))
             if runtime.is_main:
-                write_epoch(run_folder, session, row, is_kept)
+                write_epoch(run_folder, session, row, is_kept)  # the history; the model if kept
                 logger.write(row)
             say(format_epoch(row, state.timings[-1], session.epochs))
+            # A run that is killed before this line trains from its last save again, and writes the
+            # same files again.
             save(session, checkpoints, pending)
             _, signal = pending.exchange(False, interrupts.received)  # received since the last step
             if signal:
                 stop(session, run_folder, checkpoints, signal)
-        runtime.on_main(checkpoints.finish)
+        runtime.on_main(checkpoints.finish)  # wait for the last save
     if state.epoch < session.epochs:
         say(f"No improvement in the last {patience} epochs; stopped early.")
 
@@ -166,9 +173,9 @@ def training_step(
 ) -> Outcome:
     """Run forward and backward on a batch and update the weights.
 
-    A batch may be computed in several micro-batches (``accumulate``), whose gradients add up; the
-    result differs only through batch norm. Each rank computes its share of a batch. The mean loss
-    of the whole batch is the sum over micro-batches and ranks.
+    A batch may be computed in several micro-batches (``accumulate``), whose gradients add up. Apart
+    from batch norm and rounding, the result is the same. Each rank computes its share of a batch,
+    and the mean loss of the whole batch is the sum over micro-batches and ranks.
 
     Args:
         state: model, optimizer and position.
@@ -183,9 +190,10 @@ def training_step(
         for them.
     """
     set_learning_rate(state.optimizer, lr)
-    # The network may draw random numbers too, as for dropout: f(seed, step, rank).
+    # The network may draw random numbers too, for dropout. They are f(seed, step, rank).
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
+    # Mixing moves weight between images, but keeps the total.
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
     images, targets, local_labels = rank_inputs(state, batch, recipe, runtime)
 
@@ -201,7 +209,7 @@ def training_step(
     for number, (micro_images, micro_targets, micro_labels) in enumerate(micro_batches, 1):
         with sync_gradients(state.forward, is_last=number == parts):
             with runtime.autocast():
-                logits = state.forward(micro_images)  # (n, classes)
+                logits = state.forward(micro_images)  # (n, classes); the model, perhaps in DDP
             loss = F.cross_entropy(
                 logits.float(),
                 micro_targets,
@@ -214,7 +222,7 @@ def training_step(
             state.scaler.scale(loss * runtime.world_size).backward()  # type: ignore[no-untyped-call]
         correct = (logits.detach().argmax(1) == micro_labels).sum()
         totals.append(torch.stack([loss.detach(), correct.float()]))
-        margins.append(label_margins(logits, micro_labels))
+        margins.append(label_margins(logits, micro_labels))  # low for mislabeled images
 
     state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]
     if recipe.clip_norm is not None:
@@ -232,12 +240,13 @@ def rank_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize and mix this rank's share of a batch.
 
-    With mixing on several ranks, a share starts with one extra image of another rank (``lead`` is
-    1), which is mixed into the next image and then dropped.
+    When images are mixed across ranks, each share starts with an extra image from another rank
+    (``lead`` is 1), which is mixed into the next image and then dropped.
 
     Returns:
         Images ``(n, C, S, S)``; targets, which are labels ``(n,)``, or probabilities
-        ``(n, classes)`` if images are mixed; and the true labels ``(n,)``, for the accuracy.
+        ``(n, classes)`` if images are mixed; and the labels of the unmixed images
+        ``(n,)``, for the accuracy.
     """
     labels = batch.labels[batch.local_indices]
     images = normalize(batch.images, recipe.preprocessing())
@@ -271,7 +280,7 @@ def stop(session: Session, run_folder: RunFolder, checkpoints: Checkpoints, sign
         session: the run.
         run_folder: its folder, named in the message on how to resume.
         checkpoints: where the state is saved.
-        signal: the number of the signal that any rank received.
+        signal: the number of the signal, whichever rank received it.
 
     Raises:
         Interrupted: always.
@@ -285,7 +294,8 @@ def validate(session: Session) -> dict[str, float]:
     """Return ``val_loss`` and ``val_accuracy``, or an empty dict without validation images.
 
     On a CPU they equal the results of `evaluate`. On a GPU, validation is faster than `evaluate`:
-    it runs in the training precision, in batches that need no more memory than training does.
+    it runs in the training precision and in larger batches. Without gradients, twice a micro-batch
+    needs no more memory than training does.
     """
     images = session.data.val
     if not len(images):
@@ -296,7 +306,7 @@ def validate(session: Session) -> dict[str, float]:
     if runtime.device.type != "cpu":
         batch_size = max(BATCH_SIZE, 2 * recipe.micro_batch_size(runtime.world_size))
         options = {"precision": runtime.precision, "batch_size": batch_size}
-    model = session.evaluated_model()
+    model = session.evaluated_model()  # the EMA weights if there are any
     with explain_out_of_memory(recipe, runtime):
         logits = predict_logits(model, images, runtime.device, session.workers, **options)
     accuracy, loss = accuracy_and_loss(logits, images.labels())
@@ -341,32 +351,32 @@ def open_run(
         The session, its run folder, and the saved state if the run is resumed.
     """
     # Find the folder and the recipe. A stopped run has recorded both.
-    typed_options = {"resume": resume, "recipe": recipe, "device": device, **settings}
-    runtime = pick(device)  # its precision follows from the recipe, in set_up
+    given_options = {"resume": resume, "recipe": recipe, "device": device, **settings}
+    runtime = pick(device)  # its precision follows from the recipe, in `set_up`
     recorded_run = runtime.on_main(recorded_arguments, data, out, recipe, resume)
     if recorded_run is not None:  # `data` is a run folder
         out, recipe, data = recorded_run
-    dataset = read_dataset(data)
+    dataset = read_dataset(data)  # on all ranks: each reads its own images
 
     def open_folder() -> tuple[RunFolder, Snapshot | None, Recipe | None, Corrections | None]:
         name = f"{dataset.name}-{network_name(recipe, settings)}"
         run_folder, saved = RunFolder.open(out, name, resume, data)
         recorded = run_folder.recorded_recipe() if resume else None
-        verdicts = corrections or (run_folder.recorded_corrections() if resume else None)
-        corrected = None if verdicts is None else read_corrections(verdicts, dataset)
+        file = corrections or (run_folder.recorded_corrections() if resume else None)
+        corrected = None if file is None else read_corrections(file, dataset)
         return run_folder, saved, recorded, corrected
 
     run_folder, saved, recorded, corrected = runtime.on_main(open_folder)
     requested = runtime.on_main(resolve_recipe, recipe, settings, recorded)
     check_hosts(
-        dataset, requested, run_folder, runtime, typed=typed_options, is_resumed=saved is not None
+        dataset, requested, run_folder, runtime, given=given_options, is_resumed=saved is not None
     )
 
     # Prepare the images, the network, the optimizer and the loader. This completes the recipe.
     session = set_up(
         dataset,
         requested,
-        device,
+        runtime,
         workers,
         corrections=corrected,
         recorded=recorded,
@@ -383,7 +393,7 @@ def open_run(
         say(f"results in    {run_folder.path}{note}\n")
         return session, run_folder, None
 
-    # The command and the split are used only in the error messages of `restore`.
+    # `restore` needs the command and the split only for its error messages.
     is_finished = runtime.on_main(run_folder.is_finished)
     extend_command = (
         runtime.on_main(run_folder.extend_command, data, session.recipe) if is_finished else ""

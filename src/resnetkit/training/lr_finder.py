@@ -73,7 +73,7 @@ def find_lr(
     if processes.world_size() > 1:
         raise RecipeError("The learning-rate finder runs in one process. Start it without torchrun")
     loaded = resolve_recipe(recipe, {**settings, "head_share": 0.0})
-    session = set_up(folder.read_dataset(data), loaded, device, workers)
+    session = set_up(folder.read_dataset(data), loaded, machine.pick(device), workers)
     state = session.state
     losses: list[float] = []
     with bar("trying learning rates", STEPS) as advance:

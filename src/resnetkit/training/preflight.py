@@ -20,7 +20,7 @@ from ..data.tree import SHARDS, is_sharded
 from ..errors import DataError, TrainingError
 from ..hosts import differences
 from ..progress import say
-from ..runtime import Runtime, pick
+from ..runtime import Runtime
 from ..storage import sha256
 from .recipe import Recipe
 from .run import RunFolder
@@ -41,7 +41,7 @@ def check_hosts(
     run_folder: RunFolder,
     runtime: Runtime,
     *,
-    typed: Mapping[str, Any],
+    given: Mapping[str, Any],
     is_resumed: bool,
 ) -> None:
     """Compare the commands, files and processors of all ranks; do nothing with one rank.
@@ -51,7 +51,7 @@ def check_hosts(
         recipe: the main rank's recipe, with its weights resolved.
         run_folder: the run folder; only the main rank needs it.
         runtime: this rank.
-        typed: the arguments typed on this host.
+        given: the arguments given on this host.
         is_resumed: whether the weights come from a saved state rather than their file.
 
     Raises:
@@ -59,10 +59,10 @@ def check_hosts(
     """
     if runtime.world_size == 1:
         return
-    report: dict[str, Any] = {**typed, "images": describe_images(dataset)}
+    report: dict[str, Any] = {**given, "images": describe_images(dataset)}
     if not is_resumed and Path(recipe.weights).is_absolute():
         report["weights"] = _describe_file(Path(recipe.weights))
-    report["precision"] = pick(runtime.device.type, recipe.precision).precision
+    report["precision"] = runtime.with_precision(recipe.precision).precision
     rows = runtime.gather_objects((socket.gethostname(), report))
     names = [name for name, _ in rows]
     lines = differences([row for _, row in rows], names)

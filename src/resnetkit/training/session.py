@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import runtime as machine
 from ..data.corrections import Corrections
 from ..data.device_loader import to_device
 from ..data.folder import Dataset
@@ -150,7 +149,7 @@ class Session:
         )
 
     @contextmanager
-    def tuned(self) -> Iterator[None]:
+    def backend_settings(self) -> Iterator[None]:
         """Tune cuDNN and the compiler for this run, and restore their settings at the end."""
         image_sizes = {self.recipe.train_size(epoch) for epoch in range(self.epochs)}
         sizes_repeat = self.steps >= TUNING_STEPS * len(image_sizes)
@@ -161,7 +160,7 @@ class Session:
 def set_up(
     dataset: Dataset,
     recipe: Recipe,
-    device: str,
+    runtime: Runtime,
     workers: int | None,
     *,
     corrections: Corrections | None = None,
@@ -173,7 +172,7 @@ def set_up(
     Args:
         dataset: the images and their classes.
         recipe: the recipe, with its weights resolved.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        runtime: device and ranks; the recipe decides the precision.
         workers: threads that read images; None for one per core.
         corrections: the labels to change and the images to leave out.
         recorded: the recipe of the run in the folder, if there is one.
@@ -183,8 +182,8 @@ def set_up(
         RecipeError, DataError, WeightsError: the recipe does not fit the data or the machine.
         TrainingError: the weights file changed since the run began.
     """
-    # Device and precision; then the fields of the recipe that depend on the files alone.
-    runtime = machine.pick(device, recipe.precision)
+    # The precision; then the fields of the recipe that depend on the files alone.
+    runtime = runtime.with_precision(recipe.precision)
     recipe = defaults.fill_defaults(recipe, dataset, runtime, recorded=recorded)
     distributed.check_recipe(recipe, runtime)
     if workers is None:
