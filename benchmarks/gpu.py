@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --device cpu --smoke
 
 - The precision is the one that ``resnet train`` selects on the GPU: bf16 if the GPU multiplies
-  bf16, else fp16 with a scaled loss (T4, V100), else fp32. ``--precision`` sets another.
+  bf16, else fp16 with a scaled loss (T4, V100), else fp32. ``--precision`` overrides it.
 - The limits of the GPU: multiply-adds per second of a large matrix product in that precision, and
   bytes per second of a copy within its memory (each byte is read once and written once: two).
 - ResNet-50 training. *resnetkit* is what ``resnet train`` runs: `training_step` with the recipe's

@@ -20,13 +20,13 @@ import numpy as np
 from .errors import ModelFileError
 
 MAX_SCORES = 2000
-"""Largest number of sorted scores of one kind in a file."""
+"""Maximum number of sorted scores of one kind in a file."""
 
 MAX_DIRECTIONS = 64
-"""Largest number of rows of ``directions``; with 2,048 features, 64 rows take 683 KiB."""
+"""Maximum number of rows in ``directions``; with 2,048 features, 64 rows take 683 KiB."""
 
 MAX_NUMBERS = 2**22
-"""Largest size of ``means``: 2,048 classes of 2,048 features, 22 MiB of the header's 64."""
+"""Maximum size of ``means``: 2,048 classes of 2,048 features, 22 MiB of the header's 64."""
 
 
 def has_room(classes: int, features: int) -> bool:

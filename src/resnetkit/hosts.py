@@ -281,8 +281,8 @@ def await_main_rank(rank: int, deadline: float) -> None:
                 raise TrainingError(
                     f"{socket.gethostname()} (rank {rank}) cannot reach the main rank at {host}, "
                     f"port {port}: {error.strerror or error}. Start torchrun on every host with "
-                    "--local-addr and an address of that host that the others can reach, and allow "
-                    "all ports between the hosts in firewalls"
+                    "--local-addr and an address of that host that the others can reach, and open "
+                    "all ports between the hosts in any firewall"
                 ) from error
         time.sleep(0.2)
 

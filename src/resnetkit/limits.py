@@ -85,13 +85,15 @@ def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple
 
 
 def _free_bytes(folder: Path, limit: str, usage: str, cached: str) -> int | None:
-    """Return the bytes below a group's limit, without its file cache; None without a limit.
+    """Return how many bytes a group may still use; None if it has no limit.
+
+    Inactive file cache counts as free, because the kernel can reclaim it.
 
     Args:
         folder: the group's folder.
-        limit: name of the file with the limit.
-        usage: name of the file with the bytes in use.
-        cached: name of the row of ``memory.stat`` with the reclaimable bytes.
+        limit: name of the file that holds the limit.
+        usage: name of the file that holds the bytes in use.
+        cached: the field of ``memory.stat`` that counts the reclaimable bytes.
     """
     try:
         limit_text = (folder / limit).read_text().strip()

@@ -23,7 +23,7 @@ REPEAT_TIMEOUT = 2.0
 
 
 class SignalWatchdog:
-    """A context in which a signal that no handler acknowledges ends the process.
+    """A context manager that ends the process if no handler acknowledges a signal.
 
     The process ends with exit code 128 + the signal's number: `FIRST_TIMEOUT` seconds after the
     first signal, or `REPEAT_TIMEOUT` after a later one. Outside the main thread, the only one that
@@ -38,7 +38,7 @@ class SignalWatchdog:
         self._end_process = end_process
         self._received = 0
         self._acknowledged = 0
-        self._lock = threading.RLock()  # a handler may interrupt another one
+        self._lock = threading.RLock()  # one handler may interrupt another
         self._timer: threading.Timer | None = None
         self._listener: threading.Thread | None = None
 

@@ -241,7 +241,7 @@ def refuse_used(folder: Path | None) -> None:
 def make_output(folder: Path) -> None:
     """Make a folder for the output of a command, and mark it.
 
-    Marked folders among photos are left out when the photos are read.
+    A marked folder among photos is skipped when the photos are read.
 
     Raises:
         OutputError: it cannot be created.

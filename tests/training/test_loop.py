@@ -323,7 +323,7 @@ def test_gray_and_transparent_images_train_and_are_used(tmp_path, small, channel
 
 def test_channels_that_do_not_fit_the_network_are_an_error(flat_folder, small):
     small = {**small, "model_options": {"in_channels": 1}}
-    with pytest.raises(RecipeError, match="channels is 3, but in_channels of the network is 1"):
+    with pytest.raises(RecipeError, match="channels is 3, but the network's in_channels is 1"):
         train(flat_folder, **small, channels=3)
     small["model_options"] = {"in_channels": 2}
     with pytest.raises(RecipeError, match="in_channels is 2; images have 1, 3 or 4 channels"):

@@ -29,7 +29,7 @@ RAM_SHARE = 0.4
 """Largest share of the available memory used for pixels."""
 
 SAMPLE = 64
-"""Number of image headers read to estimate the size of all pixels."""
+"""Number of image headers read to estimate the total size of the pixels."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from .remote import read_ahead
 from .value_range import resolve_value_range
 
 FEW = 20
-"""Smallest number of training images of a class that raises no warning."""
+"""Classes with fewer training images than this raise a warning."""
 
 UNBALANCED = 10
 """Largest ratio of the sizes of two classes that raises no warning."""

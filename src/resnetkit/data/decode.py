@@ -42,7 +42,7 @@ VERSION = 6
 """Version of the conversion from files to pixels; cached pixels of other versions are not used."""
 
 UNNAMED = "the image"
-"""The name of an image without a path in error messages."""
+"""How error messages name an image that has no path."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -447,7 +447,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _full_name(name: str) -> str:
-    """Return the name of an image in error messages; in shards, it includes the place."""
+    """Return the name of an image for error messages, with its place if it is in shards."""
     if name == UNNAMED:
         return name
     from . import shards  # only errors need it

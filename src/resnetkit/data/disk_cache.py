@@ -30,7 +30,7 @@ SHARE = 0.9
 """Largest share of the free disk space that one file may take."""
 
 UNUSED_DAYS = 30
-"""Files that no run has used for this many days are removed when another one is written."""
+"""Files that no run has used for this many days are removed when a new one is written."""
 
 _CACHE_FILE = re.compile(r"[0-9a-f]{32}\.(pixels|partial)")
 

@@ -33,7 +33,7 @@ def read_file(path: Path, name: str | None = None) -> bytes:
 
     Args:
         path: the file.
-        name: name of the file in error messages; by default its path.
+        name: name of the file for error messages; by default its path.
 
     Raises:
         ImageError: the file does not exist, cannot be read, is too large, or is not a regular

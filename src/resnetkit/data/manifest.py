@@ -191,7 +191,7 @@ class _Files:
 
         Args:
             path: the path in the row.
-            line: name of the row in error messages.
+            line: name of the row for error messages.
 
         Raises:
             DataError: the path could be several files.

@@ -17,7 +17,7 @@ from .color import to_rgb
 from .resize import resize
 
 DISTANCE = 7
-"""Largest number of bits by which the hashes of two candidates differ."""
+"""Maximum number of bits in which the hashes of two candidates differ."""
 
 MIN_CORRELATION = 0.975
 """Smallest correlation of the thumbnails of two near duplicates.

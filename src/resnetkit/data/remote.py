@@ -38,7 +38,7 @@ def open_image(path: str | os.PathLike[str], name: str) -> BinaryIO:
 
     Args:
         path: the image.
-        name: its name in error messages.
+        name: its name for error messages.
 
     Raises:
         ImageError: it cannot be read, or is not the one that was packed.

@@ -79,8 +79,7 @@ def write_shards(
         used = object_store.list_folder(url)
         if used:
             raise OutputError(
-                f"{url} is in use: it holds {min(used)}. Expected a prefix without objects. Name "
-                "another one"
+                f"{url} is in use: it holds {min(used)}. Expected an empty prefix. Name another one"
             )
         with tempfile.TemporaryDirectory(prefix="resnet-shard-") as temporary:
             folder = Path(temporary) / "packed"

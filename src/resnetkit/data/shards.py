@@ -113,7 +113,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder of shards. The images have the rows 0 to n - 1.
+    """A folder of shards. Its images are numbered 0 to n - 1; these are their rows.
 
     Args:
         root: the folder.
@@ -135,7 +135,7 @@ class Shards:
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """``(shards,)``, the row after the last one of each shard."""
+        """``(shards,)``, one past the last row of each shard."""
         return np.cumsum([shard.images for shard in self.manifest.shards])
 
     def splits(self) -> dict[str, dict[str, Paths]]:
@@ -238,7 +238,7 @@ class Shards:
 
         Args:
             row: the image.
-            name: its name in error messages.
+            name: its name for error messages.
             is_path: whether ``name`` is its path, which is then followed by its place.
 
         Raises:
@@ -388,7 +388,7 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
 
     Args:
         path: the folder's path, followed by the image's path in it.
-        name: name of the image in error messages.
+        name: name of the image for error messages.
 
     Returns:
         The image, or None if no folder in ``path`` has shards, or it has no such image.
@@ -405,7 +405,7 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
 
 
 def describe(path: Path) -> str:
-    """Return the name of an image in error messages: its path, and its place if it is in shards."""
+    """Return the name of an image for error messages: its path, and its place if in shards."""
     url = object_url(path)
     found = _find(path) if url is None else find_opened(url)
     if found is None:

@@ -57,7 +57,7 @@ def summarize_scores(scores: np.ndarray, most: int) -> list[float]:
 
     Args:
         scores: ``(n,)``.
-        most: the largest number of scores to return.
+        most: the maximum number of scores to return.
     """
     ordered = sorted(scores.tolist())
     count = len(ordered)

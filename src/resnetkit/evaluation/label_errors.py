@@ -26,7 +26,7 @@ THRESHOLD = 2.3
 of the labels of a clothing dataset without flipped labels."""
 
 MOST_CANDIDATES = 20_000
-"""Largest number of images whose neighbors are searched: those with the smallest margins."""
+"""Maximum number of images whose neighbors are searched: those with the smallest margins."""
 
 
 @dataclass(frozen=True)

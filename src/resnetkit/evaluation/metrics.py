@@ -18,7 +18,7 @@ NORMAL_95 = 1.959963984540054
 """Standard deviations around the mean that hold 95% of a normal distribution."""
 
 DENSE = 100
-"""Largest number of classes with every cell of the confusion matrix stored."""
+"""Maximum number of classes for which every cell of the confusion matrix is stored."""
 
 
 def accuracy_and_loss(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:

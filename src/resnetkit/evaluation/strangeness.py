@@ -156,7 +156,7 @@ def share_less_strange(scores: Sequence[float], count: int, strangeness: float) 
 
 
 def fit_count(classes: int) -> int:
-    """Return the largest number of training images that a `FeatureModel` is fitted to."""
+    """Return the maximum number of training images that a `FeatureModel` is fitted to."""
     return max(IMAGES, IMAGES_PER_CLASS * classes)
 
 

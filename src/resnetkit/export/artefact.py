@@ -50,7 +50,7 @@ STAGES = ("cropped", "normalized", "features")
 
 MAX_FILE = 2 * 2**30
 MAX_TEXT = 256 * 2**20
-"""Largest number of bytes of the entries and of an OpenVINO ``.xml`` file."""
+"""Maximum size of an entry, or of an OpenVINO ``.xml`` file, in bytes."""
 
 MAX_GOLDEN = 64
 

@@ -29,7 +29,7 @@ def prepare(manifest: Manifest, source: Source) -> np.ndarray:
 
 
 def decode_for(manifest: Manifest, source: Source) -> np.ndarray:
-    """Return all pixels of an image, upright: RGB, or RGBA if the network sees transparency.
+    """Return an image at full size, upright: RGB, or RGBA if the network sees transparency.
 
     Raises:
         ImageError: the file cannot be read as an image.

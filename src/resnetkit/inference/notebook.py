@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .prediction import Prediction
 
 SIDE = 160  # pixels of the longer side of an image
-MAX_CARDS = 50  # largest number of answers shown
+MAX_CARDS = 50  # maximum number of answers shown
 
 # Colors that are readable on light and dark pages; all other colors are the page's own.
 _CARD = "display:inline-flex;gap:14px;align-items:center;margin:4px 12px 4px 0;font:13px sans-serif"

@@ -16,7 +16,7 @@ from .html import render, shorten_path
 from .thumbnails import data_uri
 
 MAX_SHOWN = 100
-"""Largest number of suspects on the page; the file has all of them."""
+"""Maximum number of suspects on the page; the file has all of them."""
 
 COLUMNS = (
     *("path", "label", "suggested", "score", "verdict", "new_label"),

@@ -105,7 +105,7 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
     Args:
         body: the bytes of an image, or a multipart form with one part per image.
         content_type: the header ``Content-Type``; only ``multipart/form-data`` has a meaning.
-        most: the largest number of images.
+        most: the maximum number of images.
 
     Raises:
         Refusal: 400 if the form is damaged or has no parts, 413 if it has too many.

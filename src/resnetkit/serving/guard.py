@@ -226,7 +226,7 @@ class _Exchange:
                 headers.setdefault(name.encode(), value.encode())
             headers.setdefault(b"cache-control", b"no-store")
             # The rest of a body would be read as the next request. When the server stops, clients
-            # should move to another one.
+            # should move to another server.
             if self._unread or self._is_stopping():
                 headers[b"connection"] = b"close"
             message["headers"] = list(headers.items())

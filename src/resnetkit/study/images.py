@@ -47,7 +47,7 @@ def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, T
     Args:
         data: a folder or manifest.
         size: side of the images in pixels.
-        most: the largest number of images to return.
+        most: the maximum number of images to return.
 
     Returns:
         Normalized float32 images (N, 3, size, size) and int64 labels (N,).

@@ -26,7 +26,7 @@ class DeviceDefaults(NamedTuple):
     """Defaults for one type of device.
 
     Args:
-        batch_sizes: the smallest and the largest number of images per step, of all processes
+        batch_sizes: the minimum and maximum number of images per step, over all processes
             together; see `fill_batch_size`.
         images_shown: images shown over the whole run. This determines the number of epochs, within
             `EPOCHS`.
@@ -107,7 +107,7 @@ def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None =
     """Fill in ``channels``, and set the network's ``in_channels`` option to match.
 
     A network with random weights has one input channel if all training images are stored as
-    grayscale. Otherwise it has three, unless the recipe sets another number.
+    grayscale. Otherwise it has three, unless the recipe says otherwise.
 
     Raises:
         RecipeError: both are set and differ, or images cannot have this number of channels.
@@ -129,7 +129,7 @@ def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None =
             _note_transparency(split)
     if recipe.channels not in (None, channels):
         raise RecipeError(
-            f"channels is {recipe.channels}, but in_channels of the network is {channels}. Remove "
+            f"channels is {recipe.channels}, but the network's in_channels is {channels}. Remove "
             "one of them"
         )
     if channels not in list(STATISTICS):

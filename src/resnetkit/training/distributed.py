@@ -50,8 +50,8 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     if recipe.compile and shutil.which(compiler) is None:
         raise RecipeError(
             f"compile: torch.compile needs a C++ compiler, and {compiler} is not on the PATH. "
-            "Install one (Debian: apt install g++), set CXX to another one, or turn it off with "
-            "--set compile=false"
+            "Install one (Debian: apt install g++), set CXX to another compiler, or turn this off "
+            "with --set compile=false"
         )
 
 
@@ -113,7 +113,7 @@ def wrap_model(
 
 
 def compile_every_size(recipe: Recipe) -> AbstractContextManager[None]:
-    """Return the context for training a compiled network at several image sizes.
+    """Return a context manager for training a compiled network at several image sizes.
 
     By default, PyTorch stops compiling after 8 sizes; here, it stops after 64.
     """
@@ -177,7 +177,7 @@ def _rebuild_buckets(ddp: DistributedDataParallel, image: torch.Tensor) -> None:
 
 
 def sync_gradients(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Return the context for the forward and backward passes of a micro-batch.
+    """Return a context manager for the forward and backward passes of a micro-batch.
 
     DDP averages the gradients over the ranks after the last micro-batch of a batch. After the
     others, gradients only accumulate.

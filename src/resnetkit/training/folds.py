@@ -363,9 +363,9 @@ def _check_settings(folds: int, recipe: str | Path | None, settings: dict[str, A
             raise RecipeError(f"--folds makes the splits itself: remove {key}")
     if load_recipe(recipe or "finetune").with_settings(settings).patience is not None:
         raise RecipeError(
-            "--folds cannot be combined with patience. The final network has no validation images "
-            "to stop early by, so the folds, which estimate its accuracy, do not stop early "
-            "either. Set patience to null, and set the length with --epochs"
+            "--folds cannot be combined with patience. The final network has no validation images, "
+            "so it cannot stop early; the folds, which estimate its accuracy, must not either. Set "
+            "patience to null, and set the length with --epochs"
         )
 
 

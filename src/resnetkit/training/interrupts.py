@@ -13,7 +13,7 @@ from ..signals import SIGNALS, SignalWatchdog
 
 
 class Interrupts:
-    """A context that only records the first signal, in ``received``.
+    """A context manager that only records the first signal, in ``received``.
 
     A second signal acts as it would outside this context. If the main thread is stuck in
     native code and reaches neither handler, a `signals.SignalWatchdog` ends the process.

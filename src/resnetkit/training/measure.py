@@ -26,13 +26,13 @@ from .recipe import Recipe
 from .shallow import shallow_model
 
 EVAL_BATCH_SIZE = 16
-"""Images per batch when the speed of evaluation is measured."""
+"""Images per batch when measuring evaluation speed."""
 
 THREADS_SECONDS = 2.0
 """Time limit for measuring compute threads."""
 
 THREADS_ROUNDS = 7
-"""Limit on the measurements of each number of compute threads."""
+"""Maximum number of rounds; each round times every thread count once."""
 
 THREADS_GAIN = 0.1
 """How much slower than the fastest a step with fewer compute threads may be."""
@@ -81,7 +81,7 @@ def fewest_fast_threads(
 
     Args:
         step: runs a step of training.
-        most: the largest number of threads to try.
+        most: the maximum number of threads to try.
         clock: returns seconds, like `time.perf_counter`.
         cpu_clock: returns the CPU seconds of all threads, like `time.process_time`.
     """

@@ -27,7 +27,7 @@ class Optimizer:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
         groups: each with its ``params``, its ``weight_decay``, and ``scale``, a factor on the
             learning rate.
-        lr: the learning rate until `set_learning_rate` sets another.
+        lr: the initial learning rate; `set_learning_rate` changes it.
         momentum: momentum of SGD.
         nesterov: whether SGD uses Nesterov momentum.
     """

@@ -23,7 +23,7 @@ from .session import Session
 from .suspects import write_suspects
 
 MAX_DIGESTS = 1_500_000
-"""Most digests in a model file, at 22 bytes each: 31 MiB of the header's 64."""
+"""Maximum number of digests in a model file, at 22 bytes each: 31 MiB of the header's 64."""
 
 
 def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:

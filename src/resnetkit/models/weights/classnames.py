@@ -84,7 +84,7 @@ def parse_names(value: object, where: str) -> list[str]:
 
     Args:
         value: any of the forms that `read_classes` lists for JSON.
-        where: name of the value in messages.
+        where: name of the value for messages.
 
     Raises:
         WeightsError: it has none of these forms.
@@ -117,7 +117,7 @@ def select_names(
     Args:
         stored: values by the key they are stored under.
         count: the number of classes; values with a different number are left out.
-        source: name of the checkpoint in messages.
+        source: name of the checkpoint for messages.
 
     Raises:
         WeightsError: two keys give different names.

@@ -59,7 +59,7 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
     Args:
         path: the file.
         start: its first bytes.
-        name: its name in messages.
+        name: its name for messages.
 
     Raises:
         WeightsError: it is cut short or damaged, a TorchScript program, or an archive of other

@@ -66,7 +66,7 @@ def recognise(
         found: tensors by name; may be nested, or have prefixes such as ``module.``.
         architecture: its name, if known.
         options: its options, if known, such as ``{"stride_on": "1x1"}``.
-        source: name of the tensors in messages.
+        source: name of the tensors for messages.
         prefix, head: as in `resnetkit.models.weights.reading.read_tensors`.
 
     Raises:

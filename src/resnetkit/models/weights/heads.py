@@ -47,7 +47,7 @@ def find_head(
         root: the prefix of the network's names.
         channels: length of the pooled vector.
         wanted: the name of the layer; ``none`` for no head; None to look for it.
-        source: name of the file in messages.
+        source: name of the file for messages.
         several: the file has other networks too, so a layer inside ``root`` is preferred.
 
     Raises:

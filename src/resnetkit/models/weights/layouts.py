@@ -73,7 +73,7 @@ def extract_network(
 
     Args:
         tensors: by the file's names.
-        source: name of the file in messages.
+        source: name of the file for messages.
         prefix: prefix of the names of the network to use, if there are several.
         head: name of the linear layer that is the head; ``none`` leaves the head out.
 

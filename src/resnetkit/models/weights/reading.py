@@ -52,7 +52,7 @@ def read_tensors(
     Args:
         path: the file. Its content, not its suffix, decides its format.
         map_location: device of the tensors, as in ``torch.load``.
-        source: name of the file in messages; by default its path.
+        source: name of the file for messages; by default its path.
         prefix: prefix of the names of the network to use, if the file has several.
         head: name of the head, if several linear layers could be it; ``none`` for no head.
 
@@ -134,7 +134,7 @@ def unwrap(
 
     Args:
         content: nested mappings and lists with tensors in them.
-        source: its name in messages.
+        source: its name for messages.
         prefix, head: as in `read_tensors`.
 
     Raises:

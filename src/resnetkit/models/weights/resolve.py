@@ -230,7 +230,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     Args:
         model: the network to fill.
         tensors: by name; left unchanged.
-        source: name of the tensors in messages.
+        source: name of the tensors for messages.
 
     Raises:
         WeightsError: other names or shapes differ; the message shows the first few.
