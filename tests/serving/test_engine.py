@@ -7,13 +7,16 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from resnetkit.errors import ArtefactError
-from resnetkit.serving.engine import smallest_fast
+from resnetkit.export import sessions
+from resnetkit.serving.engine import Engine, smallest_fast
 from resnetkit.serving.logs import JsonLog
 from resnetkit.serving.served import open_served
 from resnetkit.serving.server import Server
@@ -172,6 +175,27 @@ def test_batches_are_as_large_as_their_measured_time_allows():
         assert engine.batch_images == before
 
 
+@pytest.mark.parametrize(
+    ("fixed", "sizes", "largest"), [(0, [1, 2, 3, 4], 1), (20, list(range(1, 17)), 16)]
+)
+def test_sizes_are_measured_until_larger_ones_gain_nothing(monkeypatch, fixed, sizes, largest):
+    clock = 0.0
+    ran = []
+
+    def compute(inputs):
+        nonlocal clock
+        ran.append(len(inputs))
+        clock += fixed + len(inputs)
+        return iter(inputs)
+
+    monkeypatch.setattr("resnetkit.serving.engine.time", SimpleNamespace(monotonic=lambda: clock))
+    bounds = replace(QUICK, batch_images=16, batch_seconds=100)
+    engine = Engine(FakeServed(), None, None, bounds=bounds, log=None)
+    engine.measure(compute)
+    assert ran == [size for size in sizes for _ in range(2)]
+    assert engine.batch_images == largest
+
+
 def test_batches_that_gain_nothing_are_not_used():
     """Two images take twice as long as one, and three a little less than three times as long."""
     assert smallest_fast({1: 0.020, 2: 0.040, 3: 0.0595}) == 1
@@ -202,6 +226,20 @@ def test_an_exported_file_whose_golden_images_disagree_is_not_served(exported, t
     with pytest.raises(ArtefactError, match="golden images as it did"):
         open_served(path).verify()
     assert open_served(exported).verify() == "17 golden images agree"
+
+
+def test_the_runtime_that_was_verified_is_the_first_to_serve(exported, monkeypatch):
+    started = []
+    start = sessions.start
+    monkeypatch.setattr(
+        sessions, "start", lambda *args, **options: started.append(args) or start(*args, **options)
+    )
+    served = open_served(exported)
+    served.verify()
+    for starts in (1, 2):  # the second after a crash
+        (answer,) = served.start()([served.example()])
+        assert answer["probabilities"].sum() == pytest.approx(1, abs=1e-5)
+        assert len(started) == starts
 
 
 @pytest.mark.slow

@@ -188,12 +188,17 @@ class ExportedPredictor:
             most = max(1, MAX_BATCH_PIXELS // (height * width))
             same = (i for i in count(start) if i == len(inputs) or not _alike(inputs, start, i))
             end = min(next(same), start + most)
-            values = self._run(stages)(np.stack(inputs[start:end]))
+            values = self.runtime(stages)(np.stack(inputs[start:end]))
             for row in range(end - start):
                 yield {name: value[row] for name, value in values.items()}
             start = end
 
-    def _run(self, stages: tuple[str, ...]) -> sessions.Run:
+    def runtime(self, stages: tuple[str, ...] = ()) -> sessions.Run:
+        """Return the runtime of the file, which starts at the first call.
+
+        Args:
+            stages: intermediate values to return too; see `artefact.STAGES`.
+        """
         if stages not in self._runs:
             self._runs[stages] = sessions.start(self.artefact, stages, self._threads)
             self._note(f"runtime {self.artefact.runtime}, {self.manifest.precision}")

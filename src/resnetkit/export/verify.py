@@ -78,12 +78,14 @@ class Report:
         return "\n".join(lines)
 
 
-def verify(artefact: Artefact, threads: int | None = None) -> Report:
+def verify(artefact: Artefact, threads: int | None = None, run: Run | None = None) -> Report:
     """Answer the golden images with the runtime of the file, and compare each stage.
 
     Args:
         artefact: the file.
         threads: compute threads of the runtime.
+        run: the runtime of the file, if it is running already. The stages inside the network are
+            then not compared.
 
     Raises:
         ArtefactError: the file has no golden images, or its runtime cannot read it.
@@ -91,7 +93,9 @@ def verify(artefact: Artefact, threads: int | None = None) -> Report:
     """
     if not artefact.golden:
         raise ArtefactError(f"{artefact.path} has no golden images to verify it with")
-    run, visible = _start(artefact, threads)
+    visible: tuple[str, ...] = ()
+    if run is None:
+        run, visible = _start(artefact, threads)
     comparison = _Comparison(artefact)
     for golden in artefact.golden:
         comparison.add(golden, run, visible)
@@ -129,8 +133,8 @@ class _Comparison:
         is_crop = self._manifest.entrance == "crop"
         inputs = to_crop(pixels, self._manifest.preprocessing) if is_crop else pixels
         values = run(inputs[None])
-        crop = self._recorded_crop(golden)
         if "cropped" in visible:
+            crop = self._recorded_crop(golden)
             found = values["cropped"][0].transpose(1, 2, 0)
             self._compare_pixels("cropped", golden, found, crop)
             expected = self._normalize(found)

@@ -20,6 +20,9 @@ LONGEST_PAUSE = 30.0
 FAST = 0.98
 """A batch size is fast if it reaches this share of the fastest size's images per second."""
 
+PLATEAU = 3
+"""If this many larger sizes in a row are not faster, still larger ones are not measured."""
+
 
 def smallest_fast(latencies: dict[int, float]) -> int:
     """Return the smallest fast batch size: a larger one would only make images wait.
@@ -38,10 +41,10 @@ class EngineError(Exception):
 class Engine:
     """Computes the images in the queue, one batch at a time.
 
-    Before it is ready, a model is verified and every batch size is measured; see `smallest_fast`.
-    Sizes that take longer than `Bounds.batch_seconds` are ruled out. A crash, or a batch that takes
-    longer than `Bounds.stuck_seconds`, fails the batch, and a new engine starts. Waiting images
-    keep their places.
+    Before it is ready, a model is verified, and batch sizes are measured until larger ones are not
+    faster; see `smallest_fast`. Sizes that take longer than `Bounds.batch_seconds` are ruled out. A
+    crash, or a batch that takes longer than `Bounds.stuck_seconds`, fails the batch, and a new
+    engine starts. Waiting images keep their places.
 
     Args:
         served: the model.
@@ -118,7 +121,10 @@ class Engine:
             pause = 0.0 if was_ready else min(LONGEST_PAUSE, max(1.0, 2 * pause))
 
     def measure(self, compute: Compute) -> None:
-        """Run every batch size, and select the largest to use; after a restart, only run them."""
+        """Measure batch sizes and select the largest to use; after a restart, only run them.
+
+        Every size that is used runs here, because the first batch of a size takes longer.
+        """
         example = self._served.example()
         if self.latencies:
             for images in range(1, self.batch_images + 1):
@@ -134,6 +140,8 @@ class Engine:
             if images > 1 and min(times) > self._bounds.batch_seconds:
                 break
             measured[images] = min(times)
+            if images - smallest_fast(measured) >= PLATEAU:
+                break
         self.batch_images = smallest_fast(measured)
         self.latencies = measured
 

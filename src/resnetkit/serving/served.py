@@ -110,6 +110,7 @@ class ExportedFile:
     def __init__(self, path: Path) -> None:
         self._predictor = ExportedPredictor(path)
         self._sha256 = sha256(path)
+        self._is_verified = False  # the runtime has answered the golden images, and not started yet
         self.classes = self._predictor.classes
         self.digest = self._predictor.digest
 
@@ -161,22 +162,33 @@ class ExportedFile:
         artefact = self._predictor.artefact
         if not artefact.golden:
             return "the file has no golden images"
-        failure = verify(artefact).first_failure
+        failure = verify(artefact, run=self._predictor.runtime(self._stages)).first_failure
         if failure is not None:
+            failure = verify(artefact).first_failure or failure  # also inside the network
             raise ArtefactError(
                 f"{artefact.path} does not answer its golden images as it did when it was "
                 f"exported: the stage {failure.stage!r} differs. `resnet verify {artefact.path}` "
                 "shows the details; export the model again"
             )
+        self._is_verified = True
         return f"{len(artefact.golden)} golden images agree"
 
     def start(self) -> Compute:
-        """Start the runtime of the file, which must not have changed since it was opened."""
-        if sha256(self._predictor.path) != self._sha256:
-            raise ArtefactError(f"{self._predictor.path} has changed. Restart the server")
-        self._predictor = ExportedPredictor(self._predictor.path)
-        is_calibrated = self._predictor.manifest.calibration is not None
-        return partial(self._predictor.run, stages=("features",) if is_calibrated else ())
+        """Start the runtime of the file: the one that was verified, and after a crash a new one.
+
+        Raises:
+            ArtefactError: the file has changed since it was opened.
+        """
+        if not self._is_verified:
+            if sha256(self._predictor.path) != self._sha256:
+                raise ArtefactError(f"{self._predictor.path} has changed. Restart the server")
+            self._predictor = ExportedPredictor(self._predictor.path)
+        self._is_verified = False
+        return partial(self._predictor.run, stages=self._stages)
+
+    @property
+    def _stages(self) -> tuple[str, ...]:
+        return ("features",) if self._predictor.manifest.calibration is not None else ()
 
     def explain(self, contents: bytes) -> bytes:
         """Refuse: a runtime returns no gradients."""
