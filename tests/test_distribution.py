@@ -155,6 +155,13 @@ def test_the_runtime_depends_on_a_subset_and_on_its_engine():
         assert runtime[field] == full[field]
 
 
+def test_the_runtime_has_every_extra_that_messages_name():
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    named = {name for text in sources for name in re.findall(r"install_command\(['\"](\w+)", text)}
+    assert {"heif", "ray", "s3", "serve"} <= named
+    assert named <= project(ROOT / "packaging" / "runtime")["optional-dependencies"].keys()
+
+
 def test_both_distributions_have_one_license():
     texts = {(folder / "LICENSE").read_bytes() for folder in (ROOT, ROOT / "packaging" / "runtime")}
     assert len(texts) == 1

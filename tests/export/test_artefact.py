@@ -111,6 +111,27 @@ def test_external_tensors_are_found_in_nested_graphs(files, tmp_path):
         read_artefact(path)
 
 
+@pytest.mark.parametrize("kind", ["function", "training", "sparse", "sparse list"])
+def test_whatever_else_could_hold_tensors_is_refused(files, tmp_path, kind):
+    model = onnx.load(files["onnx"])
+    tensor = onnx.TensorProto(name="t", data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    node = onnx.helper.make_node("Constant", [], ["y"])
+    attribute = node.attribute.add(name="value")
+    if kind == "function":
+        attribute.t.CopyFrom(tensor)
+        model.functions.add(name="f", domain="d").node.append(node)
+    elif kind == "training":
+        model.training_info.add().algorithm.initializer.append(tensor)
+    else:
+        sparse = attribute.sparse_tensors.add() if "list" in kind else attribute.sparse_tensor
+        sparse.values.CopyFrom(tensor)
+        model.graph.node.append(node)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtefactError, match="which `resnet export` does not write"):
+        read_artefact(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

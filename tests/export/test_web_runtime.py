@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from resnetkit.errors import OutputError, RecipeError
+from resnetkit.errors import ArtefactError, OutputError, RecipeError
 from resnetkit.export import web
 
 
@@ -85,3 +85,18 @@ def test_a_folder_with_files_is_refused_before_anything_else(tmp_path):
     with pytest.raises(OutputError, match="exists already"):
         web.export_web(tmp_path / "missing.safetensors", tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_a_worse_8_bit_file_is_kept_next_to_the_page(tmp_path, monkeypatch):
+    def export(model_file, to, out, **settings):
+        worse = out.with_name("model-worse.onnx")
+        worse.write_bytes(b"worse")
+        raise ArtefactError(f"int8 is worse than fp32. The file was kept as {worse}")
+
+    monkeypatch.setattr(web, "export", export)
+    kept = tmp_path / "page-worse.onnx"
+    with pytest.raises(ArtefactError) as raised:
+        web.export_web("m.safetensors", tmp_path / "page", runtime=write_dist(tmp_path / "dist"))
+    assert str(raised.value).endswith(f"kept as {kept}")
+    assert kept.read_bytes() == b"worse"
+    assert not (tmp_path / "page").exists()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,16 @@ def test_a_part_is_written_after_some_rows_or_some_time(tmp_path, monkeypatch):
     with Parts(tmp_path / "rows", SETTINGS, SCHEMA, seconds=0) as parts:
         parts.add(rows("d"))
         assert parts.rows == 4
+
+
+def test_rows_do_not_wait_for_others_that_would_come_too_late(tmp_path, monkeypatch):
+    now = 0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("resnetkit.scale.parts.time", clock)
+    with Parts(tmp_path / "rows", SETTINGS, SCHEMA, seconds=30) as parts:
+        for now, written in ((8, 0), (16, 0), (24, 3), (44, 4)):
+            parts.add(rows(f"image {now}"))
+            assert parts.rows == written
 
 
 def test_rows_that_arrived_before_an_error_are_kept(tmp_path):

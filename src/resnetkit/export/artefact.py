@@ -372,12 +372,19 @@ def _read_onnx(path: Path) -> dict[str, str]:
 
 
 def _onnx_entries(model: memoryview) -> Iterator[tuple[str, str]]:
-    """Yield the entries of ``metadata_props``, field 14 of a model; check its graph, field 7."""
+    """Yield the entries of ``metadata_props``, field 14 of a model; check its graph, field 7.
+
+    Training information and functions, fields 20 and 25, could hold more tensors.
+    """
     for number, value in protobuf.fields(model):
         if not isinstance(value, memoryview):
             continue
         if number == 7:
             _refuse_external_data(value)
+        elif number in (20, 25):
+            raise ArtefactError(
+                "it has functions or training information, which `resnet export` does not write"
+            )
         elif number == 14:
             if len(value) > MAX_TEXT:
                 raise ArtefactError(f"its metadata is larger than {MAX_TEXT:,} bytes")
@@ -386,6 +393,9 @@ def _onnx_entries(model: memoryview) -> Iterator[tuple[str, str]]:
                 yield pair.get(1, b"").decode(), pair.get(2, b"").decode()
             except UnicodeDecodeError as error:
                 raise ArtefactError("its metadata is not text") from error
+
+
+_SPARSE = "it has sparse tensors, which `resnet export` does not write"
 
 
 def _refuse_external_data(graph: memoryview, depth: int = 0) -> None:
@@ -398,7 +408,7 @@ def _refuse_external_data(graph: memoryview, depth: int = 0) -> None:
         if number == 5:
             _check_tensor(value)
         elif number == 15:
-            raise ArtefactError("it has sparse tensors, which `resnet export` does not write")
+            raise ArtefactError(_SPARSE)
         elif number == 1:  # a node, whose attributes may hold tensors and graphs
             for name, attribute in protobuf.fields(value):
                 if name == 5 and isinstance(attribute, memoryview):
@@ -407,6 +417,8 @@ def _refuse_external_data(graph: memoryview, depth: int = 0) -> None:
                             _check_tensor(item)
                         elif kind in (6, 11) and isinstance(item, memoryview):
                             _refuse_external_data(item, depth + 1)
+                        elif kind in (22, 23):
+                            raise ArtefactError(_SPARSE)
 
 
 def _check_tensor(tensor: memoryview) -> None:

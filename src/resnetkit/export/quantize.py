@@ -136,7 +136,7 @@ def quantize_file(
     _save(small, network, manifest, golden)
     report = verify(read_artefact(small))
     if not report.agrees or comparison.is_worse:
-        kept = target.with_name(f"{target.stem}-worse{target.suffix}")
+        kept = worse_path(target)
         _replace(small, kept)
         reason = str(comparison) if report.agrees else f"its golden images differ:\n{report}"
         raise ArtefactError(
@@ -145,6 +145,11 @@ def quantize_file(
         )
     _replace(small, file)
     return report, (str(comparison),)
+
+
+def worse_path(target: Path) -> Path:
+    """Return where an 8-bit file is kept that is worse than its fp32 form."""
+    return target.with_name(f"{target.stem}-worse{target.suffix}")
 
 
 def compare(before: Path, after: Path, data: Path) -> Comparison:

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
-from ..errors import OutputError, RecipeError
+from ..errors import ArtefactError, OutputError, RecipeError
 from ..models.weights.download import is_offline
 from ..progress import say
 from ..storage import atomic
 from .export import Export, export
+from .quantize import worse_path
 
 RUNTIME = "onnxruntime-web"
 RUNTIME_VERSION = "1.30.0"
@@ -80,7 +81,7 @@ def export_web(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as holder:
             page = Path(holder) / "page"
             page.mkdir()
-            done = export(model_file, "onnx", page / MODEL, **settings)
+            done = _export_into(page, model_file, folder, settings)
             for name, source in files.items():
                 shutil.copyfile(source, page / name)
             for part in ("page_base", "web_page"):
@@ -94,6 +95,21 @@ def export_web(
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror})") from error
     return replace(done, path=folder, report=replace(done.report, path=folder / MODEL))
+
+
+def _export_into(
+    page: Path, model_file: str | os.PathLike[str], folder: Path, settings: dict[str, Any]
+) -> Export:
+    """Export the model into a page; keep an 8-bit file that is worse next to ``folder``."""
+    try:
+        return export(model_file, "onnx", page / MODEL, **settings)
+    except ArtefactError as error:
+        worse = worse_path(page / MODEL)
+        if not worse.is_file():
+            raise
+        kept = worse_path(folder.with_name(f"{folder.name}.onnx"))
+        worse.replace(kept)
+        raise ArtefactError(str(error).replace(str(worse), str(kept))) from error
 
 
 def runtime_files(folder: Path | None = None) -> dict[str, Path]:

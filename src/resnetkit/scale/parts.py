@@ -60,7 +60,7 @@ class Parts:
         self.rows = 0
         self.failed = 0
         self._waiting: list[pa.Table] = []
-        self._flushed = time.monotonic()
+        self._flushed = self._added = time.monotonic()
         self._number = 0
         self._stack = ExitStack()
 
@@ -114,10 +114,16 @@ class Parts:
             self._number = int(path.stem.removeprefix("part-")) + 1
 
     def add(self, table: pa.Table) -> None:
-        """Add rows; they are written once there are enough for a part, or by `flush`."""
+        """Add rows; they are written once there are enough for a part, or by `flush`.
+
+        They are also written if the part would be too old by the time that more rows come, which
+        is expected to take as long as these rows took.
+        """
         self._waiting.append(table.select(self._schema.names).cast(self._schema))
-        waiting = sum(map(len, self._waiting))
-        if waiting >= ROWS or time.monotonic() - self._flushed >= self._seconds:
+        now = time.monotonic()
+        next_rows = now + (now - self._added)
+        self._added = now
+        if sum(map(len, self._waiting)) >= ROWS or next_rows - self._flushed >= self._seconds:
             self.flush()
 
     def flush(self) -> None:

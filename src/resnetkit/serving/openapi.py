@@ -54,7 +54,7 @@ _REFUSALS = {
     401: "The token is missing or wrong.",
     403: "The request comes from a web page of another site.",
     408: "The body arrived too slowly.",
-    413: "The body is too large, or has too many images.",
+    413: "The body is too large, or has too many images or pixels.",
     415: "The body is not an image.",
     421: "The host name is not one that the server answers to.",
     422: "The image is damaged, or has too many pixels.",

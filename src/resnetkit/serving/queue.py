@@ -92,11 +92,19 @@ class Queue:
             deadline: the time after which their answers are useless.
 
         Raises:
-            Refusal: 503.
+            Refusal: 503; or 413 for several images with more pixels than may ever wait.
         """
+        most = self._bounds.queue_pixels
+        if images > 1 and pixels > most:
+            raise Refusal(
+                413,
+                "too_many_pixels",
+                f"The images have {pixels:,} pixels together, and {most:,} may wait. Send them in "
+                "several requests",
+            )
         if self.images + images > self._bounds.queue_images:
             raise self._refusal("queue_full", f"{self.images} images are waiting")
-        if self.images and self._pixels + pixels > self._bounds.queue_pixels:
+        if self.images and self._pixels + pixels > most:
             raise self._refusal("queue_full", f"Images with {self._pixels:,} pixels are waiting")
         if self.retry_after() > MARGIN * (deadline - time.monotonic()):
             raise self._refusal("too_busy", "The waiting images need longer than the deadline")
