@@ -43,7 +43,7 @@ def export(
         Optional[Path],  # noqa: UP045
         typer.Option(
             help="8-bit weights and activations, calibrated on the training images of DATA. "
-            "Refused if the accuracy on its validation images is worse.",
+            "Refused if the accuracy on its test or validation images is worse.",
             metavar="DATA",
         ),
     ] = None,

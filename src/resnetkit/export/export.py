@@ -81,7 +81,7 @@ def export(
             file and of the exported file are compared on them.
         golden: ``photos`` uses photos of ``data`` and drawn images, ``made`` only drawn images.
         int8: photos with known classes, to calibrate 8-bit weights and activations on the training
-            images and compare the accuracy on the validation images; see `quantize`.
+            images and compare the accuracy on the test or validation images; see `quantize`.
         license: the license of the weights, for the file's description.
 
     Raises:

@@ -118,7 +118,7 @@ def quantize_file(
 
     Raises:
         ArtefactError: the 8-bit file is worse.
-        DataError: the data has no training or no validation images.
+        DataError: the data has no training images, or none to evaluate on.
     """
     artefact = read_artefact(file)
     dataset = read_dataset_for(header, Path(data))
