@@ -105,6 +105,7 @@ def test_auto_starts_from_random_weights_if_none_are_available(published, capsys
         ({"model_options": {"in_channels": 1}}, {"width": 32, "in_channels": 1}),
         ({"model": "resnet18", "model_options": {"width": 32}}, {"width": 32}),
         ({"weights": "Starter_Weights.TINY_IMAGENET"}, {"width": 32}),
+        ({"weights": Starter_Weights.TINY_IMAGENET}, {"width": 32}),
         ({"model": "resnet18_starter"}, {}),
     ],
 )
@@ -188,7 +189,7 @@ def test_weights_arrive_in_the_network_and_the_head_is_new(published):
 
 def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
     file = trained / "model.safetensors"
-    chosen = initial_weights.resolve_recipe(None, {"weights": str(file)})
+    chosen = initial_weights.resolve_recipe(None, {"weights": file})
     assert (chosen.name, chosen.model, chosen.model_options) == (
         "finetune",
         "cifar_resnet20",

@@ -64,7 +64,7 @@ def resolve_recipe(
         WeightsError: weights were named and are not available.
     """
     loaded = load_recipe(recipe or "finetune").with_settings(settings)
-    weights = settings.get("weights", "auto" if recipe is None else loaded.weights)
+    weights = "auto" if recipe is None and "weights" not in settings else loaded.weights
     if recorded is not None and weights in ("auto", recorded.weights):
         default = "fast" if recorded.weights == "none" else "finetune"
         settings = {**settings, **_recorded_weights(recorded)}

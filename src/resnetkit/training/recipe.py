@@ -7,6 +7,8 @@ machine.
 
 from __future__ import annotations
 
+import os
+from enum import Enum
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -234,6 +236,11 @@ class Recipe(BaseModel):
         30.0, description="seconds between saves of the state within an epoch"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Enum | os.PathLike) else value
 
     @field_validator("model")
     @classmethod
