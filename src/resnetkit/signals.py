@@ -45,7 +45,8 @@ class SignalWatchdog:
     def __enter__(self) -> SignalWatchdog:
         if threading.current_thread() is threading.main_thread():
             self._source, self._target = os.pipe()
-            os.set_blocking(self._target, False)
+            if hasattr(os, "set_blocking"):  # on Windows only since Python 3.12
+                os.set_blocking(self._target, False)
             self._previous_fd = signal.set_wakeup_fd(self._target, warn_on_full_buffer=False)
             self._process = os.getpid()
             self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)

@@ -313,9 +313,10 @@ def _lock(file: IO[str], wait: bool) -> None:
 
 
 def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+    is_windows = os.name == "nt"
+    if is_windows and path.is_dir():  # Windows cannot open a folder
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # it syncs only for writing
     try:
         os.fsync(handle)
     finally:

@@ -80,6 +80,21 @@ def test_exif_orientation(tmp_path, orientation):
     assert decode.image_size(path) == upright.size
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0no TIFF at all",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0X\0\0\0\0\0\0\0",  # it is "X"
+    ],
+    ids=["damaged", "text"],
+)
+def test_an_orientation_that_cannot_be_read_is_ignored(tmp_path, name, exif):
+    path = save(smooth(30, 20), tmp_path, name, exif=exif)
+    assert decode.decode(path).shape == (20, 30, 3)
+    assert decode.image_size(path) == (30, 20)
+
+
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     path = save(frames[0], tmp_path, "x.gif", save_all=True, append_images=frames[1:])

@@ -50,6 +50,13 @@ def test_spellings_of_one_label_are_one_class(tmp_path, labels, classes):
     ] * merged
 
 
+def test_a_quote_without_its_partner_is_named(tmp_path):
+    rows = "".join(f"a/{number}.jpg,cat\n" for number in range(20_000))
+    file = write(tmp_path, f'path,label\n"a/x.jpg,cat\n{rows}')
+    with pytest.raises(DataError, match=r"m\.csv, line \d+: not valid CSV .* double quote"):
+        folder.read_dataset(file)
+
+
 def test_spellings_are_one_class_in_all_splits(tmp_path):
     text = "path,label,split\n1.png,7.0,Training\n2.png,8,train\n3.png,7,Testing\n4.png,7,dev\n"
     data = folder.read_dataset(write(tmp_path, text))

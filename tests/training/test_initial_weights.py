@@ -187,8 +187,12 @@ def test_weights_arrive_in_the_network_and_the_head_is_new(published):
     assert torch.equal(network.fc.weight, head)
 
 
-def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path):
+def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path, monkeypatch):
     file = trained / "model.safetensors"
+    monkeypatch.setenv("HOME", str(trained))
+    assert (
+        initial_weights.network_name(None, {"weights": "~/model.safetensors"}) == "cifar_resnet20"
+    )
     chosen = initial_weights.resolve_recipe(None, {"weights": file})
     assert (chosen.name, chosen.model, chosen.model_options) == (
         "finetune",

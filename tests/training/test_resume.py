@@ -18,6 +18,7 @@ from resnetkit import evaluate, load, storage, train
 from resnetkit.data.split import split_dataset
 from resnetkit.errors import OutputError, TrainingError
 from resnetkit.training import checkpoint, defaults, loop, measure, preparation
+from resnetkit.training.recipe import load_recipe
 from resnetkit.training.run import RunFolder
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "metrics.json", "split.csv")
@@ -181,6 +182,62 @@ def test_a_finished_run_without_its_state_is_not_trained_again(flat_folder, smal
     assert run.model.stat().st_mtime_ns == before
 
 
+def test_a_trained_run_that_lost_its_state_is_not_trained_over(flat_folder, small, tmp_path):
+    small = {**small, "epochs": 3}
+    run = train(flat_folder, out=tmp_path / "run", **small)
+    before = run.model.stat().st_mtime_ns
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it were not finished
+    shutil.rmtree(tmp_path / "run" / "state")
+    with pytest.raises(OutputError, match="has a trained model, but its state folder is missing"):
+        train(flat_folder, out=tmp_path / "run", resume=True, **small)
+    assert run.model.stat().st_mtime_ns == before
+    rows = (tmp_path / "run" / "history.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "history.csv").write_text("".join(rows[:3]))  # killed in the first save
+    train(flat_folder, out=tmp_path / "run", resume=True, **small)
+
+
+def test_a_second_run_leaves_the_files_of_a_running_one_alone(flat_folder, small, tmp_path):
+    out = tmp_path / "run"
+    train(flat_folder, out=out, **{**small, "epochs": 1})
+    for name in ("metrics.json", "history.csv", "model.safetensors", "last.safetensors"):
+        (out / name).unlink()
+    shutil.rmtree(out / "state")  # as before the first save
+    before = (out / "recipe.yaml").read_text()
+    with (
+        storage.locked(out / "state" / ".lock"),
+        pytest.raises(OutputError, match="Another run is writing to"),
+    ):
+        train(flat_folder, out=out, resume=True, **{**small, "seed": 7})
+    assert (out / "recipe.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("left", [["state"], ["state", "environment.json"]])
+def test_a_run_that_was_killed_in_its_first_files_starts_over(flat_folder, small, tmp_path, left):
+    out = tmp_path / "run"
+    (out / "state").mkdir(parents=True)
+    (out / "state" / ".lock").touch()
+    for name in left[1:]:
+        (out / name).write_text("{}")
+    assert train(flat_folder, out=out, resume=True, **{**small, "epochs": 1}).model.exists()
+
+
+def test_what_a_killed_run_left_is_removed(flat_folder, small, tmp_path):
+    out = tmp_path / "run"
+    train(flat_folder, out=out, **{**small, "epochs": 1})
+    left = [
+        out / "state" / ".tmpAb3_x9",
+        out / ".tmpAb3_x9",
+        out / f".model.safetensors.{16 * 'a'}",
+    ]
+    others = [out / ".tmp", out / ".tmpAb3_x9.txt", out / ".notes"]
+    for path in (*left, *others):
+        path.write_text("")
+    (out / "metrics.json").unlink()
+    train(out, resume=True)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
 def test_a_folder_that_became_a_run_meanwhile_is_not_claimed(trained, tmp_path):
     begun, _ = RunFolder.open(tmp_path / "run", "name", resume=False)
     shutil.copytree(trained, tmp_path / "run")  # another run was quicker
@@ -321,6 +378,32 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
     with pytest.raises(TrainingError, match=r"shallow_share was 0\.0 and is 0\.5"):
         train(flat_folder, out=tmp_path / "run", resume=True, **settings, shallow_share=0.5)
     assert train(flat_folder, out=tmp_path / "run", resume=True, **settings).model.exists()
+
+
+def test_another_network_is_not_resumed(flat_folder, small, tmp_path):
+    out = tmp_path / "run"
+    train(flat_folder, out=out, **{**small, "epochs": 1})
+    (out / "metrics.json").unlink()
+    with pytest.raises(TrainingError, match="model"):
+        train(flat_folder, out=out, resume=True, **{**small, "epochs": 1, "model": "resnet18"})
+
+
+def test_training_on_keeps_corrections_and_drops_what_the_first_weights_needed(
+    flat_folder, small, tmp_path
+):
+    image = sorted(flat_folder.rglob("*.png"))[0].relative_to(flat_folder)
+    table = tmp_path / "verdicts.csv"
+    table.write_text(f"path,verdict,new_label\n{image},drop,\n")
+    out = tmp_path / "run"
+    first = {**small, "epochs": 1, "shallow_share": 0.5}
+    train(flat_folder, out=out, corrections=table, **first)
+    recipe = (out / "recipe.yaml").read_text()
+    (out / "recipe.yaml").write_text(recipe.replace("prefix: null", "prefix: student"))
+    longer = load_recipe(out / "recipe.yaml").with_settings({"epochs": 3})
+    words = shlex.split(RunFolder(out).extend_command(flat_folder, longer))
+    assert words[words.index("--corrections") + 1] == str(out / "corrections.csv")
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert sets == ["weights_prefix=null", "shallow_share=0"]
 
 
 def test_a_finished_run_is_trained_on_with_the_command_it_names(flat_folder, small, tmp_path):

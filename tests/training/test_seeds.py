@@ -6,7 +6,8 @@ import statistics
 import pytest
 
 from resnetkit.data import tree
-from resnetkit.errors import OutputError, RecipeError
+from resnetkit.errors import Interrupted, OutputError, RecipeError
+from resnetkit.training import seeds
 from resnetkit.training.seeds import parse_seeds, train_seeds
 
 
@@ -17,6 +18,16 @@ def test_seeds_are_numbers_and_ranges():
     for wrong in ("", "a", "1", "1,1", "4-0", "-3", "0-2,1"):
         with pytest.raises(RecipeError, match="--seeds takes"):
             parse_seeds(wrong)
+
+
+def test_a_stopped_sweep_says_how_to_continue_all_of_it(flat_folder, small, tmp_path, monkeypatch):
+    def stopped(*args, **settings):
+        raise Interrupted("Stopped. To resume: resnet train --resume seed-0", 130)
+
+    monkeypatch.setattr(seeds, "train", stopped)
+    with pytest.raises(Interrupted, match="add --resume to the same command") as caught:
+        train_seeds(flat_folder, seeds=[0, 3], out=tmp_path / "all", **small)
+    assert caught.value.exit_code == 130
 
 
 def test_a_run_for_each_seed_and_their_mean(flat_folder, small, tmp_path, capsys):

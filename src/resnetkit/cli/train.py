@@ -113,11 +113,15 @@ def train(
     from ..progress import print_result
     from ..training.folds import is_cross_validation
     from ..training.loop import train as run_training
+    from ..training.recipe import Recipe, load_recipe
     from ..training.settings import parse_settings
     from .tables import closing_lines
 
     fields: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     fields |= parse_settings(settings or [])
+    unknown = {key: value for key, value in fields.items() if key not in Recipe.model_fields}
+    if unknown:  # such as an option that is no field of the recipe: --set out=FOLDER
+        load_recipe("fast").with_settings(unknown)
     fields |= {"device": device, "workers": workers}
     run_options: dict[str, Any] = {"out": out, "resume": resume, "tensorboard": tensorboard}
     if folds is not None and seeds is not None:

@@ -390,7 +390,10 @@ def _orientation(image: Image.Image) -> int:
 
     Call this after loading the pixels: Pillow rotates a TIFF as it loads it, then removes the tag.
     """
-    return int(image.getexif().get(_ORIENTATION, 1))
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, TypeError, ValueError):  # the EXIF data is damaged; the pixels are not
+        return 1
 
 
 def _load_unmapped(image: Image.Image) -> None:

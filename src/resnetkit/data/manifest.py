@@ -66,7 +66,13 @@ def read_manifest(
     # A path need not be valid UTF-8; anything else must be.
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         rows = csv.reader(lines, delimiter=_find_delimiter(lines), skipinitialspace=True)
-        found = _parse(file, rows, files=_Files(base), left_out=left_out, notes=notes)
+        try:
+            found = _parse(file, rows, files=_Files(base), left_out=left_out, notes=notes)
+        except csv.Error as error:
+            raise DataError(
+                f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for a double quote "
+                "without its partner"
+            ) from error
     return _merge_spellings(file, found, notes)
 
 

@@ -13,8 +13,9 @@ import errno
 import json
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from ..progress import say
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
-UNFINISHED = re.compile(r"\.(\d{6,}|manifest\.json)\.\w{8,}")
-"""Names of the `storage.temporary` files that a killed run leaves behind."""
+UNFINISHED = re.compile(r"\.(\d{6,}|manifest\.json|(model|last)\.safetensors)\.\w{8,}|\.tmp\w{6}")
+"""Names of the files that a killed run leaves behind: those of `storage.temporary`, and those of
+safetensors, which writes to a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ class Checkpoints:
         Raises:
             OutputError: another process holds the lock.
         """
-        try:
-            self._lock.enter_context(storage.locked(self.folder / LOCK, wait=False))
-        except BlockingIOError:
-            raise OutputError(f"Another run is writing to {self.folder.parent} right now") from None
+        self._lock.enter_context(lock_run(self.folder.parent))
+        for path in self.folder.parent.iterdir():
+            if UNFINISHED.fullmatch(path.name):
+                storage.discard(path)
 
     def __exit__(self, *error: object) -> None:
         """Wait for the pending save, even if the run ends with an error, and unlock the folder."""
@@ -127,6 +129,21 @@ class Checkpoints:
         """Wait for the last save, and keep only the newest generation."""
         self.wait()
         _remove_generations(self.folder, keep={self._newest})
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Lock a run folder while this context is open.
+
+    Raises:
+        OutputError: another process holds the lock.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(storage.locked(run / "state" / LOCK, wait=False))
+        except BlockingIOError:
+            raise OutputError(f"Another run is writing to {run} right now") from None
+        yield
 
 
 def write_generation(folder: Path, snapshot: Snapshot, previous: Path | None = None) -> Path:

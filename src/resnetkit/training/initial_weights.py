@@ -40,8 +40,9 @@ def network_name(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     It is part of the name of the run folder.
     """
     loaded = load_recipe(recipe or "finetune").with_settings(settings)
-    if loaded.model is None and modelfile.is_model_file(Path(loaded.weights).expanduser()):
-        return modelfile.read_header(loaded.weights).architecture
+    file = Path(loaded.weights).expanduser()
+    if loaded.model is None and modelfile.is_model_file(file):
+        return modelfile.read_header(file).architecture
     return loaded.model or DEFAULT_MODEL
 
 
@@ -67,8 +68,9 @@ def resolve_recipe(
     weights = "auto" if recipe is None and "weights" not in settings else loaded.weights
     if recorded is not None and weights in ("auto", recorded.weights):
         default = "fast" if recorded.weights == "none" else "finetune"
-        settings = {**settings, **_recorded_weights(recorded)}
-        return load_recipe(recipe or default).with_settings(settings)
+        fields = _recorded_weights(recorded)
+        asked = {key: value for key, value in settings.items() if key != "weights"}
+        return load_recipe(recipe or default).with_settings({**fields, **asked})
     found = None if weights == "none" else _resolve_weights(loaded, weights)
     if found is None:
         return load_recipe(recipe or "fast").with_settings({**settings, "weights": "none"})

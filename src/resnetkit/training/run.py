@@ -23,7 +23,7 @@ from ..progress import say
 from ..report import files
 from ..report.record import kept_epoch
 from ..text import pluralize, printable
-from .checkpoint import Snapshot, read_newest
+from .checkpoint import Snapshot, list_generations, read_newest
 from .preparation import PreparedData
 from .recipe import Recipe, load_recipe
 
@@ -135,6 +135,11 @@ class RunFolder:
                 f"{path} is a finished run without its state folder, so it cannot be resumed. "
                 "Name another folder with --out, or remove this one"
             )
+        if saved is None and cls(path)._has_lost_its_state():
+            raise OutputError(
+                f"{path} has a trained model, but its state folder is missing, so it cannot be "
+                "resumed. Name another folder with --out, or remove this one"
+            )
         if saved is None:
             if is_run(path / "fold-1"):
                 raise OutputError(
@@ -145,6 +150,14 @@ class RunFolder:
                 storage.refuse_used(path)
             say(f"Nothing to resume in {path} yet; starting a new run.")
         return cls(path, is_resumed=True), saved
+
+    def _has_lost_its_state(self) -> bool:
+        """Return whether a state was saved here: before the third epoch is written, one is."""
+        file = self.path / "history.csv"
+        if not is_run(self.path) or not file.is_file():
+            return False
+        with file.open(encoding="utf-8") as lines:
+            return sum(1 for _ in csv.DictReader(lines)) >= 3
 
     def recorded_recipe(self) -> Recipe | None:
         """Return the recipe that the run in this folder was started with; None without a run."""
@@ -212,12 +225,23 @@ class RunFolder:
         key = "steps" if recipe.steps is not None else "epochs"
         more = (getattr(recipe, key) or 0) - (getattr(before, key) or 0)
         length = f"--epochs {more}" if key == "epochs" else f"--set steps={more}"
-        recipe_file = shlex.quote(str(self.path / "recipe.yaml"))
-        weights_file = shlex.quote(str(self.last))
-        return (
-            f"resnet train {shlex.quote(shown(data))} --recipe {recipe_file} "
-            f"--weights {weights_file} {length if more > 0 else ''}"
-        ).rstrip()
+        words = [
+            f"resnet train {shlex.quote(shown(data))}",
+            f"--recipe {shlex.quote(str(self.path / 'recipe.yaml'))}",
+            f"--weights {shlex.quote(str(self.last))}",
+        ]
+        if (self.path / CORRECTIONS).is_file():
+            words.append(f"--corrections {shlex.quote(str(self.path / CORRECTIONS))}")
+        # These fields were about the weights that this run began with.
+        if before.weights_prefix is not None:
+            words.append("--set weights_prefix=null")
+        if before.weights_head is not None:
+            words.append("--set weights_head=null")
+        if before.shallow_share:
+            words.append("--set shallow_share=0")
+        if more > 0:
+            words.append(length)
+        return " ".join(words)
 
     def describe_new_split(self, prepared: PreparedData) -> str:
         """Describe how the new split differs from the recorded one, and how to keep the old one.
@@ -323,6 +347,8 @@ def _has_only_first_files(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {item.name for item in path.iterdir() if item.name[0] != "."}
+    if "state" in names and not list_generations(path / "state"):  # it holds the lock
+        names = (names - {"state"}) or {FIRST_FILE}
     return FIRST_FILE in names and names <= {FIRST_FILE, "classes.json", "split.csv", CORRECTIONS}
 
 

@@ -16,6 +16,7 @@ from ..models.weights.modelfile import Header
 from ..progress import say
 from ..report import html, plots
 from ..runtime import environment
+from .checkpoint import lock_run
 from .initial_weights import shareable_recipe
 from .input_figures import draw_inputs
 from .run import FIRST_FILE, Run, RunFolder
@@ -36,19 +37,20 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
         The folder that was claimed. Its number may differ if another run claimed the folder first.
 
     Raises:
-        OutputError: the folder cannot be created.
+        OutputError: the folder cannot be created, or another run is writing to it.
     """
     run.claim()
-    recorded = environment(session.runtime.device)
-    run.write_json(FIRST_FILE, {"data": absolute(data), **recorded})
-    run.write_json("classes.json", list(session.data.dataset.classes))
-    if session.data.made_split or session.data.corrections is not None:
-        run.write_split(session.data.dataset, session.data.groups)
-    if session.data.corrections is not None:
-        run.write_corrections(session.data.corrections, session.data.dataset.classes)
-    # From here on, the folder is a run: resuming it finds its split and its corrections.
-    run.write_text("recipe.yaml", session.recipe.to_yaml())
-    draw_inputs(run.path, session.data, session.recipe)
+    with lock_run(run.path):
+        recorded = environment(session.runtime.device)
+        run.write_json(FIRST_FILE, {"data": absolute(data), **recorded})
+        run.write_json("classes.json", list(session.data.dataset.classes))
+        if session.data.made_split or session.data.corrections is not None:
+            run.write_split(session.data.dataset, session.data.groups)
+        if session.data.corrections is not None:
+            run.write_corrections(session.data.corrections, session.data.dataset.classes)
+        # From here on, the folder is a run: resuming it finds its split and its corrections.
+        run.write_text("recipe.yaml", session.recipe.to_yaml())
+        draw_inputs(run.path, session.data, session.recipe)
     return run
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import processes, storage
 from ..data import folder
-from ..errors import RecipeError
+from ..errors import Interrupted, RecipeError
 from ..progress import say
 from .initial_weights import network_name
 from .loop import train
@@ -106,18 +106,24 @@ def train_seeds(
     runs: list[Run] = []
     for seed in seeds:
         say(f"\nseed {seed}\n")
-        run = train(
-            data,
-            recipe,
-            out=path / f"seed-{seed}",
-            device=device,
-            workers=workers,
-            resume=resume,
-            tensorboard=tensorboard,
-            corrections=corrections,
-            show_plan=not runs,
-            **{**settings, "seed": seed},
-        )
+        try:
+            run = train(
+                data,
+                recipe,
+                out=path / f"seed-{seed}",
+                device=device,
+                workers=workers,
+                resume=resume,
+                tensorboard=tensorboard,
+                corrections=corrections,
+                show_plan=not runs,
+                **{**settings, "seed": seed},
+            )
+        except Interrupted as error:
+            raise Interrupted(
+                "Stopped; everything is saved. To continue, add --resume to the same command",
+                error.exit_code,
+            ) from error
         runs.append(run)
         if processes.rank() == 0:
             storage.make_output(path)  # not before: `train` may refuse
