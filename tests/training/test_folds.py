@@ -24,7 +24,7 @@ from resnetkit import evaluate, load, train, train_folds
 from resnetkit.cli.commands import app
 from resnetkit.data import cache, disk_cache, tree
 from resnetkit.data.folder import read_dataset
-from resnetkit.errors import DataError, ModelFileError, OutputError, RecipeError
+from resnetkit.errors import DataError, ImageError, ModelFileError, OutputError, RecipeError
 from resnetkit.evaluation.intervals import grouped_interval
 from resnetkit.models.weights import modelfile
 from resnetkit.report.sources import write_report
@@ -311,6 +311,24 @@ def test_train_and_val_are_pooled_and_test_is_left_for_the_final_network(
     assert evaluate(run.model, split_folder, "val").metrics == run.metrics
     parts = modelfile.read_header(found.final.model).data["parts"]
     assert parts["train"]["count"] == 54
+
+
+def test_an_unreadable_test_image_is_named_and_the_folds_are_kept(
+    split_folder, save, tmp_path, capsys
+):
+    save(split_folder / "test", 4, start=200)
+    broken = min((split_folder / "test").rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:60])
+    out = tmp_path / "out"
+    settings = {**SETTINGS, "epochs": 1}
+    with pytest.raises(ImageError, match=broken.name):
+        train_folds(split_folder, folds=2, out=out, **settings)
+    assert not (out / "folds.json").exists()
+    found = train_folds(split_folder, folds=2, out=tmp_path / "b", **settings, on_error="skip")
+    assert "test" not in found.summary
+    message = capsys.readouterr().err
+    assert "Warning: the test split was not evaluated" in message
+    assert broken.name in message
 
 
 def test_the_folds_do_not_depend_on_the_order_of_a_list(flat_folder, tmp_path):

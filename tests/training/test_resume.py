@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from resnetkit import evaluate, load, storage, train
+from resnetkit.data.folder import read_dataset
 from resnetkit.data.split import split_dataset
 from resnetkit.errors import OutputError, TrainingError
 from resnetkit.training import checkpoint, defaults, loop, measure, preparation
@@ -378,6 +379,20 @@ def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, 
     with pytest.raises(TrainingError, match=r"shallow_share was 0\.0 and is 0\.5"):
         train(flat_folder, out=tmp_path / "run", resume=True, **settings, shallow_share=0.5)
     assert train(flat_folder, out=tmp_path / "run", resume=True, **settings).model.exists()
+
+
+def test_the_split_of_a_run_names_the_same_classes(small, save, tmp_path):
+    photos = tmp_path / "photos"
+    save(photos, 6)
+    names = {"red": "1", "green": "01", "blue": " 1"}
+    for old, new in names.items():
+        (photos / old).rename(photos / new)
+    train(photos, out=tmp_path / "run", **{**small, "epochs": 1})
+    found = read_dataset(tmp_path / "run" / "split.csv")
+    assert set(found.classes) == set(names.values())
+    for split in found.splits.values():
+        folders = [path.split("/")[0] for path in split.paths]
+        assert folders == [found.classes[label] for label in split.labels]
 
 
 def test_another_network_is_not_resumed(flat_folder, small, tmp_path):

@@ -29,7 +29,7 @@ def base_folder(file: Path, notes: list[str]) -> Path:
     still exist; ``notes`` then receives a line.
     """
     recorded = file.parent / "environment.json"
-    if file.name == "split.csv" and tree.is_run(str(file.parent)):
+    if _is_of_a_run(file):
         data = Path(json.loads(recorded.read_text(encoding="utf-8"))["data"])
         photos = base_folder(data, []) if data.suffix.lower() == ".csv" else data
         if photos.is_dir() or object_url(photos) is not None:
@@ -40,12 +40,18 @@ def base_folder(file: Path, notes: list[str]) -> Path:
     return file.parent
 
 
+def _is_of_a_run(file: Path) -> bool:
+    return file.name == "split.csv" and tree.is_run(str(file.parent))
+
+
 def read_manifest(
     file: Path, base: Path, *, left_out: LeftOut, notes: list[str]
 ) -> dict[str, dict[str, Paths]]:
     """Return {split: {class: paths}}, in the order of the file.
 
-    The only split is ``all`` if the file names no splits.
+    Spaces around values are ignored, and spellings of one label are merged, except in the
+    ``split.csv`` of a run, which no person wrote. The only split is ``all`` if the file names no
+    splits.
 
     Args:
         file: the manifest.
@@ -63,17 +69,18 @@ def read_manifest(
         )
     with file.open("rb") as start:
         encoding = _find_encoding(file, start.read(512))
+    is_exact = _is_of_a_run(file)
     # A path need not be valid UTF-8; anything else must be.
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines, delimiter=_find_delimiter(lines), skipinitialspace=True)
+        rows = csv.reader(lines, delimiter=_find_delimiter(lines), skipinitialspace=not is_exact)
         try:
-            found = _parse(file, rows, files=_Files(base), left_out=left_out, notes=notes)
+            found = _parse(file, rows, is_exact, files=_Files(base), left_out=left_out, notes=notes)
         except csv.Error as error:
             raise DataError(
                 f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for a double quote "
                 "without its partner"
             ) from error
-    return _merge_spellings(file, found, notes)
+    return found if is_exact else _merge_spellings(file, found, notes)
 
 
 def _find_encoding(file: Path, start: bytes) -> str:
@@ -103,7 +110,13 @@ def _find_delimiter(lines: TextIO) -> str:
 
 
 def _parse(
-    file: Path, rows: Iterator[list[str]], *, files: _Files, left_out: LeftOut, notes: list[str]
+    file: Path,
+    rows: Iterator[list[str]],
+    is_exact: bool,
+    *,
+    files: _Files,
+    left_out: LeftOut,
+    notes: list[str],
 ) -> dict[str, dict[str, Paths]]:
     found: dict[str, dict[str, Paths]] = {}
     given = [name.strip() for name in next(rows, [])]
@@ -121,7 +134,8 @@ def _parse(
         if not row:
             continue  # an empty line
         line = f"{file}, line {rows.line_num}"  # type: ignore[attr-defined]
-        row = [csv_text(value.strip()) for value in row] + [""] * (len(columns) + 1 - len(row))
+        row = [csv_text(value if is_exact else value.strip()) for value in row]
+        row += [""] * (len(columns) + 1 - len(row))
         if any(row[len(columns) :]):
             raise DataError(
                 f"{line} has {len(row)} values, but there are {len(columns)} columns "

@@ -18,7 +18,7 @@ from .. import storage
 from ..data.folder import Dataset, Split, pool_validation, read_dataset
 from ..data.paths import Paths
 from ..data.tree import is_run
-from ..errors import Interrupted, OutputError, RecipeError
+from ..errors import ImageError, Interrupted, OutputError, RecipeError
 from ..evaluation.evaluate import Evaluation, evaluate, evaluate_split
 from ..evaluation.intervals import effective_count, grouped_interval
 from ..evaluation.metrics import compute_metrics, confusion_counts
@@ -291,9 +291,14 @@ def _finish(
     html.write_page(path / "report.html", evaluation, final.model, device, answered_by=answered_by)
     # Only after everything else is written, because no earlier step has read the test images.
     if "test" in dataset.splits:
-        tested = evaluate(final.model, Path(data), "test", device=device, workers=workers).metrics
-        keys = ("pictures", "accuracy", "accuracy_interval", "errors", "loss")
-        summary["test"] = {key: tested[key] for key in keys}
+        try:
+            tested = evaluate(final.model, Path(data), "test", device=device, workers=workers)
+            keys = ("pictures", "accuracy", "accuracy_interval", "errors", "loss")
+            summary["test"] = {key: tested.metrics[key] for key in keys}
+        except ImageError as error:
+            if recipe.on_error != "skip":
+                raise
+            say(f"Warning: the test split was not evaluated: {error}")
     storage.write_json(path / "folds.json", summary)
     return CrossValidation(
         folder=path,
