@@ -99,6 +99,16 @@ def test_a_mismatch_is_refused_and_the_file_kept(tmp_path, form):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("content", [b'{"my":"config"}', b"s,b", b"text", b"{}", b"\0"])
+def test_a_file_of_another_program_is_kept_even_without_a_newline(tmp_path, form, content):
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=f"notes was not written by resnet predict as {form}"):
+        rows.RowsFile(path, form, DIGEST, resume=True)
+    assert path.read_bytes() == content
+
+
 DOUBTFUL = {
     "coverage": 0.9, "false_alarms": 0.05, "class_set": ("ro\nse", 'tu"l,ip'), "strangeness": 0.96,
 }  # fmt: skip

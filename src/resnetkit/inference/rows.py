@@ -18,6 +18,7 @@ from .prediction import BATCH_SIZE, Prediction
 
 FORMATS = ("table", "jsonl", "csv")
 COLUMNS = ("source", "class", "probability", "model", "error")
+_FIRST_BYTES = b'{"source": '  # of every row in JSON Lines
 
 
 def format_header(format: str, columns: Sequence[str] = COLUMNS) -> str:
@@ -72,8 +73,8 @@ class RowsFile:
         failed: the number of rows before ``first`` that have an error.
 
     Raises:
-        OutputError: the file exists and ``resume`` is False, another model wrote it, or it cannot
-            be written.
+        OutputError: the file exists and ``resume`` is False, another model or another program
+            wrote it, or it cannot be written.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class RowsFile:
         with self.path.open("rb") as file:
             if self.format == "csv":
                 line = file.readline()
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and self._header.encode().startswith(line):
                     return 0
                 if line != self._header.encode():
                     found = line.decode("utf-8", "backslashreplace").rstrip()
@@ -137,9 +138,7 @@ class RowsFile:
                             f"{self._header.rstrip()}. Resume with the same --coverage and "
                             "--false-alarms, or name another file"
                         )
-                    raise OutputError(
-                        f"{self.path} was not written by resnet predict. Name another file"
-                    )
+                    raise self._foreign_file()
                 end = file.tell()
                 file.seek(0)
             for record in _read_records(file, self.format):
@@ -153,7 +152,17 @@ class RowsFile:
                     errors.append(self.count)
                 self.count += 1
                 end = record.end
+            if end == 0:  # what is in the file must be part of the first row
+                file.seek(0)
+                start = file.read(len(_FIRST_BYTES))
+                if start != _FIRST_BYTES[: len(start)]:
+                    raise self._foreign_file()
         return end
+
+    def _foreign_file(self) -> OutputError:
+        return OutputError(
+            f"{self.path} was not written by resnet predict as {self.format}. Name another file"
+        )
 
     def check_sources(self, images: Iterable[ImageLike]) -> Iterator[ImageLike]:
         """Yield ``images``, comparing those that already have rows with their rows.
