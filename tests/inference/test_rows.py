@@ -152,7 +152,9 @@ def test_rows_with_sets_resume_to_the_same_bytes_with_the_same_options_only(tmp_
     columns = rows.columns_for(0.9, 0.05)
 
     def write_sets(path, columns=columns):
-        with rows.RowsFile(path, "csv", DIGEST, resume=True, columns=columns) as file:
+        with rows.RowsFile(
+            path, "csv", DIGEST, resume=True, columns=columns, false_alarms=0.05
+        ) as file:
             for number, name in enumerate(file.check_sources(NAMES)):
                 if number >= file.first:
                     file.write(replace(make_answer(name), **DOUBTFUL))
@@ -165,6 +167,38 @@ def test_rows_with_sets_resume_to_the_same_bytes_with_the_same_options_only(tmp_
     with pytest.raises(OutputError, match=r"has the columns source.*set,strangeness; expected"):
         write_sets(tmp_path / "whole", rows.COLUMNS)
     assert (tmp_path / "whole").read_bytes() == whole
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_every_row_is_compared_with_the_threshold_and_false_alarms(tmp_path, form):
+    """The rows that differ are in the first batch; the last batch is the same."""
+    path = tmp_path / "rows"
+    columns = rows.columns_for(None, 0.2)
+
+    def resume(threshold=0.5, false_alarms=0.2, classes=("ro\nse", "tulip")):
+        options = {"threshold": threshold, "false_alarms": false_alarms}
+        with rows.RowsFile(
+            path, form, DIGEST, resume=True, columns=columns, classes=classes, **options
+        ) as file:
+            for number, name in enumerate(NAMES):
+                if number >= file.first:
+                    shift, strangeness = {3: (-0.15, 0.0), 4: (0.0, 0.7)}.get(number, (0.1, 0.1))
+                    answer = replace(make_answer(name, shift), **options)
+                    file.write(answer if answer.error else replace(answer, strangeness=strangeness))
+        return path.read_bytes()
+
+    whole = resume()
+    assert resume(threshold=0.55) == whole  # no row is different
+    for options in ({"threshold": 0.61}, {"false_alarms": 0.3}):
+        with pytest.raises(OutputError, match=r"different settings: row [45] has the class ro"):
+            resume(**options)
+        assert path.read_bytes() == whole
+        path.unlink()
+        unknown = resume(**options)
+        with pytest.raises(OutputError, match=r"row [45] has the class unknown.*threshold 0\.5"):
+            resume()
+        assert resume(classes=("unknown", "tulip")) == unknown  # it may be the class of this name
+        path.write_bytes(whole)
 
 
 def test_no_csv_cell_is_a_formula_and_the_file_resumes(tmp_path):

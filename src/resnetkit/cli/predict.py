@@ -133,6 +133,8 @@ def predict(
                 image_folder=save_images,
                 embeddings=embeddings,
                 columns=columns_for(coverage, false_alarms),
+                threshold=threshold,
+                false_alarms=false_alarms,
             )
         )
         predictions = predictor.stream(

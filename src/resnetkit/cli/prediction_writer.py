@@ -38,6 +38,7 @@ class PredictionWriter:
         image_folder: folder for the images with the class drawn on them.
         embeddings: file for the features.
         columns: the columns of CSV rows.
+        threshold, false_alarms: those of the predictions, to compare with the continued rows.
 
     Attributes:
         first: index of the first image to predict; above 0 only for continued rows.
@@ -58,6 +59,8 @@ class PredictionWriter:
         image_folder: Path | None,
         embeddings: Path | None,
         columns: Sequence[str],
+        threshold: float,
+        false_alarms: float | None,
     ) -> None:
         if resume and out is None:
             raise RecipeError("--resume continues a file of rows. Name it with --out FILE")
@@ -93,6 +96,9 @@ class PredictionWriter:
                     digest=predictor.digest,
                     resume=resume,
                     columns=columns,
+                    threshold=threshold,
+                    false_alarms=false_alarms,
+                    classes=predictor.classes,
                 )
             )
         if image_folder is not None:

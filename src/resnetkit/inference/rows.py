@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import OutputError
 from ..storage import csv_line, csv_text
 from ..text import printable
 from .images import ImageLike, source_name
-from .prediction import BATCH_SIZE, Prediction
+from .prediction import BATCH_SIZE, UNKNOWN, Prediction
 
 FORMATS = ("table", "jsonl", "csv")
 COLUMNS = ("source", "class", "probability", "model", "error")
@@ -56,9 +56,10 @@ def format_row(answer: Prediction, format: str) -> str:
 class RowsFile:
     """A file of rows, new or resumed.
 
-    Resuming drops an incomplete last row. The rows of the last batch are computed again and
-    compared. So the file ends up with the same bytes as an uninterrupted run, or an error is
-    raised if the model, settings or images have changed.
+    Resuming drops an incomplete last row. All rows are compared with the model, the images, the
+    threshold and the share of false alarms. The rows of the last batch are also computed again and
+    compared, which finds other changes, such as of the coverage or the engine, if they change one
+    of these rows. Without an error, the file ends up with the same bytes as an uninterrupted run.
 
     Args:
         path: the file.
@@ -66,6 +67,9 @@ class RowsFile:
         digest: the digest of the model, which every row contains.
         resume: continue the file; if it is missing or empty, start it.
         columns: the columns of a CSV file; see `columns_for`.
+        threshold, false_alarms: as in `Predictor.__call__`; the rows must have been written with
+            the same values.
+        classes: the class names of the model.
 
     Attributes:
         count: the number of complete rows that the file had.
@@ -73,8 +77,8 @@ class RowsFile:
         failed: the number of rows before ``first`` that have an error.
 
     Raises:
-        OutputError: the file exists and ``resume`` is False, another model or another program
-            wrote it, or it cannot be written.
+        OutputError: the file exists and ``resume`` is False, it was written by another model or
+            program or with other settings, or it cannot be written.
     """
 
     def __init__(
@@ -84,8 +88,15 @@ class RowsFile:
         digest: str,
         resume: bool = False,
         columns: Sequence[str] = COLUMNS,
+        threshold: float = 0.0,
+        false_alarms: float | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.path = path
+        self._columns = columns
+        self._threshold = threshold
+        self._false_alarms = false_alarms
+        self._has_unknown = UNKNOWN in classes
         self._header = format_header(format, columns)
         self.format = format
         self.count = 0
@@ -142,14 +153,16 @@ class RowsFile:
                 end = file.tell()
                 file.seek(0)
             for record in _read_records(file, self.format):
-                _, model, error = record.parse(self.path, self.count + 1)
-                if model != digest:
+                row = record.parse(self.path, self.count + 1, self._columns)
+                if row.model != digest:
                     raise OutputError(
-                        f"{self.path} has answers of model {model}, but this model is {digest}. "
-                        "Resume with that model, or name another file"
+                        f"{self.path} has answers of model {row.model}, but this model is "
+                        f"{digest}. Resume with that model, or name another file"
                     )
-                if error:
+                if row.error:
                     errors.append(self.count)
+                else:
+                    self._check_class(row)
                 self.count += 1
                 end = record.end
             if end == 0:  # what is in the file must be part of the first row
@@ -158,6 +171,27 @@ class RowsFile:
                 if start != _FIRST_BYTES[: len(start)]:
                     raise self._foreign_file()
         return end
+
+    def _check_class(self, row: _Row) -> None:
+        """Check that the class of the next row follows from the threshold and false alarms."""
+        expected = Prediction(
+            row.source,
+            (("", row.probability),),
+            row.model,
+            threshold=self._threshold,
+            false_alarms=self._false_alarms,
+            strangeness=row.strangeness,
+        ).class_name
+        is_unknown = row.class_name == UNKNOWN
+        if is_unknown == (expected == UNKNOWN) or (is_unknown and self._has_unknown):
+            return
+        alarms = "" if self._false_alarms is None else f" and --false-alarms {self._false_alarms:g}"
+        raise OutputError(
+            f"{self.path} was written with different settings: row {self.count + 1} has the class "
+            f"{printable(row.class_name)} with probability {row.probability:.6g}, which does not "
+            f"agree with --threshold {self._threshold:g}{alarms}. Resume with the options of the "
+            "first run, or name another file"
+        )
 
     def _foreign_file(self) -> OutputError:
         return OutputError(
@@ -176,7 +210,7 @@ class RowsFile:
             for number, record in enumerate(records, 1):
                 image = next(source, None)
                 given = "no image" if image is None else _as_written(source_name(image))
-                recorded = _as_written(record.parse(self.path, number)[0])
+                recorded = _as_written(record.parse(self.path, number, self._columns).source)
                 if image is None or given != recorded:
                     raise OutputError(
                         f"{self.path}: row {number} is for {recorded}, but the input has {given} "
@@ -208,6 +242,17 @@ class RowsFile:
             raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
 
 
+class _Row(NamedTuple):
+    """What a row says. If it has an error, the class and the numbers mean nothing."""
+
+    source: str
+    class_name: str
+    probability: float
+    model: str
+    error: str | None
+    strangeness: float
+
+
 class _Record(NamedTuple):
     """A complete row of a file."""
 
@@ -215,17 +260,24 @@ class _Record(NamedTuple):
     end: int  # the byte offset after it
     format: str
 
-    def parse(self, path: Path, number: int) -> tuple[str, str, str | None]:
-        """Return the source, model and error of the row."""
+    def parse(self, path: Path, number: int, columns: Sequence[str]) -> _Row:
+        """Return the values of the row."""
         try:
             if self.format == "csv":
-                source, _, _, model, error, *_ = next(
-                    csv.reader(io.StringIO(self.text, newline=""))
-                )
-                return csv_text(source), model, error
-            content = json.loads(self.text)
-            return str(content["source"]), str(content["model"]), content["error"]
-        except (ValueError, KeyError, TypeError, StopIteration, csv.Error):
+                cells = next(csv.reader(io.StringIO(self.text, newline="")))
+                content: dict[str, Any] = dict(zip(columns, cells, strict=False))
+                content["source"] = csv_text(content["source"])
+            else:
+                content = json.loads(self.text)
+            return _Row(
+                str(content["source"]),
+                str(content["class"]),
+                probability=float(content["probability"] or 0),
+                model=str(content["model"]),
+                error=content["error"],
+                strangeness=float(content.get("strangeness") or 0),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration, csv.Error):
             raise OutputError(
                 f"{path}: row {number} was not written by resnet predict "
                 f"as {self.format}: {self.text[:60].rstrip()!r}"
