@@ -14,7 +14,7 @@ from ..errors import OutputError
 from ..storage import csv_line, csv_text
 from ..text import printable
 from .images import ImageLike, source_name
-from .prediction import BATCH_SIZE, UNKNOWN, Prediction
+from .prediction import BATCH_SIZE, FEW, UNKNOWN, Prediction
 
 FORMATS = ("table", "jsonl", "csv")
 COLUMNS = ("source", "class", "probability", "model", "error")
@@ -232,7 +232,10 @@ class RowsFile:
             if recorded != text:
                 raise OutputError(
                     f"{self.path} was written with different settings or images. It has\n"
-                    f"  {recorded.rstrip()}\nbut the new row is\n  {text.rstrip()}"
+                    f"  {recorded.rstrip()}\nbut the new row is\n  {text.rstrip()}\n"
+                    f"A model file may run on another engine if there are {FEW} images or more. "
+                    "If there were fewer when the file was begun, add --engine eager; otherwise "
+                    "resume with the options and images of the first run, or name another file"
                 )
             return
         try:
