@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import resnetkit
 from resnetkit import ImageIndex
+from resnetkit.data.shard_writer import write_shards
 from resnetkit.errors import DataError
 from resnetkit.inference.embeddings import EmbeddingsFile
 from resnetkit.inference.images import Unreadable
@@ -75,6 +77,45 @@ def test_a_link_is_the_same_file_and_a_copy_is_named(predictor, photos, tmp_path
         assert (first.path, first.is_copy) == (str(tmp_path / "copy.png"), True)
         assert first.similarity == pytest.approx(1, abs=1e-6)
         assert not any(n.is_copy for n in answer.neighbors[1:])
+
+
+def test_photos_in_shards(predictor, photos, index, tmp_path, monkeypatch):
+    data = Path(photos[0]).parents[1]
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copy(photos[0], tmp_path / "data" / "blue" / "copy.png")
+    write_shards(tmp_path / "data", tmp_path / "packed")
+    packed = [
+        str(tmp_path / "packed" / path.relative_to(tmp_path / "data"))
+        for path in sorted((tmp_path / "data").rglob("*.png"))
+    ]
+    first = str(tmp_path / "packed" / Path(photos[0]).relative_to(data))
+    copy = str(tmp_path / "packed" / "blue" / "copy.png")
+    in_shards = ImageIndex.from_images(predictor, [*packed, first])
+    assert list(in_shards.sources) == packed
+    assert in_shards.repeated == 1
+    monkeypatch.chdir(tmp_path)
+    for query, paths in (
+        (first, {copy}),
+        (os.path.relpath(first), {copy}),
+        (photos[0], {copy, first}),
+        (Path(photos[0]).read_bytes(), {copy, first}),
+    ):
+        (answer,) = in_shards.find(predictor, [query], k=4)
+        assert {n.path for n in answer.neighbors if n.is_copy} == paths
+        assert (first in [n.path for n in answer.neighbors]) == (first in paths)
+    file = write_embeddings(tmp_path / "a.npz", in_shards, predictor.digest)
+    assert ImageIndex.from_file(file, predictor).notes == ()
+    gone = replace(in_shards, sources=[*packed[:-1], packed[-1] + "x"])
+    (note,) = gone.notes
+    assert "names 1 photo that does not exist" in note
+
+
+def test_objects_are_identified_by_their_url(predictor, index):
+    urls = [f"s3://bucket/photos/{i}.png" for i in range(len(index))]
+    remote = replace(index, sources=urls)
+    assert remote.notes == ()
+    assert remote.position(urls[3]) == 3
+    assert remote.position("s3://bucket/photos/x.png") == -1
 
 
 def test_images_in_memory(predictor, photos, index):

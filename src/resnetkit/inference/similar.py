@@ -12,18 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from ..data import tree
+from ..data import shards, tree
 from ..data.files import digest, file_digest
-from ..data.paths import label
-from ..errors import DataError, ImageError
+from ..data.paths import label, object_url
+from ..errors import DataError, MissingPackageError
 from ..evaluation.neighbors import nearest_neighbors
 from .embeddings import read_embeddings
 from .images import ImageLike, is_image
 from .prediction import Prediction
 from .predictor import Predictor
 
+_Identity = tuple[int, int] | str
+
 QUERIES_AT_ONCE = 256
 """Number of queries compared with the photos at a time."""
+
+LEAST_OF_COPY = 0.9
+"""Least cosine similarity of a copy, with a wide margin for other engines and precisions."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class ImageIndex:
         if is_image(images):
             raise DataError(f"expected several images, such as a list of paths; got {images!r:.80}")
         total = len(images) if isinstance(images, Sized) else None
-        seen: set[tuple[int, int]] = set()
+        seen: set[_Identity] = set()
         read_labels: list[str] = []  # of the images read so far
         repeated = 0
 
@@ -215,7 +220,7 @@ class ImageIndex:
         notes = []
         if not self.model:
             notes.append("does not say which model wrote it, so only its width was checked")
-        missing = [source for source in self.sources if not os.path.exists(source)]
+        missing = [source for source in self.sources if not _may_exist(source)]
         if missing:
             count = "1 photo that does" if len(missing) == 1 else f"{len(missing):,} photos that do"
             notes.append(f"names {count} not exist relative to this folder, such as {missing[0]}")
@@ -300,15 +305,17 @@ class ImageIndex:
         contents = _Contents(query)
         for i, similarity in zip(indices.tolist(), similarities.tolist(), strict=True):
             if i >= 0:  # -1 fills unused places
+                # Comparing with an object takes a request, so others are not read.
+                may_be_copy = similarity >= LEAST_OF_COPY or object_url(self.sources[i]) is None
                 yield Neighbor(
                     self.sources[i],
                     self.labels[i],
                     similarity=similarity,
-                    is_copy=contents.equal(self.sources[i]),
+                    is_copy=may_be_copy and contents.equal(self.sources[i]),
                 )
 
     @cached_property
-    def _positions(self) -> dict[tuple[int, int], int]:
+    def _positions(self) -> dict[_Identity, int]:
         identities = enumerate(map(_file_identity, self.sources))
         return {identity: i for i, identity in identities if identity is not None}
 
@@ -321,16 +328,22 @@ class _Contents:
 
     def equal(self, path: str) -> bool:
         """Return whether a file has the same bytes; False if it cannot be read."""
+        if not isinstance(self._image, bytes | str | os.PathLike):
+            return False
+        size = _file_size(path)
+        if size is not None and self._size is not None and size != self._size:
+            return False
         try:
-            return os.stat(path).st_size == self._size and file_digest(Path(path)) == self._digest
-        except (OSError, ValueError, ImageError):  # ValueError: a NUL in the name
+            return file_digest(Path(path)) == self._digest
+        except (DataError, MissingPackageError):
             return False
 
     @cached_property
-    def _size(self) -> int:
+    def _size(self) -> int | None:
         if isinstance(self._image, bytes):
             return len(self._image)
-        return os.stat(self._image).st_size if isinstance(self._image, str | os.PathLike) else -1
+        assert isinstance(self._image, str | os.PathLike)
+        return _file_size(self._image)
 
     @cached_property
     def _digest(self) -> str:
@@ -340,14 +353,40 @@ class _Contents:
         return file_digest(Path(self._image))
 
 
-def _file_identity(image: ImageLike) -> tuple[int, int] | None:
-    """Return an identity shared by all paths to one file; None if there is no such file."""
+def _file_identity(image: ImageLike) -> _Identity | None:
+    """Return an identity shared by all paths to one file; None for an image in memory.
+
+    An image in shards or in an object store has no file. Its path or URL identifies it.
+    """
     if not isinstance(image, str | os.PathLike):
         return None
+    url = object_url(image)
+    if url is not None:
+        return url
     try:
         return tree.identity(image)
-    except (OSError, ValueError):  # reading the file reports it
+    except OSError:
+        return os.path.realpath(image)
+    except ValueError:  # a NUL in the name; reading the file reports it
         return None
+
+
+def _file_size(path: str | os.PathLike[str]) -> int | None:
+    """Return the size of a file in bytes; None if it is in shards, in a store, or missing."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return None
+
+
+def _may_exist(source: str) -> bool:
+    """Return False if a photo is missing. Object stores are not asked."""
+    if object_url(source) is not None or os.path.exists(source):
+        return True
+    try:
+        return shards.open_image(Path(source), source) is not None
+    except (DataError, ValueError):  # damaged shards, which reading reports; a NUL in the name
+        return True
 
 
 def _folder_name(image: ImageLike) -> str:
