@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import resnetkit
+from resnetkit.models.weights import modelfile
 from resnetkit.scale import BatchPredictor
 
 pa = pytest.importorskip("pyarrow", reason="bulk prediction needs the extra ray")
@@ -98,6 +99,18 @@ def test_columns_that_are_requested(trained, paths):
     assert [row["strangeness"] for row in found] == [answer.strangeness for answer in asked]
     with pytest.raises(ValueError, match="coverage"):
         replace(predictor, coverage=1.5).check()
+
+
+def test_class_names_that_are_not_utf8(trained, paths, tmp_path):
+    model, header = modelfile.read(trained / "model.safetensors")
+    header = replace(header, classes=tuple(f"{name}\udce9" for name in header.classes))
+    modelfile.write(tmp_path / "m.safetensors", model.state_dict(), header)
+    predictor = BatchPredictor(tmp_path / "m.safetensors", coverage=0.8, device="cpu", many=False)
+    found = predictor.answer(paths[:1]).to_pylist()[0]
+    answer = resnetkit.load(trained / "model.safetensors", "cpu")(paths[0], coverage=0.8)
+    assert found["class"] == f"{answer.class_name}\\udce9"
+    assert [ranked["class"] for ranked in found["top"]] == [f"{n}\\udce9" for n, _ in answer.top]
+    assert found["set"] == [f"{name}\\udce9" for name in answer.class_set]
 
 
 def test_threads_are_those_of_the_caller(tiny_model, paths):

@@ -199,9 +199,14 @@ def _readable(image: Any) -> ImageLike:
 
 
 def _row(answer: Prediction) -> dict[str, Any]:
+    """Return an answer as a row; names of classes and files may hold bytes that are not UTF-8."""
     row = answer.to_dict()
-    if row["error"] is not None:
-        row["error"] = utf8(row["error"])
+    for name in ("class", "error"):
+        if row[name] is not None:
+            row[name] = utf8(row[name])
+    row["top"] = [{**ranked, "class": utf8(ranked["class"])} for ranked in row["top"]]
+    if "set" in row:
+        row["set"] = list(map(utf8, row["set"]))
     return row
 
 
