@@ -85,8 +85,9 @@ def test_parquet_with_bytes(photos, tmp_path, kind):
     parquet.write_table(table.slice(0, 5), tmp_path / "in" / "b.parquet")
     (tmp_path / "in" / "_note.parquet").write_bytes(b"not data")
     items = listed(f"{tmp_path}/in#jpeg")
-    names = ("a.parquet:46", "a.parquet:47", "b.parquet:0", "b.parquet:1")
-    assert [item.source for item in items[46:50]] == [f"{tmp_path}/in/{name}" for name in names]
+    places = (("a", 46), ("a", 47), ("b", 0), ("b", 1))
+    names = [f"{tmp_path}/in/{file}.parquet#jpeg:{row}" for file, row in places]
+    assert [item.source for item in items[46:50]] == names
     assert opened(items) == contents + contents[:5]
     some = [items[i] for i in (3, 4, 29, 30, 47, 50)]  # the others have rows already
     assert opened(some) == [*(contents[i] for i in (3, 4, 29, 30, 47)), contents[2]]
@@ -105,6 +106,15 @@ def test_which_column(photos, tmp_path):
         listed(f"{tmp_path}/gone.parquet#path")
     file.write_bytes(b"PAR1")
     assert "is not a readable Parquet file" in listed(file)[0].image.error
+
+
+def test_two_columns_of_a_file_are_different_images(tmp_path):
+    file = tmp_path / "p.parquet"
+    parquet.write_table(pa.table({"a": [b"1", b"2"], "bytes": [b"3", b"4"]}), file)
+    items = listed(f"{file}#a", file, f"{file}#bytes")
+    sources = [f"{file}#a:0", f"{file}#a:1", f"{file}:0", f"{file}:1"]
+    assert [item.source for item in items] == [*sources, *sources[2:]]  # as without #bytes
+    assert opened(items) == [b"1", b"2", b"3", b"4"]
 
 
 def test_a_folder_of_images_with_a_parquet_file_is_a_folder_of_images(flat_folder, photos):

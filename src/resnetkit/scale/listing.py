@@ -193,7 +193,8 @@ def _read_parquet(path: str, column: str | None, versions: _Versions) -> Iterato
         return
     with file:
         names = file.schema_arrow.names
-        name = column or next((name for name in COLUMNS if name in names), None)
+        default = next((name for name in COLUMNS if name in names), None)
+        name = column or default
         if name not in names:
             raise RecipeError(
                 f"{path} has no column {column or ' or '.join(COLUMNS)}. Name the column of paths "
@@ -210,12 +211,13 @@ def _read_parquet(path: str, column: str | None, versions: _Versions) -> Iterato
         if not _holds_bytes(kind):
             raise RecipeError(f"{path}: column {name} must hold paths or bytes; it holds {kind}")
         version = _version(path)[0]
+        source = utf8(path) if name == default else f"{utf8(path)}#{name}"
         start = 0
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             size = group.total_byte_size // max(1, group.num_rows)
             for row in range(start, start + group.num_rows):
-                yield Item(f"{utf8(path)}:{row}", version, size, path, name, row)
+                yield Item(f"{source}:{row}", version, size, path, name, row)
             start += group.num_rows
 
 
