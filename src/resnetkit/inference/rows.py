@@ -59,7 +59,7 @@ class RowsFile:
     Resuming drops an incomplete last row. All rows are compared with the model, the images, the
     threshold and the share of false alarms. The rows of the last batch are also computed again and
     compared, which finds other changes, such as of the coverage or the engine, if they change one
-    of these rows. Without an error, the file ends up with the same bytes as an uninterrupted run.
+    of these rows. With the same options, the file ends up as after an uninterrupted run.
 
     Args:
         path: the file.
