@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from resnetkit.errors import ArtefactError
+from resnetkit.errors import ArtefactError, OutputError
 from resnetkit.export.artefact import read_artefact
 from resnetkit.export.export import export
 from resnetkit.export.verify import verify
@@ -149,6 +149,16 @@ def test_renamed_tensors_are_reported_and_the_answers_still_compared(onnx_file, 
     report = verify(read_artefact(tmp_path / "renamed.onnx"), threads=1)
     assert report.agrees
     assert "the file does not show it" in str(report)
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_openvino_overwrites_neither_of_its_two_files(tiny_model, tmp_path, name):
+    (tmp_path / name).write_bytes(b"from elsewhere")
+    with pytest.raises(OutputError, match=f"{name} exists. Name another path"):
+        export(tiny_model, "openvino", tmp_path / "model.xml")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        (name, b"from elsewhere")
+    ]
 
 
 def test_a_file_without_golden_images_cannot_be_verified(onnx_file, tmp_path):

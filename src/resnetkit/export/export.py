@@ -213,6 +213,8 @@ def _check_target(path: Path, to: str, out: str | os.PathLike[str] | None, suffi
     if target.suffix != TARGETS[to]:
         raise RecipeError(f"A file for {to} ends in {TARGETS[to]}; got --out {target}")
     refuse_existing(target)
+    if to == "openvino":
+        refuse_existing(target.with_suffix(".bin"))  # where OpenVINO puts the tensors
     return target
 
 
