@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -143,6 +144,22 @@ def test_evaluate_has_the_numbers_of_the_model_file(exported):
     assert own.metrics.keys() - other.metrics.keys() == set()
     assert abs(own.metrics["accuracy"] - other.metrics["accuracy"]) <= 0.1
     assert own.samples.labels.tolist() == other.samples.labels.tolist()
+
+
+def test_folders_named_by_wordnet_ids_are_matched(tiny_model, flat_folder, tmp_path):
+    from resnetkit.export.evaluate import evaluate_exported
+    from resnetkit.models.weights import imagenet_classes, imagenet_ids, modelfile
+
+    network, header = modelfile.read(tiny_model)
+    named = dataclasses.replace(header, classes=tuple(imagenet_classes()[:3]))
+    modelfile.write(tmp_path / "model.safetensors", network.state_dict(), named)
+    for color, wordnet_id in zip(header.classes, imagenet_ids(), strict=False):
+        (flat_folder / color).rename(flat_folder / wordnet_id)
+    found = export(tmp_path / "model.safetensors", data=flat_folder)
+    assert "accuracy on all (48 images)" in found.notes[0]
+    evaluation = evaluate_exported(found.path, flat_folder)
+    assert evaluation.classes == ("tench", "goldfish", "great white shark")
+    assert np.bincount(evaluation.samples.labels).tolist() == [16, 16, 16]
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..data import folder
 from ..data.files import file_digest
 from ..data.folder import Split
+from ..data.imagenet import imagenet_classes, imagenet_ids
 from ..data.paths import SPLITS, shown
 from ..data.remote import in_order
 from ..errors import DataError
 
-if TYPE_CHECKING:
-    from ..models.weights.modelfile import Header
-
 
 class Trained(Protocol):
     """The facts that a model file or an exported file records about its training."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the logits."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class SelectedSplit:
     notes: tuple[str, ...] = ()
 
 
-def read_dataset_for(header: Header, data: str | Path) -> folder.Dataset:
+def read_dataset_for(header: Trained, data: str | Path) -> folder.Dataset:
     """Read a dataset with the labels of a trained model.
 
     Classes are matched by name. Folders named by a WordNet id of ImageNet (``n01440764``) are
@@ -51,8 +53,6 @@ def read_dataset_for(header: Header, data: str | Path) -> folder.Dataset:
     Raises:
         DataError: as in `folder.read_dataset`.
     """
-    from ..models.weights import imagenet_classes, imagenet_ids
-
     index = {name: i for i, name in enumerate(header.classes)}
     names = dict(zip(imagenet_ids(), imagenet_classes(), strict=True))
     aliases = {key: index[name] for key, name in names.items() if name in index}

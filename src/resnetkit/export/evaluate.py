@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.folder import Split, read_dataset
+from ..data.folder import Split
 from ..errors import DataError
 from ..evaluation.metrics import compute_metrics
-from ..evaluation.selection import select_split
+from ..evaluation.selection import read_dataset_for, select_split
 from .predictor import ExportedPredictor
 
 
@@ -54,7 +54,7 @@ def evaluate_exported(
         ImageError: an image cannot be read.
     """
     predictor = ExportedPredictor(file)
-    dataset = read_dataset(data, predictor.classes)
+    dataset = read_dataset_for(predictor.manifest, data)
     selected = select_split(dataset, split, predictor.manifest)
     paths = [selected.samples.path(i) for i in range(len(selected.samples))]
     advance = progress(len(paths))

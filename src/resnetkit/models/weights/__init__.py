@@ -6,9 +6,9 @@ The path from a name to a network, by module::
                 -> reading (tensors by name) -> resolve (into a network)
 """
 
+from ...data.imagenet import imagenet_classes as imagenet_classes
+from ...data.imagenet import imagenet_ids as imagenet_ids
 from .enums import *  # noqa: F403
 from .enums import Weights as Weights
 from .enums import WeightsEnum as WeightsEnum
 from .enums import __all__ as __all__
-from .enums import imagenet_classes as imagenet_classes
-from .enums import imagenet_ids as imagenet_ids

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...data.imagenet import imagenet_classes
 from ...errors import WeightsError
 from ...runtime import pytorch_defaults
 from ...storage import sha256
@@ -18,7 +19,7 @@ from ..architectures import ARCHITECTURES
 from ..registry import list_weights
 from .classnames import check_names, read_classes, select_names
 from .download import hash_in_name
-from .enums import WeightsEnum, imagenet_classes
+from .enums import WeightsEnum
 from .foreign import Recognised, recognise
 from .prepared import (
     describe_fields,

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from ...data.imagenet import imagenet_classes
 from ...errors import UnknownWeightsError, did_you_mean
 from .download import fetch
 from .preset import ImageClassification
@@ -168,21 +169,8 @@ class WeightsEnum(Enum):
         return getattr, (type(self), self.name)  # by name: pickle, copy and deepcopy keep identity
 
 
-def imagenet_classes() -> list[str]:
-    """Return the 1000 class names of ImageNet-1K, in the order of the logits."""
-    return _read_lines("imagenet_classes.txt")
-
-
 def _read_lines(name: str) -> list[str]:
     return (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
-
-
-def imagenet_ids() -> list[str]:
-    """Return the 1000 WordNet ids of ImageNet-1K, in the order of the logits.
-
-    ImageNet's folders have these names; the order of the logits is their sorted order.
-    """
-    return _read_lines("imagenet_ids.txt")
 
 
 _CATEGORIES = imagenet_classes()
