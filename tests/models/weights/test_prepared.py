@@ -383,6 +383,42 @@ def test_a_yaml_beside_the_checkpoint_is_found(file, tmp_path):
     assert (made.resize_size, made.crop_size, made.mean) == (80, 70, MEAN)
 
 
+SETTINGS = """
+model: resnet18
+encoder: resnet18
+optimizer: sgd
+lr: 0.1
+momentum: 0.9
+batch_size: 32
+image_size: 224
+img_size: 224
+input_size: 224
+epochs: 90
+seed: 1
+name: run 3
+device: cuda
+precision: bf16
+pretrained: false
+resume: last.pth
+steps: [30, 60]
+3: 4
+"": x
+"""
+
+
+def test_the_settings_of_a_training_run_beside_the_checkpoint_are_ignored(file, tmp_path):
+    (tmp_path / "pytorch_model.yaml").write_text(SETTINGS)
+    found = convert(file, tmp_path / "m")
+    assert not any("pytorch_model.yaml" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("key", ["resiz", "reszie", "means", "interpolate", "cropsize"])
+def test_a_misspelled_field_beside_the_checkpoint_is_named(file, tmp_path, key):
+    (tmp_path / "pytorch_model.yaml").write_text(f"{key}: 1\nlr: 0.1\n")
+    with pytest.raises(WeightsError, match=f"unknown {key}. Did you mean"):
+        convert(file, tmp_path / "m")
+
+
 def test_a_wrong_yaml_beside_the_checkpoint_raises(file, tmp_path):
     (tmp_path / "pytorch_model.yml").write_text("resise: 90\n")
     with pytest.raises(WeightsError, match=r"pytorch_model.yml: unknown resise. Did you mean 'res"):

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,17 @@ def find_preprocessing(file: Path) -> Path | None:
 
 
 def _has_a_field(content: Any) -> bool:
-    """Return whether at least one key is a field, possibly misspelled."""
+    """Return whether at least one key is a field, possibly misspelled by a letter.
+
+    `did_you_mean` is less strict: for it, ``batch_size`` of a training run resembles ``crop_size``.
+    """
     known = (*FIELDS, *_SHORT)
-    return isinstance(content, dict) and any(did_you_mean(str(key), known) for key in content)
+    return isinstance(content, dict) and any(
+        name[0] == key[0] and get_close_matches(key, [name], cutoff=0.8)
+        for key in map(str, content)
+        for name in known
+        if key
+    )
 
 
 def _read_yaml(path: Path) -> Any:
