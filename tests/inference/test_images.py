@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from resnetkit.data import decode
 from resnetkit.errors import ImageError
 from resnetkit.inference.images import full_pixels, is_image
 
@@ -77,6 +78,29 @@ def test_a_truncated_pil_image_is_refused():
         pytest.raises(ImageError, match="truncated"),
     ):
         full_pixels(image)
+
+
+def test_a_damaged_pil_image_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.resize(PIXELS, (200, 200, 3))).save(file, "PNG", compress_level=0)
+    contents = bytearray(file.getvalue())
+    second = contents.index(b"IDAT", contents.index(b"IDAT") + 4)
+    contents[second : second + 4] = b"\1\2\3\4"
+    with (
+        Image.open(io.BytesIO(contents)) as image,
+        pytest.raises(ImageError, match="broken PNG file"),
+    ):
+        full_pixels(image)
+
+
+def test_too_little_memory_is_not_the_fault_of_the_image(monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "pixels_from_memory", fail)
+    with pytest.raises(ImageError, match=r"cannot be read \(MemoryError\)") as caught:
+        full_pixels(PIXELS)
+    assert caught.value.passing
 
 
 def test_several_images_are_not_one():

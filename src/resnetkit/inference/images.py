@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..data import decode
 from ..data.preprocessing import Preprocessing
-from ..errors import ImageError
+from ..errors import ImageError, MissingPackageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,10 +117,13 @@ def read_pixels(
             image = _to_uint8(image)
         if isinstance(image, bytes | Path | Image.Image | np.ndarray):
             return read(image)
-    except ImageError:
+    except (ImageError, MissingPackageError):
         raise
-    except (OSError, TypeError, ValueError) as error:  # a path with NUL, a truncated PIL image
-        raise ImageError(f"{source_name(image)!r}: cannot be read ({error})") from error
+    except Exception as error:  # a path with NUL; Pillow reads late, and raises even SyntaxError
+        out_of_memory = isinstance(error, MemoryError | RuntimeError)  # PyTorch raises the latter
+        reason = str(error) or type(error).__name__
+        message = f"{source_name(image)!r}: cannot be read ({reason})"
+        raise ImageError(message, passing=out_of_memory) from error
     raise ImageError(
         f"expected a path, bytes, a PIL image, an array or a tensor; got {type(image).__name__}"
     )
