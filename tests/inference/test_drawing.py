@@ -5,6 +5,8 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image, ImageDraw
 
+from resnetkit import load
+from resnetkit.cli.prediction_writer import PredictionWriter
 from resnetkit.inference import drawing
 from resnetkit.inference.prediction import Prediction
 from resnetkit.report import fonts
@@ -37,6 +39,32 @@ def test_different_answers_are_drawn_differently_and_long_names_are_cut():
     long = drawing.draw_label(pixels, "Taraxacum sect. Ruderalia, a very common flower " * 3, 0.5)
     assert long.size == (224, 224)
     assert (bottom_band(long)[:, -6:] < 200).all()  # nothing reaches the right edge
+
+
+def test_a_photo_that_is_gone_after_its_prediction_is_named(
+    tiny_model, flat_folder, tmp_path, caplog
+):
+    predictor = load(tiny_model)
+    photos = flat_folder / "red"
+    drawn = tmp_path / "drawn"
+    writer = PredictionWriter(
+        predictor,
+        "jsonl",
+        out=tmp_path / "rows.jsonl",
+        resume=False,
+        image_folder=drawn,
+        embeddings=None,
+        columns=(),
+    )
+    with writer:
+        answers = list(predictor.stream(writer.open_sources([str(photos)]), keep_images=True))
+        (photos / "003.png").unlink()
+        assert writer.write(iter(answers)) == 0
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 16
+    assert [path.name[:6] for path in sorted(drawn.glob("*.jpg"))] == [
+        f"{number:06d}" for number in range(16) if number != 3
+    ]
+    assert "003.png was moved, deleted or damaged after its prediction" in caplog.text
 
 
 def test_missing_letters_are_collected_from_all_names(monkeypatch):

@@ -154,7 +154,12 @@ class PredictionWriter:
     def _draw(self, numbered: tuple[int, Prediction]) -> Prediction:
         number, prediction = numbered
         assert self._image_folder is not None
-        drawing.save_labeled(prediction, self._image_folder, number=number)
+        path = drawing.save_labeled(prediction, self._image_folder, number=number)
+        if path is None and prediction.error is None:
+            say(
+                f"Note: {prediction.source} was moved, deleted or damaged after its prediction, so "
+                f"{self._image_folder} has no image of it"
+            )
         return prediction
 
 

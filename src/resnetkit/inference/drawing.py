@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import MissingPackageError, OutputError
+from ..errors import ImageError, MissingPackageError, OutputError
 from ..text import printable
 from .images import full_pixels
 from .prediction import Prediction
@@ -40,7 +40,10 @@ def missing_letters(names: tuple[str, ...]) -> str:
 
 
 def save_labeled(answer: Prediction, folder: Path, number: int) -> Path | None:
-    """Write the image of an answer with its class and probability; return None after an error.
+    """Write the image of an answer with its class and probability; return the path of the file.
+
+    Return None, and write nothing, after an error, or if the image has since been moved, deleted or
+    damaged.
 
     Args:
         answer: the answer; its ``image`` must be kept.
@@ -55,9 +58,11 @@ def save_labeled(answer: Prediction, folder: Path, number: int) -> Path | None:
         return None
     stem = re.sub(r"[^\w.-]+", "_", Path(answer.source).stem)[:60]
     path = folder / f"{number:06d}-{stem}.jpg"
-    image = draw_label(
-        full_pixels(answer.image), f"{answer.class_name}", probability=answer.probability or 0.0
-    )
+    try:
+        pixels = full_pixels(answer.image)
+    except ImageError:
+        return None
+    image = draw_label(pixels, f"{answer.class_name}", probability=answer.probability or 0.0)
     try:
         image.save(path, "JPEG", quality=90)
     except OSError as error:
