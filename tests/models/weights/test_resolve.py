@@ -207,6 +207,17 @@ def test_damaged_files_raise(tmp_path, name, content):
         resnet18(weights=tmp_path / name)
 
 
+def test_a_damaged_pickle_is_named_wherever_it_is_damaged(net, tmp_path):
+    torch.save(net.fc.state_dict(), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "a.pth").read_bytes()
+    contents = [b"\x80abc", b"\x80\x02.", b"\x80\x02R.", b"\x80\x02s.", b"\x80\x02t."]
+    contents += [whole[:end] for end in range(2, len(whole), max(1, len(whole) // 200))]
+    for content in contents:
+        (tmp_path / "a.pth").write_bytes(content)
+        with pytest.raises(WeightsError, match=r"a\.pth (is damaged|is cut short|holds)."):
+            load_tensors(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -102,10 +102,11 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
             f"  model = torch.load({path.name!r}, weights_only=False)\n"
             f"  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise everything from struct.error to TypeError
         if isinstance(error, EOFError) or "EOF" in str(error):
             raise WeightsError(f"{name} is cut short: copy or download it again") from error
         reason = str(error).partition(". ")[0]  # the rest is about PyTorch's internals
+        reason = reason or type(error).__name__
         raise WeightsError(f"{name} is damaged or not a PyTorch file: {reason}") from error
 
 
