@@ -1,9 +1,12 @@
-"""Which epoch's model a run keeps."""
+"""Which epoch's model a run keeps, and how its folder is read."""
+
+import shutil
 
 import numpy as np
 import pytest
 
-from resnetkit.report.record import kept_epoch, replaces_kept
+from resnetkit.errors import ModelFileError
+from resnetkit.report.record import kept_epoch, read_record, replaces_kept
 
 
 def keep(accuracies, images):
@@ -55,3 +58,28 @@ def test_runs_of_version_0_1_kept_the_highest():
         {"epoch": 4, "val_accuracy": 0.6, "val_loss": 0.9},
     ]
     assert kept_epoch(history)["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("environment.json", b""),
+        ("environment.json", b"\xff{}"),
+        ("environment.json", b"[]"),
+        ("environment.json", b"{}"),
+        ("metrics.json", b'{"accuracy": 0.5'),
+        ("metrics.json", b"3"),
+        ("history.csv", b"epoch,train_loss\n1,"),
+        ("history.csv", b"epoch,train_loss\n1"),
+        ("history.csv", b"epoch,train_loss\n1,2,3"),
+        ("history.csv", b"train_loss\n1"),
+        ("history.csv", b"epoch,train_loss\n1,\xff"),
+        ("history.csv", b'epoch,train_loss\n1,"2'),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(trained, tmp_path, name, content):
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert read_record(run).history == read_record(trained).history
+    (run / name).write_bytes(content)
+    with pytest.raises(ModelFileError, match=f"{name} is damaged: .*Restore the file"):
+        read_record(run)

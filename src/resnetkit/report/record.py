@@ -15,6 +15,10 @@ from ..errors import ModelFileError
 from ..models.weights import modelfile
 from ..models.weights.modelfile import Header
 
+_ADVICE = (
+    "Restore the file, or copy model.safetensors to another folder and pass the copy with the data"
+)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -113,15 +117,38 @@ def read_record(path: str | Path) -> Record:
     folder = file.parent
     if not is_run(folder):
         return Record(file, header)
-    history: tuple[dict[str, float], ...] = ()
-    if (folder / "history.csv").is_file():
-        with (folder / "history.csv").open(encoding="utf-8", newline="") as lines:
-            history = tuple({k: float(v) for k, v in row.items()} for row in csv.DictReader(lines))
+    environment = _read_object(folder / "environment.json")
+    if "data" not in environment:
+        raise ModelFileError(f"{folder / 'environment.json'} is damaged: no key 'data'. {_ADVICE}")
+    has_history = (folder / "history.csv").is_file()
     metrics = folder / "metrics.json"
     return Record(
         file,
         header,
-        history=history,
-        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
-        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None,
+        history=_read_history(folder / "history.csv") if has_history else (),
+        environment=environment,
+        metrics=_read_object(metrics) if metrics.is_file() else None,
     )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}. {_ADVICE}") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ModelFileError(f"{path} is damaged: it holds a {kind}, not an object. {_ADVICE}")
+    return content
+
+
+def _read_history(path: Path) -> tuple[dict[str, float], ...]:
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines, strict=True))
+        history = tuple({key: float(value) for key, value in row.items()} for row in rows)
+    except (ValueError, TypeError, OSError, csv.Error) as error:  # TypeError: too few or many cells
+        raise ModelFileError(f"{path} is damaged: {error}. {_ADVICE}") from error
+    if any("epoch" not in row for row in history):
+        raise ModelFileError(f"{path} is damaged: it has no column 'epoch'. {_ADVICE}")
+    return history
