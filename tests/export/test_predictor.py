@@ -102,6 +102,23 @@ def test_features_are_those_of_the_model_file(exported):
     assert np.corrcoef(own.features, other.features)[0, 1] > 0.99
 
 
+def test_an_output_that_is_not_finite_is_an_error(exported, monkeypatch):
+    predictor = ExportedPredictor(exported[2].path)
+    original = predictor.run
+
+    def run(inputs, stages):
+        for number, answer in enumerate(original(inputs, stages)):
+            if number == 1:
+                answer = {name: np.full_like(value, np.nan) for name, value in answer.items()}
+            yield answer
+
+    monkeypatch.setattr(predictor, "run", run)
+    paths = sorted(exported[1].rglob("*.png"))[:3]
+    answers = list(predictor.stream(paths, coverage=0.9, false_alarms=0.2))
+    assert [answer.class_name is None for answer in answers] == [False, True, False]
+    assert "the model's output for this image is NaN or infinite" in answers[1].error
+
+
 WITHOUT = """
 import sys
 sys.argv = ["resnet", *sys.argv[1:]]

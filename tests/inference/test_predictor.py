@@ -77,6 +77,18 @@ def test_a_broken_image_does_not_affect_others(predictor, paths, tmp_path):
         predictor(tmp_path / "gone.png")
 
 
+def test_a_model_whose_output_is_not_finite_gives_an_error(trained, paths):
+    predictor = resnetkit.load(trained / "model.safetensors")
+    predictor.model.fc.weight.data.fill_(3e38)
+    settings = {"coverage": 0.8, "false_alarms": 0.2, "features": True}
+    for answer in predictor.stream(paths[:2], **settings):
+        assert (answer.class_name, answer.probability, answer.features) == (None, None, None)
+        assert "the model's output for this image is NaN or infinite" in answer.error
+        json.dumps(answer.to_dict(), allow_nan=False)
+    with pytest.raises(ImageError, match=r"000\.png: the model's output"):
+        predictor(paths[0])
+
+
 def test_stream_prefetches_a_bounded_number(predictor, paths):
     taken = 0
 

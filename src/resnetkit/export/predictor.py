@@ -14,7 +14,7 @@ import numpy as np
 from ..data.remote import read_ahead
 from ..errors import ImageError
 from ..inference.images import ImageLike, read_pixels, source_name
-from ..inference.prediction import BATCH_SIZE, Prediction, Predictions, classify
+from ..inference.prediction import BATCH_SIZE, NOT_FINITE, Prediction, Predictions, classify
 from ..inference.uncertainty import Uncertainty, resolve_uncertainty
 from ..prefetch import prefetch_map
 from ..processes import default_workers
@@ -114,6 +114,10 @@ class ExportedPredictor:
             source = source_name(image)
             if isinstance(answer, ImageError):
                 yield Prediction(source, (), error=str(answer), image=kept, **fields)
+                continue
+            if not np.isfinite(answer["probabilities"]).all():
+                error = f"{source}: {NOT_FINITE}"
+                yield Prediction(source, (), error=error, image=kept, **fields)
                 continue
             requested: dict[str, Any] = {}
             if uncertainty is not None:

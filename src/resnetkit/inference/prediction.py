@@ -28,15 +28,22 @@ ROUNDING = 1e-9
 """Tolerance when comparing with a requested share, such as 1 - 0.05."""
 
 
+NOT_FINITE = (
+    "the model's output for this image is NaN or infinite. If the image looks normal, the weights "
+    "are damaged or too large: use another model"
+)
+"""The error of an image for which a model computes no probabilities."""
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image, or the error that kept the image from being read.
+    """The answer for one image, or the error that kept it from being read or classified.
 
     Args:
         source: the path, or the type of an image in memory, such as ``<ndarray>``.
         top: ``(class, probability)``, most probable first.
         model: the first 12 hex digits of the model file's SHA-256.
-        error: why the image could not be read, else None.
+        error: why the image could not be read or classified, else None.
         threshold: the smallest probability required to name a class.
         coverage: the probability that ``class_set`` includes the true class, if requested.
         false_alarms: the share of images of known classes that may be called unknown, if requested.

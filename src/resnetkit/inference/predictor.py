@@ -26,7 +26,7 @@ from ..processes import default_workers
 from ..storage import sha256
 from . import engines
 from .images import ImageLike, source_name, working_pixels
-from .prediction import BATCH_SIZE, FEW, Prediction, Predictions, classify
+from .prediction import BATCH_SIZE, FEW, NOT_FINITE, Prediction, Predictions, classify
 from .uncertainty import Uncertainty, resolve_uncertainty
 
 _engine_lock = Lock()  # threads that share a predictor start each engine once
@@ -320,9 +320,11 @@ class Predictor:
         if readable:
             features, logits = self._compute(engine, readable)
             vectors = features.numpy()
-            rows = iter(zip(probabilities(logits), vectors, strict=True))
+            shares = probabilities(logits)
+            rows = iter(zip(shares, vectors, strict=True))
             if uncertainty is not None:
-                uncertainties = iter(uncertainty.answers(logits.numpy(), vectors))
+                finite = shares.isfinite().all(1).numpy()
+                uncertainties = iter(uncertainty.answers(logits.numpy()[finite], vectors[finite]))
         for image, item in zip(images, inputs, strict=True):
             source = source_name(image)
             if isinstance(item, ImageError):
@@ -336,6 +338,12 @@ class Predictor:
                 )
                 continue
             row, vector = next(rows)
+            if not bool(row.isfinite().all()):
+                error = f"{source}: {NOT_FINITE}"
+                yield Prediction(
+                    source, (), model=self.digest, error=error, image=image, **requested
+                )
+                continue
             best = row.topk(min(top_k, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             yield Prediction(
