@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import resnetkit
+from resnetkit.models.weights import modelfile
 
 from .command import resnet
 
@@ -229,3 +231,18 @@ def test_a_promise_that_cannot_be_kept_opens_no_output(model, images, tmp_path):
     assert done.returncode == 1
     assert b"--calibrate --save-model" in done.stderr
     assert not out.exists()
+
+
+def test_a_network_without_a_head_opens_no_output(model, images, tmp_path):
+    network, header = modelfile.read(model)
+    header = dataclasses.replace(
+        header, options={**header.options, "num_classes": 0}, classes=(), calibration=None
+    )
+    tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
+    headless = tmp_path / "headless.safetensors"
+    modelfile.write(headless, tensors, header)
+    outputs = ("--out", tmp_path / "rows.jsonl", "--save-images", tmp_path / "drawn")
+    done = resnet("predict", headless, images / "red", *outputs)
+    assert done.returncode == 1
+    assert b"is a network without a head" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [headless.name]

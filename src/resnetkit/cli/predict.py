@@ -120,8 +120,11 @@ def predict(
         predictor = ExportedPredictor(model, note=say)
     else:
         from ..inference.predictor import Predictor
+        from ..models.weights.modelfile import check_has_classes
 
         predictor = Predictor(model, device, engine=engine, precision=precision, note=say)
+        if embeddings is None:
+            check_has_classes(predictor.header, model)
     predictor.resolve_uncertainty(coverage, false_alarms)  # before any output is opened
     with ExitStack() as stack:
         writer = stack.enter_context(
