@@ -277,9 +277,11 @@ def _parse_table(text: str, where: str, *, delimiter: str) -> list[str]:
     """Return the names in CSV; with delimiter "", the most frequent of comma, semicolon, tab."""
     first = text.partition("\n")[0]
     delimiter = delimiter or max(",;\t", key=first.count)
-    rows = [
-        [cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)
-    ]
+    try:
+        table = list(csv.reader(text.splitlines(), delimiter=delimiter))
+    except csv.Error as error:
+        raise WeightsError(f"{where} is not a table of class names: {error}. {_ADVICE}") from error
+    rows = [[cell.strip() for cell in row] for row in table]
     rows = [row for row in rows if any(row)]
     if not rows:
         raise WeightsError(f"{where} is empty; expected class names")
