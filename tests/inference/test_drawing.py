@@ -55,6 +55,8 @@ def test_a_photo_that_is_gone_after_its_prediction_is_named(
         image_folder=drawn,
         embeddings=None,
         columns=(),
+        threshold=0.0,
+        false_alarms=None,
     )
     with writer:
         answers = list(predictor.stream(writer.open_sources([str(photos)]), keep_images=True))

@@ -21,7 +21,7 @@ from resnetkit.serving.logs import JsonLog
 from resnetkit.serving.served import open_served
 from resnetkit.serving.server import Server
 
-from .conftest import QUICK, FakeServed, Reply, Running, png, running, wait_for
+from .conftest import QUICK, FakeServed, Reply, Running, form, png, running, wait_for
 
 
 def ask(
@@ -116,6 +116,26 @@ def test_a_batch_that_hangs_counts_as_a_crash(fake):
         fake.blocked.set()
         assert server.request(body=png()).status == 200
         assert server.server.queue.images == 0
+
+
+class Overflowing(FakeServed):
+    """A network whose output is NaN for red images."""
+
+    def compute(self, inputs):
+        for answer in super().compute(inputs):
+            is_red = answer["logits"].argmax() == 0 and answer["logits"].any()
+            yield {**answer, "probabilities": np.full(3, np.nan)} if is_red else answer
+
+
+def test_an_output_that_is_not_finite_is_an_error():
+    red, green = png((200, 30, 30)), png((30, 200, 30))
+    with running(Overflowing()) as server:
+        reply = server.request(body=red)
+        assert (reply.status, reply.json["reason"]) == (500, "not_finite")
+        body, kind = form(("a.png", red), ("b.png", green))
+        rows = server.request(body=body, Content_Type=kind).json
+        assert "NaN or infinite" in rows[0]["error"]
+        assert (rows[0].get("class"), rows[1]["class"]) == (None, "green")
 
 
 class Broken(FakeServed):

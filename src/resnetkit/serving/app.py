@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from ..data.decode import UNNAMED, has_known_signature, stored_size
 from ..errors import ImageError, ModelFileError, RecipeError, did_you_mean
-from ..inference.prediction import Prediction
+from ..inference.prediction import NOT_FINITE, Prediction
 from . import metrics, openapi
 from .body import BodyMemory, Upload, split_images
 from .bounds import Bounds
@@ -173,6 +173,9 @@ class Service:
                 raise checked[0][1]
             self._check_ready()
             answers = await self._compute(request, checked, options, deadline)
+        answers = [_refuse_not_finite(answer) for answer in answers]
+        if len(answers) == 1 and isinstance(answers[0], Refusal):
+            raise answers[0]
         rows = [
             self._row(upload.name, answer, options)
             for (upload, _), answer in zip(checked, answers, strict=True)
@@ -312,6 +315,12 @@ class Service:
             image = base64.b64encode(answer["explanation"]).decode()
             row["explanation"] = f"data:image/png;base64,{image}"
         return row
+
+
+def _refuse_not_finite(answer: Any) -> Any:
+    if isinstance(answer, Refusal) or np.isfinite(answer["probabilities"]).all():
+        return answer
+    return Refusal(500, "not_finite", NOT_FINITE)
 
 
 class _Answers:

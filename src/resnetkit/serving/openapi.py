@@ -58,7 +58,7 @@ _REFUSALS = {
     415: "The body is not an image.",
     421: "The host name is not one that the server answers to.",
     422: "The image is damaged, or has too many pixels.",
-    500: "The engine crashed.",
+    500: "The engine crashed, or the model's output is NaN or infinite.",
     503: "The queue is full, or the server is not ready. See Retry-After.",
     504: "The deadline passed.",
 }

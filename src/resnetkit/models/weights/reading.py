@@ -102,6 +102,8 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
             f"  model = torch.load({path.name!r}, weights_only=False)\n"
             f"  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # damaged bytes raise everything from struct.error to TypeError
         if isinstance(error, EOFError) or "EOF" in str(error):
             raise WeightsError(f"{name} is cut short: copy or download it again") from error
