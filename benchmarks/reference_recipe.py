@@ -6,8 +6,8 @@ DATA holds ``train/<class>/`` and ``val/<class>/``. It trains ResNet-18 from ran
 defaults of ``references/classification/train.py``: SGD at 0.1 with momentum 0.9 and weight decay
 1e-4, random resized crop, flip, and a learning rate that falls to a tenth after each third of the
 training. That recipe has 90 epochs; here, the thirds are thirds of the minutes, so that the last
-accuracy is what the recipe can reach in that time. Batches have 128 images, because there is one
-process and not eight with 32 each. bf16 and channels last, where they are faster.
+accuracy is what the recipe can reach in that time. Batches have 128 images; the network is computed
+in bf16 and channels last.
 
 The width makes the network that of `resnet train`. Nothing else is used from resnetkit.
 """

@@ -129,7 +129,8 @@ def test_a_rank_that_ended_is_named_and_one_that_lives_is_not():
         )
 
 
-def test_a_rank_that_still_accepts_connections_while_it_ends_is_named():
+def test_a_rank_that_still_accepts_connections_while_it_ends_is_named(monkeypatch):
+    monkeypatch.setattr(hosts, "ENDING_SECONDS", 30)
     peers = meet_in_threads(HashStore(), 2)
     with closing(peers):
         threading.Timer(0.15, peers[1].close).start()

@@ -143,7 +143,7 @@ def test_a_closed_pipe_ends_quietly(model, images):
         (("train", "empty"), 1, "No images in empty"),
         (("train", "full", "--recipe", "clasic"), 2, "Did you mean 'classic'"),
         (("train", "full", "--set", "epoch=3"), 2, "Did you mean 'epochs'"),
-        (("train", "full", "--set", "recipe=fast"), 2, "recipe"),
+        (("train", "full", "--set", "recipe=fast"), 2, "Unknown recipe key 'recipe'"),
         (("train", "full", "--model", "resnet19"), 2, "Did you mean 'resnet18"),
         (("train", "full", "--device", "tpu"), 2, "device must be auto, cpu, cuda"),
         (

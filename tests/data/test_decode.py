@@ -86,8 +86,9 @@ def test_exif_orientation(tmp_path, orientation):
     [
         b"Exif\0\0no TIFF at all",
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0X\0\0\0\0\0\0\0",  # it is "X"
+        b"Exif\0\0II*\0",
     ],
-    ids=["damaged", "text"],
+    ids=["damaged", "text", "short"],
 )
 def test_an_orientation_that_cannot_be_read_is_ignored(tmp_path, name, exif):
     path = save(smooth(30, 20), tmp_path, name, exif=exif)

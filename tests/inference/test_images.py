@@ -88,7 +88,7 @@ def test_a_damaged_pil_image_is_refused():
     contents[second : second + 4] = b"\1\2\3\4"
     with (
         Image.open(io.BytesIO(contents)) as image,
-        pytest.raises(ImageError, match="broken PNG file"),
+        pytest.raises(ImageError, match="cannot be"),
     ):
         full_pixels(image)
 

@@ -196,7 +196,7 @@ def test_batches_are_as_large_as_their_measured_time_allows():
 
 
 @pytest.mark.parametrize(
-    ("fixed", "sizes", "largest"), [(0, [1, 2, 3, 4], 1), (20, list(range(1, 17)), 16)]
+    ("fixed", "sizes", "largest"), [(0, [1, 2, 3, 4, 5], 1), (20, list(range(1, 17)), 16)]
 )
 def test_sizes_are_measured_until_larger_ones_gain_nothing(monkeypatch, fixed, sizes, largest):
     clock = 0.0

@@ -189,11 +189,11 @@ def test_a_trained_run_that_lost_its_state_is_not_trained_over(flat_folder, smal
     before = run.model.stat().st_mtime_ns
     (tmp_path / "run" / "metrics.json").unlink()  # as if it were not finished
     shutil.rmtree(tmp_path / "run" / "state")
-    with pytest.raises(OutputError, match="has a trained model, but its state folder is missing"):
+    with pytest.raises(OutputError, match="has a trained model but no saved state"):
         train(flat_folder, out=tmp_path / "run", resume=True, **small)
     assert run.model.stat().st_mtime_ns == before
-    rows = (tmp_path / "run" / "history.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "run" / "history.csv").write_text("".join(rows[:3]))  # killed in the first save
+    rows = (tmp_path / "run" / "timings.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "timings.csv").write_text("".join(rows[:3]))  # killed in the first save
     train(flat_folder, out=tmp_path / "run", resume=True, **small)
 
 
@@ -210,6 +210,14 @@ def test_a_second_run_leaves_the_files_of_a_running_one_alone(flat_folder, small
     ):
         train(flat_folder, out=out, resume=True, **{**small, "seed": 7})
     assert (out / "recipe.yaml").read_text() == before
+
+
+def test_a_state_folder_of_something_else_is_not_taken_over(flat_folder, small, tmp_path):
+    out = tmp_path / "mine"
+    (out / "state").mkdir(parents=True)
+    (out / "state" / "texas.csv").write_text("")
+    with pytest.raises(OutputError, match="mine is in use"):
+        train(flat_folder, out=out, resume=True, **small)
 
 
 @pytest.mark.parametrize("left", [["state"], ["state", "environment.json"]])
@@ -399,7 +407,7 @@ def test_another_network_is_not_resumed(flat_folder, small, tmp_path):
     out = tmp_path / "run"
     train(flat_folder, out=out, **{**small, "epochs": 1})
     (out / "metrics.json").unlink()
-    with pytest.raises(TrainingError, match="model"):
+    with pytest.raises(TrainingError, match="resnet18"):
         train(flat_folder, out=out, resume=True, **{**small, "epochs": 1, "model": "resnet18"})
 
 

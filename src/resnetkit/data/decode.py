@@ -392,7 +392,7 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except (SyntaxError, TypeError, ValueError):  # the EXIF data is damaged; the pixels are not
+    except Exception:  # the EXIF data is damaged, in whatever way; the pixels are not
         return 1
 
 

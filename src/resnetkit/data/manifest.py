@@ -77,8 +77,8 @@ def read_manifest(
             found = _parse(file, rows, is_exact, files=_Files(base), left_out=left_out, notes=notes)
         except csv.Error as error:
             raise DataError(
-                f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for a double quote "
-                "without its partner"
+                f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for an "
+                "unmatched double quote"
             ) from error
     return found if is_exact else _merge_spellings(file, found, notes)
 

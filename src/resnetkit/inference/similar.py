@@ -28,7 +28,7 @@ QUERIES_AT_ONCE = 256
 """Number of queries compared with the photos at a time."""
 
 LEAST_OF_COPY = 0.9
-"""Least cosine similarity of a copy, with a wide margin for other engines and precisions."""
+"""Minimum cosine similarity of a copy, with a wide margin for other engines and precisions."""
 
 
 @dataclass(frozen=True)

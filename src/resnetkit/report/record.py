@@ -135,7 +135,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ModelFileError(f"{path} is damaged: {error}. {_ADVICE}") from error
+        raise ModelFileError(f"{path} cannot be read: {error}. {_ADVICE}") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise ModelFileError(f"{path} is damaged: it holds a {kind}, not an object. {_ADVICE}")
@@ -148,7 +148,7 @@ def _read_history(path: Path) -> tuple[dict[str, float], ...]:
             rows = list(csv.DictReader(lines, strict=True))
         history = tuple({key: float(value) for key, value in row.items()} for row in rows)
     except (ValueError, TypeError, OSError, csv.Error) as error:  # TypeError: too few or many cells
-        raise ModelFileError(f"{path} is damaged: {error}. {_ADVICE}") from error
+        raise ModelFileError(f"{path} cannot be read: {error}. {_ADVICE}") from error
     if any("epoch" not in row for row in history):
         raise ModelFileError(f"{path} is damaged: it has no column 'epoch'. {_ADVICE}")
     return history

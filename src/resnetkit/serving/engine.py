@@ -20,7 +20,7 @@ LONGEST_PAUSE = 30.0
 FAST = 0.98
 """A batch size is fast if it reaches this share of the fastest size's images per second."""
 
-PLATEAU = 3
+PLATEAU = 4
 """If this many larger sizes in a row are not faster, still larger ones are not measured."""
 
 

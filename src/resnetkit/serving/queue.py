@@ -99,8 +99,8 @@ class Queue:
             raise Refusal(
                 413,
                 "too_many_pixels",
-                f"The images have {pixels:,} pixels together, and {most:,} may wait. Send them in "
-                "several requests",
+                f"The images have {pixels:,} pixels together, but at most {most:,} may wait. Send "
+                "them in several requests",
             )
         if self.images + images > self._bounds.queue_images:
             raise self._refusal("queue_full", f"{self.images} images are waiting")
@@ -117,7 +117,7 @@ class Queue:
         """Admit images, all or none.
 
         Raises:
-            Refusal: 503.
+            Refusal: 503 or 413, as in `check_room`.
         """
         pixels = sum(ticket.pixels for ticket in tickets)
         deadline = min(ticket.deadline for ticket in tickets)

@@ -110,7 +110,7 @@ class ExportedFile:
     def __init__(self, path: Path) -> None:
         self._predictor = ExportedPredictor(path)
         self._sha256 = sha256(path)
-        self._is_verified = False  # the runtime has answered the golden images, and not started yet
+        self._is_verified = False  # the runtime was verified and does not serve yet
         self.classes = self._predictor.classes
         self.digest = self._predictor.digest
 
@@ -179,9 +179,9 @@ class ExportedFile:
         Raises:
             ArtefactError: the file has changed since it was opened.
         """
+        if sha256(self._predictor.path) != self._sha256:
+            raise ArtefactError(f"{self._predictor.path} has changed. Restart the server")
         if not self._is_verified:
-            if sha256(self._predictor.path) != self._sha256:
-                raise ArtefactError(f"{self._predictor.path} has changed. Restart the server")
             self._predictor = ExportedPredictor(self._predictor.path)
         self._is_verified = False
         return partial(self._predictor.run, stages=self._stages)

@@ -31,7 +31,7 @@ from ..progress import say
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
-UNFINISHED = re.compile(r"\.(\d{6,}|manifest\.json|(model|last)\.safetensors)\.\w{8,}|\.tmp\w{6}")
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}|\.(\d{6,}|manifest\.json)\.\w{8,}|\.tmp\w{6}")
 """Names of the files that a killed run leaves behind: those of `storage.temporary`, and those of
 safetensors, which writes to a file of its own."""
 

@@ -68,24 +68,30 @@ def resolve_recipe(
     weights = "auto" if recipe is None and "weights" not in settings else loaded.weights
     if recorded is not None and weights in ("auto", recorded.weights):
         default = "fast" if recorded.weights == "none" else "finetune"
-        fields = _recorded_weights(recorded)
-        asked = {key: value for key, value in settings.items() if key != "weights"}
-        return load_recipe(recipe or default).with_settings({**fields, **asked})
+        settings = {**settings, **_recorded_weights(recorded, loaded)}
+        return load_recipe(recipe or default).with_settings(settings)
     found = None if weights == "none" else _resolve_weights(loaded, weights)
     if found is None:
         return load_recipe(recipe or "fast").with_settings({**settings, "weights": "none"})
     return loaded.with_settings(found)
 
 
-def _recorded_weights(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields of a recorded recipe that a resumed run takes over."""
+def _recorded_weights(recorded: Recipe, wanted: Recipe) -> dict[str, Any]:
+    """Return the fields of a recorded recipe that a resumed run takes over.
+
+    The network comes with the weights, except for what ``wanted`` says about it.
+    """
     fields: dict[str, Any] = {
-        "weights": recipe.weights,
-        "weights_sha256": recipe.weights_sha256,
+        "weights": recorded.weights,
+        "weights_sha256": recorded.weights_sha256,
     }
-    if recipe.weights != "none":
-        fields["model"] = recipe.model
-        fields["model_options"] = recipe.model_options
+    if recorded.weights != "none":
+        same = wanted.model in (None, recorded.model)
+        fields["model"] = wanted.model or recorded.model
+        fields["model_options"] = {
+            **(recorded.model_options if same else {}),
+            **wanted.model_options,
+        }
     return fields
 
 

@@ -23,7 +23,7 @@ from ..progress import say
 from ..report import files
 from ..report.record import kept_epoch
 from ..text import pluralize, printable
-from .checkpoint import Snapshot, list_generations, read_newest
+from .checkpoint import LOCK, UNFINISHED, Snapshot, read_newest
 from .preparation import PreparedData
 from .recipe import Recipe, load_recipe
 
@@ -137,8 +137,8 @@ class RunFolder:
             )
         if saved is None and cls(path)._has_lost_its_state():
             raise OutputError(
-                f"{path} has a trained model, but its state folder is missing, so it cannot be "
-                "resumed. Name another folder with --out, or remove this one"
+                f"{path} has a trained model but no saved state, so it cannot be resumed. Name "
+                "another folder with --out, or remove this one"
             )
         if saved is None:
             if is_run(path / "fold-1"):
@@ -152,12 +152,16 @@ class RunFolder:
         return cls(path, is_resumed=True), saved
 
     def _has_lost_its_state(self) -> bool:
-        """Return whether a state was saved here: before the third epoch is written, one is."""
-        file = self.path / "history.csv"
+        """Return whether a state was saved here: before the third epoch ends, or in 10 minutes."""
+        file = self.path / "timings.csv"
         if not is_run(self.path) or not file.is_file():
             return False
-        with file.open(encoding="utf-8") as lines:
-            return sum(1 for _ in csv.DictReader(lines)) >= 3
+        try:
+            with file.open(encoding="utf-8") as lines:
+                seconds = [float(row["train_seconds"]) for row in csv.DictReader(lines)]
+        except (ValueError, KeyError, csv.Error):  # damaged; but there are results
+            return True
+        return len(seconds) >= 3 or sum(seconds) >= 600
 
     def recorded_recipe(self) -> Recipe | None:
         """Return the recipe that the run in this folder was started with; None without a run."""
@@ -347,8 +351,11 @@ def _has_only_first_files(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {item.name for item in path.iterdir() if item.name[0] != "."}
-    if "state" in names and not list_generations(path / "state"):  # it holds the lock
-        names = (names - {"state"}) or {FIRST_FILE}
+    state = path / "state"
+    if state.is_dir() and all(
+        item.name == LOCK or UNFINISHED.fullmatch(item.name) for item in state.iterdir()
+    ):
+        names = (names - {state.name}) or {FIRST_FILE}
     return FIRST_FILE in names and names <= {FIRST_FILE, "classes.json", "split.csv", CORRECTIONS}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..calibration import has_room
 from ..data.dataset import Images
 from ..data.paths import absolute
+from ..errors import OutputError
 from ..evaluation.calibrate import write_calibration
 from ..evaluation.evaluate import evaluate_split
 from ..evaluation.metrics import confusion_counts
@@ -16,7 +17,7 @@ from ..models.weights.modelfile import Header
 from ..progress import say
 from ..report import html, plots
 from ..runtime import environment
-from .checkpoint import lock_run
+from .checkpoint import list_generations, lock_run
 from .initial_weights import shareable_recipe
 from .input_figures import draw_inputs
 from .run import FIRST_FILE, Run, RunFolder
@@ -41,6 +42,11 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
     """
     run.claim()
     with lock_run(run.path):
+        if list_generations(run.path / "state"):
+            raise OutputError(
+                f"Another run has just begun in {run.path}. Name another folder with --out, or "
+                "continue that run with --resume"
+            )
         recorded = environment(session.runtime.device)
         run.write_json(FIRST_FILE, {"data": absolute(data), **recorded})
         run.write_json("classes.json", list(session.data.dataset.classes))

@@ -83,7 +83,7 @@ def find_preprocessing(file: Path) -> Path | None:
 
 
 def _has_a_field(content: Any) -> bool:
-    """Return whether at least one key is a field, possibly misspelled by a letter.
+    """Return whether at least one key is a field, possibly slightly misspelled.
 
     `did_you_mean` is less strict: for it, ``batch_size`` of a training run resembles ``crop_size``.
     """
