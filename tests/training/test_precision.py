@@ -118,12 +118,12 @@ def test_a_scale_that_collapses_is_an_error():
 @pytest.fixture
 def fp16_here(monkeypatch):
     """Let the CPU train in fp16, which it does slowly."""
-    real = runtime.pick
+    real = Runtime.with_precision
 
-    def pick(device="auto", precision="auto"):
-        return FP16 if precision == "fp16" else real(device, precision)
+    def with_precision(self, wanted):
+        return FP16 if wanted == "fp16" else real(self, wanted)
 
-    monkeypatch.setattr(runtime, "pick", pick)
+    monkeypatch.setattr(Runtime, "with_precision", with_precision)
 
 
 def test_a_resumed_run_has_the_same_bits(flat_folder, small, tmp_path, monkeypatch, fp16_here):
