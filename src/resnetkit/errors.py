@@ -109,3 +109,12 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
     """
     nearest = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
     return f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+
+
+def sentences(*texts: str) -> str:
+    """Join the sentences of a message; empty ones are left out.
+
+    >>> sentences("Unknown key 'x'.", did_you_mean("x", ["seed"]), "Known keys: seed")
+    "Unknown key 'x'. Known keys: seed"
+    """
+    return " ".join(filter(None, texts))

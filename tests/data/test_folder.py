@@ -257,3 +257,9 @@ def test_the_figures_of_a_run_are_left_out(flat_folder):
     assert found.left_out["folders of a run, whose images are figures"] == 1
     with pytest.raises(DataError, match=r"No images in .*1 folder of a run"):
         folder.read_dataset(flat_folder / "runs")
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "photos").symlink_to("gone")
+    with pytest.raises(DataError, match=r"photos is a link to gone, which does not exist$"):
+        folder.read_dataset(tmp_path / "photos")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, did_you_mean
+from ..errors import DataError, did_you_mean, sentences
 from ..storage import csv_text
 from ..text import pluralize, printable
 from .files import digest
@@ -155,8 +155,11 @@ def _verdict(line: str, row: dict[str, str]) -> tuple[str, str, str]:
     verdict = row.get("verdict", "").strip().lower() or "keep"
     if verdict not in VERDICTS:
         raise DataError(
-            f"{line}: unknown verdict {verdict!r}. {did_you_mean(verdict, VERDICTS)} "
-            "A verdict is keep, relabel or drop; empty means keep"
+            sentences(
+                f"{line}: unknown verdict {verdict!r}.",
+                did_you_mean(verdict, VERDICTS),
+                "A verdict is keep, relabel or drop; empty means keep",
+            )
         )
     new_label = row.get("new_label", "")
     new_label = new_label if new_label.strip() else ""
@@ -184,6 +187,9 @@ def _raise_unknown_path(line: str, path: str, dataset: Dataset) -> None:
 def _raise_unknown_class(line: str, name: str, classes: tuple[str, ...]) -> None:
     more = ", ..." if len(classes) > 20 else ""
     raise DataError(
-        f"{line}: unknown class {name!r}. {did_you_mean(name, classes)} "
-        f"Known: {', '.join(classes[:20])}{more}"
+        sentences(
+            f"{line}: unknown class {name!r}.",
+            did_you_mean(name, classes),
+            f"Known: {', '.join(classes[:20])}{more}",
+        )
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, did_you_mean
+from ..errors import DataError, did_you_mean, sentences
 from . import manifest, shards, tree
 from .object_store import ObjectNotFound, list_objects
 from .paths import EXTENSIONS, LeftOut, Paths, object_url, spelling
@@ -156,8 +156,10 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool 
     root = Path(data)
     url = object_url(root)
     if url is None and not root.exists():
-        message = f"{root} does not exist (searched in {Path.cwd()}). {_suggest_path(root)}"
-        raise DataError(message.rstrip())
+        if root.is_symlink():
+            raise DataError(f"{root} is a link to {os.readlink(root)}, which does not exist")
+        missing = f"{root} does not exist (searched in {Path.cwd()})."
+        raise DataError(sentences(missing, _suggest_path(root)))
     left_out = LeftOut()
     notes: list[str] = []
     question = ""

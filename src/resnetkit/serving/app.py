@@ -23,7 +23,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ..data.decode import UNNAMED, has_known_signature, stored_size
-from ..errors import ImageError, ModelFileError, RecipeError, did_you_mean
+from ..errors import ImageError, ModelFileError, RecipeError, did_you_mean, sentences
 from ..inference.prediction import NOT_FINITE, Prediction
 from . import metrics, openapi
 from .body import BodyMemory, Upload, split_images
@@ -193,7 +193,9 @@ class Service:
             if name not in PARAMETERS:
                 question = did_you_mean(name[:40], PARAMETERS)
                 known = ", ".join(PARAMETERS)
-                raise _bad_parameter(f"Unknown parameter. {question} Known parameters: {known}")
+                raise _bad_parameter(
+                    sentences("Unknown parameter.", question, f"Known parameters: {known}")
+                )
         text = given.get("explain", "false")
         if text not in ("true", "false"):
             raise _bad_parameter("explain must be true or false")

@@ -25,7 +25,7 @@ from pydantic import (
 
 from ..data.preprocessing import STATISTICS, Preprocessing
 from ..data.transforms import Augmentation
-from ..errors import RecipeError, did_you_mean
+from ..errors import RecipeError, did_you_mean, sentences
 from ..models import get_model_builder
 from .settings import plain_message
 
@@ -376,8 +376,11 @@ def load_recipe(recipe: str | Path) -> Recipe:
         text = resource.read_text(encoding="utf-8")
     else:
         raise RecipeError(
-            f"Unknown recipe {str(recipe)!r}. {did_you_mean(str(recipe), builtin_recipes())} "
-            f"Built-in recipes: {', '.join(builtin_recipes())}; or pass a .yaml file"
+            sentences(
+                f"Unknown recipe {str(recipe)!r}.",
+                did_you_mean(str(recipe), builtin_recipes()),
+                f"Built-in recipes: {', '.join(builtin_recipes())}; or pass a .yaml file",
+            )
         )
     try:
         values = yaml.safe_load(text) or {}
@@ -393,8 +396,11 @@ def _validate(values: dict[str, Any]) -> Recipe:
     for key in values:
         if key not in known:
             raise RecipeError(
-                f"Unknown recipe key {key!r}. {did_you_mean(str(key), known)} "
-                f"Known keys: {', '.join(known)}"
+                sentences(
+                    f"Unknown recipe key {key!r}.",
+                    did_you_mean(str(key), known),
+                    f"Known keys: {', '.join(known)}",
+                )
             )
     try:
         return Recipe.model_validate(values)
