@@ -120,8 +120,8 @@ def train(
     fields: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     fields |= parse_settings(settings or [])
     unknown = {key: value for key, value in fields.items() if key not in Recipe.model_fields}
-    if unknown:  # such as an option that is no field of the recipe: --set out=FOLDER
-        load_recipe("fast").with_settings(unknown)
+    if unknown:  # such as --set out=FOLDER, which would reach `train` as an option
+        load_recipe("fast").with_settings(unknown)  # raises
     fields |= {"device": device, "workers": workers}
     run_options: dict[str, Any] = {"out": out, "resume": resume, "tensorboard": tensorboard}
     if folds is not None and seeds is not None:

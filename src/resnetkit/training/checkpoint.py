@@ -32,8 +32,7 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}|\.(\d{6,}|manifest\.json)\.\w{8,}|\.tmp\w{6}")
-"""Names of the files that a killed run leaves behind: those of `storage.temporary`, and those of
-safetensors, which writes to a file of its own."""
+"""Names of half-written files after a kill, from `storage.temporary` and from safetensors."""
 
 
 @dataclass(frozen=True)
