@@ -196,9 +196,12 @@ def test_batches_are_as_large_as_their_measured_time_allows():
 
 
 @pytest.mark.parametrize(
-    ("fixed", "sizes", "largest"), [(0, [1, 2, 3, 4, 5], 1), (20, list(range(1, 17)), 16)]
+    ("fixed", "measured", "warmed", "largest"),
+    [(0, [1, 2, 4], [], 1), (20, [1, 2, 4, 8, 16], [3, *range(5, 8), *range(9, 16)], 16)],
 )
-def test_sizes_are_measured_until_larger_ones_gain_nothing(monkeypatch, fixed, sizes, largest):
+def test_sizes_are_measured_until_larger_ones_gain_nothing(
+    monkeypatch, fixed, measured, warmed, largest
+):
     clock = 0.0
     ran = []
 
@@ -212,7 +215,7 @@ def test_sizes_are_measured_until_larger_ones_gain_nothing(monkeypatch, fixed, s
     bounds = replace(QUICK, batch_images=16, batch_seconds=100)
     engine = Engine(FakeServed(), None, None, bounds=bounds, log=None)
     engine.measure(compute)
-    assert ran == [size for size in sizes for _ in range(2)]
+    assert ran == [*(size for size in measured for _ in range(2)), *warmed]
     assert engine.batch_images == largest
 
 

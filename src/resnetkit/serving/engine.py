@@ -21,7 +21,7 @@ FAST = 0.98
 """A batch size is fast if it reaches this share of the fastest size's images per second."""
 
 PLATEAU = 4
-"""If this many larger sizes in a row are not faster, still larger ones are not measured."""
+"""If a size this many times as large is not faster, still larger ones are not measured."""
 
 
 def smallest_fast(latencies: dict[int, float]) -> int:
@@ -41,9 +41,9 @@ class EngineError(Exception):
 class Engine:
     """Computes the images in the queue, one batch at a time.
 
-    Before it is ready, a model is verified, and batch sizes are measured until larger ones are not
-    faster; see `smallest_fast`. Sizes that take longer than `Bounds.batch_seconds` are ruled out. A
-    crash, or a batch that takes longer than `Bounds.stuck_seconds`, fails the batch, and a new
+    Before it is ready, a model is verified, and batches of 1, 2, 4, ... images are measured until
+    larger ones are not faster; see `smallest_fast`. Sizes that take longer than
+    `Bounds.batch_seconds` are ruled out. A crash, or a batch that takes longer than `Bounds.stuck_seconds`, fails the batch, and a new
     engine starts. Waiting images keep their places.
 
     Args:
@@ -126,12 +126,20 @@ class Engine:
         Every size that is used runs here, because the first batch of a size takes longer.
         """
         example = self._served.example()
-        if self.latencies:
-            for images in range(1, self.batch_images + 1):
-                list(compute([example] * images))
-            return
-        measured = {}
-        for images in range(1, self._bounds.batch_images + 1):
+        if not self.latencies:
+            self.latencies = self._measure_doubled(compute, example)
+            self.batch_images = smallest_fast(self.latencies)
+            new = [size for size in range(1, self.batch_images) if size not in self.latencies]
+        else:
+            new = list(range(1, self.batch_images + 1))
+        for images in new:
+            list(compute([example] * images))
+
+    def _measure_doubled(self, compute: Compute, example: Any) -> dict[int, float]:
+        """Return the seconds of batches of 1, 2, 4, ... images, the better of two runs each."""
+        measured: dict[int, float] = {}
+        images = 1
+        while images <= self._bounds.batch_images:
             times = []
             for _ in range(2):
                 start = time.monotonic()
@@ -140,10 +148,10 @@ class Engine:
             if images > 1 and min(times) > self._bounds.batch_seconds:
                 break
             measured[images] = min(times)
-            if images - smallest_fast(measured) >= PLATEAU:
+            if images >= PLATEAU * smallest_fast(measured):
                 break
-        self.batch_images = smallest_fast(measured)
-        self.latencies = measured
+            images *= 2
+        return measured
 
     def work(self, worker: _Worker) -> None:
         """Start the model and compute batches until told to stop."""
