@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 def decode(file, channels, black=0, white=65535):  # bytes -> (H, W, channels) uint8, upright
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(b64decode(file))))
-    if image.mode.startswith("I;16"):  # 16-bit gray: of the full range, the upper 8 bits are kept
+    if image.mode.startswith("I;16"):  # 16-bit gray: the full range keeps its upper 8 bits
         gray = np.asarray(image, np.float64).clip(black, white)
         full = (black, white) == (0, 65535)
         gray = gray // 256 if full else ((gray - black) * (255 / (white - black))).round()
@@ -39,7 +39,7 @@ levels = (limits["levels"], limits["level_share"], limits["most_levels"])
 scale = preset["value_range"] if isinstance(preset.get("value_range"), list) else ()
 outputs = [manifest["stages"]["cropped"], "probabilities"]
 shown = outputs[0].encode()
-for tag in (0x0A, 0x62, 0x3A):  # the name of a value, an output of the graph, the graph
+for tag in (0x0A, 0x62, 0x3A):  # field tags: an output's name, the graph's output, the graph
     shown = bytes([tag, len(shown)]) + shown
 session = onnxruntime.InferenceSession(model + shown)
 for image in golden["images"]:
