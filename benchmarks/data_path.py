@@ -43,7 +43,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def photo(width: int, height: int, seed: int) -> bytes:
-    """Return a generated photo as JPEG: noise of every scale, stronger if larger, and grain."""
+    """Return a generated photo as JPEG: noise at all scales, stronger at larger ones, and grain."""
     rng = np.random.default_rng(seed)
     total = torch.zeros(1, 3, height, width)
     for octave in range(2, 10):
@@ -148,7 +148,7 @@ def ways(folder: Path, paths: list[Path], batch: int) -> dict[str, Callable[[], 
         "ours, later, from memory": lambda: cut(memory),
         "ours, later, from the file": lambda: cut(disk),
         "ours, later, from memory, normalized": lambda: cut(memory, True),
-        "ours, a later run hashes all files and finds theirs": on_disk,
+        "ours, a later run: hash all files, find their pixels": on_disk,
     }
 
 
@@ -166,7 +166,7 @@ def measure(width: int, height: int, count: int, rounds: int, clock: Callable[[]
         taken: dict[str, list[float]] = {way: [] for way in every}
         for number in range(rounds + 1):
             for way, run in every.items():
-                fast = 8 if "later" in way else 1  # epochs, so that the clock has enough to count
+                fast = 8 if "later" in way else 1  # epochs, so that there is enough time to measure
                 start = clock()
                 for _ in range(fast):
                     run()
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=512, help="photos of 500x375")
     parser.add_argument("--large", type=int, default=16, help="photos of 4000x3000")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
-    parser.add_argument("--list", type=int, metavar="FILES", help="measure only listing")
+    parser.add_argument("--list", type=int, metavar="FILES", help="measure listing only")
     args = parser.parse_args()
     if args.list:
         dataset(args.list)

@@ -3,9 +3,10 @@
     python benchmarks/defaults.py DATA FOLDER --images 24000 --epochs 6 --image-size 64 \
         --runs 16:0.005 64:0.005 128:0.005 128:0.01
 
-DATA has train/ and val/ (or test/) with one folder per class. A subset has equally many images of
-each class, and 2,000 validation images. A run is ``batch size:learning rate``; all runs have one
-compute thread and the same number of epochs, and everything else is what `resnet train` fills in.
+DATA has train/ and val/ (or test/) with one folder per class. A subset has the same number of
+images of each class, and 2,000 validation images. A run is ``batch size:learning rate``; all runs
+have one compute thread and the same number of epochs, and everything else is what `resnet train`
+fills in.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ VALIDATION = 2000
 
 
 def list_part(data: Path, images: int, path: Path) -> Path:
-    """Write a CSV with balanced subsets of ``images`` training and `VALIDATION` images."""
+    """Write a CSV with balanced subsets: ``images`` to train on and `VALIDATION` to validate on."""
     rng = random.Random(0)
     validation = data / "val" if (data / "val").is_dir() else data / "test"
     classes = sorted(folder.name for folder in (data / "train").iterdir())

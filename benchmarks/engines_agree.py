@@ -2,9 +2,10 @@
 
     python benchmarks/engines_agree.py MODEL.safetensors PHOTOS [ENGINE:PRECISION ...]
 
-For every image under the folder PHOTOS: is the most probable class the same, and how far is any
-probability from the reference's? An engine passes if it gives the same class on 99.9% of them and
-no probability is off by more than 0.02. The exit code is 1 if one fails.
+For every image under the folder PHOTOS: is the most probable class the same, and by how
+much, at most, do the probabilities differ from the reference? An engine passes if it gives the same class
+on 99.9% of the images and no probability is off by more than 0.02. The exit code is 1 if an engine
+fails.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ NEAR_TIE = 0.004
 
 
 def exported(model: Path, folder: Path, to: str, entrance: str, **settings: Any) -> Path:
-    """Return an exported file, which is made if it does not exist."""
+    """Return an exported file; create it if it does not exist."""
     name = f"{entrance}{'-int8' if settings else ''}{TARGETS[to]}"
     path = folder / name
     if not path.exists():
@@ -59,7 +59,7 @@ def reference(model: Path, file: Path, photos: list[Path]) -> np.ndarray:
 
 
 def compare_answers(model: Path, photos: list[Path], folder: Path) -> None:
-    print("| runtime | input | images | largest difference | other class | of them near ties |")
+    print("| runtime | input | images | largest difference | other class | near ties among them |")
     print("|---|---|---|---|---|---|")
     expected: np.ndarray | None = None
     for to in TARGETS:
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("photos", type=Path, help="a folder")
-    parser.add_argument("folder", type=Path, help="for the exported files")
+    parser.add_argument("folder", type=Path, help="where the exported files are written")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--int8", type=Path, help="photos with known classes")

@@ -18,7 +18,7 @@ The plain methods read decoded images from memory and use the same image size, t
 in fp32. They validate after each epoch, stop when the budget is spent, and keep the best epoch.
 With ``--processor-time``, the budget is the processor time of the whole `resnet train`, which
 depends less on what else the machine does; it counts the threads that read images.
-"balanced" is the mean recall of the classes, which an unbalanced dataset needs.
+"balanced" is the mean recall of the classes, which matters if a dataset is unbalanced.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ METHODS = ("resnet train", "random weights", "plain, head", "plain, all")
 
 
 def list_photos(photos: Path, out: Path, seed: int, shares: tuple[float, float]) -> Path:
-    """Write a CSV with the photos to train on, to select by, and to test on.
+    """Write a CSV with the photos for training, for selecting the epoch, and for testing.
 
     Args:
         photos: a folder of classes, or one with ``train`` and ``validation``.
         out: the CSV.
         seed: decides which photos are in which split.
-        shares: of each class (in ``train``), to train on and to select by; at least 2 photos each.
+        shares: of each class (in ``train``), for training and selecting; at least 2 photos each.
     """
     rng = random.Random(seed)
     has_splits = (photos / "train").is_dir() and (photos / "validation").is_dir()
@@ -158,7 +158,7 @@ def compare(
 ) -> dict[str, tuple[float, float]]:
     """Return accuracy and mean recall of each method on the test split.
 
-    ``seconds`` are those of `resnet train`: its training, and the processor time of all of it.
+    ``seconds`` are those of `resnet train`: of its training, and of processor time in total.
     """
     started = time.process_time()
     tuned = train(table, out=folder / "tuned", seed=seed, **settings)
@@ -192,10 +192,10 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("folder", type=Path, help="where the runs are written")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train", type=float, default=0.1, help="share of each class")
-    parser.add_argument("--val", type=float, default=0.1, help="share of each class")
+    parser.add_argument("--train", type=float, default=0.1, help="share for training")
+    parser.add_argument("--val", type=float, default=0.1, help="share to select the epoch")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--processor-time", action="store_true", help="what the budget is in")
+    parser.add_argument("--processor-time", action="store_true", help="budget in CPU time")
     parser.add_argument("--set", nargs="+", default=[], help="recipe fields of resnet train")
     args = parser.parse_args()
     settings = {

@@ -1,21 +1,21 @@
-"""Measure what a GPU does with resnetkit and with its peers, in one run.
+"""Measure resnetkit and its peers on a GPU, in one run.
 
     python benchmarks/gpu.py --cifar cifar10.tar.gz --out benchmarks/gpu_CARD_DATE.md
     python benchmarks/gpu.py --device cpu --smoke
 
-- The precision is the one that ``resnet train`` selects on the GPU: bf16 if the GPU multiplies
-  bf16, else fp16 with a scaled loss (T4, V100), else fp32. ``--precision`` overrides it.
+- The precision is the one that ``resnet train`` selects on the GPU: bf16 if the GPU supports it,
+  else fp16 with a scaled loss (T4, V100), else fp32. ``--precision`` overrides it.
 - The limits of the GPU: multiply-adds per second of a large matrix product in that precision, and
-  bytes per second of a copy within its memory (each byte is read once and written once: two).
+  bytes per second of a copy within its memory (each byte counts twice: read and written).
 - ResNet-50 training. *resnetkit* is what ``resnet train`` runs: `training_step` with the recipe's
   optimizer and loss scaling, `to_device`, and the losses that `Outcomes` reads one step late.
   *torchvision* and *timm* (``pip install timm``), and *resnetkit's network* for comparison, run in
-  a plain loop: autocast, channels_last, fused SGD, GradScaler in fp16, no loss read. With and
-  without ``torch.compile``. *Synthetic* batches are on the GPU as uint8. *Cached* ones come from
-  resnetkit's loader for all: generated photos of 500x375, decoded once to 8/7 of the size, cropped
-  at random and mirrored by threads, and copied in advance by `to_device`; the time is that of an
-  epoch, including the wait for its first batch. All normalize on the GPU. *Loader alone* is the
-  same without a network.
+  a plain loop: autocast, channels_last, fused SGD, GradScaler in fp16, and no loss is read. All run
+  with and without ``torch.compile``. *Synthetic* batches are on the GPU as uint8. *Cached* ones
+  come from resnetkit's loader for all: generated photos of 500x375, decoded once to 8/7 of the
+  size, cropped at random and mirrored by threads, and copied in advance by `to_device`; the time is
+  that of an epoch, including the wait for its first batch. All normalize on the GPU. *Loader alone*
+  is the same without a network.
 - The optimizer's step alone, the only part of a step whose bytes are known: it reads weight,
   gradient and momentum, and writes weight and momentum, in fp32.
 - CIFAR-10 (``--cifar``, images under ``train/<class>/`` and ``test/<class>/`` in a folder or a
@@ -68,7 +68,7 @@ from resnetkit.training.outcomes import Outcomes
 from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.state import State
 
-PHOTOS = 512  # different ones; an epoch repeats them as needed
+PHOTOS = 512  # different photos; an epoch repeats them as needed
 CLASSES = 1000
 RATE = 0.01
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -148,7 +148,7 @@ PRESET = Preprocessing(224, 224)  # only its mean and standard deviation are use
 
 
 def trainings(args: argparse.Namespace, where: Runtime, split: Split) -> dict[str, Training]:
-    """Return all of them, by "name | how"."""
+    """Return all trainings, by "name | how"."""
     found: dict[str, Training] = {}
     for how in ("eager", "compiled") if args.compile else ("eager",):
         found[f"resnetkit | {how}"] = Own(args, where, how == "compiled", split)
@@ -205,8 +205,8 @@ def in_turns(
 
 
 def limits(args: argparse.Namespace, where: Runtime) -> tuple[float, float]:
-    """Return multiply-adds per second of a matrix product and bytes per second of a copy, at
-    best."""
+    """Return the best multiply-adds per second of a matrix product, and the best bytes per second
+    of a copy."""
     large = where.device.type == "cuda"
     side, count, times = (8192, 2**30, 50) if large else (512, 2**24, 2)
     kind = TYPES[where.precision]
@@ -307,15 +307,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--precision", choices=("auto", *TYPES), default="auto")
     parser.add_argument("--smoke", action="store_true", help=f"tiny: {SMOKE}")
-    parser.add_argument("--batch", type=int, default=256, help="smaller if memory is short")
+    parser.add_argument("--batch", type=int, default=256, help="reduce it if memory is short")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--steps", type=int, default=50, help="in a round")
+    parser.add_argument("--steps", type=int, default=50, help="steps per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cifar", type=Path, metavar="FOLDER|TAR.GZ", help="measure CIFAR-10 too")
     parser.add_argument("--target", type=float, default=0.9, help="accuracy on its test images")
-    parser.add_argument("--epochs", type=int, default=15, help="of a CIFAR-10 run")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs per CIFAR-10 run")
     parser.add_argument("--seeds", type=int, default=3, help="CIFAR-10 runs per method")
     parser.add_argument("--out", type=Path, help="Markdown file to write the tables to")
     smoke, _ = parser.parse_known_args()

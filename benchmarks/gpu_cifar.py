@@ -35,7 +35,7 @@ RECIPE = {
 
 
 def arrange(given: Path, place: Path) -> Path:
-    """Return ``place/data``, with ``test`` as val, so that every epoch is measured on it."""
+    """Return ``place/data``, with ``test`` as val, so that every epoch is validated on it."""
     if given.is_file():
         with tarfile.open(given) as archive:
             archive.extractall(place / "archive", filter="data")
@@ -50,7 +50,7 @@ def arrange(given: Path, place: Path) -> Path:
 
 
 def ways(args: argparse.Namespace, data: Path) -> dict[str, list[str]]:
-    """Return the commands without seed and output. resnetkit's recipe says how it computes."""
+    """Return the command of each method, without seed and output."""
     kind = args.precision
     settings = [f"--set={key}={value}" for key, value in RECIPE.items()]
     common = [f"--epochs={args.epochs}", f"--device={args.device}", f"--workers={args.workers}"]
@@ -89,8 +89,8 @@ def one_run(command: list[str], target: float) -> tuple[float, int, float, float
 
 
 def table(args: argparse.Namespace, product: float) -> list[str]:
-    """Run every method with every seed, in turn; ``product`` is the multiply-adds limit per
-    second."""
+    """Run every method with every seed, in turn; ``product`` is the limit of multiply-adds
+    per second."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         data = arrange(args.cifar, place)

@@ -37,7 +37,7 @@ SETTINGS = {
 
 
 def start(data: Path, out: Path) -> int:
-    """Start a process that continues the run; it is forked, so that it need not import PyTorch."""
+    """Start a process that continues the run; it is forked, so it need not import PyTorch."""
     child = os.fork()
     if child:
         return child

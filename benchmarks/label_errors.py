@@ -116,7 +116,7 @@ def run_ours(photos: Photos, folder: Path, settings: dict[str, Any]) -> dict[str
 
 
 def run_cleanlab(photos: Photos, folder: Path, settings: dict[str, Any], seed: int) -> np.ndarray:
-    """Train five times; return the order of the training images, the most suspect first."""
+    """Train five times; return the order of the training images, most suspect first."""
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores

@@ -4,7 +4,7 @@
 
 For each instruction set (the processor's own, and AVX2) one process measures the two layouts in
 turn, so that a slow minute of the machine slows both. It prints the images per second of each
-layout (medians of the rounds), and their ratio with the lowest and the highest of a round.
+layout (medians of the rounds), and their ratio, with the lowest and highest of all rounds.
 """
 
 from __future__ import annotations

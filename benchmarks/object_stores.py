@@ -1,4 +1,4 @@
-"""Many small ranges from an object store: obstore against s3fs, and the gain from reading ahead.
+"""Read small ranges from an object store: obstore against s3fs, and the gain from reading ahead.
 
     pip install obstore s3fs
     python benchmarks/object_stores.py libraries
@@ -7,12 +7,12 @@
 The store is a small S3 server in another process on this machine. It answers after 20 ms, about
 what a store in the same region takes.
 
-- libraries: each reads 50 KB ranges of one object with 8, 16 and 32 requests in flight, in its own
-  process; also from a server without the delay
+- libraries: each library reads 50 KB ranges of one object with 8, 16 and 32 requests in flight, in
+  its own process; also from a server without the delay
 - dataset: 2,000 images of 50 KB in shards, read in order by `resnetkit`: by two threads, as from a
   disk, with reading ahead, and from the cache on disk. Every image is checked by its SHA-256
 
-One line of JSON per measurement.
+It prints one line of JSON per measurement.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def start(port_to: Connection, objects: dict[str, bytes], delay: float) -> None:
 
 @contextlib.contextmanager
 def running(objects: dict[str, bytes], delay: float) -> Iterator[None]:
-    """Run the server, and describe it in the environment. Without objects, it makes one."""
+    """Run the server, and set the environment variables that name it. Without objects, make one."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     server = multiprocessing.Process(target=start, args=(sender, objects, delay), daemon=True)
     server.start()
@@ -107,7 +107,7 @@ def report(what: dict[str, object], begin: tuple[float, float]) -> None:
 
 
 def measure_library(library: str, flight: int) -> None:
-    """Read, and print one line; runs in its own process."""
+    """Read, and print one line. This runs in its own process."""
     begin = time.perf_counter()
     if library == "obstore":
         from obstore.store import S3Store

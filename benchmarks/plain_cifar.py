@@ -2,11 +2,11 @@
 
     python benchmarks/plain_cifar.py DATA --device cuda --precision bf16
 
-DATA holds ``train/<class>/`` and ``val/<class>/``. It trains torchvision's ResNet-18 with a 3x3
-stem and no pooling after it, random crop (padding 4) and flip, ImageFolder and DataLoader with
-processes, SGD with Nesterov momentum and one cycle of the learning rate. The precision is fp32 with
-PyTorch's defaults (on NVIDIA GPUs its convolutions compute in TF32), or bf16 or fp16 by autocast,
-fp16 with a scaled loss. It prints the accuracy after each epoch.
+DATA holds ``train/<class>/`` and ``val/<class>/``. The script trains torchvision's ResNet-18 with a
+3x3 stem and no pooling after it, random crop (padding 4) and flip, ImageFolder and DataLoader with
+worker processes, SGD with Nesterov momentum and a one-cycle learning rate. The precision is fp32
+with PyTorch's defaults (on NVIDIA GPUs, convolutions compute in TF32), or bf16 or fp16 by autocast,
+fp16 with a scaled loss. The script prints the accuracy after each epoch.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/plain_script.py DATA --size 96 --out plain.json
 
-DATA holds ``train/<class>/`` and ``val/<class>/``. It trains torchvision's ResNet-34 from random
-weights with Pillow transforms (random resized crop, flip), ImageFolder and DataLoader, Adam at
-1e-4, batch 128, 30 epochs, fp32, and keeps the best validation accuracy. After each epoch, it
+DATA holds ``train/<class>/`` and ``val/<class>/``. The script trains torchvision's ResNet-34 from
+random weights with Pillow transforms (random resized crop, flip), ImageFolder and DataLoader, Adam
+at 1e-4, batch 128, 30 epochs, fp32, and keeps the best validation accuracy. After each epoch, it
 writes the accuracy and the seconds since the start of the process.
 """
 

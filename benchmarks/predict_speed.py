@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--every", action="store_true", help="each engine, not only auto")
+    parser.add_argument("--every", action="store_true", help="measure each engine, not only auto")
     args = parser.parse_args()
     if args.photos < FEW:
         parser.error(f"--photos must be at least {FEW}: with fewer, auto keeps the eager engine")

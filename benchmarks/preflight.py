@@ -1,6 +1,8 @@
-"""How long the comparison at the start of a run takes. Run under torchrun, on one host or several.
+"""Measure how long the processes of a run take to compare their hosts.
 
-torchrun --standalone --no-python --nproc-per-node 2 python benchmarks/preflight.py DATA
+Run it under torchrun, on one host or several:
+
+    torchrun --standalone --no-python --nproc-per-node 2 python benchmarks/preflight.py DATA
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Bulk prediction on Ray next to `resnet predict`: speed, memory, and kills.
+"""Compare bulk prediction on Ray with `resnet predict`: speed, memory, and kills.
 
     python benchmarks/ray_predict.py speed MODEL PHOTOS --sizes 1000 3000
     python benchmarks/ray_predict.py memory MODEL --sizes 2000 20000
     python benchmarks/ray_predict.py kills MODEL --count 20
 
 `speed` predicts the first photos under a folder with both, twice per size. The rate is that of the
-additional photos, so that starting (Ray takes seconds) does not count; the whole times are printed
+additional photos, so that startup (seconds for Ray) does not count; the total times are printed
 too. `memory` sums the proportional memory of all processes of the command, twice a second, while it
-predicts small drawn images. `kills` sends SIGKILL to a process of the command at random moments
+predicts small generated images. `kills` sends SIGKILL to a process of the command at random moments
 (an actor, the driver, a raylet, the control store, or any process), runs the same command again,
 and compares the rows at the end with those of `resnet predict`.
 """

@@ -2,14 +2,14 @@
 
     python benchmarks/reference_recipe.py DATA --size 64 --minutes 10 --out reference.json
 
-DATA holds ``train/<class>/`` and ``val/<class>/``. It trains ResNet-18 from random weights with the
-defaults of ``references/classification/train.py``: SGD at 0.1 with momentum 0.9 and weight decay
-1e-4, random resized crop, flip, and a learning rate that falls to a tenth after each third of the
-training. That recipe has 90 epochs; here, the thirds are thirds of the minutes, so that the last
-accuracy is what the recipe can reach in that time. Batches have 128 images; the network is computed
-in bf16 and channels last.
+DATA holds ``train/<class>/`` and ``val/<class>/``. The script trains ResNet-18 from random weights
+with the defaults of ``references/classification/train.py``: SGD at 0.1 with momentum 0.9 and weight
+decay 1e-4, random resized crop, flip, and a learning rate that falls to a tenth after each third of
+the training. That recipe has 90 epochs; here, the thirds are thirds of the minutes, so that the
+last accuracy is what the recipe can reach in that time. Batches have 128 images; the network
+computes in bf16 and channels_last.
 
-The width makes the network that of `resnet train`. Nothing else is used from resnetkit.
+Only the network comes from resnetkit, in the width that `resnet train` uses.
 """
 
 from __future__ import annotations

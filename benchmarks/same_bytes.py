@@ -1,4 +1,4 @@
-"""Print the digests of five short runs, to show that a code change does not change any result.
+"""Print the digests of six short runs, to show that a code change does not change any result.
 
 Run it before and after, on one machine, and compare the lines:
 

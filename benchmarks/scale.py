@@ -1,10 +1,10 @@
-"""Growth: time and memory per image of every step, from 1,000 to 1,000,000 images.
+"""Measure the time and memory per image of every step, from 1,000 to 1,000,000 images.
 
     python benchmarks/scale.py FOLDER --sizes 1000 10000 100000
     python benchmarks/scale.py FOLDER --sizes 1000000 --steps list check
 
-Writes different photos of 36 px (JPEG, every fourth PNG) in 20 class folders of FOLDER; smaller
-sizes are hard links to the first of them. Each step is a process of its own:
+The script writes different photos of 36 px (JPEG, every fourth PNG) in 20 class folders of FOLDER;
+smaller sizes are hard links to the first of them. Each step is a separate process:
 
 - list: read the names of all images
 - check: `resnet check`, which reads every image and searches for near duplicates
@@ -14,8 +14,8 @@ sizes are hard links to the first of them. Each step is a process of its own:
 
 The table shows CPU time and memory (peak RSS) of each process and, per additional image, how much
 both grow from one size to the next, so that the time to start does not count. FOLDER keeps the
-photos, `results.json` and the picture `growth.png`; type the command again with other sizes or
-steps to add to them. Without an earlier `train` of a size, name a model file with `--model`.
+photos, `results.json` and the plot `growth.png`; run the command again with other sizes or steps to
+add to them. Without an earlier `train` of a size, name a model file with `--model`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from PIL import Image
 
 CLASSES = 20
 SIDE = 36
-AT_ONCE = 500  # images drawn at once
+AT_ONCE = 500  # images generated at once
 RESNET = [sys.executable, "-m", "resnetkit"]
 LIST = "import sys; from resnetkit.data.folder import read_dataset; read_dataset(sys.argv[1])"
 CACHE = """
@@ -59,13 +59,13 @@ TOLERANCE = 0.2
 
 
 def name(number: int) -> str:
-    """Return the path of a photo: a class, and folders of a class are filled in turn."""
+    """Return the path of a photo; photos go to the classes in turn."""
     suffix = "png" if number % 4 == 3 else "jpg"
     return f"class{number % CLASSES:02d}/{number:07d}.{suffix}"
 
 
 def write_photos(folder: Path, start: int, end: int) -> None:
-    """Write photos: noise of three scales, as in photos stronger at the coarse ones."""
+    """Write photos: noise at three scales, stronger at the coarser ones, as in real photos."""
     for label in range(CLASSES):
         (folder / f"class{label:02d}").mkdir(parents=True, exist_ok=True)
     spread = {k: bilinear(k) for k in (4, 8, 16)}
@@ -92,12 +92,12 @@ def bilinear(cells: int) -> np.ndarray:
 
 
 def make_folders(base: Path, sizes: list[int]) -> None:
-    """Write what is missing of the largest folder, and link the others to it."""
+    """Write the photos that the largest folder lacks, and link the other folders to it."""
     everything, count = base / "everything", base / "everything.count"
     done = int(count.read_text()) if count.exists() else 0
     start = done // AT_ONCE * AT_ONCE
     process = Process(target=write_photos, args=(everything, start, max(sizes)))
-    process.start()  # a process, so that drawing does not raise the peak that commands start from
+    process.start()  # a process, so that its memory does not count in the peaks of the commands
     process.join()
     assert process.exitcode == 0
     count.write_text(str(max(done, *sizes)))
@@ -175,7 +175,7 @@ def added(rows: dict[str, dict[str, float]], figure: str) -> dict[int, float]:
 
 
 def print_table(results: Results) -> None:
-    """Print the figures, and what is not constant."""
+    """Print the figures, and which steps do not take constant time per image."""
     print(
         "\n| step | images | wall | CPU | per additional image | peak RSS | per additional image |"
     )
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--model", type=Path, help="for predict, evaluate and report")
+    parser.add_argument("--model", type=Path, help="model file for predict, evaluate and report")
     parser.add_argument("--write-only", action="store_true", help="write the photos and stop")
     options = parser.parse_args()
     base = options.folder.absolute()

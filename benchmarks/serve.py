@@ -205,7 +205,7 @@ async def ask(port: int, rest: bytes) -> int:
 async def clients(
     port: int, requests: list[bytes], count: int, seconds: float
 ) -> dict[str, object]:
-    """Let clients send requests, each the next one when it has its answer; return the rate and
+    """Let clients send requests, each as soon as its last is answered; return the rate and
     latencies."""
     latencies: list[float] = []
     begin = time.perf_counter()

@@ -8,9 +8,8 @@
     python benchmarks/serve_limits.py sizes MODEL --count 200000    images of 5,000 sizes; memory
 
 Everything except the timing of the signals is seeded, and runs on the loopback address. A request
-is lost if the server received all of it and closed the connection without an answer. A client that
-cannot connect, because the server no longer listens, is told to go elsewhere: it is counted
-separately.
+is lost if the server received all of it and closed the connection without an answer. Clients that
+cannot connect, because the server no longer listens, are counted separately.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ async def ask_until(port: int, requests: list[bytes], finished: threading.Event)
             except ConnectionRefusedError:
                 outcome = "not connected"
                 await asyncio.sleep(0.01)
-            except (OSError, IndexError, ValueError) as error:  # no status came
+            except (OSError, IndexError, ValueError) as error:  # no status arrived
                 outcome = f"lost ({type(error).__name__})"
             except TimeoutError:
                 outcome = "hangs"
@@ -120,7 +119,7 @@ def measure_stop(model: Path, times: int) -> None:
 
 
 def measure_crash(model: Path, times: int) -> None:
-    """The server runs in this process, because its engine is a thread."""
+    """Crash the engine under load. The server runs in this process: its engine is a thread."""
     server = Server(open_served(model), port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -244,7 +243,7 @@ def mutated(rng: random.Random, images: list[bytes]) -> tuple[bytes, bool]:
 
 
 def bombs() -> list[bytes]:
-    """Small files that claim many pixels, or hold none."""
+    """Return small files that claim many pixels, or hold none."""
     found = []
     for size in ((30_000, 30_000), (7_000, 7_200)):
         buffer = io.BytesIO()

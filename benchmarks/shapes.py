@@ -1,6 +1,6 @@
-"""Find convolutions that our networks can reach and whose kernels are wrong.
+"""Find convolutions that our networks can use and whose kernels are wrong.
 
-    python benchmarks/shapes.py                  # this processor, then as one without AVX-512
+    python benchmarks/shapes.py                  # this processor as it is, then without AVX-512
     python benchmarks/shapes.py --quick          # fewer sizes: about a minute
 
 A wrong kernel computes wrong numbers or writes outside its memory. Each convolution runs forward
@@ -138,7 +138,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes")
-    parser.add_argument("--here", action="store_true", help="in this process's environment only")
+    parser.add_argument("--here", action="store_true", help="only with this process's settings")
     options = parser.parse_args()
     if options.here:
         return int(walk(options.quick) > 0)

@@ -3,8 +3,9 @@ cache.
 
     python benchmarks/shards.py FOLDER --images 5000 --rounds 3
 
-Writes generated JPEGs of about ``--kilobytes`` into FOLDER, which must be on the disk to measure,
-packs them with `write_shards`, and removes both at the end. Three ways of reading take turns:
+The script writes generated JPEGs of about ``--kilobytes`` into FOLDER, which must be on the disk to
+measure, packs them with `write_shards`, and removes both at the end. Three ways of reading take
+turns:
 
 - in order: the bytes of every image, in the order of the dataset, as training reads them first
 - shuffled: the same in the order of an epoch, as training reads what does not fit in its caches
@@ -12,8 +13,8 @@ packs them with `write_shards`, and removes both at the end. Three ways of readi
 
 Files are checked for size only; images in shards also for their tar header and SHA-256. Before each
 reading, the system's cache is emptied (root only; it slows other programs for a while). Without
-permission only the files' contents leave the cache, and small files look faster than they are.
-Medians of the rounds, in images per second of wall time.
+permission, only the files' contents leave the cache, and small files look faster than they are. The
+results are medians of the rounds, in images per second of wall time.
 """
 
 from __future__ import annotations

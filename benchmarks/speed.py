@@ -12,7 +12,7 @@ model is evaluated on it at the end.
 
 The speed of a machine varies from hour to hour. ``today`` runs two epochs of the plain script, and
 writes the seconds of one epoch, and those before the first, into its JSON file. ``run`` then
-compares with the recorded curve at today's seconds per epoch.
+compares with the recorded curve, scaled to today's seconds per epoch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESNET = [sys.executable, "-m", "resnetkit"]
 
 
 def split(photos: Path, folder: Path) -> None:
-    """Link a flat folder into train, val and test (f(7), the same on every machine)."""
+    """Link a flat folder into train, val and test (seed 7: the same on every machine)."""
     rng = random.Random(7)
     for category in sorted(path.name for path in photos.iterdir() if path.is_dir()):
         names = sorted(path.name for path in (photos / category).iterdir())
@@ -73,7 +73,7 @@ def one_run(data: Path, target: float, seed: int, more: list[str]) -> dict[str, 
 
 
 def today(data: Path, plain: Path, more: list[str]) -> None:
-    """Note how long the plain script takes today."""
+    """Record how long the plain script takes today."""
     recorded = json.loads(plain.read_text())
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "plain.json"

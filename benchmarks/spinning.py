@@ -1,4 +1,4 @@
-"""Why the command sets GOMP_SPINCOUNT: seconds per training step, alone and next to busy processes.
+"""Show why `resnet` sets GOMP_SPINCOUNT: seconds per step, alone and next to busy processes.
 
     python benchmarks/spinning.py
 

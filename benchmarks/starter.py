@@ -7,7 +7,7 @@ RUN is the second of the two runs in the model card, ``models/weights/starter/RE
 TINY_IMAGENET has ``train/<WordNet id>/`` with 100,000 images and ``val/<WordNet id>/`` with 10,000.
 The script halves the precision of convolutions and head, names the classes, and leaves out the
 digests of the images. It writes the file into the package, under a name that contains the first 8
-digits of its SHA-256, and prints what `Starter_Weights` and the model card have to say about it.
+digits of its SHA-256, and prints what `Starter_Weights` and the model card must say about it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main() -> None:
     }
     data = {"name": "tiny-imagenet-200", "parts": parts}
     made = FOLDER / "new.safetensors"
-    modelfile.write(made, tensors, replace(header, data=data, metrics={}))  # WordNet ids, as images
+    # The classes are still WordNet ids here, like the folders of ``images``.
+    modelfile.write(made, tensors, replace(header, data=data, metrics={}))
     measured = evaluate(made, images, "val").metrics
     metrics = {key: measured[key] for key in ("accuracy", "top5_accuracy", "pictures")}
     modelfile.write(made, tensors, replace(header, classes=classes, data=data, metrics=metrics))

@@ -3,7 +3,7 @@
     python benchmarks/two_at_once.py DATA
 
 It trains the default recipe for a few epochs, alone and then twice at the same time. It prints
-the speed of the last epochs (images per second), and the share of it that each of two keeps.
+the speed of the last epochs (images per second), and the share of it that each of the two keeps.
 """
 
 from __future__ import annotations

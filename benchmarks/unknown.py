@@ -7,8 +7,8 @@
 
 PHOTOS holds ``<class>/`` or ``<split>/<class>/``. ``train`` shuffles each class and splits it into
 60% for training, 15% for validation and 25% for testing. It trains a network on all classes, and
-one without each class (recipe ``finetune``, the starter weights, 64 px, 8 epochs), and stores
-logits and features in FOLDER. It continues where it was stopped.
+one for each left-out class (recipe ``finetune``, the starter weights, 64 px, 8 epochs), and stores
+logits and features in FOLDER. Run it again to continue after a stop.
 
 ``compare`` fits every candidate on training and validation images, and prints the area under the
 ROC curve of test photos (known) against all photos of the left-out class (unknown), and the shares
@@ -44,7 +44,7 @@ SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
 
 
 def list_photos(photos: Path) -> dict[str, list[Path]]:
-    """Return the photos of each class, of all splits."""
+    """Return the photos of each class, from all splits."""
     folders = [path for path in photos.iterdir() if path.is_dir()]
     if not any(path.suffix for path in folders[0].iterdir()):  # splits
         folders = [path for folder in folders for path in folder.iterdir()]

@@ -11,7 +11,7 @@ the accuracy that the rule would report with the accuracy on the whole populatio
 
 - highest accuracy, and at equal accuracy the lowest loss
 - lowest loss
-- one or two standard errors: the last epoch no more than that far below the highest
+- one or two standard errors: the last epoch whose accuracy is at most that far below the highest
 - last epoch
 
 It prints the mean of the reported and of the real accuracy, and how often the real accuracy lies
@@ -122,7 +122,7 @@ def main() -> None:
     recording.add_argument("photos", type=Path)
     recording.add_argument("out", type=Path)
     recording.add_argument("--seed", type=int, default=0)
-    recording.add_argument("--share", type=float, default=0.1, help="of each class, to train on")
+    recording.add_argument("--share", type=float, default=0.1, help="share of each class")
     recording.add_argument("--weights", default="auto")
     recording.add_argument("--epochs", type=int)
     comparing = commands.add_parser("compare")
