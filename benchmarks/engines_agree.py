@@ -2,9 +2,9 @@
 
     python benchmarks/engines_agree.py MODEL.safetensors PHOTOS [ENGINE:PRECISION ...]
 
-For every image under the folder PHOTOS: is the most probable class the same, and by how
-much, at most, do the probabilities differ from the reference? An engine passes if it gives the same class
-on 99.9% of the images and no probability is off by more than 0.02. The exit code is 1 if an engine
+For every image under the folder PHOTOS: is the most probable class the same, and by how much, at
+most, do the probabilities differ from the reference? An engine passes if it gives the same class on
+99.9% of the images and no probability is off by more than 0.02. The exit code is 1 if an engine
 fails.
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
     sure = reference.max(1).values.mean()
     print(f"{predictor.header.architecture} at {side} px, {len(files)} photos, {name}; "
           f"mean probability of the class named {sure:.3f}")  # fmt: skip
-    print("| engine | other class | same | greatest difference | near ties | seconds | passes |")
+    print("| engine | other class | same | largest difference | near ties | seconds | passes |")
     print("|---|---|---|---|---|---|---|")
     failed = False
     for name in sys.argv[3:] or KINDS:

@@ -157,8 +157,8 @@ class Candidates:
         background = mahalanobis(features, self.train.mean(0)[None], self.overall)[:, 0]
         near = np.sort(unit(features) @ unit(self.train).T, axis=1)
         found = {
-            "greatest probability (MSP)": -shares.max(1),
-            "greatest logit": -logits.max(1),
+            "largest probability (MSP)": -shares.max(1),
+            "largest logit": -logits.max(1),
             "energy": -logsumexp(logits, axis=1),
             "entropy": stats.entropy(shares, axis=1),
             "Mahalanobis, full covariance": distances,
@@ -219,7 +219,7 @@ def compare(folder: Path) -> None:
             rows.setdefault(measure, []).append(row)
     print(f"left out in turn: {', '.join(left_out)}")
     print(f"test accuracy on known classes: {min(accuracies):.1%} to {max(accuracies):.1%}")
-    base = np.mean([row[0] for row in rows["greatest probability (MSP)"]])
+    base = np.mean([row[0] for row in rows["largest probability (MSP)"]])
     print("| measure | mean AUROC | above MSP | lowest | known called unknown | unknown found |")
     print("|---|---|---|---|---|---|")
     for measure, found_rows in sorted(rows.items(), key=lambda row: -np.mean(row[1], axis=0)[0]):
@@ -230,7 +230,7 @@ def compare(folder: Path) -> None:
             f"{hits:.1%} |"
         )
     shipped = [f"{row[0]:.3f}" for row in rows[SHIPPED]]
-    plain = [f"{row[0]:.3f}" for row in rows["greatest probability (MSP)"]]
+    plain = [f"{row[0]:.3f}" for row in rows["largest probability (MSP)"]]
     print(f"{SHIPPED}, by class:", ", ".join(shipped))
     print("MSP, by class:", ", ".join(plain))
 

@@ -1,4 +1,4 @@
-"""Sphinx configuration. The sources are the Markdown files where they are, from the root down."""
+"""Sphinx configuration. The sources are the Markdown files of the whole repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sphinx: pages made from the program, links into its source, and a check of all local links."""
+"""Sphinx: pages generated from the code, links to its source, and a check of all local links."""
 
 from __future__ import annotations
 
@@ -132,18 +132,18 @@ class Commands(SphinxDirective):
 def prepare_docstring(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    """Turn our heading ``Args (those of X, and):`` into one that napoleon knows, and let the
-    docstring of a property be text.
+    """Turn our heading ``Args (those of X, and):`` into one that napoleon knows, and keep the
+    docstring of a property as text.
     """
     if what == "property":
-        lines.insert(0, "")  # or napoleon takes the words before a colon for a type
+        lines.insert(0, "")  # or napoleon mistakes the words before a colon for a type
     for number, line in enumerate(lines):
         if said := re.fullmatch(r"Args \((.*), and\):", line):
             lines[number : number + 1] = [f"Takes {said[1]}, and:", "", "Args:"]
 
 
 def link_source(app: Sphinx, doctree: nodes.document, name: str) -> None:
-    """Let links to our Python files lead to their highlighted source, where there is a page of it,
+    """Make links to our Python files lead to the page of their highlighted source, if there is one,
     instead of a download.
     """
     shown = {module for module, entry in app.env._viewcode_modules.items() if entry}  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ def link_source(app: Sphinx, doctree: nodes.document, name: str) -> None:
 
 
 class _Page(HTMLParser):
-    """The links of a page, and what may be linked to in it."""
+    """The links in a page, and the anchors that links can point to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class _Page(HTMLParser):
 
 
 def check_links(out: Path) -> list[str]:
-    """Every link to a file or an anchor that is not there."""
+    """Return every link to a file or an anchor that does not exist."""
     pages = {path: _Page(path) for path in out.rglob("*.html")}
     broken = []
     for path, page in pages.items():
