@@ -1,6 +1,6 @@
 """The ResNet family, and everything needed to turn a folder of photos into a trusted classifier.
 
-The flow, and the packages it passes through::
+The flow of data, and the packages that it passes through::
 
     files -> batches -> logits -> evidence -> weights -> answers -> other programs
     data     models     evaluation, report    training   inference  export

@@ -1,8 +1,8 @@
 """The calibration data of a model file: the entry ``calibration`` of its header.
 
-Training fits it on the validation split. New images are compared with its numbers;
-`evaluation.conformal` and `evaluation.strangeness` explain them. They are in the header because
-other programs load all tensors of the file into their network.
+Training fits it on the validation split, and prediction compares new images with it;
+`evaluation.conformal` and `evaluation.strangeness` explain how. It is in the header because other
+programs load all tensors of the file into their network.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 from .errors import ModelFileError
 
 MAX_SCORES = 2000
-"""Maximum number of sorted scores of one kind in a file."""
+"""Maximum number of sorted scores of each kind in a file."""
 
 MAX_DIRECTIONS = 64
 """Maximum number of rows in ``directions``; with 2,048 features, 64 rows take 683 KiB."""
 
 MAX_NUMBERS = 2**22
-"""Maximum size of ``means``: 2,048 classes of 2,048 features, 22 MiB of the header's 64."""
+"""Maximum size of ``means``: 2,048 classes of 2,048 features, 22 of the header's 64 MiB."""
 
 
 def has_room(classes: int, features: int) -> bool:
@@ -36,7 +36,7 @@ def has_room(classes: int, features: int) -> bool:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Numbers in the header.
+    """A matrix of numbers in the header.
 
     Args:
         shape: rows and columns.
@@ -53,7 +53,7 @@ class Matrix:
         return cls((rows, columns), array.astype("<f4").tobytes())
 
     def array(self) -> np.ndarray:
-        """Return an array, float32."""
+        """Return the matrix as a float32 array."""
         return np.frombuffer(self.data, "<f4").astype(np.float32).reshape(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Matrix:
         """Check and return what `to_dict` wrote.
 
         Raises:
-            ModelFileError: it is not a matrix of finite numbers.
+            ModelFileError: ``content`` is not a matrix of finite numbers.
         """
         damaged = ModelFileError(f"its header is damaged (calibration: {name})")
         if not isinstance(content, dict) or content.keys() != {"shape", "float32"}:
@@ -87,7 +87,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration data from the validation split, for sets of classes and strange images.
+    """Calibration data from the validation split, to predict sets and find strange images.
 
     Args:
         count: the number of validation images.
@@ -97,7 +97,7 @@ class Calibration:
             `evaluation.conformal`. With more than `MAX_SCORES` images, that many quantiles of them.
         strangeness: how strange the validation images are, in the same form; see
             `evaluation.strangeness`.
-        distance_scale: the factor of distances in ``strangeness``.
+        distance_scale: the factor that scales distances in ``strangeness``.
         means: ``(classes, C)``, the mean features of each class.
         directions: ``(r, C)``, the directions along which images of one class differ, with ``r`` at
             most `MAX_DIRECTIONS`.
@@ -128,7 +128,7 @@ class Calibration:
         """Check and return what `to_dict` wrote.
 
         Raises:
-            ModelFileError: a value is missing, of another type, out of range or out of order.
+            ModelFileError: a value is missing, has the wrong type, or is out of range or order.
         """
         if not isinstance(content, dict) or content.keys() != cls.__dataclass_fields__.keys():
             raise ModelFileError("its header is damaged (calibration)")
@@ -180,5 +180,5 @@ class Calibration:
 
 
 def _is_finite(value: object) -> bool:
-    """Return whether a JSON value is a number that fits a float; a bool is not a number."""
+    """Return whether a JSON value is a number that fits in a float; a bool is not a number."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Which distribution is installed, and the command to install a package that it leaves out.
 
-``resnetkit-runtime`` has the same files as ``resnetkit``, and depends only on what is needed to
-answer from exported files (docs/decisions/0007-the-runtime-is-a-second-distribution.md).
+``resnetkit-runtime`` has the same files as ``resnetkit``, but depends only on what is needed to
+predict with exported files (docs/decisions/0007-the-runtime-is-a-second-distribution.md).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def explain_missing(user: str) -> Iterator[None]:
 def full_install_command() -> str:
     """Return the command that installs everything.
 
-    Both distributions own the same files, so removing one would break the other.
+    Both distributions install the same files, so uninstalling one later would break the other.
     """
     command = "pip install resnetkit"
     return f"pip uninstall -y resnetkit-runtime && {command}" if _is_runtime() else command

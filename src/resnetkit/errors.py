@@ -10,7 +10,7 @@
     |   `-- ArtefactError a file that is not an exported model, is damaged, or is too new
     |-- OutputError       a path that results cannot be written to
     |-- WeightsError      weights that are not available or do not fit
-    |   |-- UnknownWeightsError  a name that no published weights have
+    |   |-- UnknownWeightsError  a name that matches no published weights
     |   `-- DownloadError        a file that could not be downloaded
     |-- TrainingError     a run that cannot continue
     |-- MissingPackageError  a package that is not installed
@@ -44,8 +44,8 @@ class ImageError(DataError):
 
     Args:
         message: what is wrong with the file.
-        passing: the file is not to blame (out of memory, a missing library), so that another
-            attempt may succeed.
+        passing: the failure may be temporary. The file is not to blame (out of memory, a missing
+            library), so another attempt may succeed.
     """
 
     def __init__(self, message: str = "", passing: bool = False) -> None:
@@ -68,18 +68,18 @@ class OutputError(ResnetkitError, OSError):
 class WeightsError(ResnetkitError, ValueError, RuntimeError):
     """Published or foreign weights that are not available or do not fit.
 
-    Also a RuntimeError, because PyTorch raises that for tensors or hashes that do not match.
+    Also a RuntimeError, because PyTorch raises one for tensors or hashes that do not match.
     """
 
 
 class UnknownWeightsError(WeightsError, KeyError):
-    """A name that no published weights have; also a KeyError, as from a look-up in an enum."""
+    """A name that matches no published weights; also a KeyError, as from a lookup in an enum."""
 
     __str__ = Exception.__str__  # a KeyError would print the message's repr
 
 
 class DownloadError(WeightsError, OSError):
-    """A file that could not be downloaded, or may not be because RESNETKIT_OFFLINE is set."""
+    """A file that could not be downloaded, or must not be because RESNETKIT_OFFLINE is set."""
 
 
 class TrainingError(ResnetkitError, RuntimeError):
@@ -91,7 +91,7 @@ class MissingPackageError(ResnetkitError, ImportError):
 
 
 class Interrupted(ResnetkitError):
-    """A run that a signal asked to stop, and that has saved its state."""
+    """A run that saved its state and stopped because of a signal."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -102,7 +102,7 @@ class Interrupted(ResnetkitError):
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
-    """Return a question with the known names that are most similar to a word, or nothing.
+    """Return a question that suggests the known names most similar to a word, or "".
 
     >>> did_you_mean("epoch", ["epochs", "seed"])
     "Did you mean 'epochs'?"

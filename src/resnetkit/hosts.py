@@ -27,13 +27,13 @@ from .errors import TrainingError
 from .processes import main_address
 
 MEETING_SECONDS = 24.0
-"""How long the ranks of a run wait for each other at its start."""
+"""How long the ranks of a run wait for each other at the start."""
 
 ANSWER_SECONDS = 3.0
 """How long a rank waits for another host to accept a connection."""
 
 ENDING_SECONDS = 0.5
-"""How long a process that is killed may still accept connections."""
+"""How long a killed process may still accept connections."""
 
 SILENT_SECONDS = 12
 """Seconds without an answer before a host is considered lost."""
@@ -171,7 +171,7 @@ class Peers:
     def watch(self, before: Mapping[str, int]) -> None:
         """Make the system close connections to hosts that do not answer for `SILENT_SECONDS`.
 
-        By default this takes hours if nothing is sent. Linux only.
+        By default, this takes hours while nothing is being sent. Linux only.
 
         Args:
             before: the `open_sockets` before PyTorch connected the ranks.
@@ -221,8 +221,8 @@ class Peers:
         """Return the error message for a lost connection: which ranks ended or do not answer.
 
         Closes the connections of this rank too, so that all ranks look for the lost one at the
-        same time, and waits until those on other hosts have looked. A process that is killed may
-        lose the connections of PyTorch before its listener, so a rank looks several times.
+        same time, and waits until those on other hosts have looked. A killed process may lose
+        PyTorch's connections before its listener, so a rank looks several times.
         """
         for connection in self._watched:
             with suppress(OSError):
@@ -269,7 +269,7 @@ def await_main_rank(rank: int, deadline: float) -> None:
         deadline: when to give up, as in `time.monotonic`.
 
     Raises:
-        TrainingError: it cannot be reached.
+        TrainingError: the store cannot be reached.
     """
     host, port = main_address()
     while True:
@@ -291,8 +291,8 @@ def meet(store: Store, rank: int, size: int, *, deadline: float) -> Peers:
     """Wait for the other ranks, and check that they match and can reach each other.
 
     The main rank announces a token. The others answer with their reports, and the main rank
-    publishes all of them. After torchrun restarts, a rank may find an old announcement; its own
-    report is not among those published, so it looks for a newer announcement.
+    publishes all of them. After a restart by torchrun, a rank may find an old announcement. Its
+    own report is then not among those published, so the rank waits for a newer announcement.
 
     Args:
         store: shared by all ranks. Keys from before a restart may still be there.
@@ -323,7 +323,8 @@ def meet(store: Store, rank: int, size: int, *, deadline: float) -> Peers:
     except BaseException as error:
         if listener is not None:
             listener.close()
-        if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):  # the store's
+        # Without the main rank, the store raises a RuntimeError.
+        if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):
             raise TrainingError("The main rank has ended. Its own message says why") from error
         raise
     return peers
@@ -388,7 +389,7 @@ def _check_peers(store: Store, peers: Peers) -> None:
         if not report["address"]
         or (has_several_hosts and report["address"].startswith(("127.", "::1")))
     }
-    if not problems:  # every rank tries every other
+    if not problems:  # every rank tries to reach every other
         found = {
             each: f"{why} at {peers.reports[each]['address']}"
             for each, why in peers.unreachable().items()

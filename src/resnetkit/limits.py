@@ -17,7 +17,7 @@ GROUPS = Path("/sys/fs/cgroup")
 def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
     """Return the bytes that this process can allocate without swapping or being killed.
 
-    The limits of the container or batch system count too. `UNKNOWN` if the system does not say.
+    This respects the limits of a container or batch system. `UNKNOWN` if the system does not say.
 
     Args:
         proc: where Linux describes processes.
@@ -38,7 +38,7 @@ def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
 
 
 def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
-    """Return the CPUs that the tightest control group allows; infinity without a limit.
+    """Return how many CPUs the tightest control group allows; infinity if there is no limit.
 
     1.5 means one and a half CPUs' worth of time.
 
@@ -56,7 +56,7 @@ def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
 def cores() -> int:
     """Return the number of cores that this process may use, at least 1.
 
-    The smaller of its CPU affinity and its container's CPU quota, rounded up.
+    This is the smaller of its CPU affinity and its container's CPU quota, rounded up.
     """
     try:
         allowed = len(os.sched_getaffinity(0))

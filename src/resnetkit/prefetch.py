@@ -48,7 +48,8 @@ def prefetch_map(
     """Map ``function`` over ``items`` in threads, with the results in order.
 
     At most two results per worker are computed ahead of their use. With 0 workers, each result is
-    computed when it is requested. An exception of ``function`` is raised in place of its result.
+    computed when it is requested. If ``function`` raises an exception, it is raised again in place
+    of the result.
 
     Raises:
         DataError: neither a result nor any of its files arrived within `STUCK` seconds, twice; the
@@ -113,7 +114,7 @@ class Pool(Generic[Item, Result]):
         """Return the result of an item, or of a second try if the first is stuck.
 
         Raises:
-            DataError: both are stuck.
+            DataError: both tries are stuck.
         """
         if self._wait_for_any(future):
             return future.result()
@@ -142,7 +143,7 @@ class Pool(Generic[Item, Result]):
         return True
 
     def _slow_files(self) -> str:
-        """Return the files that are taking long to read, as part of a sentence."""
+        """Return the files that are taking a long time to read, as part of a sentence."""
         current = filter(None, (_reading.get(thread.ident or 0) for thread in self.threads))
         names = sorted({name for name, since in current if time.monotonic() - since > STUCK / 2})
         return f"; being read: {', '.join(names)}" if names else ""

@@ -1,6 +1,6 @@
 """The processes of a run, which torchrun starts. Nothing here needs PyTorch.
 
-The only module that reads the environment variables of torchrun.
+This is the only module that reads torchrun's environment variables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def local_rank() -> int:
 def default_workers() -> int:
     """Return the default number of threads that read images: one per core, at most 16.
 
-    Processes on one machine share its cores. The number of compute threads does not depend on it.
+    Processes on one machine share its cores. This does not change the number of compute threads.
     """
     return max(1, min(16, cores() // local_world_size()))
 
@@ -44,5 +44,5 @@ def main_address() -> tuple[str, int]:
 
 
 def hosts_meeting() -> bool:
-    """Return whether the ranks meet at this process: the main rank without torchrun."""
+    """Return whether this process hosts the store: the main rank, unless torchrun hosts it."""
     return rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

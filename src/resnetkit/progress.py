@@ -1,8 +1,8 @@
 """What the user sees during long operations: messages, and a live bar on a terminal.
 
-Messages are log records of the logger ``resnetkit``, which this module gives a handler for standard
-error, so that standard output holds only results. To silence messages and bars in a notebook or a
-program::
+Messages are log records of the logger ``resnetkit``. This module gives it a handler that writes to
+standard error, so that standard output holds only results. To silence messages and bars in a
+notebook or a program::
 
     logging.getLogger("resnetkit").setLevel(logging.WARNING)
 
@@ -58,9 +58,9 @@ if log.level == logging.NOTSET:
 
 
 def keep_on_one_line(arguments: Iterable[str]) -> None:
-    """Escape names in the command's arguments that would break the lines of messages.
+    """Escape names in the command's arguments whose line breaks would split a message.
 
-    A finished message may have several lines, so it does not show which line breaks are its own.
+    A finished message may have several lines, and does not show which line breaks come from a name.
     """
     parts = {part for argument in arguments for part in re.split("[/\\\\=]", argument)}
     _typed[:] = sorted(part for part in parts if part.strip() and printable(part) != part)
@@ -92,9 +92,9 @@ def print_json(value: Any) -> None:
 def print_error(error: Exception) -> None:
     """Print on standard error why the command ends.
 
-    Other ranks print one line each, because they usually hit the same error, and nothing if all
-    ranks were asked to stop. Text and newline are written in one call: `print` writes them in two,
-    and the output of another process could get in between.
+    Ranks other than the main rank print one line each, because they usually hit the same error, and
+    nothing if all ranks were asked to stop. Text and newline are written in one call: `print`
+    writes them in two, and the output of another process could get in between.
     """
     if rank() == 0:
         sys.stderr.write(f"resnet: {_printable_message(str(error))}\n")
@@ -107,14 +107,14 @@ def print_error(error: Exception) -> None:
 def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
     """Show progress while this context is open.
 
-    On a terminal this is a live bar with the time left, which disappears at the end. Elsewhere it
-    is a line at most every ``every`` seconds. It is silent if messages are.
+    On a terminal, this is a live bar with the time left, which disappears at the end. Elsewhere, it
+    prints a line at most once every ``every`` seconds. It is silent if messages are.
 
     Args:
         label: what is being done.
         total: units of work; None if unknown.
         done: units that are already done.
-        every: seconds between two lines.
+        every: minimum number of seconds between two lines.
 
     Yields:
         The function to call after each additional unit.

@@ -1,7 +1,7 @@
 """Randomness as a function: every random choice is f(seed, purpose, position), not a state.
 
 A run therefore gives the same bits with any number of loader workers, and wherever it was stopped
-and resumed: RNG state is not stored, restored or kept in step.
+and resumed: RNG state is not stored, restored or kept in sync.
 """
 
 from __future__ import annotations

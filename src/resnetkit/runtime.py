@@ -1,7 +1,7 @@
 """Device, precision, memory layout, threads and ranks of a run.
 
-The only module that asks PyTorch about the hardware. Code that needs no PyTorch is in `limits` and
-`processes`.
+This is the only module that asks PyTorch about the hardware. Code that does not need PyTorch is in
+`limits` and `processes`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Runtime:
         """Return this runtime with another precision; ``auto`` selects the fastest.
 
         Raises:
-            RecipeError: an unknown precision, or one that the device does not have.
+            RecipeError: an unknown precision, or one that the device does not support.
         """
         return replace(self, precision=_select_precision(wanted, self.device))
 
@@ -90,7 +90,7 @@ class Runtime:
     def tuned(self, enabled: bool) -> Iterator[None]:
         """Make cuDNN time its algorithms for each new shape and keep the fastest.
 
-        Worth it if shapes repeat. The setting belongs to the process; it is restored on exit.
+        This pays off if shapes repeat. The setting is process-wide; it is restored on exit.
         """
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = before or (enabled and self.device.type == "cuda")
@@ -165,7 +165,7 @@ class Runtime:
 
 
 _patient_group: Any = None
-"""Process group of `Runtime.on_main` and `Runtime.gather`: gloo, with `PATIENCE`."""
+"""Process group of `Runtime.on_main` and `Runtime.gather`: gloo, with `PATIENCE` as its timeout."""
 
 
 def read_later(tensor: Tensor) -> Callable[[], Tensor]:
@@ -194,8 +194,7 @@ def full_fp32(device: torch.device) -> Iterator[None]:
     """Compute fp32 in full precision.
 
     By default cuDNN rounds the inputs of convolutions to TF32 (10 bits of mantissa) on GPUs that
-    support it. The settings belong to the process: the last of several threads to leave restores
-    them.
+    support it. The settings are process-wide: the last of several threads to leave restores them.
     """
     if device.type != "cuda":
         yield
@@ -222,12 +221,12 @@ _saved_dtypes: list[torch.dtype] = []  # one entry per open `pytorch_defaults`
 
 @contextmanager
 def pytorch_defaults() -> Iterator[None]:
-    """Compute with PyTorch's own defaults, whatever the caller has set, and restore the caller's.
+    """Compute with PyTorch's own defaults, and restore the caller's settings on exit.
 
-    New tensors are float32 and on the CPU, gradients are recorded, autocast is off. Used around
+    New tensors are float32 and on the CPU, gradients are recorded, and autocast is off. Used around
     every public function that builds or runs a network, but not around a ``yield``, which would
-    change the settings of the caller's thread too. The default dtype belongs to the process, so the
-    last of several threads to leave restores it; the other settings belong to the thread.
+    change the settings of the caller's thread too. The default dtype is process-wide, so the last
+    of several threads to leave restores it; the other settings are per thread.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -272,8 +271,8 @@ def connected() -> Iterator[None]:
 @contextmanager
 def _process_group(cuda: bool) -> Iterator[None]:
     # torch.distributed.nn.functional evaluates the default process group when it is imported. If
-    # PyTorch imported it later, it would keep our group and its threads alive after the group's
-    # end, and a process that exits while such a thread is alive is sometimes aborted.
+    # PyTorch imported it later, it would keep our group and its threads alive after the group is
+    # destroyed, and a process that exits while such a thread is alive sometimes aborts.
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.nn import functional  # noqa: F401
     from torch.distributed.rendezvous import rendezvous
@@ -315,7 +314,7 @@ def _process_group(cuda: bool) -> Iterator[None]:
 
 
 def _wait_for_peers(store: Store, number: int, *, size: int) -> None:
-    """Wait until all ranks are here, at most 5 seconds.
+    """Wait for all ranks to get here, for at most 5 seconds.
 
     Leaving early can drop data that a peer is still reading.
     """
@@ -402,7 +401,7 @@ def _select_precision(wanted: str, device: torch.device) -> str:
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the hardware multiplies bfloat16; if it is emulated, fp32 is faster."""
+    """Return whether the hardware supports bfloat16; fp32 is faster than emulating it."""
     if device.type == "cuda":
         return torch.version.hip is not None or _capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -421,7 +420,7 @@ def memory_format(
     It is channels_last if that is fast and correct, else contiguous:
 
     - Apple devices: contiguous. The gradient of batch norm under channels_last is wrong or crashes
-      before torch 2.14 (pytorch/pytorch 175189, 181411), and 174345 is open.
+      before torch 2.14 (pytorch/pytorch #175189, #181411), and #174345 is still open.
     - CUDA devices: contiguous in fp32, and on GPUs without tensor cores, which gain nothing.
     - CPUs: contiguous for a network with a strided 1x1 convolution of fewer than 8 channels. On
       processors without AVX-512 the kernel of its weight gradient writes past its buffer (oneDNN

@@ -1,6 +1,6 @@
 """End the process on Ctrl-C or SIGTERM even while the main thread is stuck in native code.
 
-Python runs signal handlers between two of its own instructions, so a main thread inside a long call
+Python runs signal handlers between bytecode instructions, so a main thread that is stuck in a call
 into C never runs them. The C half of Python's signal handling always runs: it writes the signal's
 number to a file descriptor, from which a thread reads it.
 """
@@ -64,7 +64,7 @@ class SignalWatchdog:
         os.close(self._target)
 
     def acknowledge(self) -> None:
-        """Stop the timer: a handler runs, and decides what happens next.
+        """Stop the timer: a handler is running, and decides what happens next.
 
         The handler may call this before the listening thread has read the signal.
         """

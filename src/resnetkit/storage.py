@@ -22,15 +22,15 @@ from typing import IO, Any
 from .errors import OutputError, ResnetkitError
 
 MARKER = ".resnetkit"
-"""Name of the file that marks a folder as written by a command: its images are not photos."""
+"""Name of the file that marks a folder as the output of a command: its images are not photos."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on exit.
 
-    The data reaches the disk before the rename, and the rename before this returns: a crash leaves
-    either the old file or the new one. An exception keeps the old file.
+    The data reaches the disk before the rename, and the rename does before this returns, so a crash
+    leaves either the old file or the new one. If there is an exception, the old file stays.
 
     Raises:
         OutputError: the folder cannot be written to, the disk is full or fails, or ``path`` is a
@@ -65,7 +65,7 @@ def temporary(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to ``path``, and rename it to ``path`` on exit.
 
-    Its files reach the disk before the rename. An exception removes it.
+    Its files reach the disk before the rename. If there is an exception, the folder is removed.
 
     Raises:
         OutputError: as in `atomic`; or ``path`` already exists.
@@ -123,7 +123,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
     The system releases the lock if the process dies. The empty file stays: deleting it would let
     two processes each lock a file of that name. On a file system without locks (some network
-    folders) print a warning and continue without one.
+    folders), this prints a warning and continues without one.
 
     Args:
         path: the lock file; it is created if missing.
@@ -168,8 +168,8 @@ def _warn_once(text: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically.
 
-    File names that are not text (Python stores them as lone surrogates) are written as escapes, as
-    in JSON.
+    Bytes of file names that are not UTF-8 (Python stores them as lone surrogates) are written as
+    escapes, as in JSON.
     """
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -195,8 +195,8 @@ def csv_line(values: Iterable[Any]) -> str:
     r"""Return a row of a CSV file, with its newline.
 
     Spreadsheets run text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return as
-    a formula. Such text gets an apostrophe in front, and so does text that has only apostrophes
-    before one of these. Numbers stay numbers.
+    a formula. Such text gets an apostrophe in front, and so does text with only apostrophes before
+    one of these characters. Numbers stay numbers.
 
     >>> csv_line(["=1+1", "rose", -0.5])
     "'=1+1,rose,-0.5\n"
@@ -316,7 +316,8 @@ def _fsync(path: Path) -> None:
     is_windows = os.name == "nt"
     if is_windows and path.is_dir():  # Windows cannot open a folder
         return
-    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # it syncs only for writing
+    # Windows syncs only files that are open for writing.
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

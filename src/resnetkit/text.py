@@ -1,4 +1,4 @@
-"""Text for people: counted nouns, and text that is safe to print and takes a known width."""
+"""Text for people: counted nouns, and text that is safe to print or padded to a known width."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def pad_to_width(text: str, width: int) -> str:
 
 
 def display_width(text: str) -> int:
-    """Return the terminal columns that `printable` text takes.
+    """Return the number of terminal columns that `printable` text takes up.
 
     Chinese, Japanese and Korean characters take two columns, combining marks none.
     """
