@@ -27,7 +27,7 @@ from resnetkit.data.check import check_dataset
 from resnetkit.data.digits import write_digits
 from resnetkit.errors import ImageError
 
-ROOM = 2**30  # bytes in addition to the imports
+ROOM = 2**30  # bytes on top of what the imports take
 
 LIMITED = """
 import faulthandler, hashlib, json, resource, sys
@@ -127,12 +127,12 @@ def smooth_jpeg() -> bytes:
 
 
 def deep_jpeg(precision: int = 12) -> bytes:
-    """Return 8x8 gray of one shade: two tables of one code each, and two bits of data."""
+    """Return an 8x8 gray JPEG of one shade: two tables of one code each, and two bits of data."""
 
     def segment(kind: int, body: bytes) -> bytes:
         return bytes([255, kind]) + struct.pack(">H", len(body) + 2) + body
 
-    codes = bytes([1] + 15 * [0] + [0])  # one of one bit, for nothing
+    codes = bytes([1] + 15 * [0] + [0])  # one code of one bit, for the symbol 0
     return b"".join([
         b"\xff\xd8", segment(0xDB, b"\0" + 64 * b"\1"),
         segment(0xC1, struct.pack(">BHHB", precision, 8, 8, 1) + b"\1\x11\0"),
@@ -258,7 +258,7 @@ def put(folder: Path, contents: dict[str, bytes]) -> list[Path]:
 def by_pillow(path: Path) -> np.ndarray:
     image = Image.open(path)
     turned = ImageOps.exif_transpose(image).copy()
-    image.close()  # leaving a `with` would keep the file of several frames open
+    image.close()  # a `with` block would leave a file with several frames open
     if not turned.has_transparency_data:
         return np.asarray(turned.convert("RGB"))
     white = Image.new("RGBA", turned.size, "white")
@@ -291,7 +291,7 @@ def test_an_unsupported_jpeg_is_called_a_jpeg():
 
 @pytest.mark.slow
 def test_large_images_take_seven_bytes_per_pixel(tmp_path):
-    """Four of Pillow's own and three of the result; copies in other modes would not fit."""
+    """Four in Pillow's own copy and three in the result; copies in other modes would not fit."""
     clear = Image.new("RGBA", (10_000, 8_000), (255, 0, 0, 51))
     wide = Image.new("I;16", (10_000, 8_000), 65535)
     paths = put(
@@ -332,7 +332,7 @@ def test_damaged_images_are_read_or_named(tmp_path):
 
 @pytest.fixture
 def strange(tmp_path):
-    """Special files named like images: the folder, and {name: error}."""
+    """Yield the folder of special files that are named like images, and {name: error}."""
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     here = os.getcwd()
@@ -349,12 +349,12 @@ def strange(tmp_path):
         tmp_path,
         {
             "folder.jpg": "Is a directory",
-            "pipe.jpg": "is a named pipe",
-            "socket.jpg": "is a socket",
-            "zero.jpg": "is a device",
+            "pipe.jpg": "it is a named pipe",
+            "socket.jpg": "it is a socket",
+            "zero.jpg": "it is a device",
             "dangling.jpg": "No such file or directory",
             "circle.jpg": "Too many levels of symbolic links",
-            "huge.jpg": "has 536,870,913 bytes; the limit is 536,870,912",
+            "huge.jpg": "it has 536,870,913 bytes; the limit is 536,870,912",
         },
     )
     server.close()

@@ -146,7 +146,7 @@ def test_different_data_or_decoders_use_different_files(
 ):
     scan(split)
     preset = PRESET
-    if change == "an image":  # of the same length, and with the same time
+    if change == "an image":  # of the same length, and with the same modification time
         path = split.path(9)
         times = path.stat().st_atime_ns, path.stat().st_mtime_ns
         other = path.read_bytes()

@@ -16,7 +16,7 @@ from resnetkit.errors import DataError
 
 
 def tree_digest(root: Path) -> str:
-    """Return a hash of the names, modes, modification times and contents of everything there."""
+    """Return a hash of the names, modes, modification times and contents under ``root``."""
     total = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         state = path.lstat()
@@ -218,7 +218,7 @@ def test_an_ambiguous_layout_is_one_issue_among_others(tmp_path):
         ("copy", "warning", [["bus/0.png", "train/copy.png"]]),
         ("left-out", "note", []),
     ]
-    assert "is 'train', beside 'bus', 'car' a split or a class?" in by_kind(found)["layout"].text
+    assert "is 'train' (next to 'bus', 'car') a split or a class?" in by_kind(found)["layout"].text
     assert by_kind(found)["copy"].text == "exactly the same image more than once"
 
 

@@ -49,7 +49,7 @@ def test_verdicts_relabel_and_drop(dataset, write):
 
 
 def test_what_a_spreadsheet_saves_is_read(dataset, tmp_path):
-    """A byte order mark, CRLF, other columns and their order, an empty line."""
+    """A byte order mark, CRLF, other columns in another order, an empty line."""
     file = tmp_path / "judged.csv"
     text = "\r\nverdict,note,path,suggested\r\nrelabel,sure,blue/1.png,green\r\n\r\n,,,\r\n"
     file.write_bytes(b"\xef\xbb\xbf" + text.lstrip().encode())
@@ -116,7 +116,7 @@ def test_another_file_is_explained(dataset, tmp_path):
         read_corrections(tmp_path / "none.csv", dataset)
     file = tmp_path / "wrong.csv"
     for text, message in (
-        ("path;verdict\n", "columns path;verdict; expected.*path and verdict; separate them by"),
+        ("path;verdict\n", "columns path;verdict; expected.*path and verdict; separate them with"),
         ("", r"columns \(none\)"),
     ):
         file.write_text(text)

@@ -116,7 +116,7 @@ def test_working_size_agrees_with_pillow(tmp_path, name, size):
 
 def by_pillow(contents, working_size, monkeypatch):
     def refused(_):
-        raise ValueError("another decoder is asked")
+        raise ValueError("left to another decoder")
 
     with monkeypatch.context() as patch:
         patch.setattr(decode.simplejpeg, "decode_jpeg_header", refused)
@@ -125,7 +125,7 @@ def by_pillow(contents, working_size, monkeypatch):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Grows by one whenever Pillow opens a JPEG."""
+    """A list that grows by one whenever Pillow opens a JPEG."""
     Image.init()
     (real, accept), calls = Image.OPEN["JPEG"], []
     counting = lambda *given: calls.append(given) or real(*given)  # noqa: E731
@@ -264,7 +264,7 @@ TURNED = [
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("kind", "options"), TURNED)
 def test_every_format_is_turned_exactly_once(tmp_path, kind, options, mode):
-    """As by `ImageOps.exif_transpose`; Pillow itself turns a TIFF while it loads it."""
+    """As `ImageOps.exif_transpose` does it; Pillow itself turns a TIFF while it loads it."""
     stored = smooth(90, 60, mode)
     for orientation in range(1, 9):
         exif = Image.Exif()

@@ -155,7 +155,7 @@ def test_select_and_counts(tmp_path):
     assert some.counts(3) == [1, 1, 0]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="names with quotes and newlines are not for Windows")
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no quotes or newlines in names")
 def test_odd_names(tmp_path):
     names = ["a b/ü ñ.png", 'a b/quo"te.png', "a b/new\nline.png", "日本/花.png"]
     data = folder.read_dataset(touch(tmp_path, *names))

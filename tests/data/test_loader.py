@@ -159,5 +159,5 @@ def test_workers_start_no_compute_threads(flat_folder):
         [sys.executable, "-c", THREADS, str(flat_folder)],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # The 3 workers, and up to 3 of the loop before. Compute threads would be 9 more.
+    # The 3 workers, and up to 3 from the previous loop. Compute threads would be 9 more.
     assert 1 <= int(done.stdout) <= 6

@@ -144,7 +144,7 @@ def test_the_line_of_an_error_counts_all_lines(tmp_path):
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
 def test_composed_and_decomposed_paths_are_one(tmp_path, on_disk):
-    """A list made on macOS names files that another disk stores composed, and the reverse."""
+    """A list made on macOS names files that another disk stores composed, and vice versa."""
     name = {form: unicodedata.normalize(form, "caf\u00e9/1.png") for form in ("NFC", "NFD")}
     other = name["NFD" if on_disk == "NFC" else "NFC"]
     file = write(tmp_path, f"path,label\n{other},a\n2.png,b\n", name[on_disk], "2.png")

@@ -1,4 +1,4 @@
-"""Datasets and photos in object stores: a real S3 server behind a proxy that makes mistakes."""
+"""Datasets and photos in object stores: a real S3 server behind a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ UNSIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request,
 
 
 class Proxy(ThreadingHTTPServer):
-    """Hands requests to the server, and spoils some of the answers.
+    """Forwards requests to the server, and spoils some of the answers.
 
     Args:
         target: host and port of the server.
 
     Attributes:
-        rate: share of requests of each kind of fault.
-        spoil: takes method and path, returns the fault of a request or None for a random one.
+        rate: share of requests with a random fault.
+        spoil: takes the method and path of a request, and returns its fault; None for a random one.
         log: method, path and range of each request.
         faults: number of faults of each kind.
     """
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         # Google's API escapes the slashes of a key, which the server does not understand. Without
-        # credentials, the server gives nothing.
+        # credentials, the server returns nothing.
         path, _, query = self.path.partition("?")
         path = quote(unquote(path)) + (f"?{query}" if query else "")
         length = int(self.headers.get("Content-Length") or 0)
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "delay":
             time.sleep(0.2)
         elif fault is not None and fault.isdigit():
-            # A store that repeats what it was sent, as some do.
+            # Repeat what the client sent, as some stores do.
             code = {"503": "SlowDown", "403": "InvalidAccessKeyId"}.get(fault, "Odd")
             repeated = self.headers.get("Authorization", "")
             text = f"<Error><Code>{code}</Code><AWSAccessKeyId>{repeated}</AWSAccessKeyId></Error>"
@@ -164,7 +164,7 @@ def _servers():
 
 
 def forget():
-    """Forget what this process knows of stores."""
+    """Forget what this process knows about stores."""
     for cached in (object_store._open, object_cache._open, sources._keys):
         cached.cache_clear()
     shards._opened.clear()
@@ -251,7 +251,7 @@ def test_an_image_is_read_by_one_range_and_kept(store, packed):
 
 
 def test_every_image_arrives_once_whatever_the_store_does(store, packed):
-    """One in seven answers is an error, cut short, or late; none of it is seen."""
+    """One in seven answers is an error, cut short, or late; readers notice nothing."""
     store.rate = 0.15
     original = folder.read_dataset(packed)
     dataset = folder.read_dataset(URL)
@@ -442,7 +442,7 @@ def resnet(*arguments, cwd, **environment):
 
 
 def assert_no_credentials(root, *texts):
-    """Search every file under ``root``, and texts."""
+    """Search every file under ``root``, and ``texts``."""
     for path in root.rglob("*"):
         if path.is_file():
             contents = path.read_bytes()
@@ -486,7 +486,7 @@ def test_a_run_holds_no_credentials(store, packed, tmp_path):
 
 
 def shown_by(error):
-    """Return all that a traceback with its causes, a log or a debugger shows of an error."""
+    """Return everything that a traceback with causes, a log or a debugger shows about an error."""
     seen = []
     while error is not None:
         seen += [*traceback.format_exception(error), repr(error), repr(vars(error))]
@@ -574,7 +574,7 @@ def test_shards_that_are_replaced_are_read_anew(store, packed, save, tmp_path):
 
 
 def test_nothing_there(store, flat_folder, tiny_model):
-    with pytest.raises(DataError, match=r"s3://photos/none has no shards.json \(nothing is under"):
+    with pytest.raises(DataError, match=r"s3://photos/none has no shards.json \(there is nothing"):
         folder.read_dataset("s3://photos/none")
     upload(store, flat_folder, "flat")
     with pytest.raises(DataError, match=r"\(it has blue/000.png.*run: resnet shard FOLDER s3://p"):
@@ -615,7 +615,7 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(store, tmp_path):
         with pytest.raises(DataError, match=r"holds credentials.*AWS_ACCESS_KEY_ID=") as caught:
             list(expand_sources([source]))
         assert KEY not in shown_by(caught.value)
-    with pytest.raises(DataError, match=r"An s3:// URL holds credentials") as caught:
+    with pytest.raises(DataError, match=r"The s3:// URL holds credentials") as caught:
         folder.read_dataset(given[0])
     assert KEY not in shown_by(caught.value)
     assert not store.log
@@ -655,7 +655,7 @@ def test_shards_are_written_to_a_store(store, split_folder, packed, tmp_path):
 
 
 def test_a_large_shard_is_written_in_parts(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(object_store, "_PART", 5 * 2**20)  # the least that S3 takes
+    monkeypatch.setattr(object_store, "_PART", 5 * 2**20)  # the minimum that S3 accepts
     contents = np.random.default_rng(1).bytes(12 * 2**20)
     (tmp_path / "large").write_bytes(contents)
     object_store.upload(tmp_path / "large", "s3://photos/large")
@@ -663,7 +663,7 @@ def test_a_large_shard_is_written_in_parts(store, tmp_path, monkeypatch):
 
 
 def test_google_cloud_storage(store, packed, monkeypatch):
-    """The same library speaks Google's protocol, which is the same here but for its keys."""
+    """The same library speaks Google's protocol, which differs here only in escaping keys."""
     account = {"gcs_base_url": os.environ["AWS_ENDPOINT_URL"], "disable_oauth": True}
     account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))

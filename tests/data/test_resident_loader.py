@@ -42,7 +42,7 @@ def test_crops_are_resized_as_by_pytorch():
 
 @pytest.mark.parametrize("shape", [(32, 32), (30, 64), (8, 60)])
 def test_crops_follow_the_distribution_of_the_augmentation(shape):
-    """Sizes and positions have the same mean and deviation."""
+    """Sizes and positions have the same mean and standard deviation."""
     height, width = shape
     augmentation = Augmentation(crop_scale=(0.3, 0.9))
     ours = random_crops(

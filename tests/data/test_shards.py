@@ -27,7 +27,7 @@ from resnetkit.errors import DataError, ImageError, OutputError
 
 @pytest.fixture
 def packed(split_folder, tmp_path):
-    """A folder of shards of 12 and 6 images of three classes."""
+    """A folder of shards: three classes, 12 training and 6 validation images of each."""
     write_shards(split_folder, tmp_path / "packed", size=1)
     return tmp_path / "packed"
 
@@ -397,7 +397,7 @@ def test_a_path_that_leaves_the_folder_is_refused(packed, evil):
     text = arrays["paths"].tobytes()[lengths[0] :]
     lengths[0] = len(evil)
     edit_index(packed, paths=np.frombuffer(evil.encode() + text, np.uint8), lengths=lengths)
-    with pytest.raises(DataError, match="does not stay inside the folder"):
+    with pytest.raises(DataError, match="leads out of the folder"):
         folder.read_dataset(packed)
 
 
@@ -423,7 +423,7 @@ def test_tars_without_our_index_are_not_taken_for_a_dataset(tmp_path):
         tar.addfile(link)
         tar.addfile(tarfile.TarInfo("/tmp/evil.jpg"), io.BytesIO())
     with pytest.raises(
-        DataError, match=r"No images in .*only with the index that resnet shard writes"
+        DataError, match=r"No images in .*Tar files need the index that resnet shard writes"
     ):
         folder.read_dataset(tmp_path / "foreign")
 

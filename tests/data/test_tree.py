@@ -73,10 +73,10 @@ def test_other_names_are_classes(tmp_path, name):
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        (["bus/1.png", "car/1.png", "train/1.png"], "is 'train', beside 'bus', 'car' a split or"),
+        (["bus/1.png", "car/1.png", "train/1.png"], r"is 'train' \(next to 'bus', 'car'\) a split"),
         (["bus/1.png", "car/1.png", "train/steam/1.png", "train/electric/1.png"], "is 'train'"),
-        (["cat/1.png", "dog/1.png", "test/1.png"], "is 'test', beside 'cat', 'dog' a split or"),
-        (["cat/1.png", "dog/1.png", "val/cat/1.png", "val/dog/1.png"], "is 'val', beside"),
+        (["cat/1.png", "dog/1.png", "test/1.png"], r"is 'test' \(next to 'cat', 'dog'\) a split"),
+        (["cat/1.png", "dog/1.png", "val/cat/1.png", "val/dog/1.png"], r"is 'val' \(next to"),
         (["train/1.png", "test/1.png"], "is 'test' or 'train' a split or a class"),
         (["images-train/1.png", "images-test/1.png"], "'images-test' or 'images-train' a split"),
         (
@@ -109,7 +109,7 @@ def test_folders_that_differ_are_classes(tmp_path):
     "inside", [("train/a", "train/b", "val/a", "val/b"), ("a", "b"), ("deep/a", "deep/b", "c")]
 )
 def test_a_folder_around_the_dataset_is_named(tmp_path, inside):
-    """Unpacking an archive often makes flowers/flowers/..., with __MACOSX beside it."""
+    """Unpacking an archive often makes flowers/flowers/..., with __MACOSX next to it."""
     touch(tmp_path, *(f"flowers/{name}/1.png" for name in inside), "__MACOSX/flowers/a/._1.png")
     with pytest.raises(DataError, match="only one class, 'flowers'") as raised:
         folder.read_dataset(tmp_path)
@@ -267,7 +267,7 @@ def create(root, tree):
             if not path.exists():
                 path.write_bytes(b"x")
         except (FileExistsError, NotADirectoryError):
-            continue  # a file of that name is there
+            continue  # a file of that name exists
     return root
 
 

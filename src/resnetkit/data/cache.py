@@ -199,7 +199,7 @@ class _Reader:
     preprocessing: Preprocessing
 
     def __call__(self, index: int) -> tuple[str, np.ndarray | ImageError]:
-        """Return the digest and the working pixels, or the error, which calls it "the image"."""
+        """Return the digest and the working pixels, or an error that calls it "the image"."""
         try:
             contents = files.read_file(self.split.path(index), decode.UNNAMED)
         except ImageError as error:

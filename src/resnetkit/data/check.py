@@ -301,7 +301,7 @@ def _shard_issues(root: Path) -> Iterator[Issue]:
     """Yield an issue if ``root`` has shards and some of them were changed."""
     details = list(shards.issues(root)) if tree.is_sharded(root) else []
     if details:
-        text = "shards that were changed after they were written: write them again, or copy them"
+        text = "shards that were changed after they were written: write or copy them again"
         groups = [[detail.split(" ", 1)[0]] for detail in details]
         yield Issue("shards", "error", text, groups=groups, details=details)
 
@@ -407,7 +407,7 @@ _TRAIT_CHECKS: tuple[tuple[str, str, str, Callable[[Traits, Row], bool]], ...] =
     (
         "tiny",
         "warning",
-        f"images with a shorter side of fewer than {TINY} px",
+        f"images with a shorter side of less than {TINY} px",
         lambda traits, _: min(traits.size) < TINY,
     ),
     (

@@ -17,14 +17,14 @@ def pixels_of(image: Image.Image, channels: int = 3, value_range: ValueRange = N
     1 channel is gray, 3 are RGB, 4 are RGB and transparency. With 1 or 3 channels, transparent
     images are composited over white.
 
-    16-bit values keep their upper 8 bits (``v >> 8``), as Pillow and OpenCV read 16-bit color PNGs
-    and as torchvision's ``to_dtype(scale=True)`` converts. So gray and color images agree. Gray
+    16-bit values keep their upper 8 bits (``v >> 8``), as in Pillow and OpenCV for 16-bit color
+    PNGs, and in torchvision's ``to_dtype(scale=True)``. Gray and color images therefore agree. Gray
     with a different value range is scaled; see `resnetkit.data.gray`.
 
     Besides the image itself, this needs ``channels`` bytes per pixel and a few megabytes.
 
     Raises:
-        ImageError: 32-bit gray without a range.
+        ImageError: the image is 32-bit gray, and no range is given.
     """
     image.load()
     if gray.is_wide(image):

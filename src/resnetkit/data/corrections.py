@@ -68,7 +68,7 @@ def read_corrections(file: str | os.PathLike[str], dataset: Dataset) -> Correcti
 
     - ``path``: the path of the image in the dataset, as in ``suspects.csv`` and ``split.csv``.
     - ``verdict``: ``keep`` or empty, ``relabel`` or ``drop``.
-    - ``new_label``: the class to relabel to. If it is empty, the class in ``suggested``.
+    - ``new_label``: the class to relabel to; by default, the class in ``suggested``.
     - ``label``: the label that was judged. It must be the dataset's label, or already the new one.
 
     Raises:
@@ -129,11 +129,11 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
             columns = [name.strip() for name in next(rows, [])]
             if not {"path", "verdict"} <= set(columns):
                 hint = (
-                    "; separate them by commas, not semicolons" if ";" in "".join(columns) else ""
+                    "; separate them with commas, not semicolons" if ";" in "".join(columns) else ""
                 )
                 raise DataError(
                     f"{file} has the columns {printable(', '.join(columns)) or '(none)'}; expected "
-                    f"those of suspects.csv, among them path and verdict{hint}"
+                    f"those of suspects.csv, including path and verdict{hint}"
                 )
             for row in rows:
                 cells = [csv_text(cell) for cell in row]
@@ -151,7 +151,7 @@ def _as_listed(name: str, known: Container[str]) -> str:
 
 
 def _verdict(line: str, row: dict[str, str]) -> tuple[str, str, str]:
-    """Return path, verdict and new class (or "") of a line."""
+    """Return the path, the verdict and the new class (or "") in a line."""
     verdict = row.get("verdict", "").strip().lower() or "keep"
     if verdict not in VERDICTS:
         raise DataError(

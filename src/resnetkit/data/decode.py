@@ -1,8 +1,8 @@
 """Bytes -> pixels: RGB, gray, or RGB with transparency. No other module uses image codecs.
 
-JPEGs go to libjpeg-turbo directly (simplejpeg), scaled by 1/2, 1/4 or 1/8 inside the decoder: the
-same bits as Pillow's, without its copy of four bytes per pixel. Every other format, and every odd
-JPEG (CMYK, damaged), goes to Pillow. PyTorch resizes, three times as fast as Pillow.
+JPEGs go directly to libjpeg-turbo (simplejpeg), scaled by 1/2, 1/4 or 1/8 inside the decoder. This
+gives the same bits as Pillow, without its copy of four bytes per pixel. Every other format, and
+every unusual JPEG (CMYK, damaged), goes to Pillow. PyTorch resizes three times as fast as Pillow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_PIXELS = 178_000_000
 """An image whose header claims more is refused before it is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
-"""Supported formats, by Pillow's names, whatever the file name. Decoding none of them starts
+"""Supported formats, as Pillow names them, whatever the file name. None of their decoders starts
 another program."""
 
 VERSION = 6
@@ -93,7 +93,7 @@ def decode_full(
 ) -> np.ndarray:
     """Decode an image the way it was decoded when the published accuracies were measured.
 
-    Every pixel is decoded, and Pillow resizes, bilinear with antialiasing, even to larger sizes.
+    Every pixel is decoded, and Pillow resizes (bilinear with antialiasing), even to larger sizes.
     The result has the same bits as torchvision's ``Resize(shorter)`` on the upright image in the
     mode ``L``, ``RGB`` or ``RGBA``. If an image is over 20 times as long as wide, only its middle
     is resized.
@@ -259,7 +259,7 @@ def read_depth(source: Path | bytes) -> Depth | None:
     """Return the `Depth` of an image in 16- or 32-bit gray, or with 16 bits per color.
 
     Returns:
-        None for any other image, and if the file says which value is white. For most formats, the
+        None for any other image, or if the file says which value is white. For most formats, the
         first bytes are enough to tell.
 
     Raises:
@@ -334,9 +334,9 @@ def _stored(
 
 
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
-    """Return the pixels of a JPEG as stored, reduced by at most 8; None to leave it to Pillow.
+    """Return a JPEG's pixels as stored, reduced by a factor of up to 8; None to leave it to Pillow.
 
-    Pillow reads or refuses other formats, CMYK, odd or incomplete files, and too many pixels.
+    Pillow reads or refuses other formats, CMYK, unusual or incomplete files, and too many pixels.
 
     Raises:
         ImageError: libjpeg warns that the pixels are damaged. Pillow ignores these warnings.
@@ -450,7 +450,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _full_name(name: str) -> str:
-    """Return the name of an image for error messages, with its place if it is in shards."""
+    """Return the name of an image for error messages, with its place in the shards if any."""
     if name == UNNAMED:
         return name
     from . import shards  # only errors need it
@@ -512,7 +512,7 @@ def _is_heif(head: bytes) -> bool:
 
 
 def _heif_reader() -> type[Image.Image]:
-    """Return a reader of HEIC without registering it with Pillow.
+    """Return a reader for HEIC without registering it with Pillow.
 
     Registering would change what ``Image.open`` accepts in the calling program.
     """

@@ -1,7 +1,7 @@
 """16 bits per color -> 8 bits, using a value range as for gray images.
 
 Pillow reads such images as 8 bits: it keeps the upper 8 of the 16. A second read with its codecs
-recovers the lower 8, so that 12-bit data in a 16-bit file is not dark.
+recovers the lower 8, so that 12-bit data in a 16-bit file does not come out dark.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STRIP = 1_000_000
 
 
 def is_deep_color(image: Image.Image) -> bool:
-    """Return whether an image, not loaded yet, has 16 bits per color."""
+    """Return whether an image that is not loaded yet has 16 bits per color."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     return bool(tiles) and _RAW_MODE.fullmatch(_raw_mode(tiles[0])) is not None
 

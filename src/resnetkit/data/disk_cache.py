@@ -61,7 +61,7 @@ def load_or_create(
     decode_all: Callable[[], Iterable[np.ndarray | str | None]],
     channels: int = 3,
 ) -> tuple[Pixels, dict[int, str]]:
-    """Return the pixels of ``count`` images from the file of ``key``; write it first if needed.
+    """Return the pixels of ``count`` images from the file for ``key``; write it first if needed.
 
     One process writes; others that need the same file wait for it and then read it.
 
@@ -96,7 +96,7 @@ def load_or_create(
             _write(file, decode_all())
             loaded = open_pixels(file, count, channels)
         if loaded is None:
-            raise OutputError(f"{file} was just written and reads back damaged. Check the disk")
+            raise OutputError(f"{file} was just written but reads back damaged. Check the disk")
         os.utime(file)  # mark as used today
     return loaded
 
@@ -127,6 +127,6 @@ def _make_room(folder: Path, expected: int) -> None:
     free = shutil.disk_usage(folder).free
     if expected > free * SHARE:
         raise OutputError(
-            f"{expected / 1e9:,.1f} GB are needed, and {folder} has {free / 1e9:,.1f} GB free. "
+            f"{expected / 1e9:,.1f} GB are needed, but {folder} has {free / 1e9:,.1f} GB free. "
             "Free some space, or set another folder: RESNETKIT_CACHE=/path"
         )

@@ -1,7 +1,7 @@
 """A path -> the bytes of a file, of bounded size. Never blocks on pipes or devices.
 
-A path that leads into a folder of shards means the image with that path in them; see
-`data.shards`. A path that begins with ``s3://`` or ``gs://`` is an object in a store; see
+A path that leads into a folder of shards names the image with that path in the shards; see
+`data.shards`. A path that begins with ``s3://`` or ``gs://`` names an object in a store; see
 `data.remote`.
 """
 
@@ -58,9 +58,9 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
         status = os.stat(path)  # before opening, which would block on a pipe
         special = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode))
         if special is not None:
-            raise ImageError(f"{name}: is {special}; expected an image file")
+            raise ImageError(f"{name}: it is {special}; expected an image file")
         if status.st_size > MAX_BYTES:
-            raise ImageError(f"{name}: has {status.st_size:,} bytes; the limit is {MAX_BYTES:,}")
+            raise ImageError(f"{name}: it has {status.st_size:,} bytes; the limit is {MAX_BYTES:,}")
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, DataError):

@@ -114,7 +114,7 @@ def read_dataset(
         data: the folder, or the CSV file.
         classes: the classes of a trained network, to list images for it. By default, the classes
             of the training split or of the flat folder, sorted.
-        aliases: other names of folders, with the indices into ``classes`` that they stand for.
+        aliases: alternative folder names, with the indices into ``classes`` that they stand for.
 
     Raises:
         DataError: ``data`` does not exist or has no images; a class is empty; there are fewer than
@@ -125,7 +125,7 @@ def read_dataset(
 
 @dataclass(frozen=True)
 class Survey:
-    """The contents of a folder or manifest, valid for training or not.
+    """The contents of a folder or manifest, whether or not they are valid for training.
 
     ``splits`` is ``{split: {class: paths relative to base}}``, including classes without images. If
     the layout is ambiguous, ``question`` says so, the only split is `UNDECIDED`, and the folders in
@@ -210,10 +210,10 @@ def _open_remote(url: str) -> shards.Shards:
         return shards.open_shards(Path(url))
     except ObjectNotFound:
         names = sorted(name for name, _ in list_objects(url))
-    found = f"it has {names[0]}, for example" if names else "nothing is under this prefix"
+    found = f"it has {names[0]}, for example" if names else "there is nothing under this prefix"
     raise DataError(
-        f"{url} has no {tree.SHARDS} ({found}). Expected a dataset that "
-        f"resnet shard wrote. Check the prefix, or run: resnet shard FOLDER {url}"
+        f"{url} has no {tree.SHARDS} ({found}). Expected a dataset written by "
+        f"resnet shard. Check the prefix, or run: resnet shard FOLDER {url}"
     )
 
 
@@ -221,7 +221,7 @@ def _tar_hint(left_out: LeftOut) -> str:
     """Return a sentence about tar files, if some were left out."""
     if not any(example.endswith(".tar") for example in left_out.examples.values()):
         return ""
-    return "Tar files are read only with the index that resnet shard writes. "
+    return "Tar files need the index that resnet shard writes. "
 
 
 def _notes_on_similar_names(splits: dict[str, dict[str, Paths]]) -> list[str]:

@@ -24,7 +24,7 @@ def merge_groups(digests: Sequence[str], together: Sequence[str]) -> list[str]:
 
     Args:
         digests: the digest of each image's contents.
-        together: for each image, the digest of an image that it belongs to; see
+        together: for each image, the digest of an image that it belongs with; see
             `near_duplicates.keep_together`, which looks at one class at a time.
     """
     parent = {digest: digest for digest in digests}  # a union-find forest; roots are the smallest
@@ -78,8 +78,8 @@ def _assign_groups(
 ) -> np.ndarray:
     """Return the fold of each group, from 1; groups with the largest spread of classes come first.
 
-    Each group goes to the fold that then leaves the folds' shares of the classes most equal; if
-    several do, to the one with the fewest images.
+    Each group goes to the fold for which the folds' shares of the classes become most equal. Ties
+    go to the fold with the fewest images.
 
     Args:
         labels: the labels of all images, one group after the other.
@@ -149,7 +149,7 @@ def _check_enough_groups(
     """Check that every class has an image for each fold, not counting copies.
 
     Raises:
-        DataError: a class has too few; the message names the smallest class, and the largest
+        DataError: a class has too few; the message names the smallest class, and gives the largest
             possible number of folds.
     """
     pairs = np.unique(np.stack([labels, numbers]), axis=1)  # one for each class of each group
@@ -170,7 +170,7 @@ def _check_enough_groups(
 
 
 def _check_trainable(labels: np.ndarray, fold_of: np.ndarray, classes: Sequence[str]) -> None:
-    """Check that no fold has all images of a class, which would leave none to train on.
+    """Check that no fold has all the images of a class, which would leave none to train on.
 
     Raises:
         DataError: a fold has all of them. This happens only if several classes have copies of one

@@ -6,7 +6,7 @@ most formats do not say so. `deep_color` follows the same rule for 16 bits per c
 1. A PGM states its white level; Pillow scales it to 16 bits, so black is 0 and white is 65,535.
 2. A value range ``(low, high)`` from the preprocessing applies to every other image. Training
    derives it from all training images, with `dataset_range`, unless the recipe sets it.
-3. Without a range, 16 bits go from 0 to 65,535. 32 bits and floats are refused.
+3. Without a range, 16-bit values go from 0 to 65,535. 32-bit values and floats are refused.
 4. The range ``"image"`` is guessed for each image, for model files that predate value ranges.
 
 In a TIFF that says "0 is white", black and white are swapped.
@@ -86,7 +86,7 @@ def dataset_range(depths: Sequence[Depth]) -> tuple[float, float] | None:
     - 16 bits, and 32 bits without negative values: 0 to the highest value of the smallest depth
       in `BITS` that no image exceeds.
     - 32 bits with negative values: the lowest to the highest value in all images.
-    - Floats: 0 to 1, extended to the lowest value below and the highest value above.
+    - Floats: 0 to 1, extended to the lowest value if it is below 0 and the highest if above 1.
 
     Returns:
         The range; None if 16-bit images use all 16 bits.
@@ -108,7 +108,7 @@ def black_and_white(image: Image.Image, value_range: ValueRange) -> tuple[float,
     """Return the values that become black and white in a wide image; black may be the higher one.
 
     Raises:
-        ImageError: 32-bit gray without a range.
+        ImageError: the image is 32-bit gray, and no range is given.
     """
     low, high = _limits(image, value_range)
     return (high, low) if _low_is_white(image) else (low, high)

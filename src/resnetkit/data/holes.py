@@ -18,7 +18,7 @@ from PIL import Image
 from ..errors import ImageError
 
 HOLE = 512
-"""Zero bytes in a row that make a hole; AVIF, HEIC, CCITT and PackBits had 16 at most."""
+"""Zero bytes in a row that make a hole; intact AVIF, HEIC, CCITT and PackBits had at most 16."""
 
 BLOCK = 4096
 """Bytes in a block, the unit in which file systems and downloads lose data."""
@@ -32,7 +32,7 @@ def refuse_holes(image: Image.Image, contents: bytes) -> None:
 
     Args:
         image: the image, with its header read.
-        contents: its file.
+        contents: the bytes of its file.
 
     Raises:
         ImageError: some pixels would be wrong.

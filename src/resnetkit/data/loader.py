@@ -1,8 +1,8 @@
 """Batches of a split, prepared by worker threads.
 
-Workers are threads because decoding and resizing release Python's lock, so threads keep the cores
-busy. There is no second interpreter, no shared memory to run out of, and no process that can hang
-or die. A batch is f(seed, epoch, position in the epoch), whichever worker prepares it.
+Workers are threads because decoding and resizing release the GIL, so threads keep the cores busy.
+There is no second interpreter, no shared memory to run out of, and no process that can hang or die.
+A batch is f(seed, epoch, position in the epoch), whichever worker prepares it.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Loader:
         workers: threads that prefetch batches; 0 prepares each batch when it is requested.
         rank: index of the share of each batch to make; shares are consecutive images.
         ranks: number of shares.
-        mixed: whether `mixing.mix` follows. It mixes each image with the one before it in the whole
-            batch, and the first with the last. So a rank also needs the image before its share: it
-            reads one more image, and no images are sent between ranks.
+        mixed: whether batches go through `mixing.mix`, which mixes each image with the one before
+            it in the whole batch, and the first with the last. A rank then also needs the image
+            before its share, so it reads one more image, and no images are sent between ranks.
         sampling: ``shuffled`` shows every image once per epoch, ``balanced`` every class equally
             often. See `epoch_order`.
         repeats: copies of each image in a batch.
@@ -173,7 +173,7 @@ class Loader:
         return prefetch_map(make_batch, read_ahead(chunks, needed), self.workers)
 
     def _local_share(self, count: int) -> tuple[np.ndarray | slice, int]:
-        """Return the positions of this rank in a batch of ``count``, and `Batch.lead`."""
+        """Return this rank's positions in a batch of ``count``, and `Batch.lead`."""
         if self.ranks == 1:
             return slice(None), 0
         own = shares(np.arange(count), self.ranks)[self.rank]

@@ -50,8 +50,8 @@ def read_manifest(
     """Return {split: {class: paths}}, in the order of the file.
 
     Spaces around values are ignored, and spellings of one label are merged, except in the
-    ``split.csv`` of a run, which no person wrote. The only split is ``all`` if the file names no
-    splits.
+    ``split.csv`` of a run, which is not written by hand. The only split is ``all`` if the file
+    names no splits.
 
     Args:
         file: the manifest.
@@ -100,8 +100,8 @@ def _find_encoding(file: Path, start: bytes) -> str:
 def _find_delimiter(lines: TextIO) -> str:
     """Return the delimiter that the first line uses.
 
-    Excel writes semicolons if the comma is the decimal sign, and may name the delimiter in a line
-    before the columns (``sep=;``).
+    Excel writes semicolons if the comma is the decimal separator, and may name the delimiter in a
+    line before the columns (``sep=;``).
     """
     first = lines.readline()
     lines.seek(0)
@@ -255,7 +255,7 @@ def _merge_spellings(
 ) -> dict[str, dict[str, Paths]]:
     """Merge labels that differ only in case or number format into one class.
 
-    The class gets the spelling of most of its rows; the first one if several are equally common.
+    The class gets the most common spelling; the first one if several are equally common.
     """
     counts: Counter[str] = Counter()
     for by_class in found.values():

@@ -1,6 +1,6 @@
 """Near duplicates: images that look the same in different files (resaved, resized, brightened).
 
-There are two steps. A 64-bit hash (pHash: the low frequencies over their median, as in Zauner,
+There are two steps. A 64-bit hash (pHash: low frequencies above their median, as in Zauner,
 "Implementation and benchmarking of perceptual image hash functions", 2010) finds candidates without
 comparing every pair of images. Then the correlation of their thumbnails decides. Cropped, rotated
 and mirrored copies are not found.
@@ -22,9 +22,9 @@ DISTANCE = 7
 MIN_CORRELATION = 0.975
 """Smallest correlation of the thumbnails of two near duplicates.
 
-Checked by eye: among 68,000 images of four kinds, the largest correlation of two different ones was
-0.972 (two white shirts on one red cloth). All 36 pairs in CIFAR-10 between 0.95 and 0.98 showed
-the same image."""
+Checked by eye: among 68,000 images of four kinds, the largest correlation between two different
+ones was 0.972 (two white shirts on the same red cloth). All 36 pairs in CIFAR-10 between 0.95 and
+0.98 showed the same image."""
 
 FLAT = 4.0
 """Smallest standard deviation, on a scale of 255, of a thumbnail with enough detail to compare."""
@@ -79,10 +79,10 @@ def phash(gray: np.ndarray) -> int:
 def near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
     """Yield all pairs of hashes that differ in at most `DISTANCE` bits, each at least once.
 
-    If all four bands of 16 bits differed in two bits or more, eight bits would differ. So it is
-    enough to compare, for each band, images whose band is equal or differs in one bit. How many
-    these are grows with the square of ``n``, but slowly: each image is compared with about one
-    image in a thousand.
+    If all four bands of 16 bits differed in two bits or more, at least eight bits would differ. So
+    it is enough to compare, for each band, images whose band is equal or differs in one bit. The
+    number of comparisons grows with the square of ``n``, but is small: each image is compared with
+    about one image in a thousand.
 
     Args:
         hashes: ``(n,)`` uint64.
@@ -191,8 +191,8 @@ def keep_together(
         labels: ``(n,)``.
         digests: the digest of each image's contents.
         signatures: the signature of each image.
-        largest: the largest share of its class that a group may have. A larger group is not kept
-            together, because a split has to divide it.
+        largest: the largest share of its class that a group may make up. A larger group is not
+            kept together, because a split has to divide it.
 
     Returns:
         The digests, in which each near duplicate has the digest of the first in its group; and the

@@ -4,8 +4,8 @@
 
     ~/.cache/resnetkit/objects/5f/5f3a...    the bytes whose SHA-256 is the name
 
-Every read is hashed, so an entry that a crash or a full disk damaged is never used. An entry gets
-its name only once it is complete, so processes may share the folder.
+Every read checks the hash, so an entry that a crash or a full disk damaged is never used. An entry
+gets its name only once it is complete, so several processes can share the folder.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class ObjectCache:
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
         self._limit = limit
-        self._left = 0  # bytes to write before the folder is counted
+        self._left = 0  # bytes to write before the folder is added up again
         self._lock = threading.Lock()
 
     def get(self, digest: bytes) -> bytes | None:
-        """Return the bytes with a SHA-256, or None."""
+        """Return the bytes with this SHA-256; None if they are not cached."""
         if not self._limit:
             return None
         file = self._file(digest)
         try:
             contents = file.read_bytes()
             if sha256(contents).digest() == digest:
-                os.utime(file)  # used now
+                os.utime(file)  # mark as just used
                 return contents
         except OSError:  # missing, just removed, or unreadable: the store has it
             return None
@@ -73,7 +73,7 @@ class ObjectCache:
                 self._left -= _on_disk(len(contents))
                 if self._left < 0:
                     self._make_room(_on_disk(len(contents)))
-            # Not flushed to disk: that would take longer than the store, and `get` hashes.
+            # Not flushed to disk: that would be slower than the store, and `get` checks the hash.
             with storage.temporary(file) as unfinished:
                 unfinished.write_bytes(contents)
                 os.replace(unfinished, file)
@@ -86,7 +86,7 @@ class ObjectCache:
         return self._folder / name[:2] / name
 
     def _make_room(self, needed: int) -> None:
-        """Add up the files in the folder, and remove the oldest if there are too many bytes."""
+        """Add up the files in the folder, and remove the oldest if they take too many bytes."""
         with storage.locked(self._folder / ".lock"):
             files = sorted(self._entries())
             used = sum(size for _, size, _ in files)

@@ -26,13 +26,13 @@ from ..prefetch import prefetch_map
 Result = TypeVar("Result")
 
 READERS = 32
-"""Concurrent requests. A store answers each in 20 to 100 ms, however many it handles."""
+"""Number of concurrent requests. A store answers each in 20 to 100 ms, however many it handles."""
 
 RETRIES = 6
 """Retries of a request that fails for a temporary reason, within `PATIENCE` seconds."""
 
 PATIENCE = 60.0
-"""Seconds after the first request during which it is retried."""
+"""Seconds after its first attempt during which a request is retried."""
 
 ROUNDS = 4
 """Attempts to read an object that arrives incomplete, or while the network fails."""
@@ -43,7 +43,7 @@ _STATUS = re.compile(r"status(?: code)?: (\d{3})")
 _REDIRECT = re.compile(r"[Rr]edirect without LOCATION")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_METADATA = "http://169.254.169.254"  # where machines at Amazon get their role
+_METADATA = "http://169.254.169.254"  # where Amazon's machines get the credentials of their role
 _OTHER_CREDENTIALS = (
     *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
     *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE"),
@@ -71,7 +71,7 @@ def read(
     Args:
         url: the object.
         start: where the range begins.
-        size: bytes of the range; by default the object is read whole.
+        size: bytes of the range; by default, the whole object is read.
         limit: the largest object to read whole, in bytes.
         check: raises a `DataError` for unexpected bytes.
 
@@ -140,7 +140,7 @@ def find_version(url: str) -> tuple[str, int]:
 
     Raises:
         ObjectNotFound: there is no such object.
-        DataError: the store does not say.
+        DataError: the store does not answer, or refuses the request.
     """
     bucket, key = split_url(url)
     return _version(_repeat(url, bucket, lambda store: store.head(key)))
@@ -162,7 +162,7 @@ def _list(url: str) -> list[tuple[str, Any]]:
 
 
 def list_folder(url: str) -> dict[str, int]:
-    """Return name and size of the objects directly under a prefix; errors as in `list_objects`."""
+    """Return {name: size} of the objects directly under a prefix; errors as in `list_objects`."""
     bucket, prefix = split_url(url)
 
     def list_once(store: Any) -> list[tuple[str, int]]:
@@ -172,7 +172,7 @@ def list_folder(url: str) -> dict[str, int]:
 
 
 def upload(file: Path, url: str) -> None:
-    """Write a file as an object; large files in parts.
+    """Write a file as an object; a large file is sent in parts.
 
     Raises:
         DataError: it cannot be written.
@@ -196,7 +196,7 @@ def split_url(url: str) -> tuple[str, str]:
     bucket, _, key = rest.partition("/")
     if "@" in bucket or ":" in bucket:
         raise DataError(
-            f"An {scheme}:// URL holds credentials, which commands and logs would show. Expected "
+            f"The {scheme}:// URL holds credentials, which commands and logs would show. Expected "
             f"{scheme}://BUCKET/PREFIX. Pass them as environment variables: {_variables(scheme)}"
         )
     if not bucket:
@@ -297,7 +297,7 @@ def _endpoint(scheme: str) -> str:
 
 @lru_cache(maxsize=16)
 def _open(bucket: str) -> Any:
-    """Return the library's store of a bucket.
+    """Return the library's store object for a bucket.
 
     Raises:
         DataError: there are no credentials, or the environment is not valid.

@@ -137,7 +137,7 @@ class LeftOut(Counter[str]):
         self.examples: dict[str, str] = {}
 
     def add(self, reason: str, example: str) -> None:
-        """Count one more."""
+        """Count one more file or folder."""
         self[reason] += 1
         self.examples.setdefault(reason, example)
 
@@ -184,7 +184,7 @@ class Paths(Sequence[str]):
 
     @classmethod
     def from_buffers(cls, text: bytearray, ends: array[int]) -> Paths:
-        """Return the paths whose text is joined in ``text``, each up to one of ``ends``."""
+        """Return the paths whose text is joined in ``text``; ``ends`` says where each one ends."""
         paths = cls()
         paths._text = text
         paths._ends = ends

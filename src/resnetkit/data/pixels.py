@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 CHUNK = 64 * 2**20
-"""Bytes of a buffer in memory; pages that are never written take no memory."""
+"""Size of a buffer in memory, in bytes; pages that are never written take no memory."""
 
 _MAGIC = b"RNKPIX1\n"
 _FOOTER = struct.Struct("<8sqq16s")

@@ -1,4 +1,4 @@
-"""How an image becomes the input of a network: the preset that a model file carries."""
+"""How an image becomes the input of a network: the preset in a model file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ STATISTICS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Default mean and standard deviation, by number of channels.
 
-They are ImageNet's. Gray has the average of the colors; transparency becomes -1 to 1."""
+They are ImageNet's. Gray uses the average over the colors; transparency becomes -1 to 1."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the input of a network. A model file carries it.
+    """How an image becomes the input of a network. It is stored in the model file.
 
     Args:
         resize_size: the shorter side after resizing, in pixels; also the working size that images
@@ -47,7 +47,7 @@ class Preprocessing:
             to measure the accuracies of published weights.
         value_range: the values that become black and white in 16- or 32-bit gray; see
             `resnetkit.data.gray`. It belongs to the dataset, never to one image.
-        interpolation: Pillow's name of the resizing filter. All but ``"bilinear"`` need the
+        interpolation: Pillow's name for the resizing filter. All but ``"bilinear"`` need the
             decoder ``"full"``.
         squash: resize both sides to ``resize_size``. Needs the decoder ``"full"``.
     """

@@ -1,6 +1,6 @@
 """Images in object stores: a path such as ``s3://bucket/packed/train/cat/1.jpg`` -> bytes.
 
-The path leads into shards, or is an object itself. `read_ahead` reads images before they are
+The path leads into shards, or is itself an object. `read_ahead` reads images before they are
 needed, because a store is slow to answer but answers many requests at once.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 AHEAD_BYTES = 2**26
-"""Bytes of waiting images above which no more are read ahead."""
+"""No more images are read ahead while those that are waiting take more bytes than this."""
 
 AHEAD_IMAGES = 8 * object_store.READERS
 """Maximum number of images that are read ahead."""
@@ -104,7 +104,7 @@ def in_order(split: Split, indices: Iterable[int] | None = None) -> Iterator[int
 
 
 class _Started:
-    """Images that are being read ahead or wait to be used. Shared by all threads."""
+    """Images that are being read ahead or waiting to be used. Shared by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -165,7 +165,7 @@ def _read_started(url: str) -> bytes:
 
 
 def _read(url: str) -> bytes:
-    """Return the bytes of an image in opened shards, of an object, or of one in other shards.
+    """Return an image's bytes: from opened shards, from an object, or from shards to be opened.
 
     Raises:
         DataError: it cannot be read.

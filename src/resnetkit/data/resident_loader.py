@@ -2,7 +2,8 @@
 
 Training on images of 32 pixels is so fast that threads, which prepare them one by one, cannot keep
 up. Here, a batch takes a few tensor operations. Random numbers are again f(seed, epoch, position),
-but from a different stream than in `transforms.Augmentation`, and drawn for a whole epoch at once.
+but come from a different stream than in `transforms.Augmentation`, and are drawn for a whole epoch
+at once.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def resize_by_pillow(
     """Resize ``(H, W, C)`` uint8 to a shorter side of ``side`` pixels, with antialiasing.
 
     The result has the same bits as torchvision's ``Resize(side)`` on a PIL image with Pillow 12.
-    With ``squash`` it is a square, as by ``Resize((side, side))``. Without, only the middle of an
-    image more than `MAX_ASPECT` times as long as wide is resized.
+    With ``squash``, it is a square, as with ``Resize((side, side))``. Without it, only the middle
+    of an image more than `MAX_ASPECT` times as long as wide is resized.
 
     The width is resized first, whatever the version of Pillow: Pillow 13 begins with the height of
     tall images, which changes a tenth of the levels by one.

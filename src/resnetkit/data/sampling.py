@@ -10,7 +10,7 @@ from .. import randomness
 def epoch_order(
     labels: np.ndarray, seed: int, epoch: int, batch_size: int, balanced: bool, repeats: int
 ) -> np.ndarray:
-    """Return the order of an epoch, with one position per image.
+    """Return the order of an epoch, which has as many positions as there are images.
 
     Args:
         labels: ``(n,)``, the class of each image.
@@ -18,8 +18,8 @@ def epoch_order(
         epoch: the epoch.
         batch_size: images in a batch.
         balanced: show every class equally often, to within one, at every point of the epoch.
-        repeats: copies of each image in a batch; an epoch shows fewer images by this factor.
-            Repeated augmentation, arXiv:1901.09335.
+        repeats: copies of each image in a batch (repeated augmentation, arXiv:1901.09335); an epoch
+            shows fewer images by this factor.
 
     Returns:
         ``(n, 2)`` int64: the image at each position, and the number of its copy in this epoch.

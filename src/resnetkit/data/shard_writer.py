@@ -41,7 +41,7 @@ class Written:
 
     Args:
         manifest: classes, splits, counts and shards.
-        unreadable: ``{path: error}`` of the images that cannot be decoded. They are in the shards.
+        unreadable: ``{path: error}`` of the images that cannot be decoded; the shards include them.
         remarks: the files left out of the dataset, and how ambiguous folders were read.
     """
 
@@ -163,7 +163,7 @@ class _Rows:
 
 
 def _inner_paths(dataset: Dataset) -> Iterator[str]:
-    """Yield the path that each image gets: as in the dataset, or as seen from a common parent.
+    """Yield the path that each image gets: as in the dataset, or relative to a common parent.
 
     A CSV manifest may name images outside its folder. A path in shards stays inside them.
     """

@@ -1,4 +1,4 @@
-"""A dataset packed into tar files: thousands of images in one file, each still readable alone.
+"""A dataset packed into tar files: thousands of images in one file, each readable on its own.
 
 `resnetkit.data.shard_writer` writes such a folder::
 
@@ -10,7 +10,7 @@
 An image keeps the path that it had in the packed dataset: ``OUT/train/cat/1.jpg`` names an image in
 ``OUT``. `files.open_file` finds it here, so everything that reads a file by its path also reads an
 image from a shard. Nothing is extracted. The folder may be in an object store: images in
-``s3://bucket/packed`` are read as ranges of its tars, ahead of their use (`remote`), and cached.
+``s3://bucket/packed`` are read as ranges of its tars before they are needed (`remote`), and cached.
 
 Nothing in the folder is trusted. The index must have the SHA-256 that ``shards.json`` names, and
 may point only inside the shards. Reading an image checks the tar header in front of it and its
@@ -51,7 +51,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 _MAX_MANIFEST = 2**26  # bytes
 _PART = 2**20  # bytes hashed at a time
-_MAX_INDEX = 4200  # bytes per image: the longest path of Linux, and 44 bytes
+_MAX_INDEX = 4200  # bytes per image: the longest path on Linux, plus 44 bytes
 _SHARD_NAME = re.compile(rf"({'|'.join(sorted({*SPLITS.values(), 'all'}))})-\d{{6,9}}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Paths that escape the folder, or that `Path` spells differently.
@@ -113,7 +113,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder of shards. Its images are numbered 0 to n - 1; these are their rows.
+    """A folder of shards. Its images are numbered 0 to n - 1; the number of an image is its row.
 
     Args:
         root: the folder.
@@ -153,7 +153,7 @@ class Shards:
         """Check that every shard is there with its recorded size.
 
         Raises:
-            DataError: one is missing, or shorter or longer; the message names it.
+            DataError: a shard is missing or has another size; the message names it.
         """
         url = object_url(self.root)
         if url is not None:
@@ -239,7 +239,7 @@ class Shards:
         Args:
             row: the image.
             name: its name for error messages.
-            is_path: whether ``name`` is its path, which is then followed by its place.
+            is_path: whether ``name`` is its path; messages then also give its place in the shards.
 
         Raises:
             ImageError: the shard cannot be read.
@@ -281,7 +281,7 @@ class _File:
         self._lock = threading.Lock()
 
     def read(self, start: int, size: int) -> bytes:
-        """Return ``size`` bytes from ``start`` on; fewer at the end of the file."""
+        """Return ``size`` bytes starting at ``start``; fewer at the end of the file."""
         if hasattr(os, "pread"):
             return os.pread(self._handle, size, start)
         with self._lock:  # Windows
@@ -351,7 +351,7 @@ def _check_member(both: bytes, member: str, *, size: int, digest: bytes) -> None
     """Check the header and the contents of an image in a tar.
 
     Raises:
-        ImageError: they are not those in the index.
+        ImageError: they do not match the index.
     """
     header = both[:BLOCK]
     expected = (member.encode(), b"%011o" % size, tarfile.REGTYPE, b"ustar")
@@ -391,7 +391,7 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
         name: name of the image for error messages.
 
     Returns:
-        The image, or None if no folder in ``path`` has shards, or it has no such image.
+        The image, or None if no folder in ``path`` has shards, or they have no such image.
 
     Raises:
         ImageError: the image cannot be read.
@@ -405,7 +405,7 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
 
 
 def describe(path: Path) -> str:
-    """Return the name of an image for error messages: its path, and its place if in shards."""
+    """Return the name of an image for error messages: its path, and its place in shards if any."""
     url = object_url(path)
     found = _find(path) if url is None else find_opened(url)
     if found is None:
@@ -450,7 +450,7 @@ def _find(path: Path) -> tuple[Shards, int] | None:
 
 
 def open_shards(root: Path) -> Shards:
-    """Return a folder of shards, with its index in memory: about 50 bytes per image and its path.
+    """Return a folder of shards, with its index in memory: its paths, and about 50 bytes per image.
 
     Raises:
         DataError: a file is missing, damaged, or from a newer version. The message names it.
@@ -513,8 +513,7 @@ def _assemble(root: Path, manifest: Manifest, arrays: dict[str, np.ndarray]) -> 
     unsafe = next(filter(_UNSAFE.search, paths), None)
     if unsafe is not None:
         raise DataError(
-            f"{shown(root / INDEX)} is not valid: the path {unsafe!r} does not stay inside the "
-            "folder"
+            f"{shown(root / INDEX)} is not valid: the path {unsafe!r} leads out of the folder"
         )
     return Shards(
         root=root,
@@ -666,7 +665,7 @@ def _check_index(arrays: dict[str, np.ndarray], manifest: Manifest) -> dict[str,
 
 
 def member_name(row: int, path: str) -> str:
-    """Return the name of an image in its shard. WebDataset takes what precedes the dot as its key.
+    """Return the name of an image in its shard. WebDataset uses the part before the dot as its key.
 
     >>> member_name(12, "train/cat/IMG.1.JPG")
     '00000012.jpg'

@@ -1,8 +1,8 @@
 """One image -> one tensor: the crops of the evaluation preset, and the training augmentation.
 
 Both return ``(C, size, size)`` uint8: C is 3 for RGB, 1 for gray, 4 for RGB and transparency.
-`normalize` converts a whole batch to the network's input on the device, so only a quarter of the
-bytes is copied there.
+`normalize` converts a whole batch to the network's input on the device, so that only a quarter of
+the bytes has to be copied there.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .resize import MAX_ASPECT, resize, resize_tensor, with_shorter_side
 def _mean_and_std(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return both on the device. They are cached there, because a copy would stall each batch."""
+    """Return both as tensors on the device, cached because a copy would stall each batch."""
     with torch.inference_mode(False):
-        options: dict[str, Any] = {"dtype": torch.float32, "device": device}  # not the defaults
+        options: dict[str, Any] = {"dtype": torch.float32, "device": device}  # not the caller's
         return torch.tensor(mean, **options), torch.tensor(std, **options)
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return ``(N, C, H, W)`` uint8 as float32 of about zero mean and unit variance."""
+    """Return ``(N, C, H, W)`` uint8 as float32 with about zero mean and unit variance."""
     count, channels, height, width = images.shape
     mean, std = _mean_and_std(preprocessing.mean, preprocessing.std, images.device)
     if not images.is_contiguous(memory_format=torch.channels_last):
@@ -49,7 +49,7 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes to a training image: a crop, a mirror, an operation, an erased box.
+    """Random changes to a training image: a crop, a flip, an operation, an erased box.
 
     The crop is a random resized one (Szegedy et al., arXiv:1409.4842, section 6), unless
     ``crop_padding`` or ``scale_jitter`` is given.
@@ -172,10 +172,10 @@ def _random_square(pixels: np.ndarray, size: int, rng: Random) -> Tensor:
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
-    """Stack ``n`` images ``(C, S, S)`` uint8 to ``(n, C, S, S)`` in channels_last order.
+    """Stack ``n`` images ``(C, S, S)`` uint8 into ``(n, C, S, S)`` in channels_last order.
 
-    NumPy copies, because from 32,768 values on PyTorch would start a pool of compute threads in
-    every worker thread.
+    NumPy does the copying, because for 32,768 values or more, PyTorch would start a pool of compute
+    threads in every worker thread.
     """
     channels, size = images[0].shape[0], images[0].shape[-1]
     batch = np.empty((len(images), size, size, channels), np.uint8)

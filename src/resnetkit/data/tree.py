@@ -21,10 +21,10 @@ LOOP = "links back to a parent folder"
 BESIDE = "folders next to the splits"
 
 RUN_FILES = frozenset(("environment.json", "recipe.yaml"))
-"""The files that make a folder a run folder."""
+"""The files that mark a folder as a run folder."""
 
 SHARDS = "shards.json"
-"""The file that makes a folder one of shards; see `resnetkit.data.shards`."""
+"""The file that marks a folder of shards; see `resnetkit.data.shards`."""
 
 
 class UndecidedLayout(DataError):
@@ -137,7 +137,7 @@ _USUAL = ("train", "val", "valid", "validation", "test")
 def named_splits(root: Path, folders: list[str]) -> dict[str, str]:
     """Return {folder: split} for folders whose names mean splits.
 
-    They are named like ``train`` and ``Testing``, or with equal text around that word, like
+    They are named like ``train`` and ``Testing``, or with the same text around that word, like
     ``seg_train`` and ``seg_test``.
     """
     named = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
@@ -156,7 +156,7 @@ def named_splits(root: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _raise_split_or_class(root: Path, named: list[str], others: list[str]) -> None:
-    beside = f", beside {_some(others)}" if others else ""
+    beside = f" (next to {_some(others)})" if others else ""
     raise UndecidedLayout(
         f"{root}: is {_some(named, ' or ')}{beside} a split or a class? If a split, put a folder "
         f"for each class into it, and the other class folders into {root / 'train'}. If a class, "
@@ -288,7 +288,7 @@ def _walk(
 
 
 def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder sorted by name, because file systems differ in their order.
+    """Return the entries of a folder sorted by name: file systems return them in any order.
 
     Raises:
         DataError: the folder cannot be read.
