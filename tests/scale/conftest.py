@@ -44,7 +44,7 @@ class Command:
         return found
 
     def listening(self) -> set[str]:
-        """Return the addresses in hex that these processes listen on."""
+        """Return the addresses, in hex, that these processes listen on."""
         addresses = set()
         for name in ("tcp", "tcp6"):
             rows = Path("/proc/net", name).read_text().splitlines()[1:]
@@ -71,7 +71,7 @@ def command_line(pid: int) -> str:
 
 @pytest.fixture
 def start():
-    """Return what starts a command; it is killed at the end."""
+    """Return a function that starts a command, which is killed at the end."""
     started = []
 
     def start(*arguments: object, cwd: Path | None = None) -> Command:

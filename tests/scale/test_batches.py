@@ -1,4 +1,4 @@
-"""Answers about batches of a table equal those of the predictor."""
+"""Answers for batches of a table equal those of the predictor."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_class_names_that_are_not_utf8(trained, paths, tmp_path):
 
 
 def test_threads_are_those_of_the_caller(tiny_model, paths):
-    """In its own process, because the number of compute threads belongs to the process."""
+    """In its own process, because the number of compute threads is process-wide."""
     code = (
         "import sys, torch\nfrom resnetkit.scale import BatchPredictor\n"
         "rows = BatchPredictor(sys.argv[1], threads=3, device='cpu').answer(sys.argv[2:])\n"

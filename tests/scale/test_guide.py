@@ -1,4 +1,4 @@
-"""The examples of docs/scale.md run, and give the answers of the predictor."""
+"""The examples in docs/scale.md run, and give the same answers as the predictor."""
 
 from __future__ import annotations
 

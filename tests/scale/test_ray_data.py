@@ -29,7 +29,7 @@ EXACT = ("--engine", "eager", "--precision", "fp32", "--device", "cpu")
 
 
 def rows_in(folder):
-    """Return the rows of a folder by source; no source may have two."""
+    """Return the rows of a folder by source; no source may have two rows."""
     rows = parquet.read_table(folder).to_pylist() if list(folder.glob("part-*")) else []
     by_source = {row.pop("source"): row for row in rows}
     assert len(by_source) == len(rows)
@@ -48,7 +48,7 @@ def local_rows(*arguments, cwd=None):
 
 
 def check_equal(found, expected):
-    """Check that rows are equal, with probabilities within the rounding of another batch."""
+    """Check that rows are equal, except for the rounding of probabilities in another batch."""
     assert found.keys() == expected.keys()
     for source, wanted in expected.items():
         row = {**found[source]}
@@ -83,7 +83,7 @@ def test_rows_are_those_of_predict_and_a_restart_adds_what_is_missing(
     seen = {}
     while running.process.poll() is None:
         addresses |= running.listening()
-        seen |= {pid: name for pid, name in running.tree().items() if name}  # not of zombies
+        seen |= {pid: name for pid, name in running.tree().items() if name}  # zombies have no name
         time.sleep(0.2)
     code, output, errors = running.finish()
     assert (code, output) == (3, ""), errors
@@ -131,7 +131,7 @@ predict_on_ray(predictor, items, Path(out), seconds=0.1)
 @linux
 @pytest.mark.slow
 def test_kills(start, tiny_model, save, tmp_path):
-    """An actor is replaced in the same run; after the others the same command goes on."""
+    """A killed actor is replaced in the same run; after other kills, the same command continues."""
     images = save(tmp_path / "squares", 200)
     out = tmp_path / "rows"
     rng = random.Random(0)

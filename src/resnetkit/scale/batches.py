@@ -47,9 +47,9 @@ class BatchPredictor:
         threshold: below this probability the class is ``unknown``.
         coverage, false_alarms: as in `Predictor.__call__`.
         engine, precision, device: as in `Predictor`; exported files ignore them.
-        threads: threads that compute, and threads that read images; by default one per CPU that
-            Ray granted to the actor, or one per core outside Ray.
-        workers: threads that read images, if their number differs.
+        threads: number of threads that compute, and of threads that read images; by default, one
+            per CPU that Ray granted to the actor, or one per core outside Ray.
+        workers: number of threads that read images, if it is not ``threads``.
         many: whether to use the engine for many images, even for a small batch.
     """
 
@@ -218,7 +218,7 @@ def utf8(text: str) -> str:
 def _objects(column: pa.ChunkedArray) -> Any:
     import numpy as np
 
-    values = np.empty(len(column), object)  # np.array would make a matrix of equally long lists
+    values = np.empty(len(column), object)  # np.array would turn lists of one length into a matrix
     values[:] = column.to_pylist()
     return values
 

@@ -93,11 +93,11 @@ def _object_url(image: str | bytes | Unreadable) -> str | None:
 
 
 class _Versions:
-    """Finds the versions of images; those of a listed prefix need no further request."""
+    """Finds the versions of images; those under a listed prefix need no further request."""
 
     def __init__(self) -> None:
         self._prefix = ""
-        self._listed: dict[str, tuple[str, int]] = {}  # the objects under it
+        self._listed: dict[str, tuple[str, int]] = {}  # the objects under the prefix
         self._manifests: dict[str, str] = {}  # folder -> version of the shards there or above it
 
     def list(self, url: str) -> None:
@@ -140,13 +140,13 @@ class _Versions:
 def _refuse_remote_parquet(url: str) -> None:
     if url.rpartition("#")[0].endswith(".parquet") or url.endswith(".parquet"):
         raise RecipeError(
-            f"{url}: Parquet files are read from this machine only; the paths in them may be URLs. "
+            f"{url}: Parquet files must be on this machine; the paths in them may be URLs. "
             "Copy the file, and name the copy"
         )
 
 
 def _version(path: str) -> tuple[str, int]:
-    """Return size and modification time of a file as text, and its size.
+    """Return the size and modification time of a file as text, and its size.
 
     An image in shards has the version of their manifest. A missing file has no version: its row
     says that it is missing.

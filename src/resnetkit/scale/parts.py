@@ -29,8 +29,8 @@ def image_key(source: str, version: str) -> bytes:
 class Parts:
     """A folder of Parquet parts, locked while it is open.
 
-    All rows of a folder are answers of one model with the same settings. A part is written under a
-    temporary name and renamed, so readers see only complete parts, and a killed run leaves only
+    All rows of a folder are answers from one model with the same settings. A part is written under
+    a temporary name and renamed, so readers see only complete parts, and a killed run leaves only
     complete parts. A lock lets one process at a time write to the folder.
 
     Args:
@@ -77,7 +77,7 @@ class Parts:
                     "another folder with --out"
                 ) from None
             self._check_settings()
-            for unfinished in self.folder.glob(".part-*"):  # of a run that was killed
+            for unfinished in self.folder.glob(".part-*"):  # left by a killed run
                 discard(unfinished)
             self._read()
             self._stack = stack.pop_all()
@@ -100,7 +100,7 @@ class Parts:
             if found.get(name) != self._settings.get(name):
                 raise OutputError(
                     f"{self.folder} has rows with {name} {found.get(name)}; now it is "
-                    f"{self._settings.get(name)}. Use the same, or name another folder with --out"
+                    f"{self._settings.get(name)}. Use that one, or name another folder with --out"
                 )
 
     def _read(self) -> None:
@@ -116,8 +116,8 @@ class Parts:
     def add(self, table: pa.Table) -> None:
         """Add rows; they are written once there are enough for a part, or by `flush`.
 
-        They are also written if the part would be too old by the time that more rows come, which
-        is expected to take as long as these rows took.
+        They are also written if the part would be too old by the time more rows arrive, which is
+        expected to take as long as these rows took.
         """
         self._waiting.append(table.select(self._schema.names).cast(self._schema))
         now = time.monotonic()

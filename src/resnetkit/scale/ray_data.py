@@ -44,7 +44,7 @@ FAILURE = "failure"
 
 
 class Written(NamedTuple):
-    """The contents of a folder of parts at the end."""
+    """The number of rows in a folder of parts at the end, and how many of them have an error."""
 
     rows: int
     failed: int
@@ -107,7 +107,7 @@ def predict_on_ray(
                     if FAILURE in table.column_names:
                         raise ResnetkitError(table[FAILURE][0].as_py())
                     numbers = table["number"].to_numpy()
-                    if has_row[numbers].any():  # never seen, but an extra row would go unnoticed
+                    if has_row[numbers].any():  # never seen, but a second row would go unnoticed
                         raise ResnetkitError("Ray returned a block twice. Run the command again")
                     has_row[numbers] = True
                     parts.add(table)
@@ -142,7 +142,7 @@ class _Actor:
     Args:
         predictor: the model and its settings.
         digest: the SHA-256 that the model file must have on this host.
-        folder: the folder where the command was typed, for relative paths.
+        folder: the folder where the command was run, for relative paths.
     """
 
     def __init__(self, predictor: BatchPredictor, digest: str, folder: str) -> None:
@@ -174,7 +174,7 @@ class _Actor:
 
 
 def check_model(path: Path, digest: str) -> None:
-    """Check that this host has the same model file as the one where the command was typed.
+    """Check that this host has the same model file as the one where the command was run.
 
     Raises:
         ModelFileError: it is missing or different.
@@ -208,7 +208,7 @@ def _run(
 
 
 class _Remote:
-    """`_run` in an actor of a cluster; Ray Data does not run in a process that only connects."""
+    """`_run` in an actor of a cluster; Ray Data does not run in a process that is only a client."""
 
     def __init__(self, *arguments: Any) -> None:
         self._tables = _run(*arguments)
@@ -277,7 +277,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 @contextmanager
 def _ray_environment(local: bool) -> Iterator[None]:
-    """Set what Ray reads when it is imported and started, and restore it on exit."""
+    """Set the variables that Ray reads when it is imported and started; restore them on exit."""
     wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     if local:  # listen on 127.0.0.1 only: anyone who can reach Ray's ports can run code
         wanted |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
@@ -300,7 +300,7 @@ def _import_ray() -> Any:
     except ModuleNotFoundError as error:
         message = f"--on ray needs {error.name}: {install_command('ray')}"
         raise MissingPackageError(message) from None
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors come as exceptions
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as exceptions
     return ray
 
 
