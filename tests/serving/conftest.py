@@ -71,7 +71,7 @@ class Running:
         return socket.create_connection(self.address, timeout=20)
 
     def send(self, content: bytes) -> bytes:
-        """Send bytes, and return everything that comes until the server closes."""
+        """Send bytes, and return everything that arrives until the server closes."""
         with self.open() as connection:
             connection.sendall(content)
             return read_all(connection)
@@ -126,7 +126,7 @@ def running(served: Any, ready: bool = True, **options: Any) -> Iterator[Running
 
 
 class FakeServed:
-    """A model without a network: an image's answer is its mean color, in a time you choose."""
+    """A model without a network: an image's answer is its mean color, after a time you choose."""
 
     classes = ("red", "green", "blue")
     digest = "0" * 12
@@ -219,5 +219,5 @@ def _shared(exported: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def server(_shared: Running) -> Running:
-    """A running server of the exported model, shared by tests that leave it as it is."""
+    """A running server of the exported model, shared by tests that do not change it."""
     return _shared

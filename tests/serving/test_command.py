@@ -1,4 +1,4 @@
-"""The command `resnet serve`: it starts, says where it is, and ends well."""
+"""The command `resnet serve`: it starts, says where it listens, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_another_address_says_what_that_means(exported):
 def test_sigterm_under_load_answers_what_was_accepted(exported, attempt):
     """20 clients send image after image; every request ends with an answer or a refusal.
 
-    On Linux, no connection is reset: not even one made in the instant in which the port closes.
+    On Linux, no connection is reset: not even one made at the moment the port closes.
     """
     with served(exported) as command:
         counts: dict[object, int] = {}

@@ -267,7 +267,7 @@ def test_the_runtime_that_was_verified_is_the_first_to_serve(exported, monkeypat
 
 @pytest.mark.slow
 def test_memory_is_flat(exported):
-    """After 500 requests with images of several sizes, 500 more need hardly more."""
+    """After 500 requests with images of several sizes, 500 more need hardly any more memory."""
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("reads /proc")

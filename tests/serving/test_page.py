@@ -68,14 +68,14 @@ def explaining(trained: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open the page; fail on messages in the console, errors, and requests to anywhere else."""
+    """Open the page; fail on console messages, errors, and requests to anywhere else."""
     pages = []
     problems: list[str] = []
 
     def open_at(
         server: Running, width: int = 1280, refusals: tuple[int, ...] = (), **options: Any
     ) -> Any:
-        """Open the page. The browser writes to the console that a request was refused."""
+        """Open the page. The browser logs ``refusals`` to the console; they are expected."""
         address, port = server.address
         url = f"http://{address}:{port}/"
         page = browser.new_page(
@@ -211,7 +211,7 @@ def test_a_file_that_the_browser_cannot_show_is_answered(open_page, server):
 def test_a_file_over_the_limit_is_not_sent(open_page):
     with running(FakeServed(), body_bytes=2**20) as server:
         (card,) = choose(open_page(server), ("big.png", bytes(2**20 + 1)))
-        assert text_of(card, ".class") == "The file is too large: the server takes at most 1 MiB."
+        assert text_of(card, ".class") == "The file is too large: the server accepts at most 1 MiB."
         assert server.metric("resnetkit_requests_total", path="/predict", status="413") == 0
 
 
@@ -349,7 +349,7 @@ def test_a_busy_server_is_asked_again(open_page):
 
 def test_a_lost_connection_is_tried_again(open_page, server):
     page = open_page(server)
-    page.evaluate(  # aborted requests would be in the console
+    page.evaluate(  # the browser would log an aborted request to the console
         """() => {
             const real = window.fetch;
             window.fetch = async () => {
@@ -359,7 +359,7 @@ def test_a_lost_connection_is_tried_again(open_page, server):
         }"""
     )
     page.set_input_files("#files", [as_file("a.png", photo(1))])
-    page.wait_for_selector("text=The server does not answer. Trying again in 1 s")
+    page.wait_for_selector("text=The server is not responding. Trying again in 1 s")
     (card,) = done(page)
     assert text_of(card, ".class") in ("blue", "green", "red")
 
@@ -408,7 +408,7 @@ def test_photos_can_be_removed(open_page):
         page.get_by_role("button", name="Remove b.png").press("Enter")
         assert page.locator(".name").all_inner_texts() == ["a.png", "c.png"]
         assert page.evaluate("document.activeElement.ariaLabel") == "Remove c.png"
-        # What is being computed is given up, and the server hears of it.
+        # Requests for removed photos are canceled, and the server notices.
         fake.blocked.clear()
         page.set_input_files("#files", [as_file("d.png", png())])
         wait_for(lambda: server.server.queue.images == 1)
@@ -512,7 +512,7 @@ def test_both_languages_have_the_same_words():
 
 @pytest.fixture(scope="module")
 def axe(request: pytest.FixtureRequest) -> str:
-    """The source of axe-core, in pytest's cache: fetched once for all runs of the tests."""
+    """The source of axe-core; pytest's cache keeps it, so it is fetched only once."""
     folder = request.config.cache.mkdir("axe-core")
     script = folder / f"{AXE}.js"
     if not script.exists():

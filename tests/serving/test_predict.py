@@ -69,7 +69,7 @@ def test_a_form_with_one_image_is_answered_with_an_object(server):
     [
         ("top_k=0", "top_k must be at least 1"),
         ("top_k=x", "top_k must be a whole number"),
-        ("coverage=half", "coverage and false_alarms numbers"),
+        ("coverage=half", "coverage and false_alarms must be numbers"),
         ("coverage=0.9", "has no calibration data for coverage"),
         ("coverage=nan", "above 0 and below 1"),
         ("false_alarms=0.1", "has no calibration data for false_alarms"),

@@ -1,4 +1,4 @@
-"""Slow, gone and senseless clients."""
+"""Clients that are slow, disconnect, or send nonsense."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_body_that_never_ends_is_answered_and_cut(fake):
 
 
 def test_a_client_that_does_not_read_is_cut():
-    """It asks for more than the buffers of the system hold, and takes nothing."""
+    """It asks for more than the system's buffers hold, and reads nothing."""
     with running(FakeServed(), **SLOW) as server, server.open() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         request = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -230,7 +230,7 @@ def all_connections(server: Running) -> list[str]:
 
 @pytest.mark.parametrize("sent", [b"", b"GET /cla"])
 def test_a_connection_from_before_the_end_is_answered(fake, sent):
-    """Its request comes when the server no longer listens."""
+    """Its request arrives when the server is no longer listening."""
     with running(fake) as server, server.open() as connection:
         connection.sendall(sent)
         time.sleep(0.1)
@@ -252,7 +252,7 @@ def can_connect(server: Running) -> bool:
 
 
 def test_connections_that_nobody_accepted_yet_are_answered():
-    """The event loop of a busy server may come to them only when it stops."""
+    """The event loop of a busy server may get to them only when it stops."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -270,7 +270,7 @@ def test_connections_that_nobody_accepted_yet_are_answered():
         server = _Uvicorn(config)
         server.lifespan = config.lifespan_class(config)
         await server.startup([listener])
-        asyncio.get_running_loop().remove_reader(listener)  # nothing is accepted any more
+        asyncio.get_running_loop().remove_reader(listener)  # nothing is accepted anymore
         clients = [socket.create_connection(listener.getsockname()[:2]) for _ in range(5)]
         for client in clients:
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

@@ -38,7 +38,7 @@ def test_one_image_of_any_size_is_admitted_to_an_empty_queue():
 
 def test_several_images_that_may_never_wait_together_are_refused_for_good():
     queue = Queue(replace(Bounds(), queue_pixels=100))
-    with pytest.raises(Refusal, match="110 pixels together, but at most 100 may wait") as caught:
+    with pytest.raises(Refusal, match="110 pixels in total, but at most 100 may wait") as caught:
         queue.admit([ticket(60), ticket(50)])
     assert (caught.value.status, caught.value.reason) == (413, "too_many_pixels")
     assert caught.value.retry_after is None

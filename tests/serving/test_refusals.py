@@ -397,7 +397,7 @@ def test_a_busy_server_refuses_before_it_reads(fake):
         assert headers["connection"] == "close"
         assert headers["content-length"] == str(len(body))
         assert server.metric("resnetkit_refusals_total", reason="queue_full") == 1
-        # What does not depend on the queue is answered as ever.
+        # Requests that do not need the queue are answered as usual.
         assert server.request("GET", "/live").status == 200
         assert server.request(body=png(), X_Deadline_Ms="soon").status == 400
         fake.blocked.set()

@@ -1,4 +1,4 @@
-"""Damaged and mutated files, as a real model gets them."""
+"""Damaged and mutated files, uploaded to a real model."""
 
 from __future__ import annotations
 

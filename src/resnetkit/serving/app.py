@@ -137,10 +137,10 @@ class Service:
         return "starting" if self._engine.starts <= 1 else "engine_crashed"
 
     def refusal_before_reading(self, seconds: float | None) -> Refusal | None:
-        """Return why every prediction request would be refused now; None if there is no reason.
+        """Return why any prediction request would be refused now; None if it would be accepted.
 
         Args:
-            seconds: its deadline; None for the default one.
+            seconds: the request's deadline; None for the default one.
         """
         seconds = self._bounds.deadline_seconds if seconds is None else seconds
         try:
@@ -200,8 +200,8 @@ class Service:
         if text not in ("true", "false"):
             raise _bad_parameter("explain must be true or false")
         if text == "true" and not self._served.can_explain:
-            raise _bad_parameter("An exported file cannot explain: it has no gradients. "
-                                 "Serve the model file")  # fmt: skip
+            raise _bad_parameter("An exported file cannot explain its answers: it has no "
+                                 "gradients. Serve the model file")  # fmt: skip
         try:
             top_k = int(given.get("top_k", "5"))
             coverage, false_alarms = (
@@ -209,7 +209,7 @@ class Service:
             )
         except ValueError:
             raise _bad_parameter(
-                "top_k must be a whole number, coverage and false_alarms numbers"
+                "top_k must be a whole number; coverage and false_alarms must be numbers"
             ) from None
         if top_k < 1:
             raise _bad_parameter("top_k must be at least 1")
@@ -226,7 +226,7 @@ class Service:
             return self._bounds.deadline_seconds
         most = round(1000 * self._bounds.most_deadline_seconds)
         if not (text.isdecimal() and text.isascii() and 1 <= int(text[:9]) <= most):
-            raise Refusal(400, "bad_deadline", f"X-Deadline-Ms must be 1 to {most}")
+            raise Refusal(400, "bad_deadline", f"X-Deadline-Ms must be from 1 to {most}")
         return int(text[:9]) / 1000
 
     def _check_images(self, body: bytes, content_type: str) -> list[tuple[Upload, int | Refusal]]:
@@ -255,7 +255,7 @@ class Service:
         options: Options,
         deadline: float,
     ) -> list[Any]:
-        """Return the outputs for each image, or the refusal of an image among several.
+        """Return the outputs for each image; if one of several is refused, its refusal.
 
         Raises:
             Refusal: 503 if the queue is full, 504 if the deadline passed, 500 if the engine
@@ -326,7 +326,7 @@ def _refuse_not_finite(answer: Any) -> Any:
 
 
 class _Answers:
-    """The answers to the images of one request, which other threads deliver."""
+    """The answers for the images of one request, which other threads deliver."""
 
     def __init__(self, count: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -386,7 +386,7 @@ def _bad_parameter(message: str) -> Refusal:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """Return a refusal, or what Starlette refuses: unknown paths and methods."""
+    """Return the response for our refusals, and for Starlette's: unknown paths and methods."""
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         reason = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")

@@ -67,7 +67,8 @@ class Body:
 
         Raises:
             Refusal: 413 if it is too large, which is known from ``Content-Length`` or after
-                `Bounds.body_bytes`; 408 if it is too slow; 503 if it does not fit into memory.
+                `Bounds.body_bytes` have arrived; 408 if it is too slow; 503 if it does not fit into
+                memory.
             ClientGone: the client closed the connection.
         """
         length = request.headers.get("content-length", "")
@@ -104,7 +105,7 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
 
     Args:
         body: the bytes of an image, or a multipart form with one part per image.
-        content_type: the header ``Content-Type``; only ``multipart/form-data`` has a meaning.
+        content_type: the header ``Content-Type``; anything but ``multipart/form-data`` is ignored.
         most: the maximum number of images.
 
     Raises:
@@ -157,7 +158,9 @@ class _Form:
     def _begin(self) -> None:
         if len(self.uploads) == self._most:
             raise Refusal(
-                413, "too_many_images", f"A request may hold {self._most} images. Send several"
+                413,
+                "too_many_images",
+                f"A request may hold {self._most} images. Send several requests",
             )
         self._disposition = b""
         self._contents = bytearray()

@@ -16,10 +16,10 @@ class Bounds:
         request_images: images in one request.
         image_pixels: an image whose header claims more is refused before it is decoded.
         queue_images: images that are accepted and not yet answered.
-        queue_pixels: their pixels. An image counts with its own pixels until it is decoded, then
-            with those of the network's input.
+        queue_pixels: their pixels. An image counts for its own pixels until it is decoded, then for
+            those of the network's input.
         batch_images: the largest batch.
-        batch_seconds: the longest batch; sizes that take longer at start are not used.
+        batch_seconds: the longest time for a batch; sizes that take longer at startup are not used.
         connections: open connections.
         header_seconds: from the first byte of a request, or a new connection, to its last header.
         body_seconds: from the headers to the end of the body.

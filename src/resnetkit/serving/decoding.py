@@ -39,4 +39,4 @@ class Decoders:
             self._metrics.observe("decode", time.monotonic() - start)
             height, width = self._served.input_size(inputs)
             self._queue.put_decoded(ticket, inputs, height * width)
-            del inputs, ticket  # while waiting, hold no image
+            del inputs, ticket  # hold no image while waiting

@@ -21,7 +21,7 @@ FAST = 0.98
 """A batch size is fast if it reaches this share of the fastest size's images per second."""
 
 PLATEAU = 4
-"""If a size this many times as large is not faster, still larger ones are not measured."""
+"""If a size this many times as large is no faster, even larger ones are not measured."""
 
 
 def smallest_fast(latencies: dict[int, float]) -> int:
@@ -41,10 +41,11 @@ class EngineError(Exception):
 class Engine:
     """Computes the images in the queue, one batch at a time.
 
-    Before it is ready, a model is verified, and batches of 1, 2, 4, ... images are measured until
-    larger ones are not faster; see `smallest_fast`. Sizes that take longer than
-    `Bounds.batch_seconds` are ruled out. A crash, or a batch that takes longer than `Bounds.stuck_seconds`, fails the batch, and a new
-    engine starts. Waiting images keep their places.
+    Before it is ready, the model is verified, and batches of 1, 2, 4, ... images are measured until
+    larger ones are no faster; see `smallest_fast`. Sizes that take longer than
+    `Bounds.batch_seconds` are ruled out. If the engine crashes, or a batch takes longer than
+    `Bounds.stuck_seconds`, the batch fails, and a new engine starts. Waiting images keep their
+    places.
 
     Args:
         served: the model.
@@ -72,7 +73,7 @@ class Engine:
         self._worker: _Worker | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="engine", daemon=True)
         self.latencies: dict[int, float] = {}
-        """Measured seconds of each batch size."""
+        """Measured seconds for each batch size."""
         self.batch_images = 1
         """The largest batch size that is used."""
         self.failure: BaseException | None = None
@@ -176,7 +177,7 @@ class Engine:
             worker.end()
             if not worker.stop.is_set():  # else the batch has failed already
                 self._queue.finish(batch, answers)
-            del batch, answers  # while waiting, hold no image
+            del batch, answers  # hold no image while waiting
 
     def _answer(
         self, compute: Compute, batch: list[Ticket], worker: _Worker
@@ -190,7 +191,7 @@ class Engine:
         for ticket, answer in zip(batch, answers, strict=True):
             if ticket.wants_explanation:
                 start = time.monotonic()
-                worker.begin(batch)  # each explanation has its own time
+                worker.begin(batch)  # each explanation has its own time limit
                 answer["explanation"] = self._served.explain(ticket.contents)
                 self._metrics.observe("explain", time.monotonic() - start)
         return answers
@@ -220,13 +221,13 @@ class _Worker:
         self._since = time.monotonic()
 
     def end(self) -> None:
-        """Note that it is done."""
+        """Note that the batch is done."""
         self._since = None
         self._batch = []
         self.served_any = True
 
     def is_stuck(self) -> bool:
-        """Return whether the current batch takes too long."""
+        """Return whether the current batch is taking too long."""
         since = self._since
         seconds = self._engine._bounds.stuck_seconds
         return since is not None and time.monotonic() - since > seconds
@@ -240,7 +241,7 @@ class _Worker:
     def _run(self) -> None:
         try:
             self._engine.work(self)
-        except BaseException as error:  # whatever a runtime raises
+        except BaseException as error:  # a runtime may raise anything
             self.error = error
         finally:
             was_ready = self.ready

@@ -99,8 +99,8 @@ class Guard:
     def refuse_early(self, request: bytes) -> bytes | None:
         """Return the refusal of a request that a busy server cannot serve, else None.
 
-        Under overload, most requests are refused, and each refusal takes time from the engine. This
-        one skips the parser and the application.
+        Under overload, most requests are refused, and each refusal takes time away from the engine.
+        A refusal from here skips the parser and the application.
 
         Args:
             request: the first bytes of a request.
@@ -163,7 +163,7 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         if "content-length" in headers and "transfer-encoding" in headers:
             message = "Send Content-Length or Transfer-Encoding, not both"
-            raise Refusal(400, "bad_http", message)  # a proxy may read the other one
+            raise Refusal(400, "bad_http", message)  # a proxy may use the other one
         host = headers.get("host", "")
         name = _host_name(host)
         if name is None or not (name in self._hosts or _is_address(name)):
@@ -176,13 +176,13 @@ class Guard:
         origin = headers.get("origin")
         ours = (f"http://{host.lower()}", f"https://{host.lower()}")
         if origin is not None and origin.lower() not in ours:
-            raise Refusal(403, "other_origin", "Web pages of other sites may not use this server")
+            raise Refusal(403, "other_origin", "Web pages from other sites may not use this server")
         path = scope["path"]
         if self._token is None or path in OPEN_PATHS or path.startswith(PAGE_FILES):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
         given_digest = _digest(given.strip().encode("utf-8", "surrogateescape"))
-        # Digests have one length, and the comparison takes the same time wherever they differ.
+        # Digests have the same length, and comparing them takes the same time wherever they differ.
         if not hmac.compare_digest(given_digest, self._token) or kind.lower() != "bearer":
             raise Refusal(401, "no_token", "Send the header: Authorization: Bearer TOKEN")
 

@@ -27,7 +27,8 @@ _ROW: dict[str, Any] = {
         "set": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "With coverage: the classes that include the true one.",
+            "description": "With coverage: the set of classes that includes the true one with that "
+            "probability.",
         },
         "strangeness": {
             "type": "number",
@@ -44,15 +45,15 @@ _ERROR: dict[str, Any] = {
     "type": "object",
     "required": ["error", "reason"],
     "properties": {
-        "error": {"type": "string", "description": "For people."},
-        "reason": {"type": "string", "description": "For programs, such as queue_full."},
+        "error": {"type": "string", "description": "A message for people."},
+        "reason": {"type": "string", "description": "A code for programs, such as queue_full."},
         "request": {"type": "string", "description": "The id of the request in the log."},
     },
 }
 _REFUSALS = {
     400: "A parameter, a header or the form is not valid.",
     401: "The token is missing or wrong.",
-    403: "The request comes from a web page of another site.",
+    403: "The request comes from a web page on another site.",
     408: "The body arrived too slowly.",
     413: "The body is too large, or has too many images or pixels.",
     415: "The body is not an image.",
@@ -93,7 +94,7 @@ def schema() -> dict[str, Any]:
                                    "Add a Grad-CAM overlay; model files only."),
                         {**_parameter("X-Deadline-Ms", {"type": "integer", "minimum": 1,
                                                         "maximum": 60000, "default": 10000},
-                                      "The answer is useless after this time."),
+                                      "The answer is useless after this many milliseconds."),
                          "in": "header"},
                     ],
                     "requestBody": {

@@ -103,7 +103,7 @@ class DeadlineProtocol(H11Protocol):
         """Close the connection after the answer to its request.
 
         A new connection, or one that has sent part of a request, has `LAST_SECONDS` to send the
-        rest, and is answered too. The application asks to close after the answer.
+        rest, and is answered too. The application asks clients to close after the answer.
         """
         is_new = self.cycle is None
         if (is_new or self.conn.trailing_data[0]) and not self._closing.is_closing():
@@ -133,7 +133,7 @@ class DeadlineProtocol(H11Protocol):
             )
 
     def resume_writing(self) -> None:
-        """Stop that timer."""
+        """Stop the timer that `pause_writing` started."""
         self._stop_write_timer()
         super().resume_writing()
 
@@ -151,7 +151,7 @@ class DeadlineProtocol(H11Protocol):
         )
 
     def is_peer_sending(self) -> bool:
-        """Return whether a part of the request may still arrive."""
+        """Return whether part of the request may still arrive."""
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _start_header_timer(self) -> None:
@@ -172,7 +172,7 @@ class DeadlineProtocol(H11Protocol):
 
 
 class _ClosingTransport(asyncio.Transport):
-    """A transport that, while the peer still sends, closes in two steps.
+    """A transport that closes in two steps while the peer is still sending.
 
     First it ends our side and discards what arrives, within `LINGER_BYTES` and `LINGER_SECONDS`.
     """

@@ -17,7 +17,7 @@ SMOOTHING = 0.2
 
 
 MARGIN = 0.8
-"""An image is admitted if the measured wait takes at most this share of its time."""
+"""An image is admitted if the measured wait takes at most this share of the time it has."""
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Ticket:
         deliver: called once with the outputs or an exception, from any thread. Not called if the
             image was withdrawn or its deadline passed.
         wants_explanation: whether a Grad-CAM overlay is requested.
-        inputs: the decoded image, as the model takes it.
+        inputs: the decoded image, as the model expects it.
         since: when it was admitted, and later when it was decoded.
     """
 
@@ -45,7 +45,7 @@ class Ticket:
 
 
 class Queue:
-    """Admitted images, at most `Bounds.queue_images` with `Bounds.queue_pixels`.
+    """Admitted images: at most `Bounds.queue_images`, with at most `Bounds.queue_pixels` in total.
 
     An image counts from its admission to its answer. An image past its deadline, or whose client is
     gone, is dropped before it is decoded or run through the network. Thread-safe.
@@ -99,7 +99,7 @@ class Queue:
             raise Refusal(
                 413,
                 "too_many_pixels",
-                f"The images have {pixels:,} pixels together, but at most {most:,} may wait. Send "
+                f"The images have {pixels:,} pixels in total, but at most {most:,} may wait. Send "
                 "them in several requests",
             )
         if self.images + images > self._bounds.queue_images:
@@ -107,7 +107,7 @@ class Queue:
         if self.images and self._pixels + pixels > most:
             raise self._refusal("queue_full", f"Images with {self._pixels:,} pixels are waiting")
         if self.retry_after() > MARGIN * (deadline - time.monotonic()):
-            raise self._refusal("too_busy", "The waiting images need longer than the deadline")
+            raise self._refusal("too_busy", "The waiting images take longer than the deadline")
 
     def _refusal(self, reason: str, message: str) -> Refusal:
         seconds = self.retry_after()
@@ -219,7 +219,7 @@ class Queue:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End all waiting."""
+        """Release all threads that are waiting."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

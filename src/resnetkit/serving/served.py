@@ -65,7 +65,7 @@ class Served(Protocol):
         """Check the model before it serves, and return what was checked.
 
         Raises:
-            ArtefactError: its answers are not those expected.
+            ArtefactError: its answers are not the expected ones.
         """
         ...
 
@@ -156,7 +156,7 @@ class ExportedFile:
         return inputs.shape[0], inputs.shape[1]
 
     def verify(self) -> str:
-        """Answer the golden images, and raise if any answer is not as recorded."""
+        """Predict the golden images, and raise if any answer differs from the recorded one."""
         from ..export.verify import verify
 
         artefact = self._predictor.artefact
@@ -174,7 +174,7 @@ class ExportedFile:
         return f"{len(artefact.golden)} golden images agree"
 
     def start(self) -> Compute:
-        """Start the runtime of the file: the one that was verified, and after a crash a new one.
+        """Start the file's runtime: the verified one, or a new one after a crash.
 
         Raises:
             ArtefactError: the file has changed since it was opened.
@@ -266,10 +266,10 @@ class ModelFile:
     def start(self) -> Compute:
         """Start a new engine with the network in memory.
 
-        After a crash it is ``eager``, which needs no time to start: an export for another runtime
-        can take 10 seconds.
+        After a crash it is ``eager``, which starts at once: an export for another runtime can take
+        10 seconds.
         """
-        import matplotlib  # noqa: F401  not during the first explanation
+        import matplotlib  # noqa: F401  imported now, not during the first explanation
 
         self._predictor = self._predictor.with_engine(self._next_engine, "fp32")
         self._next_engine = "eager"
@@ -294,7 +294,7 @@ class ModelFile:
 def _resolve_uncertainty(
     predictor: Predictor | ExportedPredictor, coverage: float | None, false_alarms: float | None
 ) -> Uncertainty | None:
-    """Check and resolve a request; errors do not show where the model is."""
+    """Check and resolve a request; errors do not reveal where the model file is."""
     try:
         return predictor.resolve_uncertainty(coverage, false_alarms)
     except ResnetkitError as error:

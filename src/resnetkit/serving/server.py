@@ -158,7 +158,7 @@ class Server:
         stopping.cancel()
 
     async def _watch_first_start(self) -> None:
-        """Return if the model cannot start."""
+        """Return once the model has failed to start."""
         while self.engine.failure is None:
             await asyncio.sleep(0.1)
 
@@ -206,8 +206,8 @@ class _Uvicorn(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and answer every client that has connected by then.
 
-        When a socket is closed, the operating system resets connections that wait to be accepted.
-        So new ones are kept out, and those that wait are accepted first.
+        When a socket is closed, the operating system resets connections that are waiting to be
+        accepted. So new ones are kept out, and those that are waiting are accepted first.
         """
         loop = asyncio.get_running_loop()
         waiting: list[socket.socket] = []
@@ -252,11 +252,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _ignore_new_connections(listener: socket.socket) -> None:
-    """Let the system ignore connections from now on; Linux only.
+    """Make the system ignore new connections from now on; Linux only.
 
-    A client that connects between the last accept and the close would be reset. Ignored, its system
-    tries again after a second, and the closed port refuses it. The filter is a program of one
-    instruction for the kernel's packet filter: accept 0 bytes of every packet.
+    A client that connects between the last accept and the close would be reset. If it is ignored,
+    its system tries again after a second, and the closed port refuses it. The filter is a program
+    of one instruction for the kernel's packet filter: accept 0 bytes of every packet.
     """
     if sys.platform == "linux":
         program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0

@@ -1,4 +1,4 @@
-"""Where the token that clients must send comes from."""
+"""Read the token that clients must send."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_token(file: Path | None) -> str | None:
     A token on the command line would be visible to every user of the machine.
 
     Raises:
-        RecipeError: it is shorter than `SHORTEST` characters, or has characters that a header
+        RecipeError: the token is shorter than `SHORTEST` characters, or has some that a header
             cannot carry.
         OSError: the file cannot be read.
     """
@@ -29,6 +29,6 @@ def read_token(file: Path | None) -> str | None:
     if len(token) < SHORTEST or not (token.isascii() and token.isprintable() and " " not in token):
         raise RecipeError(
             f"The token in {source} must be at least {SHORTEST} ASCII characters without spaces. "
-            'Make one: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+            'Generate one: python -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
     return token

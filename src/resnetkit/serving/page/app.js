@@ -12,17 +12,17 @@ const PARALLEL = 4; // browsers open 6 connections to a server; heat maps and cl
 const COVERAGES = ["0.8", "0.9", "0.95", "0.99"];
 const FALSE_ALARMS = ["0.01", "0.05", "0.1", "0.2"];
 const SETTINGS = ["coverage", "false_alarms"]; // parameters of /predict, and ids of their fields
-const SPOKEN = 3; // so many answers at once are read out one by one
+const SPOKEN = 3; // up to this many answers at once are read out one by one
 
 const byId = (id) => document.getElementById(id);
 const server = new Server(askToken);
 const enqueue = lanes(PARALLEL);
-let model; // what /model says
+let model; // what /model returned
 let photos = []; // as they are shown: the newest first
 
 // Messages
 
-/** Say something to screen readers, and, until the page is ready, to everybody. */
+/** Say something to screen readers, and, until the page is ready, to everyone. */
 function say(message) {
   byId("status").textContent = message;
 }
@@ -30,7 +30,7 @@ function say(message) {
 const unspoken = new Set();
 let speaking = null;
 
-/** Announce the answer of a photo, together with those that follow at once. */
+/** Announce the answer for a photo, together with any that arrive right after it. */
 function announce(photo) {
   unspoken.add(photo);
   clearTimeout(speaking);
@@ -85,7 +85,7 @@ function remove(photo) {
   photo.element.remove();
   photos = photos.filter((other) => other !== photo);
   showProgress();
-  (next?.querySelector(".remove") ?? byId("files")).focus(); // the button that had it is gone
+  (next?.querySelector(".remove") ?? byId("files")).focus(); // the button that had the focus is gone
 }
 
 function clear() {
@@ -105,15 +105,15 @@ function offerSettings() {
     byId(name).append(...values.map((value) => new Option(shareOf(value), value)));
     byId(name).addEventListener("change", () => {
       byId("setting-note").textContent = "";
-      for (const photo of photos) send(photo); // all rows belong to one setting
+      for (const photo of photos) send(photo); // all rows must have the same settings
     });
   }
 }
 
-/** The model has too few calibration images for a value: offer it no more. */
+/** The model has too few calibration images for a value: stop offering it. */
 function refuseSetting(parameters, reason) {
   const name = SETTINGS.find((one) => reason.startsWith(one) && one in parameters);
-  if (!name || byId(name).value !== parameters[name]) return; // another photo was refused before
+  if (!name || byId(name).value !== parameters[name]) return; // another photo was refused first
   byId(name).selectedOptions[0].remove();
   byId(name).value = "";
   byId("setting-note").textContent = reason;

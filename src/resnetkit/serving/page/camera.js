@@ -22,7 +22,7 @@ export async function offerCameras(add) {
   byId("live").hidden = !(await hasCamera());
 }
 
-/** Browsers give pages a camera only over HTTPS or from this machine. */
+/** Browsers let a page use a camera only over HTTPS or from this machine. */
 async function hasCamera() {
   if (!isSecureContext || !navigator.mediaDevices?.getUserMedia) return false;
   try {
@@ -43,7 +43,7 @@ async function openCamera() {
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: wish });
     video().srcObject = stream;
-    if (!byId("camera").open) return stopCamera(); // closed while the user was asked
+    if (!byId("camera").open) return stopCamera(); // closed while the user was being asked
     await video().play();
     byId("camera-status").textContent = "";
     byId("shutter").disabled = false;

@@ -10,7 +10,7 @@ const FORMULA = /^'*[=+\-@\t\r]/;
 /**
  * Return the content of a file.
  *
- * @param {object[]} rows rows of the server
+ * @param {object[]} rows rows from the server
  */
 export function csv(rows) {
   const requested = REQUESTED.filter((name) => rows.some((row) => row[name] !== undefined));
@@ -28,7 +28,7 @@ function cell(value) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-/** Let the browser save a text as a file. */
+/** Let the browser save text as a file. */
 export function save(content, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([content], { type: "text/csv" }));

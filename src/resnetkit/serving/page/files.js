@@ -3,7 +3,7 @@
 const HIDDEN = /^\.|^Thumbs\.db$/i;
 
 /**
- * Pass on every photo that the user gives, as `{ file, name }`.
+ * Pass on every photo that the user provides, as `{ file, name }`.
  *
  * @param {(photos: { file: File, name: string }[]) => void} add
  */
@@ -18,7 +18,7 @@ export function listen(inputs, add) {
     if (clipboardData?.files.length) add(named(clipboardData.files));
   });
   document.addEventListener("dragover", (event) => {
-    if (!event.dataTransfer.types.includes("Files")) return; // text stays the browser's
+    if (!event.dataTransfer.types.includes("Files")) return; // the browser handles text
     event.preventDefault();
     document.body.classList.add("dragging");
   });
@@ -37,7 +37,7 @@ function named(files) {
   return Array.from(files, (file) => ({ file, name: file.name || "photo" }));
 }
 
-/** Return the files of a drop; a folder gives all files in it, named by their paths. */
+/** Return the dropped files; a folder yields all files in it, named by their paths. */
 async function dropped(transfer) {
   // The browser empties the list at the first await, so all of it is read now.
   const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.());
@@ -57,7 +57,7 @@ async function collect(entry, found) {
   }
   const reader = entry.createReader();
   for (;;) {
-    // A reader returns a part of the folder at a time, and nothing at its end.
+    // A reader returns part of the folder at a time, and nothing at the end.
     const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!part.length) return;
     for (const inner of part) await collect(inner, found);

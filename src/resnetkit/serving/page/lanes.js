@@ -11,7 +11,7 @@ export function lanes(most) {
       try {
         await waiting.shift()();
       } catch (error) {
-        console.error(error); // a task shows its own failures; this one is a defect
+        console.error(error); // a task shows its own failures; this one is a bug
       }
     }
     running--;

@@ -30,7 +30,7 @@ export class Photo {
   /**
    * @param {{ file: File, name: string }} source
    * @param {Server} server
-   * @param {object} model what /model says
+   * @param {object} model what /model returned
    */
   constructor({ file, name }, server, model) {
     this.#file = file;
@@ -50,7 +50,7 @@ export class Photo {
     return this.element.querySelector(selector);
   }
 
-  /** Let a listener know of clicks on "remove" and "try again". */
+  /** Call a listener on clicks on "remove" or "try again". */
   on(selector, listener) {
     this.#find(selector).addEventListener("click", () => listener(this));
   }
@@ -74,14 +74,14 @@ export class Photo {
     return () => this.#answer(parameters, signal);
   }
 
-  /** End what is going on for this photo. */
+  /** Cancel whatever is in progress for this photo. */
   cancel() {
     this.#request.abort();
   }
 
   /**
    * Get and show the answer. Return the refusal if there is one, and null if there is an answer or
-   * nobody waits for it any more.
+   * nobody is waiting for it anymore.
    */
   async #answer(parameters, signal) {
     if (signal.aborted) return null;

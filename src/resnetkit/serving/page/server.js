@@ -1,10 +1,10 @@
-// Requests to the server: they carry the token, wait while the server is busy, and fail in words.
+// Requests to the server: they carry the token, wait while it is busy, and explain failures.
 
 import { text } from "./texts.js";
 
-const PATIENCE = 60; // seconds of waiting for one answer, then the user decides
+const PATIENCE = 60; // seconds to wait for one answer; after that, the user decides
 
-/** The reason for a missing answer, as the user reads it. */
+/** Why there is no answer, in words for the user. */
 export class Refusal extends Error {
   /**
    * @param {string} message the reason, as the server gives it
@@ -20,7 +20,7 @@ export class Refusal extends Error {
 
 export class Server {
   #token = null; // kept only here: a reload forgets it
-  #asking = null; // the question for a token, while it is open
+  #asking = null; // a promise while the user is being asked for a token
   #ask;
   #deadline = {};
 
@@ -36,7 +36,7 @@ export class Server {
   /** Return what the model says about itself, and the limits of the server. */
   async model(onWait) {
     const model = await this.#request("model", {}, onWait);
-    // A person waits longer than the programs for which the default is made.
+    // People wait longer than the programs that the default is meant for.
     const milliseconds = Math.round(1000 * model.limits.most_deadline_seconds);
     this.#deadline = { "X-Deadline-Ms": String(milliseconds) };
     return model;
@@ -53,7 +53,7 @@ export class Server {
    * @param {ArrayBuffer} body the bytes of the file
    * @param {Record<string, string>} parameters such as coverage
    * @param {AbortSignal} signal ends the request; the server then drops the image
-   * @param {(message: string) => void} onWait is told what the request waits for
+   * @param {(message: string) => void} onWait is told what the request is waiting for
    */
   predict(body, parameters, signal, onWait) {
     const query = new URLSearchParams(parameters);
@@ -120,11 +120,11 @@ function retryAfter(response) {
   return seconds > 0 ? seconds : 5;
 }
 
-/** Wait, and tell each second how many are left. */
+/** Wait, and report every second how many are left. */
 async function countDown(seconds, signal, onSecond) {
   for (let left = Math.ceil(seconds); left > 0; left--) {
     onSecond(left);
-    // Photos that were refused together come back apart.
+    // Photos that were refused together should not all retry together.
     const pause = left === 1 ? 1000 + 300 * Math.random() : 1000;
     await new Promise((resolve) => setTimeout(resolve, pause));
     signal?.throwIfAborted();
