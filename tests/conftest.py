@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-# The nets of the tests are tiny: one thread runs them fastest, and the cores serve other tests.
+# The tests' networks are tiny: one thread is fastest, and leaves the other cores to other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -23,7 +23,7 @@ OURS = ("RESNETKIT", "OMP_", "ATEN_", "ONEDNN_", "WORLD_SIZE", "RANK", "LOCAL_",
 
 
 def _process() -> dict[str, object]:
-    """What belongs to the whole process, and so to every test that runs in it later."""
+    """Return the process-wide state, which every later test in this process inherits."""
     found: dict[str, object] = {
         "signals": {one: signal.getsignal(one) for one in signal.valid_signals()},
         "folder": os.getcwd(),
@@ -152,7 +152,7 @@ def deep_png() -> Callable[[np.ndarray], bytes]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of three classes and random weights, whose answers are far from ties."""
+    """A network with three classes and random weights, whose answers are far from ties."""
     import torch
 
     from resnetkit import models

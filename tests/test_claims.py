@@ -11,7 +11,7 @@ from resnetkit.models.blocks import BasicBlock
 
 
 def pass_through(inplace: bool) -> tuple[int, list[torch.Tensor]]:
-    """Return the bytes a ResNet-18 keeps for backward, without weights; scores and gradients."""
+    """Return the bytes a ResNet-18 keeps for backward, besides weights; scores and gradients."""
     torch.manual_seed(0)
     network = get_model("resnet18", num_classes=10).train()
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""A package that is not installed ends in one line that says what to type."""
+"""A missing package leads to one line that says what to type."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ COMMANDS = {
     "bench": "model.safetensors",
     "study": "tables",
 }
-# They start without, and may need PyTorch for their input.
+# These start without PyTorch, and may need it for their input.
 NEEDLESS = {"check", "serve", "shard", "verify"}
 
 

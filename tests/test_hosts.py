@@ -1,4 +1,4 @@
-"""How the ranks of a run meet, with a real store and threads for processes."""
+"""How the ranks of a run meet, with a real store, and with threads instead of processes."""
 
 from __future__ import annotations
 

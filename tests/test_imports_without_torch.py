@@ -1,4 +1,4 @@
-"""What reads images and writes answers works without PyTorch, which takes seconds to import."""
+"""Reading images and writing answers works without PyTorch, which takes seconds to import."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ print(json.dumps([asked.answers(logits, features), strangeness]))
 
 
 def run_without_torch(code, *arguments):
-    """Return what a program prints that cannot import PyTorch."""
+    """Return what a program that cannot import PyTorch prints."""
     command = [sys.executable, "-c", WITHOUT_TORCH + code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Exporting leaves much memory behind, which other tests need."""
+"""Exporting leaves a lot of memory allocated, which other tests need."""
 
 from __future__ import annotations
 
