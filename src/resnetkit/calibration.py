@@ -57,12 +57,12 @@ class Matrix:
         return np.frombuffer(self.data, "<f4").astype(np.float32).reshape(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON values."""
+        """Return the matrix as JSON values."""
         return {"shape": list(self.shape), "float32": base64.b64encode(self.data).decode()}
 
     @classmethod
     def from_dict(cls, content: object, name: str) -> Matrix:
-        """Check and return what `to_dict` wrote.
+        """Parse and check what `to_dict` wrote.
 
         Raises:
             ModelFileError: ``content`` is not a matrix of finite numbers.
@@ -125,7 +125,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: object) -> Calibration:
-        """Check and return what `to_dict` wrote.
+        """Parse and check what `to_dict` wrote.
 
         Raises:
             ModelFileError: a value is missing, has the wrong type, or is out of range or order.

@@ -281,8 +281,8 @@ def await_main_rank(rank: int, deadline: float) -> None:
                 raise TrainingError(
                     f"{socket.gethostname()} (rank {rank}) cannot reach the main rank at {host}, "
                     f"port {port}: {error.strerror or error}. Start torchrun on every host with "
-                    "--local-addr and an address of that host that the others can reach, and open "
-                    "all ports between the hosts in any firewall"
+                    "--local-addr set to an address of that host that the others can reach, and "
+                    "open all ports between the hosts in any firewall"
                 ) from error
         time.sleep(0.2)
 
@@ -406,7 +406,7 @@ def _check_peers(store: Store, peers: Peers) -> None:
         results = _poll(tried, lambda: "A rank ended while connecting", deadline)
         for each, result in enumerate(results):
             for rank, why in result.items():
-                problems.setdefault(int(rank), f"{name_ranks([each], names)} gets: {why}")
+                problems.setdefault(int(rank), f"from {name_ranks([each], names)}: {why}")
     if problems:
         raise TrainingError(_explain_addresses(problems, peers))
 

@@ -52,7 +52,7 @@ def prefetch_map(
     of the result.
 
     Raises:
-        DataError: neither a result nor any of its files arrived within `STUCK` seconds, twice; the
+        DataError: a task was stuck twice, with no file and no result for `STUCK` seconds; the
             message names the files that are being read.
     """
     if workers == 0:

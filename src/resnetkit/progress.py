@@ -73,7 +73,7 @@ def _printable_message(text: str) -> str:
 
 
 def say(text: str = "") -> None:
-    """Log one or more lines at the level INFO."""
+    """Log one or more lines at level INFO."""
     log.info("%s", text)
 
 
@@ -108,7 +108,7 @@ def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> It
     """Show progress while this context is open.
 
     On a terminal, this is a live bar with the time left, which disappears at the end. Elsewhere, it
-    prints a line at most once every ``every`` seconds. It is silent if messages are.
+    prints a line at most once every ``every`` seconds. It shows nothing if messages are silenced.
 
     Args:
         label: what is being done.

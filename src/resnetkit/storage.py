@@ -29,8 +29,9 @@ MARKER = ".resnetkit"
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on exit.
 
-    The data reaches the disk before the rename, and the rename does before this returns, so a crash
-    leaves either the old file or the new one. If there is an exception, the old file stays.
+    The data reaches the disk before the file is renamed, and the rename itself before this returns,
+    so a crash leaves either the old file or the new one. If there is an exception, the old file
+    stays.
 
     Raises:
         OutputError: the folder cannot be written to, the disk is full or fails, or ``path`` is a
@@ -228,7 +229,7 @@ def refuse_used(folder: Path | None) -> None:
         refuse_unwritable(folder)
         return
     if not folder.is_dir():
-        raise OutputError(f"{folder} is a file; --out names a folder")
+        raise OutputError(f"{folder} is a file; --out must name a folder")
     files = sum(not path.name.startswith(".") for path in folder.iterdir())
     if files:
         count = "1 file" if files == 1 else f"{files} files"

@@ -317,7 +317,7 @@ def test_strange_photos_are_unknown(open_page, explaining, trained):
     red = next((trained.parent / "data" / "red").iterdir()).read_bytes()
     files = [("red.png", red), ("noise.png", buffer.getvalue())]
     choose(page, *files)
-    page.get_by_label("Unknown, false alarms").select_option("0.2")
+    page.get_by_label("Unknown (false alarms)").select_option("0.2")
     labels = []
     for card, (_, contents) in zip(done(page), files, strict=True):
         row = explaining.request(path="/predict?false_alarms=0.2", body=contents).json
@@ -328,7 +328,7 @@ def test_strange_photos_are_unknown(open_page, explaining, trained):
     text = download(page)
     assert text == expected_csv(explaining, files, text, "?false_alarms=0.2")
     # Too few calibration images for 1%: the page says so.
-    page.get_by_label("Unknown, false alarms").select_option("0.01")
+    page.get_by_label("Unknown (false alarms)").select_option("0.01")
     page.wait_for_selector("#setting-note:not(:empty)")
     assert "false_alarms 0.01 needs at least" in page.locator("#setting-note").inner_text()
     assert page.locator("#false_alarms").input_value() == ""

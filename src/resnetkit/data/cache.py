@@ -236,7 +236,7 @@ def _limit_calls(times: int, advance: Callable[[str], None]) -> Callable[[], Non
 
 
 def check_readable(scans: dict[str, Scan]) -> None:
-    """Raise an error that names every unreadable image, if there is one.
+    """Raise an error that names every unreadable image, if there are any.
 
     Raises:
         DataError: at least one image cannot be read.

@@ -180,7 +180,7 @@ def _raise_unknown_path(line: str, path: str, dataset: Dataset) -> None:
     raise DataError(
         f"{line}: {printable(shown(dataset.root))} has no image {path!r}. Paths are relative to "
         f"{printable(shown(split.root))}, such as {printable(split.paths[0])}; each must name "
-        "an image of the data"
+        "an image in the data"
     )
 
 

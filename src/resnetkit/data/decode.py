@@ -2,7 +2,8 @@
 
 JPEGs go directly to libjpeg-turbo (simplejpeg), scaled by 1/2, 1/4 or 1/8 inside the decoder. This
 gives the same bits as Pillow, without its copy of four bytes per pixel. Every other format, and
-every unusual JPEG (CMYK, damaged), goes to Pillow. PyTorch resizes three times as fast as Pillow.
+every unusual JPEG (CMYK, damaged), goes to Pillow. PyTorch does the resizing, three times as fast
+as Pillow.
 """
 
 from __future__ import annotations
@@ -450,7 +451,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _full_name(name: str) -> str:
-    """Return the name of an image for error messages, with its place in the shards if any."""
+    """Return the name of an image for error messages, with its place if it is in a shard."""
     if name == UNNAMED:
         return name
     from . import shards  # only errors need it

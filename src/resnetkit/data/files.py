@@ -18,7 +18,7 @@ from ..prefetch import reading
 from .paths import object_url, shown
 
 MAX_BYTES = 2**29
-"""Larger files are rejected without being read. 178 million uncompressed pixels fit in this."""
+"""Larger files are rejected without being read. 178 million uncompressed pixels still fit."""
 
 _SPECIAL_FILES = {
     stat.S_IFIFO: "a named pipe",

@@ -11,7 +11,7 @@ from ..randomness import derive
 from .folder import Split
 
 TABLE = 1 << 20
-"""Maximum number of entries of a groups-by-classes table in memory at once."""
+"""Maximum number of entries of the groups-by-classes table that are in memory at once."""
 
 
 def merge_groups(digests: Sequence[str], together: Sequence[str]) -> list[str]:

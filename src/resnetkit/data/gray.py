@@ -32,7 +32,7 @@ FULL_RANGE = (0.0, 65535.0)
 """Black and white in 16 bits if nothing else is known."""
 
 BITS = (8, 10, 12, 14, 16, 24, 32)
-"""Bit depths of integers: white is the largest number of the smallest depth that fits them all."""
+"""Bit depths of integers: white is the largest number of the smallest depth that holds them all."""
 
 STRIP = 4_000_000
 """Pixels converted at a time, so that a large image is never in memory in two modes."""

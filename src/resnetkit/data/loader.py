@@ -85,8 +85,8 @@ class Loader:
     def training_batches(self) -> int:
         """Return the number of batches in an epoch of training.
 
-        Images that do not fill a last batch are dropped, different ones each epoch. A split smaller
-        than a batch makes one batch.
+        Images that do not fill a last batch are dropped, different ones in each epoch. A split that
+        is smaller than a batch makes one batch.
         """
         return max(1, len(self.images) // self.batch_size)
 

@@ -264,8 +264,8 @@ def _to_error(
     said = f"the store at {_endpoint(scheme)} answered {status}{f' ({code})' if code else ''}"
     if code == "NoSuchBucket" or (status == "404" and not is_missing):
         return DataError(
-            f"{url}: there is no bucket {bucket} at {_endpoint(scheme)}. Expected the bucket that "
-            "holds the objects. Check its name, and AWS_ENDPOINT_URL if the store is not Amazon's"
+            f"{url}: there is no bucket {bucket} at {_endpoint(scheme)}. Check its name, and "
+            "AWS_ENDPOINT_URL if the store is not Amazon's"
         )
     if is_missing:
         return ObjectNotFound(f"{url}: there is no such object in {bucket}. Check its name")
@@ -279,7 +279,7 @@ def _to_error(
     if status in ("301", "307"):
         return DataError(f"{url}: {said}: the bucket is in another region. Set AWS_REGION")
     if status is not None and status < "500" and status not in ("408", "429"):
-        return DataError(f"{url}: {said}. Expected the object. Check the name and the bucket")
+        return DataError(f"{url}: {said}. Check the names of the bucket and the object")
     said = said if status else f"the store at {_endpoint(scheme)} did not answer"
     return DataError(
         f"{url}: {said}, even after {seconds:.1f} s of retries. Check the network, "

@@ -28,7 +28,7 @@ STATISTICS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Default mean and standard deviation, by number of channels.
 
-They are ImageNet's. Gray uses the average over the colors; transparency becomes -1 to 1."""
+They are ImageNet's. Gray uses the average over the colors; transparency is mapped to -1 to 1."""
 
 
 @dataclass(frozen=True)

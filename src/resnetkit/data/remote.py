@@ -112,7 +112,7 @@ class _Started:
         self._bytes = 0
 
     def has_room(self) -> bool:
-        """Return whether another image may be started."""
+        """Return whether there is room to start reading another image."""
         return len(self._futures) < AHEAD_IMAGES and self._bytes < AHEAD_BYTES
 
     def start(self, url: str, pool: Pool[str, bytes]) -> None:

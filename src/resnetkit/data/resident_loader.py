@@ -106,7 +106,7 @@ class ResidentLoader(Loader):
                 else local_indices[lead:]
             )
             positions_in_batch = torch.arange(int(own[0]) - lead, int(own[-1]) + 1, device=device)
-            # The image before the first is the last.
+            # The image before the first one is the last one.
             positions_in_epoch = start + positions_in_batch % len(indices)
             images = self.pixels[order[positions_in_epoch]]
             if padding is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-"""Pillow's names, as `resize_by_pillow` takes them."""
+"""Pillow's names, as `resize_by_pillow` expects them."""
 
 MAX_ASPECT = 20
 """If an image is more than this many times as long as wide, only its middle is resized."""
@@ -75,8 +75,8 @@ def resize_by_pillow(
     With ``squash``, it is a square, as with ``Resize((side, side))``. Without it, only the middle
     of an image more than `MAX_ASPECT` times as long as wide is resized.
 
-    The width is resized first, whatever the version of Pillow: Pillow 13 begins with the height of
-    tall images, which changes a tenth of the levels by one.
+    The width is resized first, whatever the version of Pillow: Pillow 13 resizes the height of tall
+    images first, which changes a tenth of the values by one.
     """
     height, width, channels = pixels.shape
     if not squash:

@@ -271,7 +271,7 @@ def _check_size(file: str, size: int | None, expected: int) -> None:
 
 
 class _File:
-    """A shard that is open for reading, for all threads. It is closed when nothing uses it.
+    """A shard that is open for reading, shared by all threads. It is closed when nothing uses it.
 
     It stays open between images, because the system reads ahead only in a file that stays open.
     """
@@ -405,7 +405,7 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
 
 
 def describe(path: Path) -> str:
-    """Return the name of an image for error messages: its path, and its place in shards if any."""
+    """Return an image's name for error messages: its path, and its place if it is in a shard."""
     url = object_url(path)
     found = _find(path) if url is None else find_opened(url)
     if found is None:

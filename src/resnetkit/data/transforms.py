@@ -51,7 +51,7 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 class Augmentation:
     """Random changes to a training image: a crop, a flip, an operation, an erased box.
 
-    The crop is a random resized one (Szegedy et al., arXiv:1409.4842, section 6), unless
+    The crop is a random resized crop (Szegedy et al., arXiv:1409.4842, section 6), unless
     ``crop_padding`` or ``scale_jitter`` is given.
 
     Args:

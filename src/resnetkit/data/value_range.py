@@ -26,7 +26,7 @@ def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, floa
         The range; None if no image needs one.
 
     Raises:
-        DataError: images of different kinds, so that no single range fits.
+        DataError: the images are of different kinds, so no single range fits.
     """
     return resolve_value_range([_read_depths(split, workers) for split in splits])
 
@@ -37,13 +37,14 @@ def resolve_value_range(
     """Return the `dataset_range` of the training images; the others must be of the same kind.
 
     Args:
-        depths_by_split: the depths of each split's images, training images first. None is 8 bits.
+        depths_by_split: the depths of each split's images, training images first; None means 8
+            bits.
 
     Returns:
         The range; None if all images have 8 bits or use the full 16 bits, and so need none.
 
     Raises:
-        DataError: images of different kinds, so that no single range fits.
+        DataError: the images are of different kinds, so no single range fits.
     """
     deep = [depth for depth in depths_by_split[0] if depth is not None]
     value_range = dataset_range(deep) if deep else None

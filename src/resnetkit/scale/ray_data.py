@@ -94,7 +94,7 @@ def predict_on_ray(
         blocks = list(cut_blocks(items, parts.done))
         new = sum(map(len, blocks))
         if new:
-            many = before + new >= FEW  # as `resnet predict` decides for all of them
+            many = before + new >= FEW  # what `resnet predict` decides for all of them
             predictor = replace(predictor, model_file=model, many=many)
             with (
                 _connected(address) as ray,
@@ -148,7 +148,7 @@ class _Actor:
     def __init__(self, predictor: BatchPredictor, digest: str, folder: str) -> None:
         self._predictor = predictor
         self._digest: str | None = digest
-        # As the command line does before PyTorch is loaded; a cluster's workers do not inherit it.
+        # The command line sets this before it loads PyTorch; a cluster's workers do not inherit it.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         with contextlib.suppress(OSError):  # another host may not have it
             os.chdir(folder)

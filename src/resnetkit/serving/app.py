@@ -230,7 +230,7 @@ class Service:
         return int(text[:9]) / 1000
 
     def _check_images(self, body: bytes, content_type: str) -> list[tuple[Upload, int | Refusal]]:
-        """Return the images of a body, each with its pixels or why it is refused."""
+        """Return the images in a body, each with its number of pixels, or why it is refused."""
         uploads = split_images(body, content_type, self._bounds.request_images)
         return [(upload, self._check_image(upload.contents)) for upload in uploads]
 
@@ -340,7 +340,7 @@ class _Answers:
             self._loop.call_soon_threadsafe(self.settle, position, answer)
 
     def settle(self, position: int, answer: Any) -> None:
-        """Deliver an answer in the thread of the loop."""
+        """Deliver an answer in the loop's thread."""
         self.found[position] = answer
         self._left -= 1
         if self._left == 0:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 MOST_LINES = 10_000
-"""Maximum number of lines that wait to be written; any more are dropped and counted."""
+"""Maximum number of lines that may wait to be written; any more are dropped and counted."""
 
 
 class JsonLog:

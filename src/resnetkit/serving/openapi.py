@@ -1,4 +1,4 @@
-"""The description of the interface: an OpenAPI document, and a page made from it."""
+"""The API description: an OpenAPI document, and a page made from it."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def page() -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        '<title>resnet serve: the interface</title><link rel="icon" href="/page/icon.svg">'
+        '<title>resnet serve: the API</title><link rel="icon" href="/page/icon.svg">'
         '<link rel="stylesheet" href="/page/base.css">'
         '<link rel="stylesheet" href="/page/style.css">'
         f"<main><h1>resnet serve {escape(__version__)}</h1>"

@@ -174,7 +174,7 @@ class DeadlineProtocol(H11Protocol):
 class _ClosingTransport(asyncio.Transport):
     """A transport that closes in two steps while the peer is still sending.
 
-    First it ends our side and discards what arrives, within `LINGER_BYTES` and `LINGER_SECONDS`.
+    First it closes our side and discards what arrives, within `LINGER_BYTES` and `LINGER_SECONDS`.
     """
 
     def __init__(self, protocol: DeadlineProtocol, transport: asyncio.Transport) -> None:

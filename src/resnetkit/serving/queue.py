@@ -27,7 +27,7 @@ class Ticket:
     Args:
         contents: the bytes of its file.
         pixels: the pixels that it counts for.
-        deadline: the time after which its answer is useless, in seconds of `time.monotonic`.
+        deadline: the time after which its answer is useless, as in `time.monotonic`.
         deliver: called once with the outputs or an exception, from any thread. Not called if the
             image was withdrawn or its deadline passed.
         wants_explanation: whether a Grad-CAM overlay is requested.

@@ -46,7 +46,7 @@ class Served(Protocol):
         ...
 
     def prepare(self, contents: bytes) -> Any:
-        """Decode an image to the model's input. Several threads may call it at once.
+        """Decode an image into the model's input. Several threads may call it at once.
 
         Raises:
             ImageError: it cannot be read.
@@ -164,11 +164,11 @@ class ExportedFile:
             return "the file has no golden images"
         failure = verify(artefact, run=self._predictor.runtime(self._stages)).first_failure
         if failure is not None:
-            failure = verify(artefact).first_failure or failure  # also inside the network
+            failure = verify(artefact).first_failure or failure  # compare inside the network too
             raise ArtefactError(
-                f"{artefact.path} does not answer its golden images as it did when it was "
-                f"exported: the stage {failure.stage!r} differs. `resnet verify {artefact.path}` "
-                "shows the details; export the model again"
+                f"{artefact.path} does not give the recorded answers for its golden images: the "
+                f"stage {failure.stage!r} differs. `resnet verify {artefact.path}` shows the "
+                "details; export the model again"
             )
         self._is_verified = True
         return f"{len(artefact.golden)} golden images agree"
@@ -264,7 +264,7 @@ class ModelFile:
         return "a model file has no golden images"
 
     def start(self) -> Compute:
-        """Start a new engine with the network in memory.
+        """Start a new engine for the network that is already in memory.
 
         After a crash it is ``eager``, which starts at once: an export for another runtime can take
         10 seconds.

@@ -22,7 +22,7 @@ const ENGLISH = {
   photos: "Photos",
   progress: (done, total) => `${done} of ${total} done`,
   coverage: "Set of classes",
-  falseAlarms: "Unknown, false alarms",
+  falseAlarms: "Unknown (false alarms)",
   falseAlarmsHint: "Photos of none of the classes are called unknown, and so is this share of the others.",
   off: "off",
   set: (share) => `With ${share} probability, one of:`,
