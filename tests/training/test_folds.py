@@ -295,7 +295,7 @@ def test_train_and_val_are_pooled_and_test_is_left_for_the_final_network(
     out = tmp_path / "out"
     found = train_folds(split_folder, folds=2, out=out, **{**SETTINGS, "epochs": 1})
     assert (
-        "2 folds of 54 images (36 of train and 18 of val, pooled); the 12 images of test are kept "
+        "54 images in 2 folds (36 from train and 18 from val, pooled); the 12 images in test are kept "
         "for the final network"
     ) in capsys.readouterr().err
     paths = list(found.evaluation.samples.paths)

@@ -82,7 +82,8 @@ def test_a_recipe_as_text():
     )
     v2 = load_recipe("torchvision-v2")
     assert plan.describe_augmentation(v2) == (
-        "crops of 8% to 100% of the area, mirrored at random, TrivialAugment, a box erased in 10%, "
+        "crops of 8% to 100% of the area, mirrored at random, TrivialAugment, "
+        "a box erased in 10% of images, "
         "MixUp 0.2, CutMix 1"
     )
     assert plan.describe_training(v2, 10_000) == (

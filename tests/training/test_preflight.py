@@ -85,7 +85,7 @@ def test_clocks_and_a_full_disk_are_warnings(check, capsys, monkeypatch):
     check(Two(seconds=60))
     text = " ".join(capsys.readouterr().err.split())
     assert "Warning: the clock of alpha is 60 seconds behind that of beta." in text
-    assert "MB are free in" in text
+    assert "MB is free in" in text
 
 
 def test_the_description_of_images_follows_names_labels_and_sizes(flat_folder, tmp_path):

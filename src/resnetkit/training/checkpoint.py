@@ -1,10 +1,10 @@
 """The full state of a run on disk: two generations, checksummed and atomic.
 
-A generation is one file, ``state/000012-<sha256>.safetensors``: its number in the order of saving,
-and the checksum of its contents. It gets this name once it is complete, and is never modified
-after that. So a crash at any write, fsync or rename leaves the earlier generations untouched.
-``state/manifest.json`` tells people and monitors which generation is the newest and how far the run
-is; it is not needed to read the state.
+A generation is one file, ``state/000012-<sha256>.safetensors``, named after its sequence number and
+the checksum of its contents. It gets this name once it is complete, and is never modified after
+that. So a crash during any write, fsync or rename leaves the earlier generations untouched.
+``state/manifest.json`` shows people and monitoring tools which generation is the newest and how far
+the run has progressed; it is not needed to read the state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}|\.(\d{6,}|manifest\.json)\.\w{8,}|\.tmp\w{6}")
-"""Names of half-written files after a kill, from `storage.temporary` and from safetensors."""
+"""Names of the half-written files of `storage.temporary` and safetensors that a kill leaves."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Checkpoints:
 
     Args:
         folder: ``state/`` of the run.
-        seconds: time between saves, for `is_due`.
+        seconds: time between saves; see `is_due`.
         resumed: the snapshot that the run resumes. Its generation is kept until there are two newer
             ones; a newer generation that turned out to be damaged is removed.
     """
@@ -93,7 +93,7 @@ class Checkpoints:
         return time.monotonic() - self._last_save >= self.seconds
 
     def save(self, snapshot: Snapshot) -> None:
-        """Start writing a snapshot while training goes on; its tensors must not change.
+        """Start writing a snapshot in the background; its tensors must not change meanwhile.
 
         Raises:
             OutputError: the previous save failed.
@@ -146,14 +146,17 @@ def lock_run(run: Path) -> Iterator[None]:
 
 
 def write_generation(folder: Path, snapshot: Snapshot, previous: Path | None = None) -> Path:
-    """Write a snapshot as the newest generation, keep only it and ``previous``, return its path."""
+    """Write a snapshot as the newest generation, and return its path.
+
+    Of the older generations, only ``previous`` is kept.
+    """
     number = max((number for number, _, _ in list_generations(folder)), default=0) + 1
     tensors = {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}
     with storage.temporary(folder / f"{number:06d}") as unfinished:
         try:
             with storage.kept_permissions(unfinished):
                 save_file(tensors, unfinished, {"values": json.dumps(snapshot.values)})
-        except SafetensorError as error:  # it reports a full disk this way, too
+        except SafetensorError as error:  # safetensors also reports a full disk this way
             raise OSError(errno.EIO, str(error)) from error
         digest = storage.sha256(unfinished)
         path = folder / f"{number:06d}-{digest}.safetensors"
@@ -165,7 +168,7 @@ def write_generation(folder: Path, snapshot: Snapshot, previous: Path | None = N
 
 
 def _remove_generations(folder: Path, keep: set[Path | None]) -> None:
-    """Remove other generations, and unfinished files of killed runs.
+    """Remove all other generations, and the unfinished files of killed runs.
 
     Other files are left alone, such as the ``.nfs...`` file that remains when an open file is
     removed.
@@ -177,7 +180,7 @@ def _remove_generations(folder: Path, keep: set[Path | None]) -> None:
 
 
 def list_generations(folder: Path) -> list[tuple[int, str, Path]]:
-    """Return number, checksum and path of each generation, the newest first."""
+    """Return the number, checksum and path of each generation, newest first."""
     names = [] if not folder.exists() else [path.name for path in folder.iterdir()]
     matches = [match for match in map(GENERATION.fullmatch, names) if match]
     return sorted(((int(m[1]), m[2], folder / m[0]) for m in matches), reverse=True)
@@ -217,6 +220,7 @@ def _read_generation(path: Path, digest: str) -> Snapshot:
     with safe_open(path, "pt") as file:
         values = json.loads(file.metadata()["values"])
         names = file.keys()
-        # Clone, because a tensor backed by the file keeps it open, so it could not be removed.
+        # Clone, because a tensor backed by the file would keep it open, so that it could not be
+        # removed.
         tensors = {name: file.get_tensor(name).clone() for name in names}
     return Snapshot(tensors, values, path)

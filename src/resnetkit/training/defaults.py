@@ -48,13 +48,14 @@ sees more images, which makes up for some of the steps lost to larger batches. O
 measured (benchmarks/speed_cpu_2026-11-20.md, benchmarks/defaults_cpu_2026-11-29.md)."""
 
 FEW_IMAGES = 1000
-"""With fewer training images, ``trivial_augment: few`` means TrivialAugment."""
+"""With fewer training images than this, ``trivial_augment: few`` turns on TrivialAugment."""
 
 STEPS_PER_EPOCH = 190
 """Approximate number of steps per epoch, within the limits of `DEVICE_DEFAULTS`.
 
 With a few thousand images, training needs the many steps that small batches give. With 24,000
-images or more, batches of 128 reach the same accuracy in as many epochs and half the time.
+images or more, batches of 128 reach the same accuracy in the same number of epochs and half the
+time.
 """
 
 EPOCHS = (16, 300)
@@ -74,7 +75,7 @@ def fill_defaults(
         recipe: the recipe, with its weights resolved.
         dataset: the images and their classes.
         runtime: the device.
-        recorded: the recipe of the run that is resumed, which keeps its input channels.
+        recorded: the recipe of the run being resumed, which keeps its input channels.
 
     Raises:
         DataError: there are no training images, or nothing says which values are black and white.
@@ -210,7 +211,7 @@ def fill_length(
         recipe: the recipe.
         images: number of training images.
         runtime: device and number of ranks.
-        recorded: the recipe of the run that is resumed. Its values fill in what ``recipe`` leaves
+        recorded: the recipe of the run being resumed. Its values fill in what ``recipe`` leaves
             open, whatever device that run was on.
 
     Raises:
@@ -230,8 +231,8 @@ def fill_length(
 def fill_batch_size(recipe: Recipe, images: int, runtime: Runtime) -> Recipe:
     """Fill in the batch size: the power of two that gives about `STEPS_PER_EPOCH` steps.
 
-    It is within the limits of `DEVICE_DEFAULTS`, at most the number of training ``images``, and a
-    multiple of the number of ranks.
+    It stays within the limits of `DEVICE_DEFAULTS`, does not exceed the number of training
+    ``images``, and is a multiple of the number of ranks.
     """
     if recipe.batch_size is not None:
         return recipe
@@ -247,9 +248,9 @@ def fill_epochs(
 ) -> Recipe:
     """Fill in the number of epochs.
 
-    With ``steps``, it is the number of epochs that contain them; the last one may be cut short.
-    Otherwise, it is enough to show the ``images_shown`` of `DEVICE_DEFAULTS`, or `PRETRAINED_SHARE`
-    of them if the network starts from trained weights, within `EPOCHS`.
+    With ``steps``, it is the number of epochs needed for that many steps; the last one may be cut
+    short. Otherwise, it is enough epochs to show ``images_shown`` images (see `DEVICE_DEFAULTS`),
+    or `PRETRAINED_SHARE` of them if the network starts from trained weights, within `EPOCHS`.
 
     Args:
         recipe: the recipe; its batch size is filled in.

@@ -38,7 +38,7 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
         above = -(-batch_size // ranks) * ranks
         fitting = f"{below} or {above}" if below else f"{above}"
         raise RecipeError(
-            f"batch_size is the total of all {ranks} processes, and {batch_size} cannot be split "
+            f"batch_size is the total over all {ranks} processes, and {batch_size} cannot be split "
             f"evenly. Use --batch-size {fitting}"
         )
     if recipe.sync_bn and runtime.device.type != "cuda":
@@ -69,9 +69,9 @@ def check_image_count(count: int, runtime: Runtime) -> None:
 
 
 def convert_sync_bn(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Return the network with batch norm over the batch of all ranks, if the recipe asks for it.
+    """Return the network, with batch norm synchronized across all ranks if the recipe asks for it.
 
-    Parameters and names stay the same.
+    Parameters and their names stay the same.
     """
     if not recipe.sync_bn:
         return model
@@ -97,9 +97,9 @@ def wrap_model(
         model: the network, or its first blocks.
         recipe: its ``compile`` is used.
         runtime: device and ranks.
-        previous: the wrapper of the previous step. It is kept while the same parameters are
-            trained: `DistributedDataParallel` waits for the gradients of the parameters trained
-            when it was created.
+        previous: the wrapper of the previous step. It is reused only if the same parameters are
+            trained, because `DistributedDataParallel` waits for the gradients of the parameters
+            that were trained when it was created.
     """
     if isinstance(previous, _DDP):
         if previous.trained == _trained_names(model):
@@ -115,7 +115,7 @@ def wrap_model(
 def compile_every_size(recipe: Recipe) -> AbstractContextManager[None]:
     """Return a context manager for training a compiled network at several image sizes.
 
-    By default, PyTorch stops compiling after 8 sizes; here, it stops after 64.
+    By default, PyTorch stops compiling after 8 sizes; this raises the limit to 64.
     """
     if not recipe.compile:
         return nullcontext()
@@ -127,7 +127,7 @@ def _compile(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Return the network, compiled separately for each image size if the recipe asks for it.
 
     A dynamic size would need fewer compilations. But then the compiled code, and with it the exact
-    bits of the result, would depend on the sizes that the run saw before.
+    bits of the result, would depend on which sizes the run had already seen.
     """
     if not recipe.compile:
         return model
@@ -166,10 +166,10 @@ def _wrap_in_ddp(model: nn.Module, network: nn.Module, recipe: Recipe, *, runtim
 def _rebuild_buckets(ddp: DistributedDataParallel, image: torch.Tensor) -> None:
     """Make DDP rebuild its gradient buckets now, with a backward pass that changes nothing else.
 
-    DDP rebuilds them once, after the first backward pass, in the order of gradient arrival. How a
-    sum over three or more ranks is rounded depends on the position in a bucket. If the buckets were
-    rebuilt after the first training step, a resumed run would not be bit-identical to one without
-    interruptions.
+    DDP rebuilds them once, after the first backward pass, in the order in which gradients arrive.
+    How a sum over three or more ranks is rounded depends on its position in a bucket. If the
+    buckets were rebuilt after the first training step, a resumed run would not be bit-identical to
+    an uninterrupted one.
     """
     with in_mode(ddp, training=False):  # running statistics do not change
         ddp(image).sum().backward()
@@ -188,7 +188,7 @@ def sync_gradients(network: nn.Module, is_last: bool) -> AbstractContextManager[
 
 
 def launch_command(runtime: Runtime) -> str:
-    """Return the command that goes before ``train`` to start this many processes."""
+    """Return what to type before ``train`` to start this many processes."""
     if runtime.world_size == 1:
         return "resnet"
     return f"torchrun --standalone --nproc-per-node {runtime.world_size} -m resnetkit"

@@ -97,11 +97,11 @@ def train_folds(
     Args:
         data: as in `train`. With ``resume``, the folder of a cross-validation works too.
         recipe: as in `train`.
-        folds: number of folds, at least 2; by default 5, or the number that the resumed one has.
+        folds: number of folds, at least 2; by default 5, or as in the cross-validation to resume.
         out: the folder; by default ``runs/<data>-<model>-folds``. ``folds.json`` is written last.
         device: as in `train`.
         workers: as in `train`.
-        resume: continue in the fold that was stopped; finished folds do not change.
+        resume: continue with the fold in which it stopped; finished folds do not change.
         tensorboard: as in `train`.
         settings: as in `train`; ``fold``, ``val_split`` and ``patience`` are not allowed.
 
@@ -149,7 +149,7 @@ def train_folds(
     try:
         for number in range(1, folds + 1):
             runs.append(train_one(number, f"fold-{number}", fold=(number, folds)))
-            runtime.on_main(storage.make_output, path)  # not before: `train` may refuse
+            runtime.on_main(storage.make_output, path)  # not earlier: `train` may refuse to start
             # The first run has filled in everything, so that all folds have the same settings.
             recipe = runs[0].folder / "recipe.yaml"
             steps = runs[0].recipe.steps
@@ -182,11 +182,11 @@ def describe_folds(dataset: Dataset, folds: int) -> str:
     """
     counts = {name: len(split) for name, split in dataset.splits.items()}
     test = counts.pop("test", 0)
-    text = f"{folds} folds of {sum(counts.values()):,} images"
+    text = f"{sum(counts.values()):,} images in {folds} folds"
     if {"train", "val"} <= counts.keys():
-        text += f" ({counts['train']:,} of train and {counts['val']:,} of val, pooled)"
+        text += f" ({counts['train']:,} from train and {counts['val']:,} from val, pooled)"
     if test:
-        text += f"; the {test:,} images of test are kept for the final network"
+        text += f"; the {test:,} images in test are kept for the final network"
     return text
 
 
@@ -202,7 +202,7 @@ def pool_folds(
         workers: as in `train`.
 
     Returns:
-        The predictions of all images, sorted by path; the fold of each image; its group.
+        The predictions of all images, sorted by path; the fold of each image; and its group.
     """
     pooled = pool_validation(dataset)
     root = pooled.splits["all" if "all" in pooled.splits else "train"].root
@@ -289,7 +289,7 @@ def _finish(
     )
     answered_by = [RunFolder(runs[fold - 1].folder).last for fold in folds]
     html.write_page(path / "report.html", evaluation, final.model, device, answered_by=answered_by)
-    # Only after everything else is written, because no earlier step has read the test images.
+    # Last, because no earlier step has read the test images: some may turn out to be unreadable.
     if "test" in dataset.splits:
         try:
             tested = evaluate(final.model, Path(data), "test", device=device, workers=workers)
@@ -332,7 +332,7 @@ def summarize(
             "pictures": len(own),
             "errors": int((~own).sum()),
             "accuracy": float(own.mean()),
-            # The result if the epoch were selected on the same images:
+            # The result if the epoch had been selected on the same images:
             "best_epoch": run.best_epoch,
             "best_epoch_accuracy": run.metrics["accuracy"],
         }

@@ -29,7 +29,7 @@ from ..storage import sha256
 from .recipe import DEFAULT_MODEL, Recipe, load_recipe
 
 STARTER = Starter_Weights.TINY_IMAGENET
-"""The weights for runs when no published ones are available."""
+"""The weights that runs start from if no published ones are available."""
 
 STARTER_MODEL = "resnet18_starter"
 
@@ -58,11 +58,11 @@ def resolve_recipe(
             start from, else ``fast``.
         settings: other values for its fields. ``weights: auto`` uses published weights if they are
             in the cache or can be downloaded without a long wait.
-        recorded: the recipe of the run that is resumed; ``auto`` means the weights of that run.
+        recorded: the recipe of the run being resumed; ``auto`` means the weights of that run.
 
     Raises:
         RecipeError: the recipe or a field is unknown.
-        WeightsError: weights were named and are not available.
+        WeightsError: weights were named but are not available.
     """
     loaded = load_recipe(recipe or "finetune").with_settings(settings)
     weights = "auto" if recipe is None and "weights" not in settings else loaded.weights
@@ -77,9 +77,9 @@ def resolve_recipe(
 
 
 def _recorded_weights(recorded: Recipe, wanted: Recipe) -> dict[str, Any]:
-    """Return the fields of a recorded recipe that a resumed run takes over.
+    """Return the fields of a recorded recipe that a resumed run keeps.
 
-    The network comes with the weights, except for what ``wanted`` says about it.
+    The weights bring their network with them, except for what ``wanted`` says about it.
     """
     fields: dict[str, Any] = {
         "weights": recorded.weights,
@@ -165,8 +165,8 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
     """Return the network with random weights, f(seed), and the options that rebuild it.
 
     Raises:
-        RecipeError: ``model_options`` has an option that the architecture does not know, a value
-            that is not valid, or one that removes the head or changes the number of classes.
+        RecipeError: ``model_options`` has an unknown option, a value that is not valid, or an
+            option that removes the head or changes the number of classes.
     """
     assert recipe.model is not None
     if recipe.model_options.get("include_top", True) is not True:
@@ -191,7 +191,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
         init_options["zero_init_residual"] = True
     torch.default_generator.manual_seed(recipe.seed)  # enough, because the model is on the CPU
     try:
-        get_skeleton(recipe.model, **options)  # its errors name the options
+        get_skeleton(recipe.model, **options)  # only for its errors, which name the options
         model = get_model(recipe.model, **options, **init_options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model_options of {recipe.model}: {error}") from error
@@ -255,7 +255,7 @@ def load_initial_weights(network: nn.Module, recipe: Recipe, classes: Sequence[s
 
 
 def _logit_names(path: Path, recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
-    """Return the class names of the weights' logits; None if nothing names them."""
+    """Return the class names of the weights' logits; None if they are unknown."""
     if modelfile.is_model_file(path):
         return list(modelfile.read_header(path).classes)
     member = _published_member(str(recipe.model), recipe.weights)

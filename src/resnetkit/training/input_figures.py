@@ -16,7 +16,7 @@ from .recipe import Recipe
 
 
 def draw_inputs(folder: Path, prepared: PreparedData, recipe: Recipe) -> None:
-    """Write ``train_batch.png`` and ``val_batch.png``, of up to 16 images each.
+    """Write ``train_batch.png`` and ``val_batch.png``, with up to 16 images each.
 
     There is no ``val_batch.png`` without validation images.
     """

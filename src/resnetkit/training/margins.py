@@ -36,7 +36,7 @@ class Margins:
 
     Attributes:
         total: ``(n,)`` float64, the sum.
-        count: ``(n,)`` int32, how often an image was shown.
+        count: ``(n,)`` int32, how many times each image was shown.
     """
 
     def __init__(self, images: int) -> None:

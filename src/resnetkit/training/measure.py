@@ -35,7 +35,7 @@ THREADS_ROUNDS = 7
 """Maximum number of rounds; each round times every thread count once."""
 
 THREADS_GAIN = 0.1
-"""How much slower than the fastest a step with fewer compute threads may be."""
+"""How much slower a step with fewer compute threads may be than the fastest, as a share."""
 
 
 def fill_threads(
@@ -46,10 +46,10 @@ def fill_threads(
     Training steps with 1, 2, 4, ... threads take turns for at most `THREADS_SECONDS`. The result is
     the smallest number whose median step is within `THREADS_GAIN` of the fastest: a small network
     gains little from more threads, and threads that wait for each other slow down every other
-    process. If steps are too long for that, it is the number of cores that the first step got.
+    process. If steps take too long for that, it is the number of cores that the first step got.
 
     Nothing is measured if the number is given: by the recipe, by OMP_NUM_THREADS, by torchrun, or
-    by the run that is resumed (``recorded``).
+    by the run being resumed (``recorded``).
     """
     most = min(torch.get_num_threads(), cores())
     is_given = runtime.world_size > 1 or "OMP_NUM_THREADS" in os.environ
@@ -247,7 +247,7 @@ def _blank_batch(
 def _median_seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
     """Return the median seconds of a step, over up to ``times`` steps in a quarter of a second.
 
-    One more step comes first, as a warm-up.
+    It runs one warm-up step first.
     """
     step()
     seconds: list[float] = []

@@ -19,13 +19,13 @@ class Optimizer:
     classes in `torch.optim`. Those would add two seconds to every start, because creating the first
     one imports PyTorch's compiler.
 
-    The CPU kernels read tensors in memory order (torch 2.15). A gradient not in the order of its
+    The CPU kernels read tensors in memory order (torch 2.15). A gradient in another order than its
     parameter would silently be added to the wrong weights, and one that is channels_last would be
     copied needlessly. So every tensor is passed in the memory order of its parameter.
 
     Args:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-        groups: each with its ``params``, its ``weight_decay``, and ``scale``, a factor on the
+        groups: each with its ``params``, its ``weight_decay``, and its ``scale``, a factor on the
             learning rate.
         lr: the initial learning rate; `set_learning_rate` changes it.
         momentum: momentum of SGD.
@@ -33,7 +33,7 @@ class Optimizer:
     """
 
     # `torch.amp.GradScaler` sets ``found_inf`` around a step in fp16: 1 if a gradient overflowed.
-    # The kernels then skip the update on the device, so the CPU does not have to wait for it.
+    # The kernels then skip the update on the device, so the CPU does not have to wait for the flag.
     _step_supports_amp_scaling = True
     found_inf: Tensor | None = None
 

@@ -17,10 +17,10 @@ from .preparation import PreparedData
 from .recipe import Recipe
 
 FEW_IMAGES = 30
-"""Images per class; if there are fewer, a note says so."""
+"""Training images per class below which a note asks for more."""
 
 SMALL_BATCH = 8
-"""Images at once; with fewer, batch norm estimates mean and variance poorly."""
+"""Images at once below which batch norm estimates mean and variance poorly."""
 
 
 def describe_plan(
@@ -109,7 +109,7 @@ def describe_augmentation(recipe: Recipe) -> str:
     if recipe.trivial_augment is True:
         words.append("TrivialAugment")
     if recipe.erasing:
-        words.append(f"a box erased in {recipe.erasing:.0%}")
+        words.append(f"a box erased in {recipe.erasing:.0%} of images")
     if recipe.mixup:
         words.append(f"MixUp {recipe.mixup:g}")
     if recipe.cutmix:
@@ -172,7 +172,7 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
     elif prepared.made_split:
         lines.append(
             f"There is no validation split, so {recipe.val_split:.0%} of each class was set aside "
-            "for it (listed in split.csv; exact duplicates stay together)."
+            "for validation (listed in split.csv; exact duplicates stay together)."
         )
     if prepared.corrections is not None:
         corrections = prepared.corrections
@@ -208,7 +208,7 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
 
 
 def _note_on_batch_norm(recipe: Recipe, runtime: Runtime, model: nn.Module) -> list[str]:
-    """Return a note if the processes leave too few images for batch norm; else an empty list."""
+    """Return a note if each process has too few images for batch norm; else an empty list."""
     ranks = runtime.world_size
     count = recipe.micro_batch_size(ranks)
     has_local_norms = any(  # SyncBatchNorm is not a BatchNorm2d

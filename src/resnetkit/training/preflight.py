@@ -73,7 +73,8 @@ def check_hosts(
             + "\nCopy the files of the main rank to the same paths on every host, and run the "
             "same command there. If the processors differ, add --set precision=fp32"
         )
-    clocks = [row[0] for row in runtime.gather([time.time()])]  # just synchronized
+    # The gather above synchronized the ranks, so they read their clocks at the same moment.
+    clocks = [row[0] for row in runtime.gather([time.time()])]
     apart = max(clocks) - min(clocks)
     if apart > CLOCK_SECONDS:
         late, early = names[clocks.index(min(clocks))], names[clocks.index(max(clocks))]
@@ -86,7 +87,7 @@ def _warn_of_full_disk(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < LOW_DISK:
-        say(f"Warning: only {free / 2**20:,.0f} MB are free in {existing} for the run folder.")
+        say(f"Warning: only {free / 2**20:,.0f} MB is free in {existing} for the run folder.")
 
 
 def describe_images(dataset: Dataset) -> str:
@@ -102,7 +103,7 @@ def describe_images(dataset: Dataset) -> str:
         for i in range(0, len(split), -(-len(split) // MAX_SIZES) or 1):
             file = split.path(i)
             sizes.update(f"{os.path.getsize(file) if file.exists() else 'missing'}\n".encode())
-    if is_sharded(dataset.root):  # this file has the SHA-256 of every other one
+    if is_sharded(dataset.root):  # this file lists the SHA-256 of every other file
         sizes.update(sha256(dataset.root / SHARDS).encode())
     counts = ", ".join(f"{len(split):,} ({name})" for name, split in dataset.splits.items())
     return (

@@ -150,7 +150,7 @@ def correct(prepared: PreparedData, corrections: Corrections) -> PreparedData:
     images, except for dropped ones.
 
     Raises:
-        DataError: no image of a class is left to train on.
+        DataError: a class has no image left to train on.
     """
     dataset = prepared.dataset
     splits = {name: corrections.apply(split) for name, split in dataset.splits.items()}
@@ -219,8 +219,8 @@ def _group_similar_images(
     if not count:
         return groups, ()
     return groups, (
-        f"{count:,} images look nearly the same as another of their class; such images stay in "
-        "one split",
+        f"{count:,} images look nearly the same as another image of their class; such images stay "
+        "in one split",
     )
 
 

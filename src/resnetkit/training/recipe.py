@@ -131,7 +131,7 @@ class Recipe(BaseModel):
         description="augment each image with TrivialAugment; few: with fewer than 1,000 training "
         "images",
     )
-    erasing: Share = Field(0.0, description="share of the images that get a random box erased")
+    erasing: Share = Field(0.0, description="share of the images in which a random box is erased")
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
     cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0 is off")
     sampling: Literal["shuffled", "balanced"] = Field(
@@ -145,8 +145,8 @@ class Recipe(BaseModel):
     channels: Literal[1, 3, 4] | None = Field(
         None,
         description="input channels of the network: 1 (grayscale), 3 (RGB) or 4 (RGB and alpha); "
-        "by default that of the initial weights; without any, 1 if all images are grayscale, else "
-        "3",
+        "by default as in the initial weights; with random weights, 1 if all images are grayscale, "
+        "else 3",
     )
     value_range: tuple[float, float] | None = Field(
         None,
@@ -161,8 +161,8 @@ class Recipe(BaseModel):
     )
     fold: tuple[Positive, Positive] | None = Field(
         None,
-        description="[k, K]: validate on fold k of K, and pool a training and a validation split "
-        "first; --folds K trains each fold in turn",
+        description="[k, K]: validate on fold k of K, after pooling the training and validation "
+        "splits; --folds K trains each fold in turn",
     )
     on_error: Literal["fail", "skip"] = Field(
         "fail", description="whether an image that cannot be read ends the run or is skipped"
@@ -176,7 +176,7 @@ class Recipe(BaseModel):
     steps: Positive | None = Field(None, description="length of the run, instead of epochs")
     batch_size: Positive | None = Field(
         None,
-        description="images per step, of all processes together; by default 64 on an Apple GPU, "
+        description="images per step, over all processes together; by default 64 on an Apple GPU, "
         "128 on a CUDA GPU, and on a CPU the power of two from 16 to 128 with about 190 steps per "
         "epoch; at most the number of training images",
     )
@@ -271,14 +271,14 @@ class Recipe(BaseModel):
         if fold is not None and not 1 <= fold[0] <= max(2, fold[1]) == fold[1]:
             raise ValueError("expected the number of a fold and the number of folds, as in [1, 5]")
         if fold is not None and others.data.get("val_split") == 0:
-            raise ValueError("cannot be combined with val_split 0, which leaves no validation")
+            raise ValueError("cannot be combined with val_split 0, which leaves no validation set")
         return fold
 
     @field_validator("patience")
     @classmethod
     def _has_validation(cls, patience: int | None, others: ValidationInfo) -> int | None:
         if patience is not None and others.data.get("val_split") == 0:
-            raise ValueError("cannot be combined with val_split 0, which leaves no validation")
+            raise ValueError("cannot be combined with val_split 0, which leaves no validation set")
         return patience
 
     @field_validator("scale_jitter")
@@ -291,7 +291,7 @@ class Recipe(BaseModel):
     def with_settings(self, settings: dict[str, Any]) -> Recipe:
         """Return this recipe with new values for some fields.
 
-        Setting epochs clears steps, and the reverse.
+        Setting epochs clears steps, and vice versa.
 
         Raises:
             RecipeError: a key is unknown (the message names the nearest), or a value is not valid.
@@ -323,7 +323,7 @@ class Recipe(BaseModel):
         )
 
     def micro_batch_size(self, processes: int) -> int:
-        """Return the number of images of a full batch that a process computes at once."""
+        """Return how many images of a full batch a process computes at once."""
         assert self.batch_size is not None
         return -(-self.batch_size // (self.accumulate * processes))
 

@@ -66,7 +66,7 @@ class RunFolder:
 
     Args:
         path: the folder.
-        is_named: whether the user named the folder, so that it is not numbered.
+        is_named: whether the user named the folder; if so, no number is added to its name.
         is_resumed: whether a run in this folder that has not saved any state may start over.
     """
 
@@ -105,7 +105,7 @@ class RunFolder:
                 with ``resume``, the last one that was started on ``data``.
             name: the name under ``runs/``.
             resume: continue the run in the folder if it has a saved state.
-            data: the photos, which distinguish runs with the same name.
+            data: the photos, which tell apart runs with the same name.
 
         Raises:
             OutputError: the folder holds something that cannot be resumed.
@@ -152,14 +152,14 @@ class RunFolder:
         return cls(path, is_resumed=True), saved
 
     def _has_lost_its_state(self) -> bool:
-        """Return whether a state was saved here: before the third epoch ends, or in 10 minutes."""
+        """Return whether this run must have saved a state: after 3 epochs or 10 minutes."""
         file = self.path / "timings.csv"
         if not is_run(self.path) or not file.is_file():
             return False
         try:
             with file.open(encoding="utf-8") as lines:
                 seconds = [float(row["train_seconds"]) for row in csv.DictReader(lines)]
-        except (ValueError, KeyError, csv.Error):  # damaged; but there are results
+        except (ValueError, KeyError, csv.Error):  # damaged, but it shows that there were results
             return True
         return len(seconds) >= 3 or sum(seconds) >= 600
 
@@ -200,7 +200,7 @@ class RunFolder:
             raise OutputError(f"Cannot write to {error.filename}: {error.strerror}") from error
 
     def is_finished(self) -> bool:
-        """Return whether every file is written; ``metrics.json`` is the last one."""
+        """Return whether every file has been written; ``metrics.json`` is the last one."""
         return (self.path / "metrics.json").exists()
 
     def result(self, recipe: Recipe, history: Sequence[dict[str, Any]]) -> Run:
@@ -236,7 +236,7 @@ class RunFolder:
         ]
         if (self.path / CORRECTIONS).is_file():
             words.append(f"--corrections {shlex.quote(str(self.path / CORRECTIONS))}")
-        # These fields were about the weights that this run began with.
+        # These fields described the weights that this run started from.
         if before.weights_prefix is not None:
             words.append("--set weights_prefix=null")
         if before.weights_head is not None:
@@ -333,8 +333,8 @@ def _numbered_paths(name: str) -> Iterator[Path]:
 def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
     """Return the runs that may be resumed on these photos.
 
-    These are the runs started on ``data``; else the runs whose photos are no longer where they
-    were, because they may have been moved; else the folders that hold no run yet.
+    These are the runs started on ``data``. If there are none, they are the runs whose photos are
+    gone, because those may have been moved to ``data``; else the folders that hold no run yet.
     """
     same_data = [run for run in runs if is_run(run) and recorded_data(run) == absolute(data)]
     no_run = [run for run in runs if not is_run(run)]

@@ -31,7 +31,7 @@ MAX_DIGESTS = 1_500_000
 def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:
     """Claim the folder and write what is known before the first step.
 
-    That is: environment, recipe, classes, split, and figures of the inputs as the network sees
+    This is the environment, recipe, classes, split, and figures of the inputs as the network sees
     them.
 
     Returns:
@@ -100,7 +100,7 @@ def finish_run(run: RunFolder, session: Session) -> Run:
         run.model, split, "val", device=device, workers=workers, with_features=True
     )
     train = session.data.train
-    if train.preprocessing != recipe.preprocessing():  # cached at another size, to augment from
+    if train.preprocessing != recipe.preprocessing():  # cached at the size for augmentation
         train = Images(train.split, recipe.preprocessing())
     classes, features = session.model.get_parameter("fc.weight").shape
     if has_room(classes, features):
@@ -124,7 +124,7 @@ def finish_run(run: RunFolder, session: Session) -> Run:
 
 
 def make_header(session: Session, row: dict[str, Any]) -> Header:
-    """Return the header of the model file for the epoch of a row of the history."""
+    """Return the header of the model file for the epoch that a row of the history describes."""
     recipe = session.recipe
     prepared = session.data
     assert recipe.model is not None
@@ -147,8 +147,8 @@ def make_header(session: Session, row: dict[str, Any]) -> Header:
 def describe_splits(digests: dict[str, list[str]]) -> dict[str, Any]:
     """Return the count and the digests of each split.
 
-    Digests that do not fit in the header are left out, first those of the training images: the
-    validation images of a flat folder can only be found by theirs.
+    Digests that do not fit in the header are left out, those of the training images first, because
+    the validation images of a flat folder can be identified only by their digests.
     """
     splits = {}
     room = MAX_DIGESTS

@@ -126,7 +126,7 @@ def train_seeds(
             ) from error
         runs.append(run)
         if processes.rank() == 0:
-            storage.make_output(path)  # not before: `train` may refuse
+            storage.make_output(path)  # not earlier: `train` may refuse to start
         settings = {"threads": run.recipe.threads, **settings}
     accuracies = [run.metrics["accuracy"] for run in runs]
     mean = statistics.mean(accuracies)

@@ -125,7 +125,7 @@ class Session:
         Blocks that were skipped in every step so far change no logit, so they are skipped here too.
         """
         model = self.state.evaluated
-        # "<=" because the step has ended: the one that ends a phase was still shallow.
+        # "<=" because `step` already counts the last step: the one that ends a phase was shallow.
         if self.state.step <= self.recipe.shallow_share * self.steps:
             return shallow_model(model, self.recipe)
         return model
@@ -176,13 +176,13 @@ def set_up(
         workers: threads that read images; None for one per core.
         corrections: the labels to change and the images to leave out.
         recorded: the recipe of the run in the folder, if there is one.
-        is_resumed: the weights come from a saved state, so none are loaded here.
+        is_resumed: whether the weights come from a saved state; if so, none are loaded here.
 
     Raises:
         RecipeError, DataError, WeightsError: the recipe does not fit the data or the machine.
         TrainingError: the weights file changed since the run began.
     """
-    # The precision; then the fields of the recipe that depend on the files alone.
+    # Resolve the precision, then fill in the recipe fields that depend only on the files.
     runtime = runtime.with_precision(recipe.precision)
     recipe = defaults.fill_defaults(recipe, dataset, runtime, recorded=recorded)
     distributed.check_recipe(recipe, runtime)

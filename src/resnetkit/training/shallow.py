@@ -25,7 +25,8 @@ def shallow_model(model: nn.Module, recipe: Recipe) -> nn.Module:
     recipe, it is ``model`` itself.
 
     Raises:
-        RecipeError: a block that would be skipped is not the identity, or this is not a ResNet.
+        RecipeError: a block that would be skipped is not the identity, or ``model`` is not a
+            ResNet.
     """
     if not recipe.shallow_share:
         return model
@@ -40,8 +41,8 @@ def shallow_model(model: nn.Module, recipe: Recipe) -> nn.Module:
             if not _is_identity(block):
                 raise RecipeError(
                     "shallow_share skips blocks that start as the identity, and "
-                    f"{name}.{number} does not. It needs random weights (--weights none), "
-                    "zero_init_residual, and shortcut A or B"
+                    f"{name}.{number} does not. shallow_share needs random weights (--weights "
+                    "none), zero_init_residual, and shortcut A or B"
                 )
         shallow._modules[name] = stage[:1]
     return shallow

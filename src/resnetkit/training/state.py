@@ -162,7 +162,7 @@ class State:
         self.check_scale()
         tensors = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
-        for name, is_finite in zip(tensors, finite.cpu().tolist(), strict=True):  # one copy
+        for name, is_finite in zip(tensors, finite.cpu().tolist(), strict=True):  # a single copy
             if not is_finite:
                 raise TrainingError(
                     f"{name} is no longer finite after step {self.step}. A lower learning rate "
@@ -210,7 +210,7 @@ class State:
             snapshot: a saved state.
             extend_command: the command that trains the run for longer, if it is finished; included
                 in the error if only epochs or steps differ.
-            new_split: how the split differs from the run's, if the images do not.
+            new_split: how the split differs from that of the run, if the images are the same.
 
         Raises:
             TrainingError: the snapshot belongs to a different run; the differences are listed.
@@ -334,7 +334,8 @@ def check_same_run(
 def set_compute_threads(count: int) -> None:
     """Compute with the number of threads that the run started with.
 
-    A different number sums in a different order, which changes the last bits of the result.
+    With a different number, values are summed in a different order, which changes the last bits of
+    the result.
     """
     if torch.get_num_threads() == count:
         return

@@ -24,7 +24,7 @@ bytes for each."""
 
 MOST_SHARE = 0.25
 """Largest share of the training labels that is listed. A larger share means that the network is
-wrong."""
+wrong, not the labels."""
 
 
 def write_suspects(run: RunFolder, session: Session) -> None:
@@ -45,8 +45,8 @@ def write_suspects(run: RunFolder, session: Session) -> None:
     note = ""
     if session.state.margins is None:
         note = (
-            "MixUp or CutMix blended the images, so they have no margins in training: wrong labels "
-            "are searched for with the final network and nearest neighbors, which find fewer."
+            "MixUp or CutMix blended the images, so training recorded no margins. Wrong labels are "
+            "searched for with the final network and nearest neighbors, which find fewer."
         )
         say(note)
     suspects = search_labels(run, session).suspects()
@@ -84,7 +84,7 @@ def search_labels(run: RunFolder, session: Session) -> LabelScores:
     model, _ = modelfile.read(run.model)
     layout = memory_format(model, runtime.device, runtime.precision)
     model = model.to(runtime.device, memory_format=layout)  # type: ignore[call-overload]
-    # The preprocessing of evaluation: training may decode at a larger size, to crop from.
+    # Use the preprocessing of evaluation: training may decode images at a larger size, to crop.
     images = replace(session.data.train, preprocessing=recipe.preprocessing())
     features, logits = predict_features(
         model,
