@@ -97,7 +97,7 @@ def train_folds(
     Args:
         data: as in `train`. With ``resume``, the folder of a cross-validation works too.
         recipe: as in `train`.
-        folds: number of folds, at least 2; by default 5, or as in the cross-validation to resume.
+        folds: number of folds, at least 2; by default 5, or as before if resumed.
         out: the folder; by default ``runs/<data>-<model>-folds``. ``folds.json`` is written last.
         device: as in `train`.
         workers: as in `train`.

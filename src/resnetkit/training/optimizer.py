@@ -19,9 +19,9 @@ class Optimizer:
     classes in `torch.optim`. Those would add two seconds to every start, because creating the first
     one imports PyTorch's compiler.
 
-    The CPU kernels read tensors in memory order (torch 2.15). A gradient in another order than its
-    parameter would silently be added to the wrong weights, and one that is channels_last would be
-    copied needlessly. So every tensor is passed in the memory order of its parameter.
+    The CPU kernels read tensors in memory order (torch 2.15). A gradient whose order differs from
+    its parameter's would silently be added to the wrong weights, and one that is channels_last
+    would be copied needlessly. So every tensor is passed in the memory order of its parameter.
 
     Args:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.

@@ -68,7 +68,7 @@ class Outcomes:
 
         Args:
             outcome: as `training_step` returns it.
-            indices: ``(N,)``, the indices in the training split of all images of the batch.
+            indices: ``(N,)``, indices into the training split, for the whole batch.
         """
         self._pending.append(_Pending(self.state.step, indices, *map(machine.read_later, outcome)))
 

@@ -334,7 +334,7 @@ def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[
     """Return the runs that may be resumed on these photos.
 
     These are the runs started on ``data``. If there are none, they are the runs whose photos are
-    gone, because those may have been moved to ``data``; else the folders that hold no run yet.
+    gone, because the photos may have been moved; else the folders that hold no run yet.
     """
     same_data = [run for run in runs if is_run(run) and recorded_data(run) == absolute(data)]
     no_run = [run for run in runs if not is_run(run)]
