@@ -73,7 +73,7 @@ def test_seeds_and_nets_can_be_added(split_folder, tmp_path, capfd):
     assert more[0] == first[0]
     assert more[1].train_errors != first[0].train_errors
     assert (out / "a-seed0" / "metrics.json").stat().st_mtime_ns == stamp
-    # A record of earlier versions, which named nets and seeds too, is gone on with.
+    # A record of an earlier version, which also named nets and seeds, is continued.
     record = json.loads((out / "study.json").read_text())
     older = {**record, "seeds": [0], "recipe": {**record["recipe"], "model": "cifar_plain20"}}
     (out / "study.json").write_text(json.dumps(older))
@@ -84,8 +84,8 @@ def test_minutes_determine_the_epochs_once(split_folder, tmp_path, capfd):
     out = tmp_path / "out"
     comparison, _ = compare(split_folder, out, nets=NETS[:1], minutes=0.0001, epochs=9)
     assert comparison.recipe.epochs == runs.FEWEST_EPOCHS
-    assert "so this takes longer" in capfd.readouterr().err
-    # Another budget, or a slower hour, does not turn it into another comparison.
+    assert "so this will take longer" in capfd.readouterr().err
+    # Another time budget, or a slower machine, does not change the comparison.
     again, _ = compare(split_folder, out, nets=NETS[:1], minutes=5, epochs=9)
     assert again.recipe.epochs == runs.FEWEST_EPOCHS
     two = tmp_path / "two"
@@ -94,9 +94,9 @@ def test_minutes_determine_the_epochs_once(split_folder, tmp_path, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+@pytest.mark.skipif(os.name == "nt", reason="needs Unix signals")
 def test_a_killed_study_resumes_to_the_same_result(split_folder, tmp_path):
-    """It is killed as a command, and resumes in this process, which has loaded PyTorch already."""
+    """Kill the study as a command, then resume it in this process, where PyTorch is loaded."""
     command = [
         *(sys.executable, "-m", "resnetkit", "study", "shortcuts", "--data", split_folder),
         *("--recipe", "study-digits", "--device", "cpu", "--workers", "0", "--seeds", "0"),

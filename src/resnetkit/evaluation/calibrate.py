@@ -106,7 +106,7 @@ def add_calibration(
 ) -> None:
     """Fit the `Calibration` of a model file on a dataset, and write a copy of the file with it.
 
-    This is for files without it, which were converted or trained by an older version.
+    This is for files without calibration data: converted ones, and those of older versions.
 
     Args:
         model_file: the model file, which is not changed.
@@ -138,7 +138,7 @@ def add_calibration(
             "with the split that the model was trained on, or one with other validation images"
         )
     train = select_split(dataset, "train", header).samples
-    # Training may have taken its validation images out of the folder ``train``.
+    # Training may have set aside its validation images from the folder ``train``.
     held_out = set(val.paths)
     train = train.select(np.array([i for i, p in enumerate(train.paths) if p not in held_out], int))
     counts = train.counts(len(header.classes))
@@ -146,7 +146,7 @@ def add_calibration(
     if missing:
         raise DataError(
             f"{data} has no training images of {', '.join(map(repr, missing[:5]))}"
-            f"{' and more' if len(missing) > 5 else ''}, but strangeness is measured from the "
+            f"{' and others' if len(missing) > 5 else ''}, but strangeness is measured from the "
             "training images of each class. Add images, or name the dataset the model was trained "
             "on"
         )

@@ -6,9 +6,9 @@ images. For any network, the set then includes the true class with at least the 
 (the coverage), on average over new images from the same source as the validation images. (The kept
 epoch was selected by its accuracy on the same images, which can weaken this promise slightly.)
 
-These are the sets of Sadinle, Lei and Wasserman (LAC, arXiv:1609.00451), who use 1 - probability,
-which sorts images the same way. The rank of the quantile follows Angelopoulos and Bates
-(arXiv:2107.07511, section 1). LAC may leave a set empty; here the most probable class always
+These are the sets of Sadinle, Lei and Wasserman (LAC, arXiv:1609.00451). Their score is
+1 - probability, which sorts images the same way. The rank of the quantile follows Angelopoulos and
+Bates (arXiv:2107.07511, section 1). LAC may leave a set empty; here the most probable class always
 belongs to the set, which can only raise the coverage. benchmarks/unknown_cpu_2026-11-29.md compares
 the sets with adaptive ones (APS and RAPS).
 """

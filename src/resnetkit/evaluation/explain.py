@@ -64,7 +64,8 @@ def grad_cam(
 
     Args:
         model: any model that returns ``(N, classes)`` logits. It runs in eval mode; afterwards
-            every module is back in its own mode, and no parameter has a gradient from this call.
+            every module is back in its previous mode, and no parameter has a gradient from this
+            call.
         images: ``(N, C, H, W)`` float, normalized, on the model's device.
         layer: name of a module whose output is ``(N, C, h, w)``, such as ``"layer3"`` or
             ``"layer4.1.conv2"``; by default the last stage. If the module runs several times in
@@ -159,7 +160,7 @@ def explain_images(
     image_size: int | None = None,
     side: int = SIDE,
 ) -> Iterator[Explanation]:
-    """Explain images with a network that is loaded; see `explain`.
+    """Explain images with a network that is already loaded; see `explain`.
 
     Args:
         model: the network, on the device to use.

@@ -63,7 +63,8 @@ def doubtful_labels(evaluation: Evaluation, limit: int) -> tuple[list[Finding], 
     The rule is confident learning's (Northcutt et al. 2021, arXiv:1911.00068, section 3.1). A class
     is plausible for an image if its probability is at least the mean probability of this class
     over the images labeled with it. If the most probable plausible class is not the label, the
-    label is doubtful. The largest gap between the probabilities of these two classes comes first.
+    label is doubtful. Labels with the largest gap between the probabilities of the two classes
+    come first.
     """
     shares = probabilities(evaluation.logits).double()
     labels = evaluation.labels
@@ -99,8 +100,8 @@ class Disagreement:
 def disagreements(evaluations: Sequence[Evaluation], limit: int) -> tuple[list[Disagreement], int]:
     """Return up to ``limit`` images with different answers, and how many there are in all.
 
-    The evaluations must cover the same images. The images whose true class gets the most
-    different probabilities come first.
+    The evaluations must cover the same images. Images on which the probabilities of the true class
+    differ most come first.
     """
     first = evaluations[0]
     shares = [probabilities(evaluation.logits) for evaluation in evaluations]

@@ -31,9 +31,10 @@ def grouped_interval(
     """Return Wilson's score interval for an accuracy on images that come in groups of copies.
 
     Copies are usually all correct or all wrong, so they are not separate trials. The interval is
-    that of `effective_count` independent images. It is exact in that sense if copies always share
-    their outcome, wider than needed if they do not, and `metrics.wilson_interval` if there are no
-    copies. A bootstrap over groups would give a single point when every answer is correct.
+    that of `effective_count` independent images. It has the right width if copies always share
+    their outcome, is wider than needed if they do not, and equals `metrics.wilson_interval` if
+    there are no copies. A bootstrap over groups would give a single point when every answer is
+    correct.
 
     Args:
         correct: number of images that were classified correctly.

@@ -26,7 +26,7 @@ THRESHOLD = 2.3
 of the labels of a clothing dataset without flipped labels."""
 
 MOST_CANDIDATES = 20_000
-"""Maximum number of images whose neighbors are searched: those with the smallest margins."""
+"""Maximum number of images whose neighbors are searched for: those with the smallest margins."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LabelScores:
     Args:
         labels: ``(n,)`` int64.
         scores: ``(n,)`` float64, higher for labels that are more likely to be wrong.
-        candidates: ``(m,)`` int64, the images whose neighbors were searched.
+        candidates: ``(m,)`` int64, the images whose neighbors were searched for.
         neighbors: ``(m, K)`` int64, the nearest neighbors of the candidates.
         suggested: ``(m,)`` int64, for each candidate the class that may be the correct one.
     """
@@ -102,8 +102,8 @@ def score_labels(
         logits: ``(n, classes)``, of the trained network for the training images.
         features: ``(n, C)``, the input of its last layer.
         margins: ``(n,)``, the mean margin of each image in training, nan if it was never shown.
-            None if the run mixed its images. The margins of the trained network replace missing
-            ones. It may have memorized wrong labels, so they find fewer.
+            None if the run mixed its images. Missing margins are replaced by those of the trained
+            network, which find fewer wrong labels, because it may have memorized them.
     """
     labels = np.asarray(labels, np.int64)
     margins = np.full(len(labels), np.nan) if margins is None else margins.copy()

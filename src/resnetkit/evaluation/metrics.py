@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NORMAL_95 = 1.959963984540054
-"""Standard deviations around the mean that hold 95% of a normal distribution."""
+"""Number of standard deviations around the mean that cover 95% of a normal distribution."""
 
 DENSE = 100
 """Maximum number of classes for which every cell of the confusion matrix is stored."""
@@ -129,7 +129,7 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def _pack_matrix(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
-    """Return the matrix as rows, or above `DENSE` classes as its non-zero cells."""
+    """Return the matrix as rows, or with more than `DENSE` classes as its non-zero cells."""
     if len(counts) <= DENSE:
         rows: list[list[int]] = counts.tolist()
         return rows

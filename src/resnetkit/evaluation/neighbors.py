@@ -1,4 +1,4 @@
-"""Nearest neighbors by cosine similarity: exact, in bounded memory, the same for every block size.
+"""Exact nearest neighbors by cosine similarity, in bounded memory, the same for any block size.
 
 Matrix products in float32 find the candidates. The rounding of a product depends on the shapes of
 the blocks, so every row whose product is within the error bound of the k-th best is a candidate.
@@ -46,12 +46,12 @@ def nearest_neighbors(
             of query i. Or ``(m,)`` integers: the index in ``features`` to exclude for each query,
             or -1.
         block_size: features compared at a time. It does not change the result.
-        advance: called after each block of features; `block_count` tells how many there are.
+        advance: called after each block of features; `block_count` returns how many there are.
 
     Returns:
         ``(m, K)`` int64 indices into ``features`` and ``(m, K)`` float64 similarities in [-1, 1],
         most similar first. K is ``k``, or less if every query has fewer neighbors. A query with
-        fewer than K neighbors has the index -1 and the similarity NaN in the remaining places.
+        fewer than K neighbors has the index -1 and the similarity NaN in the remaining columns.
 
     Raises:
         DataError: the widths differ, or a value is not finite.
@@ -84,7 +84,7 @@ def block_count(features: int, block_size: int = BLOCK) -> int:
 
 
 class _Block:
-    """Consecutive features or queries: as given, as float32 unit vectors, and squared lengths."""
+    """Consecutive features or queries, their float32 unit vectors, and their squared lengths."""
 
     def __init__(self, rows: np.ndarray, start: int = 0) -> None:
         self.rows = np.ascontiguousarray(rows)
@@ -112,8 +112,8 @@ def _merge_block(
         block: the features.
         query_rows: ``(q, C)``.
         excluded: ``(q,)`` indices.
-        indices: ``(q, K)``, the best of the blocks before.
-        similarities: ``(q, K)``; NaN in places that are not filled.
+        indices: ``(q, K)``, the best of the previous blocks.
+        similarities: ``(q, K)``; NaN where no neighbor has been found yet.
     """
     queries = _Block(query_rows)
     count, width = indices.shape
@@ -207,7 +207,7 @@ def _excluded_indices(exclude_self: bool | np.ndarray, features: int, queries: i
         return exclude_self.astype(np.int64)
     if exclude_self and features != queries:
         raise ValueError(
-            "exclude_self=True needs queries that are the features; got "
+            "exclude_self=True needs the features themselves as queries; got "
             f"{queries} queries and {features} features"
         )
     return np.arange(queries) if exclude_self else np.full(queries, -1)

@@ -1,17 +1,17 @@
 """Strangeness: how far an image is from the training images, and how unlike any known class.
 
-It is a distance minus the log of the sum of the exponentials of the logits, which is large if the
-last layer sees a known class (energy: Liu et al., arXiv:2010.03759). An image of an unknown class
-may look like a known class to the last layer, but its features often differ in another direction.
-Or its features are near those of a known class, but no logit is large. Adding both, and the factor
-that makes them comparable, follow ViM (Wang et al., arXiv:2203.10807, section 4).
+It is a distance minus the log-sum-exp of the logits, which is large if the last layer sees a known
+class (the energy score of Liu et al., arXiv:2010.03759). An image of an unknown class may look like
+a known class to the last layer, but its features often differ in another direction. Or its features
+may be near those of a known class, but no logit is large. Combining the two terms, with a factor
+that makes them comparable, follows ViM (Wang et al., arXiv:2203.10807, section 4).
 
-The distance is measured from the image's features to the nearest class mean, without most of its
-part along the directions in which images of one class differ most. It is the Mahalanobis distance
-with the covariance within classes (Lee et al., arXiv:1807.03888), up to a factor, if that
-covariance has a few main directions and the same variance in all others, as in probabilistic PCA
-(Tipping and Bishop 1999, doi:10.1111/1467-9868.00196). Compared with a full covariance, it takes
-little space. benchmarks/unknown_cpu_2026-11-29.md compares this measure with others.
+The distance is measured from the image's features to the nearest class mean. The directions in
+which images of one class differ most count little. Up to a factor, this is the Mahalanobis distance
+with the covariance within classes (Lee et al., arXiv:1807.03888), if that covariance has a few main
+directions and the same variance in all others, as in probabilistic PCA (Tipping and Bishop 1999,
+doi:10.1111/1467-9868.00196). Compared with a full covariance, it takes little space.
+benchmarks/unknown_cpu_2026-11-29.md compares this measure with others.
 
 The number is meaningful only in comparison with those of validation images: see
 `share_less_strange` (Bates et al., Testing for Outliers with Conformal p-values, arXiv:2104.08279).
@@ -30,10 +30,10 @@ from ..randomness import derive
 from .conformal import class_scores, kept_rank
 
 DIRECTIONS = 32
-"""Number of directions that are modeled: fewer with fewer than 128 features or few images."""
+"""Number of directions that are modeled; fewer if there are under 128 features or few images."""
 
 SMALLEST_SHARE = 1e-6
-"""Smallest share of the squared distance along a direction that counts."""
+"""Lower limit on the share of the squared distance along a direction that counts."""
 
 IMAGES = 2000
 """Number of training images used, unless `IMAGES_PER_CLASS` needs more."""
@@ -50,7 +50,7 @@ class FeatureModel:
         means: ``(classes, C)`` float32, the mean of each class.
         directions: ``(r, C)`` float32: the main directions within classes. The squared length of
             each, in [0, 1), is the share of squared distance along it that does not count.
-        scale: the factor of distances, in logits.
+        scale: the factor that turns distances into units of logits.
     """
 
     means: np.ndarray
@@ -79,8 +79,9 @@ class FeatureModel:
         variances, vectors = torch.linalg.eigh(covariance)  # ascending
         variances = variances.flip(0).clamp(min=0)
         vectors = vectors.flip(1)
-        # Most directions must remain to estimate their common variance. With few features or few
-        # images, some variances are 0: a ReLU never fires, or there are too few images to vary.
+        # Most directions must be left over, to estimate their common variance from. With few
+        # features or few images, some variances are 0: a ReLU never fires, or there are too few
+        # images to vary.
         rank = min(DIRECTIONS, features.shape[1] // 4, (len(features) - classes) // 4)
         noise = torch.maximum(variances[rank:].mean(), SMALLEST_SHARE * variances[0])
         # A direction with variance v counts noise / v of the squared distance along it.
@@ -91,8 +92,8 @@ class FeatureModel:
         # logit. The mean logit is subtracted because adding a constant to all logits changes
         # nothing.
         greatest = float((logits.max(1) - logits.mean(1, dtype=np.float64)).mean())
-        # An image of a class of m images moved its mean toward itself: without it, the image would
-        # be m / (m - 1) times as far away. An image alone in its class has no such distance.
+        # Each of the m images of a class pulls the mean toward itself. From the mean of the others,
+        # it would be m / (m - 1) times as far away. The only image of a class has no such distance.
         others = count[targets] - 1
         has_others = others > 0
         farther = (count[targets] / others.clamp(min=1))[has_others]
@@ -108,7 +109,7 @@ class FeatureModel:
         )
 
     def strangeness(self, features: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Return how strange images are, ``(n,)`` float64; compare it with validation images.
+        """Return how strange images are, ``(n,)`` float64; see `share_less_strange`.
 
         Args:
             features: ``(n, C)``.
@@ -174,6 +175,6 @@ def balanced_indices(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels, minlength=classes)
-    # The number of each image within its class. Take every image number 0 first, then every 1, ...
+    # The number of each image within its class. Take all images with number 0 first, then 1, ...
     turn = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(by_class[np.argsort(turn, kind="stable")[: fit_count(classes)]])

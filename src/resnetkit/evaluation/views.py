@@ -19,7 +19,7 @@ from ..prefetch import prefetch_map
 from ..runtime import memory_format
 
 VIEWS_PER_BATCH = 64
-"""With ten views of each image, a batch holds 6 images."""
+"""Maximum number of views in a batch. With ten views of each image, that is 6 images."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def predict_views(
     """Return the log of the mean probabilities of the views, ``(n, classes)`` float32 on the CPU.
 
     The softmax of the result is that mean. The model must be in eval mode. ``advance`` is called
-    after each batch; `batch_count` tells how many there are.
+    after each batch; `batch_count` returns how many there are.
 
     Raises:
         ImageError: an image cannot be read.

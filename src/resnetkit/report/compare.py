@@ -28,8 +28,8 @@ class Duel:
     Args:
         first: the name of one model.
         second: the name of the other.
-        only_first: the number of images that only ``first`` answers correctly.
-        only_second: the number of images that only ``second`` answers correctly.
+        only_first: the number of images that only ``first`` classifies correctly.
+        only_second: the number of images that only ``second`` classifies correctly.
     """
 
     first: str
@@ -41,7 +41,7 @@ class Duel:
     def p_value(self) -> float:
         """The two-sided p-value of McNemar's exact test.
 
-        It is the probability that two equally good models differ at least this much.
+        It is the probability that two equally good models differ by at least this much.
         """
         total = self.only_first + self.only_second
         fewer = min(self.only_first, self.only_second)

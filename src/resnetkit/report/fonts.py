@@ -33,7 +33,7 @@ def figure_fonts(texts: Iterable[str]) -> Iterator[list[str]]:
         examples = "".join(sorted(missing)[:10])
         say(
             f"Note: no installed font has {examples!r}. Figures show {MISSING} instead; "
-            "report.html shows the names. The Noto fonts (for example fonts-noto-cjk) have nearly "
+            "report.html shows the names. The Noto fonts (for example fonts-noto-cjk) cover nearly "
             "all characters"
         )
     table = str.maketrans(dict.fromkeys(missing, MISSING))

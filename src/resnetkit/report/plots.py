@@ -17,7 +17,7 @@ from .record import kept_epoch
 BLUE = "#1f5fa8"
 ORANGE = "#d9721a"
 GRAY = "#666666"
-MAX_LETTERS = 30  # shown of a name next to the matrix
+MAX_LETTERS = 30  # letters of a name shown next to the matrix
 
 
 def _save(figure: Figure, path: Path) -> None:

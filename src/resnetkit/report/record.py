@@ -81,7 +81,7 @@ def replaces_kept(
     Args:
         history: one row per epoch.
         images: number of validation images. Without any, every epoch replaces the one before it.
-        standard_errors: how many of them a later accuracy may be below the highest.
+        standard_errors: how many standard errors a later accuracy may be below the highest.
     """
     if not images:
         return True
@@ -147,7 +147,7 @@ def _read_history(path: Path) -> tuple[dict[str, float], ...]:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines, strict=True))
         history = tuple({key: float(value) for key, value in row.items()} for row in rows)
-    except (ValueError, TypeError, OSError, csv.Error) as error:  # TypeError: too few or many cells
+    except (ValueError, TypeError, OSError, csv.Error) as error:  # TypeError: wrong number of cells
         raise ModelFileError(f"{path} cannot be read: {error}. {_ADVICE}") from error
     if any("epoch" not in row for row in history):
         raise ModelFileError(f"{path} is damaged: it has no column 'epoch'. {_ADVICE}")

@@ -57,7 +57,7 @@ def write_report(
 
 
 def _split_sources(sources: Sequence[Path]) -> tuple[list[Record], Path | None]:
-    """Separate the models from the data, which come last if they are named."""
+    """Separate the models from the data, which comes last if it is named."""
     last = sources[-1]
     is_model = (last / "model.safetensors").is_file() or (
         last.is_file() and modelfile.is_model_file(last)

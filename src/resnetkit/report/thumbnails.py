@@ -54,7 +54,7 @@ def write_overlays(
 ) -> Iterator[tuple[Explanation, Path | None]]:
     """Write each image and its overlay, side by side, to ``NAME.png`` in the folder ``out``.
 
-    If the name is taken, the file becomes ``NAME-2.png``, or has the next free number. Yields each
+    If the name is taken, the file becomes ``NAME-2.png``, or gets the next free number. Yields each
     explanation with its file, or with None if the image could not be read.
     """
     taken: set[str] = set()
@@ -100,8 +100,8 @@ def explained_thumbnails(
 ) -> dict[int, tuple[str, str]]:
     """Return the thumbnails of findings as ``data:`` URIs, by index in the evaluation.
 
-    The first is the crop that the model sees; the second shows where the model finds the suggested
-    class. Files that can no longer be read are omitted.
+    The first of each pair is the crop that the model sees; the second shows where the model finds
+    the suggested class. Files that can no longer be read are omitted.
     """
     by_index = {finding.index: finding for finding in findings}
     explanations = explain(
@@ -123,9 +123,9 @@ def explained_thumbnails(
 def plain_thumbnails(
     header: Header, samples: Split, findings: Sequence[Disagreement]
 ) -> dict[int, str]:
-    """Return the crops that a model with this header sees as ``data:`` URIs, by index in the split.
+    """Return a thumbnail of each finding as a ``data:`` URI, by index in the split.
 
-    Files that can no longer be read are omitted.
+    It is the crop that a model with this header sees. Files that can no longer be read are omitted.
     """
     preprocessing = scale_preprocessing(header.preprocessing, SIDE)
     thumbnails = {}

@@ -1,6 +1,6 @@
 """CIFAR-10: its original archive, unpacked to a folder of PNG images like any other dataset.
 
-60,000 images of 32x32 pixels in ten classes (Krizhevsky, 2009). The archives of its home page,
+60,000 images of 32x32 pixels in ten classes (Krizhevsky, 2009). The archives from its home page,
 https://www.cs.toronto.edu/~kriz/cifar.html, are recognized by their MD5. One of them is downloaded
 if needed.
 """
@@ -41,7 +41,7 @@ RECORD = 1 + 3 * 32 * 32  # a label, then the planes of red, green and blue
 
 
 def download_archive(folder: Path) -> Path:
-    """Download the binary archive of CIFAR-10 (170 MB) to ``folder``, unless it is there.
+    """Download the binary archive of CIFAR-10 (170 MB) to ``folder``, unless it is already there.
 
     Returns:
         The archive.
@@ -69,7 +69,7 @@ def _md5(archive: Path) -> str:
 def unpack(archive: Path, target: Path) -> Path:
     """Unpack an archive to ``target/{train,val,test}/<class>/*.png``, unless ``target`` exists.
 
-    ``target``.json records the archive.
+    ``<target>.json`` records which archive it was.
 
     Returns:
         ``target``.
@@ -131,7 +131,7 @@ def _remove_partial(folder: Path) -> None:
 
 
 def is_original(folder: Path) -> bool:
-    """Return whether ``folder`` was unpacked from an archive of CIFAR-10's home page."""
+    """Return whether ``folder`` was unpacked from an archive from CIFAR-10's home page."""
     import json
 
     record = _record_path(folder)

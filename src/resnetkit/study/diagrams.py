@@ -53,10 +53,10 @@ class _Tracer(fx.Tracer):
 
 
 def trace(block: nn.Module) -> Path:
-    """Trace the input of ``block`` to its output.
+    """Trace ``block`` from its input to its output.
 
     Raises:
-        ValueError: it is not a chain of modules with at most one sum.
+        ValueError: the block is not a chain of modules with at most one sum.
     """
     graph = _Tracer().trace(block)
     additions = [node for node in graph.nodes if node.target in (operator.iadd, operator.add)]
@@ -139,7 +139,7 @@ def _column(x: int, title: str, path: Path) -> list[str]:
 
 
 def _shortcut(x: int, start: int, end: int, chain: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the line from the input past the main path to the sum, with its modules."""
+    """Return the line from the input around the main path to the sum, with its modules."""
     side = x + BOX_W + MARGIN
     route = f"M{x} {start + 6} H{side} V{end} H{x + 10}"
     parts = [f'<path d="{route}" fill="none" stroke="{LINE}" marker-end="url(#arrow)"/>']

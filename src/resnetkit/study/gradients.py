@@ -1,6 +1,6 @@
 """How residual connections change the signal: activations forward, gradients backward.
 
-Three experiments on small images, each at most a minute on a CPU:
+Three experiments on small images, each taking at most a minute on a CPU:
 
 - stacks of linear layers, where a product of many factors below or above one vanishes or explodes;
 - plain and residual nets, with and without batch norm, before and after some training steps;
@@ -298,7 +298,7 @@ def trained_responses(images: Tensor, labels: Tensor, steps: int, seed: int) -> 
 
 
 def signal_table(signals: Sequence[Signal], what: str = "gradient") -> str:
-    """Return as text the first and last hidden layer before the first step, and the loss.
+    """Return a table of the first and last hidden layers before the first step, and of the loss.
 
     Args:
         signals: the networks, one per row.
@@ -346,6 +346,6 @@ def _to_json_data(value: Any) -> Any:
         return {key: _to_json_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_to_json_data(item) for item in value]
-    if isinstance(value, float):  # more digits than the measurement supports
+    if isinstance(value, float):  # the measurement does not support more digits
         return float(f"{value:.5g}") if math.isfinite(value) else str(value)
     return value

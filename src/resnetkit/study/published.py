@@ -1,7 +1,7 @@
 """The numbers in He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 
 Numbers are text, as printed: their digits limit how exactly they can be compared. Nothing here is
-computed, and the study derives nothing from it.
+computed, and the study derives nothing from these numbers.
 """
 
 from __future__ import annotations

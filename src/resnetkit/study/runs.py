@@ -201,7 +201,7 @@ def _fitting_epochs(comparison: Comparison, minutes: float, *, runtime: Runtime)
     say(f"One epoch of {nets} takes {seconds:.1f} s; training {pluralize(epochs, 'epoch')}.")
     if fitting < FEWEST_EPOCHS:
         fit = pluralize(fitting, "epoch")
-        say(f"Only {fit} would fit into {minutes:g} minutes, so this takes longer.")
+        say(f"Only {fit} would fit into {minutes:g} minutes, so this will take longer.")
     return epochs
 
 
@@ -300,7 +300,7 @@ def last_errors(outcomes: Sequence[Outcome], net: str, which: str = "train_error
 def verdicts(outcomes: Sequence[Outcome], groups: Sequence[Sequence[str]]) -> list[str]:
     """Compare, in words, each net's training error with the previous net's in its group.
 
-    Errors differ only if their ranges over the seeds do not overlap.
+    Errors count as different only if their ranges over the seeds do not overlap.
     """
     lines = []
     for previous, net in (pair for names in groups for pair in pairwise(names)):

@@ -78,9 +78,9 @@ def table1_macs() -> Table:
         "bottleneck has its stride in the first 1x1 (V1), as in the paper.",
         "34-layer: the paper's number is for identity shortcuts (option A); the projections of "
         "option B are extra.",
-        "50-layer: it does not round to the printed number, with or without projections; with "
-        "them it truncates to it. The 101- and 152-layer numbers are rounded, and include the "
-        "projections.",
+        "50-layer: our number does not round to the printed one, with or without projections; with "
+        "them, it truncates to it. The printed 101- and 152-layer numbers are rounded, and include "
+        "the projections.",
     )
     return Table("Table 1: multiply-adds in billions, 224 px", tuple(rows), notes)
 
