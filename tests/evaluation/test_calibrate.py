@@ -17,7 +17,7 @@ from resnetkit.models.weights import modelfile
 
 @pytest.fixture
 def plain_file(trained, tmp_path):
-    """The same model as older versions wrote it."""
+    """The same model, as older versions wrote it."""
     model, header = modelfile.read(trained / "model.safetensors")
     path = tmp_path / "plain.safetensors"
     modelfile.write(path, model.state_dict(), replace(header, calibration=None))

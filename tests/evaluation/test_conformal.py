@@ -50,11 +50,11 @@ def test_the_limit_is_the_quantile_of_the_literature(count, coverage):
     found = prediction_sets(new, score_limit(kept, count, coverage))
     best = np.eye(5, dtype=bool)[new.argmax(1)]
     differing = found != (expected | best)
-    assert differing.sum() <= 1  # a class whose score is the limit itself, which is rounded up
+    assert differing.sum() <= 1  # a class whose score equals the limit before it is rounded up
 
 
 def test_coverage_lies_within_its_binomial_distribution():
-    """Over 100 splits; the coverage of a split is beta-binomial (Angelopoulos and Bates, 3.2)."""
+    """Use 100 splits; the coverage of a split is beta-binomial (Angelopoulos and Bates, 3.2)."""
     calibrated, tested, coverage = 200, 1000, 0.9
     rank = math.ceil((calibrated + 1) * coverage)
     exact = stats.betabinom(tested, rank, calibrated + 1 - rank)
@@ -88,7 +88,7 @@ def test_of_many_scores_evenly_spaced_quantiles_are_kept():
         rank = math.ceil(25_001 * coverage)
         limit = score_limit(kept, 25_000, coverage)
         assert limit >= ordered[rank - 1]  # never less coverage than requested
-        assert limit <= ordered[min(rank - 1 + 13, 24_999)] + 1e-6  # at most 25,000 / 2,000 more
+        assert limit <= ordered[min(rank - 1 + 13, 24_999)] + 1e-6  # at most 25,000 / 2,000 ranks
     assert kept_rank(2000, 25_000, kept=2000) == 25_000
     assert score_limit(kept, 25_000, 0.99999) is None
 

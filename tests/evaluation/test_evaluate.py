@@ -76,7 +76,7 @@ def test_a_split_is_found_by_the_contents_of_its_files(trained, tmp_path, save):
 
 
 def test_digests_that_do_not_fit_in_the_header_are_left_out(trained, tmp_path, monkeypatch):
-    """The validation images are found all the same."""
+    """The validation images are still found."""
     file = trained / "model.safetensors"
     model, header = modelfile.read(file)
     digests = {name: split["digests"] for name, split in header.data["parts"].items()}
@@ -184,7 +184,7 @@ def test_a_temperature_is_fitted_on_the_validation_split(trained, split_folder):
 
 
 def test_folders_named_by_wordnet_ids_and_published_metrics(tmp_path, save):
-    """The expected pairs of ids and names are torchvision's."""
+    """The expected pairs of ids and names come from torchvision."""
     published = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     pairs = inspect.getsource(imagenette)
     ids = dict(re.findall(r'"(n\d{8})": \("([^"]+)"', pairs))

@@ -112,7 +112,7 @@ def test_files_are_explained(trained, tmp_path):
 
 @pytest.mark.slow
 def test_the_map_points_at_the_planted_shape(tmp_path):
-    """A model that tells discs from crosses looks at the shape, wherever it is."""
+    """A model that tells discs from crosses looks at the shape, wherever in the image it is."""
     rng = np.random.default_rng(0)
 
     def draw_shape(kind: str) -> tuple[Image.Image, tuple[int, int]]:
@@ -142,4 +142,4 @@ def test_the_map_points_at_the_planted_shape(tmp_path):
         (found,) = explain(run.model, [tmp_path / f"new{i}.png"], side=64)
         row, column = np.unravel_index(found.heat.argmax(), found.heat.shape)
         inside += abs(int(row) - y) <= 13 and abs(int(column) - x) <= 13
-    assert inside >= 16  # at random it would be about three
+    assert inside >= 16  # random maps would give about three

@@ -51,11 +51,11 @@ def group_sizes():
 
 
 def coverage(share, shared, interval):
-    """Return how often an interval holds the true accuracy, of 2,000 simulated evaluations.
+    """Return the share of 2,000 simulated evaluations whose interval covers the true accuracy.
 
     Args:
         share: the true accuracy.
-        shared: probability that a copy has the outcome of its group, and not its own.
+        shared: probability that a copy has the outcome of its group instead of its own.
         interval: takes the number of correct images and the group of each image.
     """
     rng = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_coverage(share):
     """The standard error of a coverage is 0.5%."""
     assert coverage(share, 1.0, grouped_interval) == pytest.approx(0.95, abs=0.02)
     assert coverage(share, 0.0, grouped_interval) > 0.99  # wider than needed
-    assert coverage(share, 1.0, plain) < 0.80  # what counting copies as trials would do
+    assert coverage(share, 1.0, plain) < 0.80  # if copies counted as separate trials
     assert coverage(share, 0.0, plain) == pytest.approx(0.95, abs=0.02)
 
 

@@ -33,7 +33,7 @@ def made():
 
 
 def reference(labels, features, margins, k=NEIGHBORS):
-    """The score of each label, written down image by image, with scikit-learn's neighbors."""
+    """The score of each label, computed image by image, with scikit-learn's neighbors."""
     search = NearestNeighbors(n_neighbors=k, metric="cosine").fit(features.astype(np.float64))
     nearest = search.kneighbors(return_distance=False)
     scores = []
@@ -108,12 +108,12 @@ def test_small_classes_and_datasets(made):
     values, _, _ = made
     labels = values["labels"].copy()
     labels[labels == 2] = 1
-    labels[[3, 50, 51]] = 2  # three images of one class, and none with three neighbors of it
+    labels[[3, 50, 51]] = 2  # a class of three images, so none has three neighbors of its class
     _, expected = reference(labels, values["features"], values["margins"])
     found = score_labels(**{**values, "labels": labels})
     np.testing.assert_allclose(found.scores, expected, rtol=1e-9)
     few = {key: value[[0, 40, 80]] for key, value in values.items()}
-    few["labels"] = np.array([0, 1, 2])  # each is alone in its class
+    few["labels"] = np.array([0, 1, 2])  # each image is alone in its class
     found = score_labels(**few)
     np.testing.assert_allclose(found.scores, -few["margins"] / few["margins"].std())
     assert found.neighbors.shape == (3, 2)

@@ -25,7 +25,7 @@ def brute_force(features, queries, k, excluded=None):
 
 @pytest.fixture
 def cloud():
-    """600 features in tight groups, as a network gives them, and 70 queries."""
+    """600 features in tight groups, as a network produces them, and 70 queries."""
     rng = np.random.default_rng(0)
     centers = rng.random((6, 96))
     features = centers[rng.integers(0, 6, 600)] + 0.02 * rng.normal(size=(600, 96))
@@ -64,7 +64,7 @@ def test_the_block_size_changes_no_bit(cloud, block_size, monkeypatch):
 
 
 def test_float32_alone_would_give_another_order():
-    """The features differ by less than a product in float32 can resolve."""
+    """The features differ by less than a float32 product can resolve."""
     rng = np.random.default_rng(3)
     base = rng.random(512)
     features = (base + 1e-5 * rng.normal(size=(400, 512))).astype(np.float32)

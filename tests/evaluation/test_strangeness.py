@@ -33,14 +33,14 @@ def fit(features, labels):
 
 
 def test_it_is_the_mahalanobis_distance_of_probabilistic_pca(monkeypatch):
-    """scikit-learn's PCA has the same covariance, and inverts it."""
+    """scikit-learn's PCA fits the same covariance, and inverts it."""
     monkeypatch.setattr(strangeness, "DIRECTIONS", 6)
     features, labels = draw(600, 1)
     model = fit(features, labels)
     means = np.stack([features[labels == k].mean(0, dtype=float) for k in range(4)])
     residuals = features - means[labels]
     pca = PCA(6, svd_solver="full").fit(residuals)
-    # scikit-learn divides by n - 1: a common factor of all variances.
+    # scikit-learn divides by n - 1, which scales all variances by the same factor.
     precision = pca.get_precision() * pca.noise_variance_
     new, _ = draw(50, 2)
     offsets = new[:, None] - means
@@ -98,7 +98,7 @@ def test_constant_features_do_no_harm():
     model = fit(features, labels)
     found = model.distances(features)
     assert np.isfinite(found).all()
-    features[:, 2:] = 0.0  # one feature that differs, of 48
+    features[:, 2:] = 0.0  # only one of the 48 features varies
     features[:, 0] = np.linspace(-1, 1, 200)
     model = fit(features, labels)
     assert 0 < model.distances(features).max() < 0.1
@@ -121,7 +121,7 @@ def test_the_share_is_one_minus_the_conformal_p_value():
 
 @pytest.mark.parametrize(("count", "kept"), [(199, 199), (5000, 2000)])
 def test_false_alarms_do_not_exceed_the_share(count, kept):
-    """A new image of a known class is as strange as any: false alarms are binomial."""
+    """A new image of a known class is as strange as any other: false alarms are binomial."""
     alarms = 0
     for seed in range(50):
         scores = np.random.default_rng(seed).gamma(3, size=count + 200)
@@ -130,7 +130,7 @@ def test_false_alarms_do_not_exceed_the_share(count, kept):
         shares = np.array([share_less_strange(summary, count, s) for s in scores[count:].tolist()])
         alarms += int((shares >= 1 - 0.05).sum())
     assert 0.035 < alarms / (50 * 200) < 0.06
-    # Quantiles that are not kept only make images less strange.
+    # Leaving out quantiles can only make images less strange.
     every = sorted(scores[:count].tolist())
     exact = np.array([share_less_strange(every, count, s) for s in scores[count:].tolist()])
     assert (shares <= exact).all()

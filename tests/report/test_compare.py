@@ -22,7 +22,7 @@ def test_mcnemar_equals_the_binomial_test(first, second):
 
 @pytest.fixture(scope="module")
 def other(trained, tmp_path_factory):
-    """A second run on the same data, of one epoch."""
+    """A second run on the same data, for one epoch."""
     settings = {"model": "cifar_resnet20", "model_options": {"width": 8}, "image_size": 32}
     out = tmp_path_factory.mktemp("other") / "short"
     return train(

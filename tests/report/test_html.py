@@ -83,7 +83,7 @@ def test_thumbnails_have_the_stated_size(trained, tmp_path):
 
 
 def test_names_are_escaped_and_can_be_in_any_script(trained, tmp_path, save):
-    """Try class names that are markup, scripts, templates, Chinese, Arabic, emoji, long."""
+    """Try class names with markup, scripts, templates, Chinese, Arabic, emoji, and a long one."""
     from resnetkit import train
 
     names = ["<img src=x onerror=alert(1)>", "花 زهرة 🌷", "{{ 7 * 7 }}</script>" + "x" * 90]

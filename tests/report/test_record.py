@@ -20,7 +20,10 @@ def keep(accuracies, images):
 
 
 def standard_error(accuracy, images):
-    """Of an accuracy, by Agresti and Coull: as with two more correct answers and two more wrong."""
+    """Return the standard error of an accuracy by Agresti and Coull.
+
+    It counts two more correct and two more wrong answers.
+    """
     outcomes = [1] * (round(accuracy * images) + 2) + [0] * (round((1 - accuracy) * images) + 2)
     return np.std(outcomes) / np.sqrt(len(outcomes))
 
@@ -36,7 +39,7 @@ def test_it_is_the_last_within_two_standard_errors_of_the_highest_of_all(images)
 
 
 def test_of_153_photos_eight_more_errors_are_chance_and_ten_are_not():
-    # 130 of 153: the standard error is 2.9 points, 4.5 photos.
+    # With 130 of 153 correct, the standard error is 2.9 percentage points, or 4.5 photos.
     assert keep([100 / 153, 130 / 153, 122 / 153], 153) == 2
     assert keep([100 / 153, 130 / 153, 120 / 153], 153) == 1
 

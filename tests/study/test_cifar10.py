@@ -175,7 +175,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_original_is_compared_with_table_6(batches, tmp_path, monkeypatch):
-    """From the archive to table 6 with the paper's recipe, shortened; only for the original."""
+    """Go from the archive to table 6, with the paper's recipe, shortened."""
     import hashlib
 
     archive = binary(tmp_path / "c.tar.gz", batches)

@@ -22,7 +22,7 @@ def batch():
 
 
 def test_gradients_are_those_of_finite_differences(batch):
-    """Return a gradient without autograd: central differences of the loss in float64."""
+    """Compare with a gradient without autograd: central differences of the loss in float64."""
     images, labels = batch[0].double(), batch[1]
     torch.manual_seed(1)
     network = Stack(192, 3, 4, nn.Tanh, 1.0, residual=True).double()
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_finite_differences(batch):
 
 
 def test_the_gradient_of_an_output_that_is_overwritten_later(batch):
-    """Without a norm, an in-place ReLU follows; the value before it is recorded."""
+    """Without a norm, an in-place ReLU follows; the value before the ReLU is recorded."""
     images, labels = batch
     torch.manual_seed(0)
     network = get_model("cifar_resnet20", width=4, norm_layer=nn.Identity)
@@ -58,7 +58,7 @@ def test_the_gradient_of_an_output_that_is_overwritten_later(batch):
         assert found["layer1.0.conv1"].activation == pytest.approx(
             convolution(inputs).std().item(), rel=1e-5
         )
-    # A bias of zero behind the convolution has the sum of the output's gradient as its own.
+    # The gradient of a zero bias after the convolution is the sum of the output's gradient.
     convolution.bias = nn.Parameter(torch.zeros(4))
     F.cross_entropy(network(images), labels).backward()
     caught = []
@@ -81,7 +81,7 @@ def test_measuring_changes_no_parameter(batch):
 
 
 def test_vanishing_exploding_and_stable(batch):
-    """Factors per layer agree with theory: gain if linear, gain/sqrt(2) for ReLU."""
+    """Factors per layer agree with theory: the gain if linear, gain/sqrt(2) for ReLU."""
     images, labels = batch
 
     def layers(activation, gain, residual=False):
@@ -133,7 +133,7 @@ def test_training_lowers_the_loss_and_is_repeatable(batch):
 
 
 def test_responses_are_taken_after_the_norm():
-    """At the start every scale is one, and so is the deviation of every normalized map."""
+    """At the start, every scale is one, and so is the deviation of every normalized map."""
     torch.manual_seed(0)
     images = torch.randn(32, 3, 16, 16)
     network = get_model("cifar_resnet20", width=4)
@@ -150,7 +150,7 @@ def test_responses_are_taken_after_the_norm():
 
 @pytest.mark.slow
 def test_the_four_nets_do_what_the_documents_say(tmp_path):
-    """Batch norm alone: an exploding gradient. A shortcut alone: NaN. Both: it trains."""
+    """Batch norm alone: an exploding gradient. Shortcuts alone: NaN. Both: the net trains."""
     from resnetkit.data.digits import write_digits
     from resnetkit.study.images import training_tensors
 

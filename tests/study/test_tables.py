@@ -24,7 +24,7 @@ def test_every_shape_and_depth_of_table_1_is_the_papers():
 
 
 def test_multiply_adds_equal_torchvisions():
-    """torchvision counted its values with another program when it published the weights."""
+    """torchvision counted its values with another program when publishing the weights."""
     derived = rows(tables.table1_macs())
     for depth in (18, 34, 50, 101, 152):
         weights = getattr(torchvision.models, f"ResNet{depth}_Weights").IMAGENET1K_V1
@@ -90,7 +90,7 @@ def test_costs_of_the_blocks_by_hand():
 
 
 def test_derived_numbers_follow_the_networks(monkeypatch):
-    """No derived value is a literal: another network gives other values."""
+    """No derived value is a literal: a different network gives different values."""
     real = tables.get_skeleton
     monkeypatch.setattr(tables, "get_skeleton", lambda name, **options: real("resnet18"))
     assert {row.derived for row in tables.table1_macs().rows if "projections" not in row.what} == {

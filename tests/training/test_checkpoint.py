@@ -20,7 +20,7 @@ def snapshot(step, epoch=0):
 
 
 def saved(folder, *steps):
-    """A folder with generations of these steps, as a run leaves them."""
+    """Write generations for these steps, as a run would leave them; return the newest."""
     before = None
     for step in steps:
         before = checkpoint.write_generation(folder, snapshot(step), before)
@@ -68,8 +68,8 @@ def test_a_damaged_newest_generation_falls_back_aloud(tmp_path, capsys, how):
         path.rmdir()
     newer = checkpoint.write_generation(
         tmp_path, snapshot(31), found.generation
-    )  # and life goes on
-    assert set(tmp_path.glob("0*")) == {found.generation, newer}  # both of them whole
+    )  # the run continues
+    assert set(tmp_path.glob("0*")) == {found.generation, newer}  # both are intact
     assert step_in(tmp_path) == 31
 
 
@@ -88,7 +88,7 @@ def test_files_that_are_not_ours_stay(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / "folder").mkdir()
     ours = [".000007.0123456789abcdef", ".manifest.json.0123456789abcdef"]
-    for name in ours:  # what a killed run leaves
+    for name in ours:  # what a killed run leaves behind
         (tmp_path / name).write_text("")
     checkpoint.write_generation(tmp_path, snapshot(31))
     left = {path.name for path in tmp_path.iterdir()}
@@ -100,7 +100,7 @@ def test_files_that_are_not_ours_stay(tmp_path):
 def test_a_state_that_is_read_does_not_hang_on_its_file(tmp_path):
     path = saved(tmp_path, 17)
     found = checkpoint.read_newest(tmp_path)
-    with path.open("r+b") as file:  # in place: a mapping of the file would change
+    with path.open("r+b") as file:  # in place, so that a memory mapping of the file would change
         file.write(b"\xff" * path.stat().st_size)
     assert found.tensors["w"].tolist() == [[17.0] * 2] * 3
 
@@ -131,8 +131,9 @@ class Stop(Exception):
 def test_a_failure_at_any_operation_leaves_the_old_or_the_new_state(
     tmp_path, monkeypatch, operation, damaged
 ):
-    """Fail at the n-th fsync, rename, unlink or new file, for every n there is, while a step is
-    saved a second time: at the end of an epoch only the place has changed since its last batch.
+    """Fail at the n-th fsync, rename, unlink or new file, for every n, while a step is saved again.
+
+    Runs do that at the end of an epoch, where only the position has changed since the last batch.
     """
     real, n, done = getattr(os, operation), 0, False
     while not done:

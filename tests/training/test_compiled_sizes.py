@@ -1,4 +1,4 @@
-"""A compiled run whose images grow: one compilation for each size, and none given up."""
+"""A compiled run whose images grow: one compilation for each size, and no fallback to eager."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from resnetkit.training import loop
 
 @pytest.fixture
 def counter(monkeypatch):
-    """Count compilations by a backend that needs no C++ compiler."""
+    """Count compilations, with a backend that needs no C++ compiler."""
     counter, compile_ = CompileCounter(), torch.compile
-    monkeypatch.setenv("CXX", sys.executable)  # a program that is there
+    monkeypatch.setenv("CXX", sys.executable)  # any program that exists
     monkeypatch.setattr(
         torch, "compile", lambda model, **settings: compile_(model, backend=counter, **settings)
     )
-    torch._dynamo.reset()  # what other tests compiled of the same forward counts towards a limit
+    torch._dynamo.reset()  # compilations of the same forward in other tests count toward a limit
     yield counter
     torch._dynamo.reset()
 

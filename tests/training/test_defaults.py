@@ -148,8 +148,8 @@ def test_random_weights_have_one_channel_if_all_training_images_are_gray(flat_fo
     assert channels() == 1
     assert channels(channels=3) == 3
     assert channels(channels=4) == 4
-    assert channels(weights="DEFAULT") == 3  # those of the weights
-    paths[0].write_bytes(b"damaged")  # reported when it is decoded
+    assert channels(weights="DEFAULT") == 3  # as in the weights
+    paths[0].write_bytes(b"damaged")  # will be reported when it is decoded
     assert channels() == 1
     Image.new("RGB", (32, 32)).save(paths[-1])
     assert channels() == 3
@@ -157,7 +157,7 @@ def test_random_weights_have_one_channel_if_all_training_images_are_gray(flat_fo
 
 @pytest.mark.parametrize(("number", "says"), [(0, False), (3, False), (4, True), (40, True)])
 def test_transparency_that_is_put_on_white_is_said_once(tmp_path, capsys, number, says):
-    """Opaque alpha is no transparency; a few transparent images among many are not mentioned."""
+    """An opaque alpha channel is not transparency; a few transparent images are not mentioned."""
     for i in range(40):
         image = Image.new("RGBA", (32, 32), (i, 2 * i, 90, 255))
         if i < number:
@@ -177,7 +177,7 @@ def test_transparency_that_is_put_on_white_is_said_once(tmp_path, capsys, number
 
 
 def test_a_resumed_run_keeps_its_channels(flat_folder):
-    """A run of grayscale images from before channels were found has three."""
+    """A run on grayscale images, begun before channels were detected, has three."""
     for path in flat_folder.rglob("*.png"):
         Image.open(path).convert("L").save(path)
     recipe, dataset = load_recipe("fast"), folder.read_dataset(flat_folder)

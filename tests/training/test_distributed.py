@@ -66,7 +66,7 @@ with runtime.connected():
     this = runtime.pick("cpu", "fp32")
     split = folder.read_dataset(data).splits["all"]
     torch.manual_seed(0)
-    # Batch norm would see only the share of its rank. Group norm gives what one process gives.
+    # Batch norm would see only its rank's share. Group norm gives the same result as one process.
     norm = lambda maps: nn.GroupNorm(2, maps)
     model = get_model("cifar_resnet20", width=4, num_classes=3, norm_layer=norm)
     network = distributed.wrap_model(model, recipe, this)
@@ -121,7 +121,7 @@ if what != "wait":
 try:
     main()
 except SystemExit as end:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others; this is to be written
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from torchrun; the code must be written
     (codes / str(rank)).write_text(str(end.code))
     raise
 """
@@ -144,7 +144,7 @@ Path(f"{sys.argv[2]}.{where.rank}").write_text(str(sum("gloo" in name for name i
 
 
 def torchrun(*arguments, ranks=2):
-    """The command line that starts ``ranks`` processes, on a free port."""
+    """Return the command line that starts ``ranks`` processes on a free port."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
     return [*start, "--nproc-per-node", str(ranks), sys.executable, *map(str, arguments)]
 
@@ -166,8 +166,8 @@ def script(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mixing", ["mixed", "plain"])
 def test_two_processes_compute_what_one_does(flat_folder, tmp_path, script, mixing):
-    """Images, order, augmentation and mixing are bit-identical. Loss and update are equal up to
-    the order of sums, with class weights and accumulation."""
+    """Images, order, augmentation and mixing are bit-identical. Loss and update, with class weights
+    and accumulation, differ only by the order of summation."""
     for number in range(9):  # so that class weights differ
         (flat_folder / "red" / f"{number:03d}.png").unlink()
     path = script(STEPS)
@@ -188,13 +188,13 @@ def test_two_processes_compute_what_one_does(flat_folder, tmp_path, script, mixi
         torch.testing.assert_close(left["weights"], one["weights"], rtol=1e-4, atol=1e-6)
         assert left["rng"] == one["rng"] != right["rng"]
     moved = (alone[-1]["weights"] - alone[0]["weights"]).abs().max()
-    assert moved > 1e-3  # there was something to compare
+    assert moved > 1e-3  # the weights changed, so there was something to compare
 
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_like_any_other(flat_folder, tmp_path):
     out = tmp_path / "run"
-    gray = ["--channels", "1"]  # what DDP is prepared with has as many channels as the images
+    gray = ["--channels", "1"]  # the image that DDP is prepared with must have one channel too
     done = run(torchrun("-m", "resnetkit", "train", flat_folder, "--out", out, *FLAGS, *gray))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 3/3") == 1  # only the main rank prints
@@ -218,8 +218,8 @@ def test_a_run_of_two_processes_is_like_any_other(flat_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for threads in /proc")
 def test_processes_connect_again_and_nothing_outlives_a_connection(flat_folder, tmp_path, script):
-    """Regression: about one process in thirty was aborted when it ended next to a thread of its
-    connection. And processes that connected again read the addresses of the last connection."""
+    """Regression: about one process in thirty aborted because it ended while a thread of its
+    connection was running. Processes that connected again read the previous addresses."""
     done = run(torchrun(script(AFTER), flat_folder, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"run.{rank}").read_text() for rank in "01"] == ["0", "0"]
@@ -234,7 +234,7 @@ def test_a_process_that_dies_stops_the_other_and_the_run_ends_in_the_same_bits(
     whole = run(torchrun("-m", "resnetkit", *begin, "--out", tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     path, out = script(COMMAND), tmp_path / "run"
-    for at in (3, 5):  # within the first epoch and the second: five batches make an epoch
+    for at in (3, 5):  # in the first and in the second epoch, which have five batches each
         done = run(torchrun(path, "die", at, tmp_path, *begin, "--out", out))
         assert done.returncode == 1
         assert "Another process of this run has ended" in done.stderr
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both(flat_folder, tmp_path,
     batch = randomness.permutation(0, 0, len(rows))[16:24]
     named = line.split("on rank 1: ")[1].split(", ")
     assert named == [rows[i] for i in shares(batch, 2)[1]]
-    assert checkpoint.read_newest(out / "state").values["step"] == 2  # nothing broken was saved
+    assert checkpoint.read_newest(out / "state").values["step"] == 2  # no bad weights were saved
 
 
 @pytest.mark.slow
@@ -291,7 +291,7 @@ def test_a_signal_saves_and_stops_all(flat_folder, tmp_path, script, to):
 
 
 def second_of(parent):
-    """The process of rank 1 below torchrun."""
+    """Return the id of torchrun's child process with rank 1."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     for child in children:
         if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
@@ -305,7 +305,7 @@ def test_resuming_with_another_number_of_processes_prints_a_message(
     out = tmp_path / "run"
     train(flat_folder, out=out, **small)
     saved = checkpoint.read_newest(out / "state")
-    saved.values["world_size"] = 2  # as if two processes had saved it
+    saved.values["world_size"] = 2  # as if two processes had saved the state
     checkpoint.write_generation(out / "state", saved)
     capsys.readouterr()
     train(out, resume=True)
@@ -385,7 +385,7 @@ def test_a_compiled_run_has_plain_names_and_is_resumed(flat_folder, tmp_path, sc
         assert checkpoint.read_newest(out / "state").values["step"] == 6
     done = run(torchrun("-m", "resnetkit", *begin, ranks=ranks), env=environment)
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "cache").rglob("*.cpp"))  # something was compiled
+    assert list((tmp_path / "cache").rglob("*.cpp"))  # some code was compiled
     saved = checkpoint.read_newest(out / "state").tensors
     plain = get_model("cifar_resnet20", width=8, num_classes=3).state_dict()
     assert {name for name in saved if name.startswith("model.")} == {f"model.{k}" for k in plain}

@@ -1,5 +1,5 @@
-"""Disks that fail or are full: a run ends with a named error, or goes on; and what it left can be
-resumed to the bits of an unbroken run."""
+"""Disks that fail or are full: a run continues or ends with a clear error, and resuming it gives
+the same bits as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def command(data: Path, out: Path) -> list[str]:
 
 
 def go_on(data: Path, out: Path) -> None:
-    """What `command` says, in this process, which has loaded PyTorch already."""
+    """Do what `command` does, in this process, where PyTorch is already loaded."""
     settings = {"model_options": {"width": 8}, "checkpoint_seconds": 1000, "precision": "fp32"}
     settings |= {"model": "cifar_resnet20", "epochs": 2, "batch_size": 16, "image_size": 32}
     train(data, out=out, resume=True, workers=1, **settings)
@@ -50,7 +50,7 @@ def same(first: Path, second: Path) -> None:
 
 
 def named(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether it ended well, or with an error in words."""
+    """Return whether the process failed; check that it then ended with a clear error."""
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     if done.returncode:
         assert done.returncode == 1, done.stderr[-3000:]
@@ -62,7 +62,7 @@ def named(done: subprocess.CompletedProcess[str]) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The data and an unbroken run."""
+    """The data, and an uninterrupted run."""
     base = tmp_path_factory.mktemp("faults")
     from PIL import Image
 
@@ -83,9 +83,11 @@ def calls(trace: Path, name: str) -> int:
 
 @pytest.mark.parametrize(("call", "errors"), [("fsync", ["EIO"]), ("rename", ["ENOSPC", "EIO"])])
 def test_every_call_may_fail_once(whole, tmp_path, call, errors):
-    """A flush or rename of a run fails, of several reasons each in turn: six of them from the first
-    to the last, or with RESNETKIT_EVERY_CALL=1 (a quarter of an hour) every one. The failures of
-    all are simulated in test_checkpoint.py."""
+    """One flush or rename of a run fails, with each of several errors in turn.
+
+    Six calls are tried, from the first to the last, or with RESNETKIT_EVERY_CALL=1 all of them (a
+    quarter of an hour). test_checkpoint.py simulates the failure of every call.
+    """
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: NO FAILING DISK IS TESTED (apt-get install strace)")
     data, unbroken = whole
@@ -106,7 +108,7 @@ def test_every_call_may_fail_once(whole, tmp_path, call, errors):
         inject = ["-e", f"inject={call}:error={error}:when={number}"]
         done = run([*inside, *inject, *command(data, out)])
         if "(INJECTED)" not in trace.read_text():
-            break  # strace counts in each thread for itself, and none makes so many
+            break  # strace counts per thread, and no thread makes this many calls
         tried += 1
         failed += named(done)
         go_on(data, out)
@@ -118,7 +120,7 @@ def test_every_call_may_fail_once(whole, tmp_path, call, errors):
 
 @pytest.mark.parametrize("room", [0, 100, 5_000, 100_000, 300_000])
 def test_files_may_not_grow(whole, tmp_path, room):
-    """What a full disk does to a file that is being written, at several sizes."""
+    """Limit the file size, which has the effect of a disk that fills up during a write."""
     data, unbroken = whole
 
     def limit() -> None:

@@ -80,13 +80,13 @@ def test_every_image_is_predicted_by_the_one_fold_that_did_not_train_on_it(finis
         assert sorted(split) == images
         held_out = sorted(path for path, row in split.items() if row["split"] == "val")
         assert held_out == [row["path"] for row in rows if row["fold"] == str(number)]
-        # Training recorded the same images, by their contents.
+        # Training recorded the same images by their contents.
         parts = modelfile.read_header(run.model).data["parts"]
         assert (parts["train"]["count"], parts["val"]["count"]) == (
             len(images) - len(held_out),
             len(held_out),
         )
-        # The answers are those of the last epoch of this fold.
+        # The answers are those of this fold's last epoch.
         predictor = load(run.folder / "last.safetensors", device="cpu")
         for row in rows:
             if row["fold"] == str(number):
@@ -96,7 +96,7 @@ def test_every_image_is_predicted_by_the_one_fold_that_did_not_train_on_it(finis
 
 
 def test_the_folds_are_judged_by_their_last_epoch(finished, tmp_path):
-    """The best one was chosen by the images that are counted here."""
+    """The best epoch was selected on the very images that are counted here."""
     data, found = finished
     runs = []
     for run in found.runs:
@@ -173,7 +173,7 @@ def test_the_final_network_is_trained_on_all_images_and_says_how_it_was_estimate
         write_report([final.folder])
     notes = evaluate(final.model, data).notes
     assert any("trained on 51 of these 51" in note for note in notes)
-    # It is what the same recipe trains from the folder alone.
+    # Training on the folder with the same recipe gives the same network.
     again = train(data, final.folder / "recipe.yaml", out=tmp_path / "again")
     tensors = modelfile.read(again.model)[0].state_dict()
     for name, tensor in modelfile.read(final.model)[0].state_dict().items():
@@ -193,7 +193,7 @@ def test_the_page_shows_all_predictions_and_the_folds(finished):
     page = (found.folder / "report.html").read_text()
     assert "Cross-validation report" in page
     assert "images are classified correctly in 3-fold cross-validation" in page
-    assert page.count('<td class="n">17</td>') >= 1  # images of a fold
+    assert page.count('<td class="n">17</td>') >= 1  # images in a fold
     assert "--folds 3" in page
     assert "--split out-of-fold" not in page
 
@@ -207,7 +207,7 @@ def test_a_cross_validation_is_not_resumed_as_a_run(finished):
 def test_resuming_a_finished_cross_validation_changes_nothing(finished, capsys):
     data, found = finished
     before = {p: p.read_bytes() for p in found.folder.rglob("*") if p.is_file()}
-    assert tree.output(str(found.folder)) == tree.OUTPUTS  # among photos, it is no class
+    assert tree.output(str(found.folder)) == tree.OUTPUTS  # not a class, even among photos
     again = train_folds(found.folder, resume=True)
     assert capsys.readouterr().err.count("already finished") == 4
     assert {p: p.read_bytes() for p in found.folder.rglob("*") if p.is_file()} == before
@@ -295,18 +295,18 @@ def test_train_and_val_are_pooled_and_test_is_left_for_the_final_network(
     out = tmp_path / "out"
     found = train_folds(split_folder, folds=2, out=out, **{**SETTINGS, "epochs": 1})
     assert (
-        "54 images in 2 folds (36 from train and 18 from val, pooled); the 12 images in test are kept "
-        "for the final network"
+        "54 images in 2 folds (36 from train and 18 from val, pooled); the 12 images in test are "
+        "kept for the final network"
     ) in capsys.readouterr().err
     paths = list(found.evaluation.samples.paths)
     assert sum(path.startswith("train/") for path in paths) == 36
     assert sum(path.startswith("validation/") for path in paths) == 18
     assert not any(path.startswith("test/") for path in paths)
     tested = evaluate(found.final.model, split_folder, "test")
-    assert not tested.notes  # no image of it was trained on
+    assert not tested.notes  # none of the test images were trained on
     assert found.summary["test"]["accuracy"] == tested.metrics["accuracy"]
     assert found.summary["test"]["pictures"] == 12
-    # The images of the fold are found, although the folder calls others "val".
+    # The images of the fold are found, although the folder has other images in "val".
     run = found.runs[0]
     assert evaluate(run.model, split_folder, "val").metrics == run.metrics
     parts = modelfile.read_header(found.final.model).data["parts"]
@@ -344,12 +344,12 @@ def test_the_folds_do_not_depend_on_the_order_of_a_list(flat_folder, tmp_path):
     ]
     first, second = ({*part.dataset.splits["val"].paths} for part in parts)
     assert first == second
-    assert list(parts[0].val.split.paths) != list(parts[1].val.split.paths)  # another order
+    assert list(parts[0].val.split.paths) != list(parts[1].val.split.paths)  # in another order
     assert parts[0].groups == parts[1].groups
 
 
 def test_near_copies_stay_together_even_if_they_are_most_of_their_class(flat_folder):
-    """A split in two must divide them; folds refuse a class with too few different images."""
+    """A split in two must separate them; folds refuse a class with too few different images."""
     red = flat_folder / "red"
     for path in sorted(red.iterdir())[4:]:
         path.unlink()
@@ -375,8 +375,8 @@ def test_all_runs_share_one_file_of_pixels(flat_folder, tmp_path, monkeypatch, c
 
 
 def test_all_runs_have_the_settings_of_the_first(flat_folder, tmp_path):
-    """A length in steps is kept too. Epochs follow from it, so folds and the final run differ in
-    epochs."""
+    """A length in steps is kept too. It determines the epochs, so the final run has a different
+    number of epochs than the folds."""
     settings = {**SETTINGS, "epochs": None, "steps": 9, "threads": None}
     found = train_folds(flat_folder, folds=2, out=tmp_path / "out", **settings)
     assert [len(run.history) for run in (*found.runs, found.final)] == [3, 3, 2]

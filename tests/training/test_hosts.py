@@ -1,7 +1,7 @@
-"""Several hosts: network namespaces with their own addresses and host names, and one machine.
+"""Several hosts, simulated on one machine.
 
-A host is a network namespace. Its processes also have their own host name and /etc/hosts, and may
-have their own files where the other host has a folder.
+A host is a network namespace with its own address. Its processes also have their own host name and
+/etc/hosts, and at some paths they may see other files than the processes of the other host.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Host:
 
     Attributes:
         mounted: the folder or file that this host sees at a path; None for an empty folder.
-        environment: of its processes.
+        environment: the environment variables of its processes.
     """
 
     def __init__(self, number: int, folder: Path) -> None:
@@ -50,7 +50,7 @@ class Host:
         self.processes: list[subprocess.Popen[str]] = []
 
     def resolve(self, own_address: str) -> None:
-        """Let the host's own name mean an address in its /etc/hosts."""
+        """Map the host's own name to an address in its /etc/hosts."""
         lines = ["127.0.0.1 localhost", f"{own_address} {self.name}"]
         self.etc_hosts.write_text("\n".join(lines) + "\n")
 
@@ -75,9 +75,9 @@ class Host:
         """Start torchrun with one process. Rank 0 is on the first host.
 
         Args:
-            arguments: for resnet.
-            elastic: go on with one host if the other is lost.
-            has_address: tell torchrun the address of this host; else it uses the name.
+            arguments: those of ``resnet``.
+            elastic: continue with one host if the other is lost.
+            has_address: pass the address of this host to torchrun, which otherwise uses the name.
         """
         run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1"]
         if elastic or not has_address:
@@ -112,7 +112,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def two_hosts(tmp_path):
-    """Two hosts with a cable between them."""
+    """Two hosts, connected by a virtual cable."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("network namespaces need root on Linux")
     missing = [name for name in ("ip", "unshare", "mount") if shutil.which(name) is None]
@@ -138,16 +138,16 @@ def two_hosts(tmp_path):
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
-    """Wait for a process; return what it wrote on standard error."""
+    """Wait for a process; return what it wrote to standard error."""
     try:
         return process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
         process.kill()
-        raise AssertionError(f"no end after {seconds} s:\n{process.communicate()[1]}") from None
+        raise AssertionError(f"not done after {seconds} s:\n{process.communicate()[1]}") from None
 
 
 def finish_both(two_hosts: Sequence[Host], *arguments: object, code: int = 0) -> list[str]:
-    """Run the command on both hosts; return what each wrote on standard error."""
+    """Run the command on both hosts; return what each wrote to standard error."""
     both = [host.torchrun(*arguments) for host in two_hosts]
     errors = [finish(process) for process in both]
     assert [process.returncode for process in both] == [code, code], errors
@@ -187,7 +187,7 @@ def reference(data: Path, out: Path) -> None:
 
 @pytest.mark.slow
 def test_two_hosts_train_the_bits_of_two_processes_on_one(two_hosts, flat_folder, tmp_path):
-    """Also if only the main rank's host has the run folder, and one host is killed on the way."""
+    """Also try it with the run folder on the main rank's host only, and with one host killed."""
     reference(flat_folder, tmp_path / "one")
     shared = tmp_path / "shared"
     finish_both(two_hosts, "train", flat_folder, "--out", shared, *FLAGS)
@@ -305,7 +305,7 @@ def test_hosts_that_differ_end_at_once_and_say_why(two_hosts, flat_folder, tmp_p
     assert expected in errors["name" in what or what == "no photos"], errors
     if what == "loopback":
         assert "export GLOO_SOCKET_IFNAME=eth0" in errors[0]
-        beta.environment["GLOO_SOCKET_IFNAME"] = "eth0"  # what the message says to type
+        beta.environment["GLOO_SOCKET_IFNAME"] = "eth0"  # as the message advises
         finish_both(two_hosts, *commands[0])
     elif what == "name":
         assert "1 of 2 ranks did not arrive within 24 seconds: 1" in errors[0]

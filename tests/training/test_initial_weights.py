@@ -45,7 +45,7 @@ from resnetkit.training.recipe import Recipe, load_recipe
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """A network with one published file, ``tiny``; gives the file, which is in the cache."""
+    """Register a network, ``tiny``, with one published file; return the file, in the cache."""
     torch.manual_seed(5)
     tensors = {**get_model("cifar_resnet20", width=4).state_dict()}
     torch.save(tensors, tmp_path / "tiny.pth")
@@ -116,7 +116,7 @@ def test_without_a_download_training_starts_from_the_starter_weights(settings, o
     member = Starter_Weights.TINY_IMAGENET
     expected = "Starter_Weights.TINY_IMAGENET"
     assert (chosen.weights, chosen.weights_sha256) == (expected, sha256(member.file()))
-    for same in ({}, settings):  # as a resumed run does
+    for same in ({}, settings):  # as when a run is resumed
         again = initial_weights.resolve_recipe(None, same, chosen)
         assert (again.weights, again.model_options) == (chosen.weights, chosen.model_options)
     network, _ = initial_weights.make_network(chosen, 2)
@@ -145,7 +145,7 @@ def test_a_network_that_the_starter_weights_do_not_fit_starts_at_random(settings
 
 
 def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypatch):
-    """It is asked once, with a short limit, and not after a pause again."""
+    """There is one request with a short time limit, and no second attempt after a pause."""
     limits, pauses = [], []
 
     def silent(self, request, timeout):
@@ -159,7 +159,7 @@ def test_a_host_that_does_not_answer_is_not_waited_for_long(published, monkeypat
     assert initial_weights.resolve_recipe(None, {"model": "tiny"}).weights == "none"
     assert (limits, pauses) == ([http.BRIEF_TIMEOUT], [])
     assert http.BRIEF_TIMEOUT < 5
-    with pytest.raises(DownloadError):  # weights that are asked for are waited for
+    with pytest.raises(DownloadError):  # for weights that the user named, it does wait
         initial_weights.resolve_recipe(None, {"model": "tiny", "weights": "DEFAULT"})
     assert limits[1:] == [http.TIMEOUT] * http.ATTEMPTS
     assert len(pauses) == http.ATTEMPTS - 1
@@ -211,7 +211,7 @@ def test_a_model_file_brings_its_architecture(trained, flat_folder, tmp_path, mo
 
 
 def _loaded(file, classes, **settings):
-    """A network of ``classes`` that begins with ``file``; and its head before that."""
+    """Return the head of a network for ``classes``, after and before loading ``file``."""
     chosen = initial_weights.resolve_recipe(None, {"weights": str(file), **settings})
     torch.manual_seed(8)
     network = get_model(chosen.model, **chosen.model_options, num_classes=len(classes))

@@ -83,10 +83,11 @@ def test_the_same_bits_with_any_number_of_workers(flat_folder, small, tmp_path, 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path, steps):
-    """The loop against a few lines of plain PyTorch with the same images and random numbers.
+    """Compare the loop with a few lines of plain PyTorch, with the same images and random numbers.
 
-    Each step enlarges the rounding of the one before. So after one step, both are equal but for
-    the last digits; after four, the loop must be as close to float64 as plain PyTorch is.
+    Each step amplifies the rounding errors of the previous one. So after one step, both are equal
+    except for the last digits; after four, the loop must be about as close to float64 as plain
+    PyTorch is.
     """
     settings = {
         **small, "epochs": 1, "steps": steps, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1,
@@ -171,7 +172,7 @@ def test_averaged_weights_are_evaluated_and_kept(flat_folder, small, tmp_path):
     assert run.metrics["loss"] == run.history[-1]["val_loss"] or len(run.history) == 2
     assert run.model.read_bytes() != plain.model.read_bytes()
     losses = [[row["train_loss"] for row in r.history] for r in (run, plain)]
-    assert losses[0] == losses[1]  # the average follows the trained network and does not lead it
+    assert losses[0] == losses[1]  # the EMA follows training and does not affect it
 
 
 def test_a_note_names_images_in_two_classes(flat_folder, small, tmp_path, capsys):
@@ -295,7 +296,7 @@ def test_classic_runs_shortened(flat_folder, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_gray_and_transparent_images_train_and_are_used(tmp_path, small, channels):
-    """Two classes that differ in transparency alone, or in gray; every command takes the model."""
+    """The two classes differ only in gray level or in alpha; every command accepts the model."""
     from resnetkit.evaluation.explain import explain
 
     for i in range(32):

@@ -11,10 +11,10 @@ from resnetkit.training.lr_finder import HIGHEST, LOWEST, find_lr, suggest_rate
 
 def test_the_suggestion_is_below_the_rate_of_the_lowest_loss():
     rates = [10 ** (-6 + step / 10) for step in range(61)]
-    # A loss that falls to its least at 1e-2 and rises beyond, as a noisy quadratic does.
+    # A loss that falls to its minimum at 1e-2 and rises after it, like that of a noisy quadratic.
     losses = [2 + (math.log10(rate) + 2) ** 2 / 4 for rate in rates]
     found = suggest_rate(rates, losses)
-    # Smoothing by 0.9 is late by nine steps, so the least is seen up to 10**0.9 too high.
+    # Smoothing by 0.9 lags by nine steps, so the minimum appears at up to 10**0.9 times its rate.
     assert 1e-2 / 3 <= found.suggestion <= 1e-2 * 10**0.9 / 3
     assert found.losses[0] == pytest.approx(losses[0])
     assert len(found.losses) == len(rates)
@@ -45,7 +45,7 @@ def test_it_finds_a_rate_that_trains(flat_folder, small, tmp_path):
     assert 1e-4 < found.suggestion < 1.0
     assert min(found.losses) < found.losses[0] / 2
     assert not list(tmp_path.glob("runs/*"))
-    assert find_lr(flat_folder, **small) == found  # the same seed, the same answer
+    assert find_lr(flat_folder, **small) == found  # the same seed gives the same result
 
 
 def test_it_shows_the_batches_of_the_recipe_and_only_in_one_process(

@@ -1,4 +1,4 @@
-"""The margins of training images: their values, their sums, and their recovery after a stop."""
+"""The margins of training images: their values, their sums, and how resuming restores them."""
 
 from __future__ import annotations
 

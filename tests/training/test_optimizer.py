@@ -26,7 +26,7 @@ def test_onecycle_is_linear_up_and_cosine_down():
     rising = torch.tensor(rates[:101], dtype=torch.float64)
     assert torch.allclose(rising.diff(), torch.full((100,), (0.01 - 0.0004) / 100).double())
 
-    # The fall against PyTorch's own cosine.
+    # Compare the falling part with PyTorch's own cosine.
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 299, eta_min=0.01 / 10_000)
@@ -66,8 +66,10 @@ KINDS = {
 
 
 def a_few_steps(kind, layout, *, late):
-    """The network after five steps of ours, and after five of torch.optim's fused optimizer. What
-    ``late`` names has no gradient in the first two."""
+    """Return the network after five steps of our optimizer, and of torch.optim's fused one.
+
+    The module ``late`` has no gradient in the first two steps.
+    """
     models, optimizers = [], []
     theirs, options = KINDS[kind]
     for kept in ("ours", "theirs"):
@@ -98,7 +100,8 @@ def a_few_steps(kind, layout, *, late):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimisers_have_the_bits_of_pytorchs(kind, layout):
-    # SGD of torch.optim cannot start momentum for some of a group later; see the next test.
+    # torch.optim's SGD cannot start momentum later for part of a group, so for SGD, ``late`` names
+    # a module without parameters; see the next test.
     late = "fc" if "sgd" not in kind else "layer1.0.relu"
     ours, theirs = a_few_steps(kind, layout, late=late)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -118,7 +121,7 @@ def test_momentum_begins_with_the_first_gradient_however_late():
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_a_gradient_in_another_order_than_its_parameter_goes_to_the_right_weights(kind):
-    # torch.optim's fused optimizers for the CPU give each weight the gradient of another here.
+    # Here, torch.optim's fused CPU optimizers apply to each weight the gradient of another.
     torch.manual_seed(0)
     start, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
     found = []
@@ -171,7 +174,7 @@ def test_class_weights_are_those_of_scikit_learn():
 
 
 def rates_of_torch(steps, rising):
-    """The rates of LinearLR and CosineAnnealingLR, one after the other."""
+    """Return the rates of LinearLR followed by CosineAnnealingLR."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     schedulers = [
         torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=rising),
@@ -198,7 +201,7 @@ def test_cosine_with_its_linear_start_is_pytorchs():
 
 
 def test_torchvision_v2_has_the_references_rate_at_the_start_of_each_epoch():
-    batches = 1251  # ImageNet's images over 1,024
+    batches = 1251  # the number of ImageNet images, divided by 1,024
     recipe = load_recipe("torchvision-v2")
     rates = [learning_rate(recipe, batches * epoch, batches * 600) for epoch in range(600)]
     assert rates == pytest.approx(rates_of_torch(600, 5), rel=1e-6, abs=1e-9)
@@ -206,7 +209,7 @@ def test_torchvision_v2_has_the_references_rate_at_the_start_of_each_epoch():
 
 @pytest.mark.parametrize("name", ["torchvision-v1", "paper-imagenet"])
 def test_thirty_sixty_ninety(name):
-    batches = 5004  # ImageNet's images over 256
+    batches = 5004  # the number of ImageNet images, divided by 256
     recipe = load_recipe(name)
     assert recipe.epochs == 90
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

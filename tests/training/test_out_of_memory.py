@@ -60,7 +60,7 @@ def test_other_errors_are_not_changed():
 
 
 def test_measuring_exchanges_nothing_where_batch_norm_is_synchronized(monkeypatch):
-    """Ranks measure different numbers of steps: an exchange in one would wait for ever."""
+    """Ranks measure different numbers of steps, so an exchange in a step could wait forever."""
     recipe = load_recipe("demo").with_settings({"resize_size": 32, "epochs": 2, "batch_size": 8})
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(get_model("cifar_resnet20", width=4))
     norms = [type(module) for module in model.modules()]

@@ -1,6 +1,8 @@
-"""The scaled loss of fp16, on the CPU: in fp32 a scale of a power of two changes no bit, so that a
-run with it must equal one without; and in fp16 the plain loop of PyTorch's documentation is the
-reference."""
+"""The scaled loss of fp16, on the CPU.
+
+In fp32, scaling by a power of two changes no bits, so a run with it must equal one without. In
+fp16, the reference is the plain loop from PyTorch's documentation.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ FP16 = Runtime(CPU, "fp16")
 
 
 def make(settings, precision="fp16"):
-    """A state and its recipe."""
+    """Return a state and its recipe."""
     base = {"image_size": 16, "resize_size": 16, "epochs": 1, "batch_size": 6, "optimizer": "sgd"}
     recipe = load_recipe("fast").with_settings({**base, **settings, "precision": precision})
     torch.manual_seed(0)
@@ -44,7 +46,7 @@ def batch(number):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_a_scale_changes_no_bit(optimizer, monkeypatch):
-    """With parts of a batch, class weights and a bound on the gradient's norm."""
+    """Use a batch in parts, class weights, and a limit on the gradient norm."""
     monkeypatch.setattr(Runtime, "autocast", lambda self: nullcontext())
     settings = {"optimizer": optimizer, "accumulate": 2, "clip_norm": 0.5}
     found = []
@@ -117,7 +119,7 @@ def test_a_scale_that_collapses_is_an_error():
 
 @pytest.fixture
 def fp16_here(monkeypatch):
-    """Let the CPU train in fp16, which it does slowly."""
+    """Let the CPU train in fp16, which is slow."""
     real = Runtime.with_precision
 
     def with_precision(self, wanted):
@@ -127,7 +129,7 @@ def fp16_here(monkeypatch):
 
 
 def test_a_resumed_run_has_the_same_bits(flat_folder, small, tmp_path, monkeypatch, fp16_here):
-    """Also with an overflow before the break, so that the scale is not the one of the beginning."""
+    """Force an overflow before the interruption, so that the scale is no longer the initial one."""
     real, calls, stop = loop.training_step, [], None
 
     def step(state, *args):

@@ -17,7 +17,7 @@ from resnetkit.training.run import RunFolder
 
 
 class Two(Runtime):
-    """The main rank of two; the other one has ``other``, or else the same."""
+    """The main rank of two. The other rank reports ``other``, or by default the same values."""
 
     def __init__(self, other=None, seconds=0.0):
         super().__init__(torch.device("cpu"), "fp32", 0, 2)

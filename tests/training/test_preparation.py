@@ -1,4 +1,4 @@
-"""What training says of its images before it begins, and which of them a split keeps together."""
+"""What training says about its images before it begins, and which images a split keeps together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPE = Recipe.model_validate({"image_size": 64, "resize_size": 64, "val_split"
 
 
 def save(path, number, size=(96, 80), quality=90):
-    """A photo of smooth colors, another for each number."""
+    """Save a photo of smooth colors that is different for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(number).integers(0, 255, (7, 7, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC).resize(size).save(
@@ -40,8 +40,8 @@ def test_thumbnails_stay_on_the_side_of_their_photo(tmp_path):
         assert not train & val
         assert len(val) == 6
         assert found.notes == (
-            "32 images look nearly the same as another of their class; such images stay in "
-            "one split",
+            "32 images look nearly the same as another image of their class; such images stay "
+            "in one split",
         )
 
 
@@ -74,7 +74,7 @@ def test_validation_images_that_are_training_images_are_counted(
     training = sorted((split_folder / "train" / "blue").iterdir())
     for number in (2, 5):
         shutil.copy(training[number], split_folder / "validation" / "blue" / f"copy{number}.png")
-    shutil.copy(training[2], training[2].with_name("zzz.png"))  # twice in training: counted once
+    shutil.copy(training[2], training[2].with_name("zzz.png"))  # twice in training, counted once
     text = " ".join(plan_of(split_folder, tmp_path / "b", capsys, small).split())
     expected = (
         "2 of the 20 validation images are also training images "

@@ -1,6 +1,7 @@
-"""What runs on a GPU, on one that is not there: tensors that say they are on ``cuda:0`` and compute
-on the CPU. As on a real one, an operation refuses tensors of two devices, so that what was
-forgotten to be moved shows on any machine. Kernels, autocast and speed are not tested by it.
+"""The GPU code without a GPU: tensors that claim to be on ``cuda:0`` but compute on the CPU.
+
+As on a real GPU, an operation refuses tensors on two devices, so any machine shows which tensors
+the code forgot to move. Kernels, autocast and speed are not tested.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ READS = (
 )
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)  # from the CPU too
 CAPABILITY = (8, 0)
-WAITS = []  # what a real GPU would have been waited for
+WAITS = []  # operations for which the CPU would have waited for a real GPU
 
 
 class Stream:
-    """Everything is done at once."""
+    """A CUDA stream on which every operation finishes immediately."""
 
     def record_event(self):
         return self
@@ -67,7 +68,10 @@ DRIVER = {
 
 
 class Pretended(torch.Tensor):
-    """To PyTorch without memory (``meta``), to Python on a GPU; ``held`` has the numbers."""
+    """A tensor without memory (``meta``) to PyTorch, and on a GPU to Python.
+
+    The values are in ``held``, on the CPU.
+    """
 
     @staticmethod
     def __new__(cls, held):
@@ -103,7 +107,7 @@ class Pretended(torch.Tensor):
 def compute(func, args, kwargs):
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, Pretended)]
-    scalars = "_fused_" not in str(func)  # which are taken from the CPU, but not by optimizers
+    scalars = "_fused_" not in str(func)  # all but fused optimizers accept scalars on the CPU
     here = [x for x in tensors if not isinstance(x, Pretended) and (x.dim() or not scalars)]
     fine = func in BETWEEN_DEVICES or (func in INDEXING and isinstance(args[0], Pretended))
     if there and here and not fine:
@@ -114,7 +118,7 @@ def compute(func, args, kwargs):
     bare = tree_map(lambda x: x.held if isinstance(x, Pretended) else x, (args, kwargs))
     note_wait(func, args, {**kwargs, "device": device}, there, here)
     result = func(*bare[0], **bare[1])
-    same = {id(x.held): x for x in there}  # of operations in place
+    same = {id(x.held): x for x in there}  # for in-place operations
 
     def wrapped(x):
         if not isinstance(x, torch.Tensor) or not on_gpu:
@@ -125,7 +129,7 @@ def compute(func, args, kwargs):
 
 
 def note_wait(func, args, kwargs, there, here):
-    """Numbers that are read from the GPU, and copies that the CPU waits for."""
+    """Record values that are read from the GPU, and copies that the CPU waits for."""
     copied = func in BETWEEN_DEVICES and not kwargs.get("non_blocking")
     if func is aten._to_copy.default:
         leaves = bool(there) and kwargs.get("device") == CPU
@@ -138,14 +142,14 @@ def note_wait(func, args, kwargs, there, here):
 
 
 class Dispatch(TorchDispatchMode):
-    """Catches what is made on the GPU from nothing."""
+    """Catches operations that create a GPU tensor without an input tensor."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return compute(func, args, kwargs or {})
 
 
 class Names(TorchFunctionMode):
-    """PyTorch asks the driver which one ``cuda`` is, before anything else can catch it."""
+    """Resolves ``cuda`` before PyTorch asks the driver which device that is."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         def named(x):
@@ -176,7 +180,7 @@ def pretended():
     with ExitStack() as stack:
         for name, value in DRIVER.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        # Such tensors are not made for inference_mode, which changes no number.
+        # These tensors do not support inference_mode, which does not affect any values.
         stack.enter_context(mock.patch.object(torch, "inference_mode", inference_mode))
         stack.enter_context(Names())
         stack.enter_context(Dispatch())
@@ -282,7 +286,7 @@ def test_a_trained_model_answers_there_as_on_the_cpu(flat_folder, small, tmp_pat
     ],
 )
 def test_a_step_waits_for_nothing(settings, flat_folder, small, tmp_path, monkeypatch, gpu):
-    """From the beginning of a step to that of the next, with the batch between them."""
+    """Count from the start of a step to the start of the next, including its batch."""
     real, seen = loop.training_step, []
 
     def step(*args):

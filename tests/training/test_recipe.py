@@ -115,7 +115,7 @@ def test_train_size_grows_from_first_to_last():
     assert sizes[0] == 48
     assert sizes[-1] == 80
     assert sizes == sorted(sizes)
-    assert sizes[5] == 80  # from half-way on
+    assert sizes[5] == 80  # from halfway on
     assert all(size % 16 == 0 for size in sizes)
 
 
@@ -134,7 +134,7 @@ def test_epochs_and_steps_take_each_others_place():
 
 
 def test_the_papers_and_torchvisions_numbers():
-    """What was published, in the units in which it was."""
+    """Compare with the published values, in their published units."""
     paper, cifar, v1, v2 = (
         load_recipe(name)
         for name in ("paper-imagenet", "paper-cifar10", "torchvision-v1", "torchvision-v2")

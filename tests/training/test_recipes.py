@@ -42,7 +42,7 @@ def shortened(name, **more):
 
 
 def observed(monkeypatch, stop_before=math.inf):
-    """What each training step is given, and what it does to the averaged weights."""
+    """Record what each training step receives, and whether it updates the averaged weights."""
     real, steps = loop.training_step, []
 
     def step(state, batch, recipe, runtime, lr, *args):
@@ -70,7 +70,7 @@ def observed(monkeypatch, stop_before=math.inf):
 
 
 def from_random():
-    """The recipes with random weights (others: test_initial_weights.py); deep networks are slow."""
+    """Yield the recipes with random weights (test_initial_weights.py has the others)."""
     for name in recipes.builtin_recipes():
         recipe = recipes.load_recipe(name)
         deep = str(recipe.model) in ("resnet34", "resnet50") or recipe.model is None
@@ -115,7 +115,7 @@ def test_torchvision_v2_averages_every_so_many_steps(flat_folder, tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision-v2", "paper-cifar10"])
 def test_a_broken_run_ends_in_the_same_bits(name, flat_folder, tmp_path, monkeypatch):
-    """Also if the run ends within an epoch, and with every class equally often."""
+    """This also holds if the run ends within an epoch, and with balanced sampling."""
     settings = shortened(name, sampling="balanced", ema=0.9, ema_every=2)
     with monkeypatch.context() as patch:
         whole_steps = observed(patch)

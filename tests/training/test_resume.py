@@ -63,13 +63,13 @@ def test_a_broken_run_ends_in_the_same_bits(flat_folder, small, tmp_path, monkey
     settings = {**small, "epochs": 3, "checkpoint_seconds": 0, "lr": 0.01, **more}
     whole = train(flat_folder, out=tmp_path / "whole", **settings)
     out = tmp_path / "broken"
-    for steps in (1, 2, 4):  # stops within the first, the second and the third epoch
+    for steps in (1, 2, 4):  # stops in the first, the second and the third epoch
         with monkeypatch.context() as patch:
             stop_after(patch, steps)
             with pytest.raises(Stop):
                 train(flat_folder, out=out, resume=True, workers=steps, **settings)
         saved = checkpoint.read_newest(out / "state").values
-        assert saved["batch"] == {1: 1, 2: 3, 4: 2}[steps]  # five batches make an epoch
+        assert saved["batch"] == {1: 1, 2: 3, 4: 2}[steps]  # an epoch has five batches
     run = train(flat_folder, out=out, resume=True, **settings)
     same(whole.folder, run.folder)
     assert run.metrics == whole.metrics
@@ -193,7 +193,7 @@ def test_a_trained_run_that_lost_its_state_is_not_trained_over(flat_folder, smal
         train(flat_folder, out=tmp_path / "run", resume=True, **small)
     assert run.model.stat().st_mtime_ns == before
     rows = (tmp_path / "run" / "timings.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "run" / "timings.csv").write_text("".join(rows[:3]))  # killed in the first save
+    (tmp_path / "run" / "timings.csv").write_text("".join(rows[:3]))  # killed during the first save
     train(flat_folder, out=tmp_path / "run", resume=True, **small)
 
 
@@ -249,7 +249,7 @@ def test_what_a_killed_run_left_is_removed(flat_folder, small, tmp_path):
 
 def test_a_folder_that_became_a_run_meanwhile_is_not_claimed(trained, tmp_path):
     begun, _ = RunFolder.open(tmp_path / "run", "name", resume=False)
-    shutil.copytree(trained, tmp_path / "run")  # another run was quicker
+    shutil.copytree(trained, tmp_path / "run")  # another run claimed it first
     with pytest.raises(OutputError, match="run is in use"):
         begun.claim()
 
@@ -269,7 +269,7 @@ def test_the_number_of_compute_threads_comes_back(flat_folder, small, tmp_path, 
         assert "threads: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
         monkeypatch.setattr(measure, "fewest_fast_threads", lambda step, most: 1)
         train(flat_folder, out=tmp_path / "run", resume=True, **settings)
-        assert torch.get_num_threads() == 4  # the caller's own number is left alone
+        assert torch.get_num_threads() == 4  # the caller's number is restored
     finally:
         torch.set_num_threads(before)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -301,7 +301,7 @@ with Interrupts() as interrupts:
     except Interrupted as error:
         assert error.exit_code == 130
     else:
-        raise AssertionError("it goes on")
+        raise AssertionError("the run continues")
     try:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
@@ -312,7 +312,7 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_signal_is_noted_first_and_stops_the_second_time():
-    command = [sys.executable, "-c", TWICE]  # a signal to this process could end the tests
+    command = [sys.executable, "-c", TWICE]  # a signal in this process could end the tests
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
 
@@ -325,7 +325,7 @@ def command(data, out):
 
 
 def go_on(data, out):
-    """What `command` says, in this process, which has loaded PyTorch already."""
+    """Do what `command` does, in this process, where PyTorch is already loaded."""
     settings = {"model_options": {"width": 8}, "checkpoint_seconds": 0, "precision": "bf16"}
     settings |= {"model": "cifar_resnet20", "epochs": 12, "batch_size": 8, "image_size": 32}
     train(data, out=out, resume=True, **settings)
@@ -345,7 +345,7 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(flat_folder, tmp_
 
 @pytest.mark.slow
 def test_killed_six_times_at_any_moment(flat_folder, tmp_path):
-    """SIGKILL at random moments; the saved step never goes back, and the end has the same bits."""
+    """Kill at random moments: the saved step never decreases, and the result has the same bits."""
     rng = random.Random(0)
     go_on(flat_folder, tmp_path / "whole")
     out = tmp_path / "killed"
@@ -374,7 +374,7 @@ def test_killed_six_times_at_any_moment(flat_folder, tmp_path):
 
 
 def test_a_state_from_before_a_recipe_had_a_field(flat_folder, small, tmp_path, monkeypatch):
-    """What was not there then was at its default; set otherwise now, it is a difference."""
+    """A missing field is taken to have its default, so setting it to another value is an error."""
     settings = {**small, "checkpoint_seconds": 0}
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
@@ -461,12 +461,12 @@ def test_photos_of_one_name_in_two_places(flat_folder, small, tmp_path, capsys, 
 
 
 def test_names_that_are_no_text_go_through_a_run(flat_folder, small, tmp_path):
-    """The split that the run made can also be trained on from its folder."""
+    """The split.csv in the run folder can also be trained on."""
     name = os.fsdecode(b"caf\xe9")
     try:
         (flat_folder / "red").rename(flat_folder / name)
     except OSError:
-        pytest.skip("this disk takes only text for names")
+        pytest.skip("this file system accepts only text for names")
     photos = flat_folder.rename(flat_folder.with_name(os.fsdecode(b"fotos\xff")))
     run = train(photos, out=tmp_path / "run", **{**small, "epochs": 1})
     assert load(run.model).classes == ("blue", name, "green")
@@ -481,7 +481,7 @@ def test_the_split_of_an_older_version_can_be_kept(flat_folder, small, tmp_path,
     settings = {**small, "epochs": 2, "seed": 3}
     whole = train(flat_folder, out=tmp_path / "whole", **settings)
     train(flat_folder, out=tmp_path / "run", **settings)
-    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped at its end
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped at the very end
     with monkeypatch.context() as newer:
         newer.setattr(preparation, "split_dataset", lambda *given: split_dataset(*given[:-1], 99))
         with pytest.raises(

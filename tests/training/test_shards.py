@@ -1,4 +1,4 @@
-"""Training on shards gives the bytes of training on the photos that they were made from."""
+"""Training on shards gives the same bytes as training on the photos that they were made from."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def packed(flat_folder, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_model_has_the_same_bytes(flat_folder, packed, small, tmp_path, workers):
     one = train(flat_folder, out=tmp_path / "one", **small)
-    shutil.rmtree(flat_folder)  # nothing is read from there
+    shutil.rmtree(flat_folder)  # shards do not need the original photos
     two = train(packed, out=tmp_path / "two", workers=workers, **small)
     same(one.folder, two.folder)
 
 
 def test_without_a_cache_and_with_given_splits(split_folder, small, tmp_path, monkeypatch):
     write_shards(split_folder, tmp_path / "packed")
-    monkeypatch.setattr(cache, "RAM_SHARE", 1e-12)  # each image is read again in every epoch
+    monkeypatch.setattr(cache, "RAM_SHARE", 1e-12)  # every epoch reads each image again
     monkeypatch.setattr(cache, "_scan_to_disk", _refuse)
     one = train(split_folder, out=tmp_path / "one", workers=2, **small)
     two = train(tmp_path / "packed", out=tmp_path / "two", workers=2, **small)

@@ -1,4 +1,4 @@
-"""Wrong labels: found at the end of a run, judged by a person, and corrected in the next run."""
+"""Wrong labels: found at the end of a run, judged by the user, and corrected in the next run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def once(small):
 
 
 def test_a_wrong_label_is_found_and_corrected(flat_folder, small, tmp_path):
-    """The squares are easy, so eight epochs without augmentation tell every label."""
+    """The squares are easy: eight epochs without augmentation are enough to learn every label."""
     wrong = flat_folder / "red" / "wrong.png"
     (flat_folder / "blue" / "005.png").rename(wrong)
     settings = {
@@ -83,19 +83,19 @@ def test_the_plan_and_the_folder_name_the_corrections(flat_folder, once, tmp_pat
     capsys.readouterr()
     run = train(flat_folder, out=tmp_path / "second", corrections=judged, **once)
     assert f"Corrected: 2 images relabeled, 1 dropped ({judged})." in capsys.readouterr().err
-    # Every other image is in the split that it was in.
+    # All other images stay in their split.
     expected = {row["path"]: (row["label"], row["split"]) for row in before}
     del expected[of_train[0]]
     expected[of_train[1]] = ("red", "train")
     expected[of_val[0]] = (target, "val")
     after = rows_of(run.folder / "split.csv")
     assert {row["path"]: (row["label"], row["split"]) for row in after} == expected
-    # The next command names the corrected labels, and gives the metrics of the run.
+    # The suggested command uses the corrected labels, and gives the metrics of the run.
     command = next(line for line in closing_lines(run).split("\n") if "resnet evaluate" in line)
     assert str(run.folder / "split.csv") in command
     again = evaluate(run.model, run.folder / "split.csv", "val")
     assert again.metrics == json.loads((run.folder / "metrics.json").read_text())
-    # What the folder records reads as the same corrections.
+    # The recorded corrections read back unchanged.
     dataset = read_dataset(flat_folder)
     recorded = read_corrections(run.folder / "corrections.csv", dataset)
     assert recorded.identity() == read_corrections(judged, dataset).identity()
@@ -183,7 +183,7 @@ def test_mixed_images_are_searched_with_a_note(flat_folder, once, tmp_path, caps
 
 
 def test_a_network_that_learned_too_little_lists_nothing(flat_folder, once, tmp_path, capsys):
-    """With labels at random, most images have a negative margin and neighbors of other classes."""
+    """With random labels, most images have a negative margin and neighbors of other classes."""
     rng = np.random.default_rng(0)
     for path in sorted(flat_folder.glob("*/*.png")):
         label = ("blue", "green", "red")[rng.integers(3)]
