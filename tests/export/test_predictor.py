@@ -208,7 +208,7 @@ def test_commands_that_need_the_model_file_say_so(exported):
     image = str(min(photos.rglob("*.png")))
     for words in (["explain", str(found.path), image], ["similar", str(found.path), image, image]):
         done = CliRunner().invoke(app, words)
-        assert "has the extension of an exported one" in str(done.exception)
+        assert "has the extension of an exported file" in str(done.exception)
     with pytest.raises(ModelFileError, match=r"resnetkit\.ExportedPredictor"):
         load(found.path)
 
@@ -218,7 +218,7 @@ def test_a_model_without_calibration_says_what_to_export(tiny_model, tmp_path):
     with pytest.raises(ModelFileError, match="resnet evaluate MODEL DATA --calibrate") as caught:
         ExportedPredictor(file).resolve_uncertainty(0.9, None)
     assert str(caught.value).endswith("Then export NEW.safetensors")
-    with pytest.raises(ModelFileError, match="has the extension of an exported one"):
+    with pytest.raises(ModelFileError, match="has the extension of an exported file"):
         export(file)
 
 

@@ -130,7 +130,7 @@ def test_converted_models_decode_at_full_size_and_trained_ones_scaled(
     network = torchvision.models.resnet18()
     torch.save(network.state_dict(), tmp_path / "r.pth")
     found = convert(tmp_path / "r.pth", tmp_path / "plain.safetensors")
-    assert "decoded in full" in found.notes[-1]
+    assert "decoded at full size" in found.notes[-1]
     plain = modelfile.read_header(tmp_path / "plain.safetensors").preprocessing
     large = encode(make_photo((1601, 1203)), "JPEG", quality=90)
     preset = Preset(crop_size=224, resize_size=256)  # what such models usually come with

@@ -1,6 +1,6 @@
-"""The numbers of each architecture, to recognize a checkpoint by the shapes of its tensors.
+"""The numbers of each architecture, used to recognize a checkpoint by its tensor shapes.
 
-The builders have the same numbers; a test compares the two.
+The builders repeat these numbers; a test compares the two.
 """
 
 from __future__ import annotations

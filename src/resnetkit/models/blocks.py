@@ -3,8 +3,8 @@
 A block computes ``y = F(x) + x`` (equation 1 of He et al., arXiv:1512.03385): ``F`` is a short
 stack of convolutions, ``+ x`` the shortcut. If a block is best left as the identity, it only has to
 drive ``F`` to zero, which is easier than learning the identity with nonlinear layers (section 3.1).
-No convolution has a bias: the norm after it subtracts the mean and adds its own. Shapes are ``(N,
-C, H, W)``: images, channels, height, width.
+No convolution has a bias: the norm after it subtracts the mean and adds its own bias. Shapes are
+``(N, C, H, W)``: images, channels, height, width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def conv3x3(
     in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1
 ) -> nn.Conv2d:
     """Return a 3x3 convolution: stride 1 keeps H and W, stride 2 halves them, rounding up."""
-    # The padding is the reach of the kernel on each side: 1, or the dilation.
+    # The padding equals the reach of the kernel on each side, which is the dilation.
     return nn.Conv2d(
         in_planes,
         out_planes,
@@ -51,8 +51,8 @@ class BasicBlock(nn.Module):
         downsample: the shortcut where shapes differ; None is the identity.
         groups, base_width: only 1 and 64 are valid here; they belong to `Bottleneck`.
         dilation: only 1 is valid here; see `DilatedBasicBlock`.
-        norm_layer: makes the norm from a number of channels; BatchNorm2d by default.
-        residual: False omits the shortcut: a block of the paper's plain nets.
+        norm_layer: makes a norm for a given number of channels; BatchNorm2d by default.
+        residual: False omits the shortcut, as in the paper's plain nets.
 
     Raises:
         ValueError: groups or base_width is not valid.
@@ -112,15 +112,16 @@ class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up, and a shortcut (figure 5, right): the block of ResNet-50 and deeper.
 
     Maps ``(N, inplanes, H, W)`` to ``(N, 4 * planes, H/stride, W/stride)``. The 3x3 works on few
-    channels, so the block costs about as much as a BasicBlock with a quarter of its output.
+    channels, so the block costs about as much as a BasicBlock with a quarter of its output
+    channels.
 
     Args:
         inplanes, planes, stride, downsample, norm_layer, residual: as in `BasicBlock`.
         groups, base_width: the 3x3 has ``planes * base_width / 64 * groups`` channels in ``groups``
-            groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) Wide ResNet-50-2.
+            groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) is Wide ResNet-50-2.
         dilation: spacing of the taps of the 3x3.
         stride_on: ``"3x3"`` (V1.5, used by all published weights) or ``"1x1"`` (V1, the paper's),
-            which drops three of four pixels before the 3x3 sees them.
+            which drops three of every four pixels before the 3x3 sees them.
 
     Raises:
         ValueError: stride_on is neither ``"3x3"`` nor ``"1x1"``.
@@ -219,7 +220,7 @@ def make_shortcut(
 
 
 def check_option(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of those allowed."""
+    """Raise ValueError unless ``value`` is one of the allowed values."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
@@ -263,13 +264,13 @@ class DilatedBasicBlock(BasicBlock):
             norm_layer=norm_layer,
             residual=residual,
         )
-        # Changed, not remade: the same seed gives the same weights with and without dilation.
+        # Changed in place: the same seed must give the same weights with and without dilation.
         set_dilation(self.conv1, dilation)
         set_dilation(self.conv2, inner_dilation or dilation)
 
 
 def dilatable(block: type[BasicBlock | Bottleneck]) -> type[BasicBlock | Bottleneck]:
-    """Return the block that a network without strides is built from.
+    """Return the block to use in a network whose strides are replaced by dilation.
 
     Raises:
         NotImplementedError: ``block`` is a subclass of `BasicBlock` whose kernels do not dilate.

@@ -1,4 +1,4 @@
-"""One function for each network: a block, the number of blocks per stage, and a few options.
+"""One function per network, which sets its block, the blocks per stage, and a few options.
 
 All of them return a `ResNet`. Options are keyword arguments of `ResNet` and override the numbers
 given here, except ``groups`` and ``width_per_group`` if they are part of the network's name.
@@ -94,7 +94,7 @@ def _resnet(
     for key, value in options.items():
         if key not in _OPTIONS:
             hint = did_you_mean(key, [*_OPTIONS, "weights", "progress"])
-            hint = hint or f"It has {', '.join(_OPTIONS)}"
+            hint = hint or f"It accepts {', '.join(_OPTIONS)}"
             raise TypeError(f"{name}() got an unexpected keyword argument {key!r}. {hint}")
         if key in ("groups", "width_per_group") and defaults.get(key, value) != value:
             raise ValueError(
@@ -202,7 +202,8 @@ def resnet50(
 ) -> ResNet:
     """ResNet-50: 25.6 million parameters, 4.1 G multiply-adds at 224 px.
 
-    Strides are on the 3x3 (V1.5), as in all deeper networks; ``stride_on="1x1"`` is the paper's.
+    Strides are on the 3x3 (V1.5), as in all deeper networks; ``stride_on="1x1"`` is the paper's
+    version.
 
     Args:
         weights: a member of `ResNet50_Weights` or its name, a file, ``https://...`` or
@@ -435,7 +436,7 @@ def plain18(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net with 18 layers: `resnet18` without its shortcuts.
+    """The 18-layer plain net: `resnet18` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -461,7 +462,7 @@ def plain34(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net with 34 layers.
+    """The 34-layer plain net.
 
     `resnet34` without its shortcuts. In the paper, its error is higher than that of `plain18`.
 
@@ -518,7 +519,7 @@ def cifar_resnet20(
 ) -> ResNet:
     """ResNet-20 for CIFAR-10.
 
-    0.27 million parameters (table 6), shortcuts of option A, 10 classes by default.
+    0.27 million parameters (table 6), option A shortcuts, 10 classes by default.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -540,7 +541,7 @@ def cifar_resnet32(
 ) -> ResNet:
     """ResNet-32 for CIFAR-10.
 
-    0.46 million parameters (table 6), shortcuts of option A, 10 classes by default.
+    0.46 million parameters (table 6), option A shortcuts, 10 classes by default.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -562,7 +563,7 @@ def cifar_resnet44(
 ) -> ResNet:
     """ResNet-44 for CIFAR-10.
 
-    0.66 million parameters (table 6), shortcuts of option A, 10 classes by default.
+    0.66 million parameters (table 6), option A shortcuts, 10 classes by default.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -584,7 +585,7 @@ def cifar_resnet56(
 ) -> ResNet:
     """ResNet-56 for CIFAR-10.
 
-    0.85 million parameters (table 6), shortcuts of option A, 10 classes by default.
+    0.85 million parameters (table 6), option A shortcuts, 10 classes by default.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -606,7 +607,7 @@ def cifar_resnet110(
 ) -> ResNet:
     """ResNet-110 for CIFAR-10.
 
-    1.7 million parameters (table 6), shortcuts of option A, 10 classes by default.
+    1.7 million parameters (table 6), option A shortcuts, 10 classes by default.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -628,7 +629,7 @@ def cifar_resnet1202(
 ) -> ResNet:
     """ResNet-1202 for CIFAR-10.
 
-    19.4 million parameters (table 6), shortcuts of option A, 10 classes by default.
+    19.4 million parameters (table 6), option A shortcuts, 10 classes by default.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -648,7 +649,7 @@ def cifar_plain20(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net with 20 layers for CIFAR-10: `cifar_resnet20` without its shortcuts.
+    """The 20-layer plain net for CIFAR-10: `cifar_resnet20` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -668,7 +669,7 @@ def cifar_plain32(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net with 32 layers for CIFAR-10: `cifar_resnet32` without its shortcuts.
+    """The 32-layer plain net for CIFAR-10: `cifar_resnet32` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -688,7 +689,7 @@ def cifar_plain44(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net with 44 layers for CIFAR-10: `cifar_resnet44` without its shortcuts.
+    """The 44-layer plain net for CIFAR-10: `cifar_resnet44` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -708,7 +709,7 @@ def cifar_plain56(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net with 56 layers for CIFAR-10: `cifar_resnet56` without its shortcuts.
+    """The 56-layer plain net for CIFAR-10: `cifar_resnet56` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
@@ -728,7 +729,7 @@ def cifar_plain110(
     progress: bool = True,
     **options: Any,
 ) -> ResNet:
-    """The plain net with 110 layers for CIFAR-10: `cifar_resnet110` without its shortcuts.
+    """The 110-layer plain net for CIFAR-10: `cifar_resnet110` without its shortcuts.
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.

@@ -1,8 +1,8 @@
 """DarkNet-53 (Redmon and Farhadi, "YOLOv3", arXiv:1804.02767, table 1).
 
 Residual learning with choices that differ from ResNet's. Strided 3x3 convolutions between blocks
-change the shape, so every shortcut is an identity. A block squeezes to half the channels. Nothing
-follows the addition. 52 convolutions and one linear layer make 53.
+change the shape, so every shortcut is an identity. Each block squeezes its input to half the
+channels. Nothing follows the addition. The 53 layers are 52 convolutions and one linear layer.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class DarkNet(nn.Module):
 
     Args:
         layers: number of blocks in each stage.
-        num_classes: logits of the head; 0 returns the pooled vector ``(N, 1024)`` instead.
-        norm_layer: makes the norm from a number of channels; BatchNorm2d by default.
+        num_classes: number of logits; 0 returns the pooled vector ``(N, 1024)`` instead.
+        norm_layer: makes a norm for a given number of channels; BatchNorm2d by default.
         in_channels: channels of the input.
-        include_top: False omits pooling and head and returns the last map ``(N, C, h, w)``.
+        include_top: False omits pooling and the head, and returns the last map ``(N, C, h, w)``.
 
     Shape:
         Input ``(N, in_channels, H, W)``; output ``(N, num_classes)``, logits. The paper uses
@@ -95,7 +95,7 @@ class DarkNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out")
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the map of each stage, at strides 2, 4, 8, 16, 32.
+        """Return the feature map of each stage, at strides 2, 4, 8, 16, 32.
 
         Args:
             x: images ``(N, in_channels, H, W)``.

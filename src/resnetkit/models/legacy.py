@@ -85,7 +85,7 @@ def modernize_arguments(
 
 def _name_positional(name: str, args: tuple[Any, ...]) -> dict[str, Any]:
     if len(args) > len(_POSITIONAL):
-        raise TypeError(f"{name}() takes options by keyword only; got {len(args)} positional ones")
+        raise TypeError(f"{name}() takes options by keyword only; got {len(args)} by position")
     named = dict(zip(_POSITIONAL, args, strict=False))
     _warn(f"passing {' and '.join(named)} by position is deprecated; use {name}(weights=...)")
     return named

@@ -1,4 +1,4 @@
-"""Training and eval mode of each module.
+"""Training and eval mode, module by module.
 
 A frozen batch norm, for example, is in eval mode while the network around it trains.
 """
@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
-    """Put every module into training or eval mode, and restore each one's own mode on exit.
+    """Put every module into training or eval mode, and restore each one's previous mode on exit.
 
     Args:
         model: the network.

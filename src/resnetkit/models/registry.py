@@ -120,7 +120,7 @@ def list_weights(
 
 
 def get_weight(name: str) -> WeightsEnum:
-    """Return the member of a weights enum by its full name.
+    """Return the published weights with this full name.
 
     >>> get_weight("ResNet50_Weights.IMAGENET1K_V2")
     ResNet50_Weights.IMAGENET1K_V2
@@ -159,4 +159,4 @@ def _all_enums(base: type[WeightsEnum]) -> Iterator[type[WeightsEnum]]:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    return did_you_mean(name, known, count=3) or "`resnet models` lists them."
+    return did_you_mean(name, known, count=3) or "`resnet models` lists the known ones."

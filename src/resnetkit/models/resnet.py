@@ -1,8 +1,8 @@
 """ResNet: the network of He et al., "Deep Residual Learning for Image Recognition".
 
-Every network of the family is this one class with its own numbers: see `builders`. Sections, tables
-and figures refer to arXiv:1512.03385. Parameter names must match published files, so ``downsample``
-keeps its name even where it only changes the number of channels.
+Every network in the family is this one class with its own numbers: see `builders`. Sections, tables
+and figures are those of arXiv:1512.03385. Parameter names must match published files, so
+``downsample`` keeps its name even where it only changes the number of channels.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ class ResNet(nn.Module):
         block: `BasicBlock` or `Bottleneck`.
         layers: number of blocks in each of 1 to 4 stages; ResNet-50 is ``Bottleneck`` with
             ``[3, 4, 6, 3]``. Missing stages are the identity.
-        num_classes: logits of the head; 0 returns the pooled vector ``(N, C)`` instead.
+        num_classes: number of logits; 0 returns the pooled vector ``(N, C)`` instead.
         zero_init_residual: start every block as its shortcut alone (arXiv:1706.02677, section 5.1).
         groups, width_per_group: groups and width of the 3x3 in a `Bottleneck`.
         replace_stride_with_dilation: for each stage but the first, whether to keep the size of
             the map and dilate the kernels: same weights, same field of view (arXiv:1511.07122).
-        norm_layer: makes the norm from a number of channels; BatchNorm2d by default.
+        norm_layer: makes a norm for a given number of channels; BatchNorm2d by default.
         shortcut: ``"A"``, ``"B"``, ``"C"`` or ``"none"``: see `make_shortcut` and table 3.
         stride_on: ``"3x3"`` (V1.5) or ``"1x1"`` (V1, the paper's): see `Bottleneck`.
-        stem: ``"imagenet"`` quarters H and W; ``"small"`` (section 4.2) keeps them, for 32 px.
-        width: channels of the first stage; each later stage has twice as many as the last.
+        stem: ``"imagenet"`` quarters H and W; ``"small"`` (section 4.2) keeps them, for 32 px images.
+        width: channels of the first stage; each later stage has twice as many as the one before.
         in_channels: channels of the input.
-        include_top: False omits pooling and head and returns the last map ``(N, C, h, w)``.
+        include_top: False omits pooling and the head, and returns the last map ``(N, C, h, w)``.
 
     Shape:
-        Input ``(N, in_channels, H, W)``, any size from 1x1; output ``(N, num_classes)``, logits.
+        Input ``(N, in_channels, H, W)``, any size from 1x1 up; output ``(N, num_classes)``, logits.
 
     Raises:
         ValueError: an argument is not among the values above.
@@ -178,8 +178,8 @@ class ResNet(nn.Module):
         return stage
 
     def _init_weights(self, zero_init_residual: bool) -> None:
-        # He initialization (arXiv:1502.01852): a ReLU halves the mean square, so a variance
-        # of 2/fan_in keeps the scale of the signal, and 2/fan_out, as here, that of the gradient.
+        # He initialization (arXiv:1502.01852): a ReLU halves the mean square, so a variance of
+        # 2/fan_in preserves the scale of the signal; 2/fan_out, used here, that of the gradient.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -187,7 +187,7 @@ class ResNet(nn.Module):
                 nn.init.constant_(module.weight, 1)
                 nn.init.constant_(module.bias, 0)
 
-        # The last norm of a block scales F: at zero, y = F(x) + x starts as y = x.
+        # The last norm of a block scales F: if its weight is zero, y = F(x) + x starts as y = x.
         if zero_init_residual:
             for name in self.stages:
                 for block in getattr(self, name):
@@ -196,7 +196,7 @@ class ResNet(nn.Module):
                         nn.init.constant_(last_norm.weight, 0)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the map of each stage.
+        """Return the feature map of each stage.
 
         Without dilation, strides are 4, 8, 16, 32, or 1, 2, 4, 8 with the small stem.
 

@@ -1,4 +1,4 @@
-"""Networks without memory: shapes and names, on PyTorch's ``meta`` device."""
+"""Networks that take no memory: names and shapes on PyTorch's ``meta`` device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .registry import get_model
 def get_skeleton(name: str, **config: Any) -> nn.Module:
     """Return the network ``name`` on PyTorch's ``meta`` device: shapes without values.
 
-    It takes no memory, however large, and no time to initialize.
+    However large the network, this takes no memory, and no time to initialize.
 
     Raises:
         TypeError: ``config`` asks for weights, which a file's header must not be able to load.
-        ValueError: no network can have these options.
+        ValueError: the network cannot be built with these options.
     """
     if {"weights", "pretrained"} & config.keys():
         raise TypeError(f"a skeleton of {name} takes no weights; got {config!r}")

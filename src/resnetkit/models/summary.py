@@ -21,7 +21,7 @@ class Row:
         name: the module's name.
         type: its class.
         output: shape ``(1, ...)`` of its output.
-        parameters: its parameters that no earlier row has counted.
+        parameters: number of its parameters that no earlier row has counted.
         macs: multiply-adds for one image.
         stage: the part of the network it belongs to, such as ``stem`` or ``layer1``.
     """
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def is_layer(self) -> bool:
-        """Whether the paper counts it: a convolution or linear layer outside the shortcuts."""
+        """Whether the paper counts this row: a convolution or linear layer, not in a shortcut."""
         computes = self.type.startswith(("Conv", "Linear"))
         return computes and "downsample" not in self.name.split(".")
 
@@ -115,14 +115,14 @@ def summarize(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summ
 
     Multiply-adds are counted for convolutions and linear layers, as in the paper's tables. The
     model runs once on PyTorch's ``meta`` device, which has shapes without values. Shared parameters
-    are counted where they first run, multiply-adds at every run.
+    are counted once, where they first run; multiply-adds are counted at every run.
 
     Args:
         model: a network that begins with a convolution.
         image_size: side of the image in pixels, or (H, W).
 
     Raises:
-        ValueError: the network has no convolution that shows its input channels.
+        ValueError: the network has no convolution, so its number of input channels is unknown.
 
     >>> from resnetkit.models import resnet50
     >>> summary = summarize(resnet50(), image_size=224)

@@ -90,7 +90,7 @@ def test_a_network_among_others_is_found(prefix):
     head = {"head.fc.weight": torch.zeros(7, 2048), "head.fc.bias": torch.zeros(7)}
     found = recognise({**state, **head, "neck.weight": torch.zeros(2, 2)})
     assert (found.architecture, found.options) == ("resnet50", {"num_classes": 7})
-    assert notes_with(found, f"left out tensors outside '{prefix}': 1, first neck.weight")
+    assert notes_with(found, f"left out tensors outside '{prefix}': 1 in all, first neck.weight")
     twice = {f"teacher.{n}": t for n, t in shapes("resnet18").items()}
     both = {**twice, **state}
     with pytest.raises(WeightsError, match=r"holds 2 networks: .*--prefix"):
@@ -112,7 +112,7 @@ def test_assumptions_are_noted_and_can_be_overridden():
     assert notes_with(recognise(bottleneck), "timm's with a blur")
     v1 = recognise(bottleneck, options={"stride_on": "1x1"})
     assert (v1.options["stride_on"], notes_with(v1, "V1")) == ("1x1", [])
-    assert notes_with(recognise(flat), "assumed a residual net with shortcuts of option A")
+    assert notes_with(recognise(flat), "assumed a residual net with option A shortcuts")
     plain = recognise(flat, options={"shortcut": "none"})
     assert (plain.architecture, notes_with(plain, "residual")) == ("cifar_plain20", [])
     named = recognise(flat, architecture="cifar_plain20")

@@ -378,7 +378,7 @@ def test_other_input_channels_adapt_the_first_convolution(net, x, file, caplog):
     with torch.no_grad():
         of_gray, of_rgb = gray(x[:, :1]), net(x[:, :1].expand(-1, 3, -1, -1))
     assert torch.allclose(of_gray, of_rgb, atol=1e-4)
-    assert "has 3 input channels, the network 1: the first convolution is summed" in caplog.text
+    assert "has 3 input channels, not 1: the first convolution is summed" in caplog.text
     six = resnet18(weights=file, in_channels=6).eval()
     assert "is repeated" in caplog.text
     with torch.no_grad():

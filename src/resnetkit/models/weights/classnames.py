@@ -1,6 +1,6 @@
 """Class names for `resnet convert`: files and values -> names in the order of the logits.
 
-Training takes its classes from the folders; see `resnetkit.data.folder`.
+Training takes its classes from folder names; see `resnetkit.data.folder`.
 
 Every accepted form says which name belongs to which logit. Nothing is sorted or guessed.
 """
@@ -42,8 +42,8 @@ def read_classes(path: Path) -> list[str]:
             - JSON, YAML or a printed Python value: a list, ``{"0": "daisy"}``, ``{"daisy": 0}``,
               Keras's ``{"0": ["n01440764", "tench"]}``, or one of these under a key such as
               ``id2label`` or ``class_to_idx``;
-            - CSV with index and name, or only the name;
-            - text with one name per line, which may be numbered from 0;
+            - CSV with an index and a name, or only a name;
+            - text with one name per line; the lines may be numbered from 0;
             - a folder whose sub-folders are the classes, in the order of torchvision's
               ``ImageFolder``: sorted as text.
 
@@ -84,7 +84,7 @@ def parse_names(value: object, where: str) -> list[str]:
 
     Args:
         value: any of the forms that `read_classes` lists for JSON.
-        where: name of the value for messages.
+        where: name of the value, for messages.
 
     Raises:
         WeightsError: it has none of these forms.
@@ -112,12 +112,12 @@ def parse_names(value: object, where: str) -> list[str]:
 def select_names(
     stored: Mapping[str, object], count: int, source: str
 ) -> tuple[list[str] | None, list[str]]:
-    """Return the class names stored in a checkpoint, or None if there are none; and notes.
+    """Return the class names stored in a checkpoint (None if there are none), and notes.
 
     Args:
         stored: values by the key they are stored under.
         count: the number of classes; values with a different number are left out.
-        source: name of the checkpoint for messages.
+        source: name of the checkpoint, for messages.
 
     Raises:
         WeightsError: two keys give different names.
@@ -149,7 +149,7 @@ def check_names(names: Sequence[str], where: str) -> list[str]:
 
     Args:
         names: in the order of the logits.
-        where: where the names are from, for messages.
+        where: where the names come from, for messages.
 
     Raises:
         WeightsError: a name is empty, or two are equal.
@@ -274,7 +274,7 @@ def _parse_rows(rows: Sequence[Mapping[str, Any]], where: str) -> list[str]:
 
 
 def _parse_table(text: str, where: str, *, delimiter: str) -> list[str]:
-    """Return the names in CSV; with delimiter "", the most frequent of comma, semicolon, tab."""
+    """Return the names in CSV; delimiter "" means the most frequent of comma, semicolon, tab."""
     first = text.partition("\n")[0]
     delimiter = delimiter or max(",;\t", key=first.count)
     try:

@@ -59,7 +59,7 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
     Args:
         path: the file.
         start: its first bytes.
-        name: its name for messages.
+        name: its name, for messages.
 
     Raises:
         WeightsError: it is cut short or damaged, a TorchScript program, or an archive of other
@@ -94,7 +94,7 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
 def _check_sums(path: Path, name: str) -> None:
     """Raise if bytes have changed since ``torch.save`` wrote them; ``torch.load`` does not check.
 
-    A download can leave a range of zeros. A checksum of 0 was not computed: see
+    A download can leave a range of zeros. A checksum of 0 means that none was computed: see
     ``torch.serialization.set_crc32_options``.
     """
     with zipfile.ZipFile(path) as archive:

@@ -49,7 +49,7 @@ def convert(
     """Write the checkpoint in ``source`` as a model file, and return what was recognized.
 
     Args:
-        source: a file, or a folder of a model hub.
+        source: a file, or a folder from a model hub.
         target: the model file to write.
         architecture, options: as in `recognise`.
         classes: names in the order of the logits; a file or folder with them (see
@@ -60,12 +60,12 @@ def convert(
             other fields come from ``preprocessing_file`` or the published weights. Without either,
             images are resized to 256 px and cropped to 224 px, or resized to 32 px for networks
             with the small stem. The decoder is ``"full"``, so that the model sees the same pixels
-            as in its own code.
+            as in its original code.
         preprocessing_file: YAML or JSON with these fields. By default the YAML next to the
             checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), else
-            ``config.json`` and ``preprocessor_config.json`` of a model hub.
-        prefix: prefix of the names of the network to use, if the file has several.
-        head: name of the head, if several linear layers could be it; ``none`` for no head.
+            ``config.json`` and ``preprocessor_config.json`` from a model hub.
+        prefix: prefix of the tensor names of the network to use, if the file has several networks.
+        head: name of the head, if several linear layers qualify; ``none`` for no head.
 
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or its number of classes
@@ -116,7 +116,7 @@ def convert(
 
 
 def _find_checkpoint(source: Path) -> Path:
-    """Return the file of tensors in a folder of a model hub; ``source`` itself if it is a file."""
+    """Return the file of tensors in a model hub's folder; ``source`` itself if it is a file."""
     is_folder = source.is_dir()
     files = [source]
     if is_folder:
@@ -125,7 +125,7 @@ def _find_checkpoint(source: Path) -> Path:
         return source / "model.safetensors"
     if any(re.search(r"-of-(?!0*1\.)\d+\.|\.index\.json$", path.name) for path in files):
         raise WeightsError(
-            f"{source} is part of a checkpoint in several files. Join them, in their folder:\n"
+            f"{source} is part of a checkpoint in several files. Join them in their folder:\n"
             "  from glob import glob\n"
             "  from safetensors.torch import load_file, save_file\n"
             "  files = sorted(glob('*-of-*.safetensors'))\n"
@@ -166,7 +166,7 @@ def _check_architecture(file: Path, given: str | None) -> None:
 def _resolve_input(
     found: Recognised, fields: Mapping[str, Any], *, published: WeightsEnum | None
 ) -> tuple[Recognised, dict[str, Any], list[str]]:
-    """Return the network for RGB, all fields of its preprocessing, and notes on what was assumed.
+    """Return the network for RGB, its complete preprocessing, and notes on what was assumed.
 
     A network that takes BGR becomes one that takes RGB: the order of the first convolution's
     input channels, of mean and of std is reversed. Only the order of summation changes.
@@ -204,9 +204,9 @@ def _resolve_input(
         if "resize_size" not in given:
             notes.append(f"no size was given; assumed {sizes} (--resize, --crop)")
         if not {"mean", "std"} <= given.keys():
-            notes.append("assumed ImageNet's mean or std, because not both were given")
+            notes.append("used ImageNet's values where mean or std was not given")
     if resolved["decoder"] == "full":
-        notes.append("images are decoded in full, as other code does; --decoder scaled is faster")
+        notes.append("images are decoded at full size, as in other code; --decoder scaled is faster")
     if fields.get("bgr") and channels == 3:
         weight = found.tensors["conv1.weight"].flip(1)
         found = replace(found, tensors={**found.tensors, "conv1.weight": weight})
@@ -237,7 +237,7 @@ def _resolve_names(
             raise WeightsError(
                 f"{source} has one logit, which a sigmoid turns into the probability of the second "
                 f"of two classes; got {len(names or ())} class names. Name both classes, the one "
-                "at 0 first: --classes FILE (Python: classes=['cat', 'dog']). A network that "
+                "for 0 first: --classes FILE (Python: classes=['cat', 'dog']). A network that "
                 "predicts a number instead of a class cannot become a model file; --head none "
                 "converts its body"
             )
@@ -249,15 +249,15 @@ def _resolve_names(
             tensors={**found.tensors, **doubled},
         )
         notes.append(
-            f"its one logit became two, 0 for {names[0]!r} and itself for {names[1]!r}: their "
-            "softmax equals its sigmoid"
+            f"its one logit z became two, 0 for {names[0]!r} and z for {names[1]!r}: their "
+            "softmax equals the sigmoid of z"
         )
         count = 2
     if names is None:
         names, more = _make_names(count)
         notes += more
     if len(names) != count:
-        raise WeightsError(f"{len(names)} class names for {count} logits; expected one for each")
+        raise WeightsError(f"{len(names)} class names for {count} logits; expected one per logit")
     return found, tuple(names), notes
 
 
@@ -272,7 +272,7 @@ def _read_given_names(classes: Sequence[str] | str | Path) -> list[str]:
 def _make_names(count: int) -> tuple[list[str], list[str]]:
     """Return names for a file that has none, and notes."""
     if count == 0:
-        return [], ["the file has no head: the model gives the pooled vector, not classes"]
+        return [], ["the file has no head: the model returns the pooled vector, not classes"]
     if count <= 10:
         names = [str(i) for i in range(count)]
         return names, [f"the {count} classes are named by number; set names with --classes"]
@@ -284,7 +284,7 @@ def _make_names(count: int) -> tuple[list[str], list[str]]:
 
 
 def find_published(path: Path) -> WeightsEnum | None:
-    """Return the published weights in this file, or None. Its SHA-256 decides, not its name."""
+    """Return the published weights whose SHA-256 this file has, whatever its name; or None."""
     digest = sha256(path)
     for member in itertools.chain.from_iterable(list_weights().values()):
         if digest.startswith(hash_in_name(member.url)):

@@ -108,7 +108,7 @@ class WeightsEnum(Enum):
         check_hash: bool = True,
         brief: bool = False,
     ) -> Path:
-        """Return the local file, downloaded at the first call; see `fetch`.
+        """Return the local file, downloaded on the first call; see `fetch`.
 
         Args:
             folder: the folder to keep it in; by default PyTorch's cache.
@@ -130,7 +130,7 @@ class WeightsEnum(Enum):
         check_hash: bool = True,
         file_name: str | None = None,
     ) -> dict[str, Tensor]:
-        """Return the tensors by name, downloaded at the first call; see `fetch`.
+        """Return the tensors by name, downloaded on the first call; see `fetch`.
 
         Args:
             model_dir: the folder to keep the file in; by default PyTorch's cache.
@@ -199,7 +199,7 @@ def _w(
         docs = "Trained for 90 epochs with a recipe close to the paper's."
     else:  # 232 px suits networks that were trained on crops of 176 px
         resize_size = 232
-        docs = "Trained longer, with label smoothing, mixup and averaging."
+        docs = "Trained longer, with label smoothing, mixup and weight averaging."
     meta = {
         "min_size": (1, 1),
         "categories": _CATEGORIES,
@@ -297,7 +297,7 @@ class Wide_ResNet101_2_Weights(WeightsEnum):
 class Starter_Weights(WeightsEnum):
     """Small weights that ship with this package; ``starter/README.md`` is their model card.
 
-    `get_state_dict` and `file` need no network, and ignore where a download would be kept.
+    `get_state_dict` and `file` download nothing, and ignore the arguments for downloads.
     """
 
     TINY_IMAGENET = Weights(
@@ -311,7 +311,7 @@ class Starter_Weights(WeightsEnum):
             "_metrics": {"Tiny-ImageNet": {"acc@1": 50.84, "acc@5": 75.3}},
             "_ops": 0.483,
             "_file_size": 5.479,
-            "_docs": "Trained on the 100,000 images of 64 px of Tiny-ImageNet.",
+            "_docs": "Trained on the 100,000 64 px images of Tiny-ImageNet.",
         },
     )
     DEFAULT = TINY_IMAGENET

@@ -1,7 +1,7 @@
-"""Which ResNet a checkpoint from other code holds, by names and shapes.
+"""Recognize, by names and shapes, which ResNet a checkpoint from other code holds.
 
 Properties that tensors do not show (where a stride is, or whether a shortcut without parameters
-exists) are assumed to be as in most networks, and noted.
+exists) are assumed to be as in most networks, and a note says so.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Facts:
     width_per_group: int
     stem: str
     width: int
-    shortcut: str  # "A" means no projections: it may also be a plain net
+    shortcut: str  # "A" means no projections: the network may also be a plain net
     sizes: dict[str, int]  # num_classes and in_channels
 
 
@@ -66,12 +66,12 @@ def recognise(
         found: tensors by name; may be nested, or have prefixes such as ``module.``.
         architecture: its name, if known.
         options: its options, if known, such as ``{"stride_on": "1x1"}``.
-        source: name of the tensors for messages.
+        source: name of the tensors, for messages.
         prefix, head: as in `resnetkit.models.weights.reading.read_tensors`.
 
     Raises:
-        WeightsError: the tensors fit no architecture, or not the given one; the message shows the
-            first names and shapes that differ.
+        WeightsError: the tensors fit no architecture, or do not fit the given one; the message
+            shows the first names and shapes that differ.
     """
     known_options = dict(options or {})
     if known_options.get("num_classes") == 0:
@@ -174,7 +174,7 @@ def _match_architecture(
         widths = (numbers.get("groups", 1), numbers.get("width_per_group", 64))
         if same_blocks and widths == (facts.groups, facts.width_per_group):
             is_plain = numbers.get("shortcut") == "none" and options.get("shortcut") != "none"
-            is_starter = name == "resnet18_starter"  # a resnet18 with width=32, which says more
+            is_starter = name == "resnet18_starter"  # prefer resnet18 with width=32: it says more
             options_count = len(_options_for(facts, known))
             candidates.append((is_plain, is_starter, options_count, name))
     if candidates:
@@ -218,7 +218,7 @@ def _describe_assumptions(
         )
     if facts.shortcut == "A" and not is_given and "shortcut" not in options:
         notes.append(
-            "there are no projections: assumed a residual net with shortcuts of option A. A plain "
+            "there are no projections: assumed a residual net with option A shortcuts. A plain "
             "net has the same tensors: --set shortcut=none"
         )
     if facts.stem == "small" and len(facts.layers) == 4:

@@ -1,4 +1,4 @@
-"""Which linear layer of a checkpoint is the head of its network."""
+"""Find the linear layer of a checkpoint that is the head of its network."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Head:
     """The layers that follow a network's pooling in a checkpoint.
 
     Args:
-        used: this package's names by the file's names; empty if no head was taken.
+        used: maps the file's names to this package's names; empty if no head was taken.
         left: names of other layers that look like heads or parts of one.
-        notes: the selections that were made.
+        notes: the choices that were made.
         unclear: why no head was taken, if there are candidates; else "".
     """
 
@@ -47,7 +47,7 @@ def find_head(
         root: the prefix of the network's names.
         channels: length of the pooled vector.
         wanted: the name of the layer; ``none`` for no head; None to look for it.
-        source: name of the file for messages.
+        source: name of the file, for messages.
         several: the file has other networks too, so a layer inside ``root`` is preferred.
 
     Raises:
@@ -115,9 +115,10 @@ def _is_under(name: str, module: str) -> bool:
 def _find_companions(
     module: str, group: str, rest: Mapping[str, Tensor], *, channels: int
 ) -> list[str]:
-    """Return tensors of other layers in the same head.
+    """Return the tensors of other layers in the same head.
 
-    They are in the same sequence, or a norm before the layer, or a layer that reads its output.
+    These are layers in the same sequence, a norm before the layer, or a layer that reads its
+    output.
     """
     count = len(rest[f"{module}.weight"])
     found = [n for n in rest if _is_under(n, group) and not _is_under(n, module)]
@@ -134,7 +135,7 @@ def _find_companions(
 def _match_head(
     readers: list[str], groups: Mapping[str, str], *, wanted: str, root: str, source: str
 ) -> str:
-    """Return the layer called ``wanted``: its full name, a part of it, or its sequence."""
+    """Return the layer that ``wanted`` names, in full, by the end of its name or by its sequence."""
     wanted = wanted.rstrip(".")
     tests: tuple[Callable[[str], bool], ...] = (
         lambda m: m == wanted,

@@ -31,7 +31,7 @@ def check_scheme(url: str) -> None:
     """Raise unless ``url`` is https, or plain http from this machine or from the mirror.
 
     Raises:
-        DownloadError: it is another address.
+        DownloadError: it is any other address.
     """
     parts = urlsplit(url)
     mirror = os.environ.get("RESNETKIT_MIRROR", "")
@@ -46,7 +46,7 @@ def check_scheme(url: str) -> None:
 
 
 class PartialDownload:
-    """The part of a file that has arrived, and a note to check whether the rest fits it."""
+    """The part of a file that has arrived, and a note to check that the rest belongs to it."""
 
     def __init__(self, path: Path, url: str) -> None:
         self.path = path
@@ -167,7 +167,7 @@ def _receive(partial: PartialDownload, name: str, *, progress: bool, timeout: fl
     validator = partial.validator()
     if validator:
         request.add_header("Range", f"bytes={partial.size}-")
-        request.add_header("If-Range", validator)  # sends the whole file if it has changed
+        request.add_header("If-Range", validator)  # or the whole file, if it has changed
     else:
         partial.discard()
     try:

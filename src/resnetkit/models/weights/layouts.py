@@ -1,7 +1,7 @@
 """The tensors of a checkpoint -> those of one ResNet, under this package's names.
 
-A network is found by the names of its blocks and the shapes around them. The prefix of the names
-and the order of the tensors do not matter.
+A network is found by the names of its blocks and the shapes of the layers around them. The prefix
+of the names and the order of the tensors do not matter.
 
 Below, ``root`` is the prefix of a network's names, such as ``state_dict.module.backbone.`` or "".
 """
@@ -21,7 +21,7 @@ from .heads import Head, count_shared_parts, find_head
 _BLOCK = re.compile(r"(.*?)([^.\d]*)(\d+)([^.\d]*)\.0\.conv1\.weight")
 _TRANSFORMERS = "embedder.embedder.convolution.weight"
 _DARKNET = "layer1.0.conv.weight"
-# Training state next to networks; none of it is a layer.
+# Training state that is saved next to networks; none of it is a layer.
 _TRAINING_STATE = re.compile(
     r"(^|\.)(\w*optim\w*|\w*scheduler\w*|scaler|callbacks|loops|\w*rng\w*)\."
 )
@@ -33,7 +33,7 @@ class Body:
 
     Args:
         root: the prefix of its names.
-        names: this package's names by the file's names.
+        names: maps the file's names to this package's names.
         channels: channels of its last map.
     """
 
@@ -53,7 +53,7 @@ class Layout:
 
     Args:
         tensors: by this package's names.
-        notes: the parts that were selected and left out.
+        notes: which parts were selected, and which were left out.
         unclear: why no head was taken, if the file has something that could be one; else "".
     """
 
@@ -73,12 +73,13 @@ def extract_network(
 
     Args:
         tensors: by the file's names.
-        source: name of the file for messages.
-        prefix: prefix of the names of the network to use, if there are several.
+        source: name of the file, for messages.
+        prefix: prefix of the tensor names of the network to use, if there are several networks.
         head: name of the linear layer that is the head; ``none`` leaves the head out.
 
     Raises:
-        WeightsError: there are several networks and no ``prefix``, or no such prefix or head.
+        WeightsError: there are several networks and no ``prefix``, or there is no such prefix or
+            head.
     """
     useful = {n: t for n, t in tensors.items() if not _TRAINING_STATE.search(n)}
     useful.pop("n_averaged", None)
@@ -110,7 +111,9 @@ def extract_network(
     ]
     if left_out:
         where = repr(body.root) if body.root else "the network"
-        notes.append(f"left out tensors outside {where}: {len(left_out)}, first {min(left_out)}")
+        notes.append(
+            f"left out tensors outside {where}: {len(left_out)} in all, first {min(left_out)}"
+        )
     renamed = _rename_tensors(
         useful, body, head=found, left_out=set(left_out), other_roots=other_roots
     )
@@ -192,7 +195,7 @@ def _body_of_stages(
     """Return a network with numbered stages: ``layer1``, ``layer2``; ``4``, ``5``; ``stage0``.
 
     Args:
-        tensors: all of the file's.
+        tensors: all tensors in the file.
         root: the prefix before the stages.
         affixes: the text before and after the number in a stage's name.
         numbers: the stages' numbers, sorted.
@@ -303,8 +306,8 @@ def _body_of_darknet(tensors: Mapping[str, Tensor], root: str) -> Body:
 def _last_channels(tensors: Mapping[str, Tensor], theirs: Mapping[str, str]) -> int:
     """Return the channels of the last map, or 0 if unknown.
 
-    They are the output of the last convolution in the first block of the last stage. ``theirs``
-    has the file's names by this package's names.
+    They are the output channels of the last convolution in the first block of the last stage.
+    ``theirs`` maps this package's names to the file's names.
     """
     stage = 1
     while f"layer{stage + 1}.0.conv1.weight" in theirs:
@@ -341,7 +344,7 @@ def _select_body(
 
 
 def _match_prefix(bodies: list[Body], prefix: str) -> list[Body]:
-    """Return the bodies whose root equals ``prefix``; else ends with it; else contains it."""
+    """Return the bodies whose root equals ``prefix``, or else ends with it, or else contains it."""
     wanted = "" if prefix == "." else f"{prefix.rstrip('.')}."
     tests: tuple[Callable[[str], bool], ...] = (
         lambda root: root == wanted,

@@ -2,8 +2,8 @@
 
 The file holds the tensors. One JSON entry in its header, ``resnetkit``, holds the architecture and
 its options, the classes, the preprocessing, the measured metrics, the recipe and the digests of the
-data. If it was trained with a validation split, it also holds calibration data (`Calibration`). The
-same model gives the same bytes. Nothing in the file can execute.
+data. If the model was trained with a validation split, the entry also holds calibration data
+(`Calibration`). The same model always gives the same bytes. Nothing in the file can execute.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ...storage import atomic, kept_permissions
 from ..skeleton import get_skeleton
 
 FORMAT_VERSION = 2
-"""Version 2 allows float16. Files without it are written as version 1, which older readers know."""
+"""Version 2 allows float16. Other files are written as version 1, which older releases can read."""
 
-MAX_HEADER = 64 * 2**20  # bytes; a larger header is refused without reading it
+MAX_HEADER = 64 * 2**20  # bytes; a larger header is refused without being read
 KEY = "resnetkit"
 
 EXPORTED = (".onnx", ".xml", ".pt2")
@@ -87,7 +87,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
 
     Args:
         path: the file.
-        tensors: the network's ``state_dict``, on any device and in any memory layout; names may
+        tensors: the network's ``state_dict``, on any device and in any memory layout; tensors may
             share memory. In float16, parameters take half the space, and are read back as float32.
         header: everything else.
 
@@ -153,15 +153,15 @@ def check_has_classes(header: Header, path: str | Path) -> None:
 
     Args:
         header: the model's header.
-        path: the model, as the message names it.
+        path: the model's path, for the message.
 
     Raises:
         ModelFileError: the network has no head.
     """
     if not header.classes:
         raise ModelFileError(
-            f"{path} is a network without a head: it turns an image into a vector and predicts no "
-            "class. To write these vectors, run `resnet predict --embeddings FILE`. To train a "
+            f"{path} is a network without a head: it turns an image into a vector and does not "
+            "predict classes. To write these vectors, run `resnet predict --embeddings FILE`. To train a "
             "head for your classes, run `resnet train DATA --weights MODEL`"
         )
 
@@ -242,7 +242,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     not_a_model = f"{path} is not a resnetkit model file"
     if path.suffix in EXPORTED:
         raise ModelFileError(
-            f"{not_a_model}, but has the extension of an exported one. `resnet predict`, "
+            f"{not_a_model}, but has the extension of an exported file. `resnet predict`, "
             "`evaluate`, `bench` and `verify` accept it, as does resnetkit.ExportedPredictor in "
             "Python; everything else needs the model file"
         )
@@ -282,7 +282,7 @@ def _get_preprocessing(
 ) -> Preprocessing:
     """Return the preprocessing, with as many channels as the network's input.
 
-    Files of older versions get the values that those versions used.
+    Files from older versions get the values that those versions used.
     """
     preprocessing = Preprocessing.from_dict(_get_field(content, "preprocessing", kind=dict))
     channels = options.get("in_channels", 3)
@@ -297,7 +297,7 @@ def _get_preprocessing(
     # Any other value of in_channels is not valid for a network, and building it fails.
     if preprocessing.channels != channels and channels in list(STATISTICS):
         raise ModelFileError(
-            f"its header is damaged: its images have {preprocessing.channels} channels, its "
+            f"its header is damaged: its images have {preprocessing.channels} channels, but its "
             f"network takes {channels}"
         )
     if recipe and "value_range" not in recipe:  # from a version that used each image's own range

@@ -26,11 +26,12 @@ _PILLOW = (
     "bicubic",
     "box",
     "hamming",
-)  # in the order of their numbers
+)  # in the order of Pillow's numbers
 
 _WITH_FILE = "--preprocessing FILE"
 
-# Image processors of transformers: (one number as size means a square, crops by default).
+# Image processors of transformers: (whether a size of one number means a square, and whether the
+# processor crops by default).
 _TRANSFORMERS = {
     "ConvNext": (False, False),
     "ViT": (True, False),
@@ -38,7 +39,7 @@ _TRANSFORMERS = {
     "CLIP": (False, True),
     "Bit": (False, True),
 }
-# Their steps that are supported here. Images always become RGB here.
+# Their steps that are supported here, where images are always converted to RGB.
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -62,8 +63,8 @@ def read_preprocessing(path: Path) -> dict[str, Any]:
 def find_preprocessing(file: Path) -> Path | None:
     """Return the YAML file next to a checkpoint that says how its images were prepared, or None.
 
-    For ``model.pth``, it is ``model.yaml``, else ``preprocessing.yaml`` in the same folder; the
-    suffix may be ``.yml``. A ``model.yaml`` without any such field, such as the settings of a
+    For ``model.pth``, it is ``model.yaml``, or else ``preprocessing.yaml`` in the same folder; the
+    suffix may also be ``.yml``. A ``model.yaml`` without any such field, such as the settings of a
     training run, is ignored.
 
     Raises:
@@ -85,7 +86,7 @@ def find_preprocessing(file: Path) -> Path | None:
 def _has_a_field(content: Any) -> bool:
     """Return whether at least one key is a field, possibly slightly misspelled.
 
-    `did_you_mean` is less strict: for it, ``batch_size`` of a training run resembles ``crop_size``.
+    `did_you_mean` is less strict: it takes a training run's ``batch_size`` for ``crop_size``.
     """
     known = (*FIELDS, *_SHORT)
     return isinstance(content, dict) and any(
@@ -144,8 +145,8 @@ def read_hub_configs(
             )
         if content.get("hidden_act", "relu") != "relu" or content.get("downsample_in_first_stage"):
             raise WeightsError(
-                f"{config} describes a network whose activation or first stage differs, which is "
-                "not supported"
+                f"{config} describes a network whose activation or first stage differs from a "
+                "ResNet's, which is not supported"
             )
         names = {key: content[key] for key in ("id2label",) if key in content}
     elif "pretrained_cfg" in content or "crop_pct" in content:
@@ -198,7 +199,7 @@ _HARMLESS = (
     *("num_classes", "in_chans", "pretrained", "zero_init_last", "checkpoint_path"),
     *("drop_rate", "drop_path_rate", "drop_block_rate", "pretrained_cfg", "pretrained_cfg_overlay"),
 )
-# timm's arguments, with the values that make a plain ResNet.
+# timm's arguments, with the values that make a standard ResNet.
 _DEFAULTS = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu", "cardinality": 1}
 
 
@@ -209,7 +210,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}. Fix it or move it away") from error
+        raise WeightsError(f"{path} cannot be read: {error}. Fix or remove the file") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -221,7 +222,7 @@ def normalize_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Args:
         given: fields by name; mean and std may be on a scale from 0 to 255.
-        where: where the fields are from, for messages.
+        where: where the fields come from, for messages.
 
     Raises:
         WeightsError: a field is unknown or has an invalid value.
@@ -331,7 +332,7 @@ def _parse_library_config(content: Mapping[str, Any], path: Path) -> dict[str, A
             return normalize_fields(found, str(path))
         if not (found := _parse_transformers(content)):
             return {}
-        statistics = {key: found.pop(key) for key in ("mean", "std")}  # never scaled to 0 to 255
+        statistics = {key: found.pop(key) for key in ("mean", "std")}  # never on a scale of 0 to 255
         _check_values(statistics, str(path))
         return normalize_fields(found, str(path)) | statistics
     except WeightsError as error:
@@ -363,7 +364,7 @@ def _parse_timm(content: Mapping[str, Any]) -> dict[str, Any]:
 def _parse_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the preprocessing in transformers' ``preprocessor_config.json``; {} for others.
 
-    Everything that changes pixels is followed or refused by name. No defaults are assumed: they
+    Every setting that changes pixels is applied, or refused by name. No defaults are assumed: they
     differ between the classes of transformers, and between its versions.
     """
     kind = content.get("image_processor_type") or content.get("feature_extractor_type")
@@ -396,8 +397,8 @@ def _parse_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
 def _transformers_statistics(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return mean and std for values of 0 to 1, including the rescale factor of transformers.
 
-    Its input is ``(v * factor - mean) / std`` for v of 0 to 255, which for ``v / 255`` is a mean of
-    ``mean / (255 * factor)`` and a std of ``std / (255 * factor)``.
+    For v of 0 to 255, transformers computes ``(v * factor - mean) / std``. For ``v / 255``, this
+    amounts to a mean of ``mean / (255 * factor)`` and a std of ``std / (255 * factor)``.
     """
     scale = 255.0
     if content.get("do_rescale", True):
@@ -435,7 +436,7 @@ def _transformers_sizes(content: Mapping[str, Any], name: str) -> dict[str, Any]
     if name == "ConvNext":  # such as microsoft/resnet-50
         side = size["shortest_edge"]
         if crop not in (None, side):
-            raise WeightsError(f"crop_size {crop} with the size {side} is not supported")
+            raise WeightsError(f"crop_size {crop} with size {side} is not supported")
         if side >= 384:
             return {"resize_size": side, "crop_size": side, "squash": True}
         share = content.get("crop_pct") or 224 / 256

@@ -17,8 +17,8 @@ class ImageClassification(nn.Module):
     """Resize the shorter side, crop the center, scale to 0..1, normalize.
 
     If ``mean`` has three values, a gray image is repeated over three channels, and a transparent
-    one is composited over white. Of 16-bit gray, the upper 8 bits are used. A PIL image of mode
-    ``I`` does not say which value is white: if none is over 255, it is read as 8-bit.
+    one is composited over white. From a 16-bit gray image, the upper 8 bits are used. A PIL image
+    of mode ``I`` does not say which value is white: if no value is over 255, it is read as 8-bit.
 
     Args:
         crop_size: side of the cropped square, in pixels.

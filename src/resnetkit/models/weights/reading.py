@@ -26,7 +26,7 @@ class Checkpoint:
 
     Args:
         tensors: by name, in the file's order.
-        notes: the parts that were selected or dropped to get them.
+        notes: which parts of the file were selected, and which were dropped.
         unclear: why no head was taken, if the file has something that could be one; else "".
         classes: class names stored in the file, by the key they are stored under.
     """
@@ -50,11 +50,11 @@ def read_tensors(
     Prefixes of wrappers are removed, and tensors get the names this package uses.
 
     Args:
-        path: the file. Its content, not its suffix, decides its format.
+        path: the file. Its format is recognized by its content, not its suffix.
         map_location: device of the tensors, as in ``torch.load``.
-        source: name of the file for messages; by default its path.
-        prefix: prefix of the names of the network to use, if the file has several.
-        head: name of the head, if several linear layers could be it; ``none`` for no head.
+        source: name of the file, for messages; by default its path.
+        prefix: prefix of the tensor names of the network to use, if the file has several networks.
+        head: name of the head, if several linear layers qualify; ``none`` for no head.
 
     Raises:
         WeightsError: the file is missing or damaged, holds no tensors, holds Python objects, or
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path, map_location: Any, name: str) -> dict[str, Ten
 
 def _read_pickle(path: Path, map_location: Any, name: str) -> object:
     try:
-        # Opened here, because torch.load would decide by the file's suffix.
+        # Opened here, because torch.load would judge a path by its suffix.
         with torch.serialization.safe_globals(_safe_types()), path.open("rb") as file:
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -98,7 +98,7 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
         what = f"the Python object {match[1]}" if match else "something other than tensors"
         raise WeightsError(
             f"{name} holds {what}, and reading that could run code. If you trust the file, save "
-            f"only its tensors, where its code is installed:\n"
+            f"only its tensors, on a machine where its code is installed:\n"
             f"  model = torch.load({path.name!r}, weights_only=False)\n"
             f"  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
@@ -137,7 +137,7 @@ def unwrap(
 
     Args:
         content: nested mappings and lists with tensors in them.
-        source: its name for messages.
+        source: its name, for messages.
         prefix, head: as in `read_tensors`.
 
     Raises:
@@ -196,7 +196,7 @@ def _flatten(
 def _extract_other_network(
     groups: Mapping[str, dict[str, Tensor]], source: str, *, prefix: str | None
 ) -> dict[str, Tensor]:
-    """Return the only state dict in a file without a ResNet, without its common prefix."""
+    """Return the only state dict in a file without a ResNet, with its common prefix removed."""
     paths = sorted(p for p, group in groups.items() if any(t.ndim > 1 for t in group.values()))
     inner = [p for p in paths if not any(other != p and other.startswith(p) for other in paths)]
     inner = [path for path in inner if "optim" not in path] or inner

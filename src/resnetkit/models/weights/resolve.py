@@ -74,7 +74,7 @@ def build_network(
 
 
 def _log_hidden_options(source: str, options: Mapping[str, Any], *, is_published: bool) -> None:
-    """Log options that tensors do not show: the weights load, but may fit another network."""
+    """Log options that tensors do not show: the weights load, but may be for another network."""
     hidden = {name: options.get(name) for name in ("stride_on", "replace_stride_with_dilation")}
     if is_published and hidden.pop("stride_on") not in (None, "3x3"):
         _log.warning(
@@ -201,7 +201,7 @@ def _fetch_from_hub(address: str) -> Path:
     try:
         try:
             return Path(hf_hub_download(name, "model.safetensors", **settings))
-        except errors.LocalEntryNotFoundError:  # a subclass of the next, but means: no connection
+        except errors.LocalEntryNotFoundError:  # a subclass of the next error, but it means no connection
             raise
         except errors.EntryNotFoundError:  # older repositories
             return Path(hf_hub_download(name, "pytorch_model.bin", **settings))
@@ -225,15 +225,15 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     """Copy ``tensors`` into ``model``, in the model's dtype.
 
     If the numbers of classes differ, the model keeps its own head. If the numbers of input
-    channels differ, the first convolution is adapted. Both are logged.
+    channels differ, the first convolution is adapted. Either change is logged.
 
     Args:
         model: the network to fill.
         tensors: by name; left unchanged.
-        source: name of the tensors for messages.
+        source: name of the tensors, for messages.
 
     Raises:
-        WeightsError: other names or shapes differ; the message shows the first few.
+        WeightsError: any other names or shapes differ; the message shows the first few.
     """
     expected = model.state_dict()
     given = dict(tensors)
@@ -250,7 +250,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
 
 
 def _adapt_head(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
-    """Replace the head in ``given`` by the network's, if the numbers of classes differ."""
+    """Replace the head in ``given`` with the network's, if the numbers of classes differ."""
     names = [n for n in ("fc.weight", "fc.bias") if n in expected or n in given]
     wanted = infer_options(expected).get("num_classes", 0)
     found = infer_options(given).get("num_classes", 0)
@@ -261,7 +261,7 @@ def _adapt_head(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> lis
     if not wanted:
         return []
     given.update({name: expected[name] for name in names})
-    return [f"has {found or 'no'} classes, the network {wanted}: the head is new and untrained"]
+    return [f"has {found or 'no'} classes, not {wanted}: the head is new and untrained"]
 
 
 def _adapt_input(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> list[str]:
@@ -279,6 +279,5 @@ def _adapt_input(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> li
         given["conv1.weight"] = weight[:, repeats] * (found / wanted)
         how = "repeated"
     return [
-        f"has {found} input channels, the network {wanted}: the first convolution is {how} over "
-        "them"
+        f"has {found} input channels, not {wanted}: the first convolution is {how} over them"
     ]
