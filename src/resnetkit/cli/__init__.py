@@ -15,14 +15,14 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed (`predict`, `explain`, `similar`),
     130 or 143 stopped by a signal, 141 the reader of the output is gone. Errors in
-    `resnetkit.errors` set theirs as ``exit_code``.
+    `resnetkit.errors` set their own as ``exit_code``.
     """
     _open_closed_streams()
     # Set before PyTorch is loaded. Its OpenMP threads wait for each other by spinning. By default
     # they spin so long that one other busy process makes small networks 10 to 90 times slower. A
     # short spin costs nothing when the cores are free (benchmarks/spinning.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Pillow warns about odd metadata, which changes no pixel, and about sizes that we limit.
+    # Pillow warns about odd metadata, which changes no pixels, and about sizes, which we limit.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
     from ..distribution import explain_missing
@@ -53,7 +53,7 @@ def main() -> None:
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # the reader of our output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)  # the exit code of a process that SIGPIPE ends
+            sys.exit(141)  # the exit code of a process that SIGPIPE kills
         raise
     except OSError as error:  # a full or failing disk, a folder without permission
         from ..progress import print_error
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _user() -> str:
-    """Return the command and, if it also takes exported files, what else it was given."""
+    """Return the command; if it also takes exported files, add that it was given a model file."""
     command = " ".join(["resnet", *sys.argv[1:2]])
     exported_too = {*sys.argv[1:2]} & {"predict", "evaluate", "bench", "serve"}
     return f"{command} with a model file" if exported_too else command

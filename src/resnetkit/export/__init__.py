@@ -1,4 +1,4 @@
-"""A model for other programs: one file with its preprocessing, and images that prove its answers.
+"""A model for other programs: one file with its preprocessing, and images to verify it with.
 
 `docs/artefact.md` specifies the files. Reading, running and verifying one needs no PyTorch.
 """

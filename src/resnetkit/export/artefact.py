@@ -1,4 +1,4 @@
-"""Read an exported model: one file with a description of itself and images that prove it.
+"""Read an exported model: one file with a description of itself and images to verify it with.
 
 `docs/artefact.md` specifies the entries. Each format has its own place for them:
 
@@ -91,7 +91,7 @@ class Manifest:
         precision: ``fp32`` or ``int8``.
         source: the model file: ``sha256``, ``architecture`` and ``options``.
         metrics: the metrics measured with the model file.
-        recipe: the recipe it was trained with.
+        recipe: the recipe the model was trained with.
         data: the dataset, with the digests of its training and validation images.
         calibration: the calibration data of the model file; see `calibration.Calibration`.
         license: the license of the weights, if it is known.
@@ -122,7 +122,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The first 12 hex digits of the model file's SHA-256, as rows name the model."""
+        """The first 12 hex digits of the model file's SHA-256, by which rows name the model."""
         return str(self.source.get("sha256", ""))[:12]
 
     def to_json(self) -> str:
@@ -150,8 +150,8 @@ class Manifest:
         """Check and return a manifest that `to_json` wrote.
 
         Raises:
-            ArtefactError: a value is missing, of another type or out of range, or the version is
-                newer.
+            ArtefactError: a value is missing, has the wrong type or is out of range, or the version
+                is newer.
         """
         content = _from_text(text, MANIFEST)
         version = content.get("format_version")
@@ -215,7 +215,7 @@ class GoldenImage:
     """An encoded image, and the result of each stage when the model was exported.
 
     Args:
-        name: what is special about it.
+        name: its name, which says what is special about it.
         file: the encoded image.
         shape: ``(H, W, C)`` of its decoded pixels.
         sha256: the SHA-256 of its decoded pixels.
@@ -260,7 +260,7 @@ class GoldenImage:
         """Return the golden image that `to_dict` described, after checking every value.
 
         Raises:
-            ArtefactError: a value is missing, of another type or out of range.
+            ArtefactError: a value is missing, has the wrong type or is out of range.
         """
         try:
             decoded = content["decoded"]
@@ -340,7 +340,7 @@ def read_artefact(path: Path) -> Artefact:
         )
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ArtefactError(f"{path} {problem}; expected what `resnet export` wrote")
+        raise ArtefactError(f"{path} {problem}; expected a file that `resnet export` wrote")
     if path.stat().st_size > MAX_FILE:
         raise ArtefactError(f"{path} is larger than {MAX_FILE / 2**30:g} GiB")
     try:
@@ -352,7 +352,7 @@ def read_artefact(path: Path) -> Artefact:
         manifest = Manifest.from_json(entries[MANIFEST])
         images = _from_text(entries.get(GOLDEN, '{"images": []}'), GOLDEN).get("images")
         if not isinstance(images, list) or len(images) > MAX_GOLDEN:
-            raise ArtefactError(f"its golden images are damaged, or more than {MAX_GOLDEN}")
+            raise ArtefactError(f"its golden images are damaged, or are more than {MAX_GOLDEN}")
         count = len(manifest.classes)
         golden = tuple(GoldenImage.from_dict(image, count) for image in images)
     except ArtefactError as error:
@@ -374,7 +374,8 @@ def _read_onnx(path: Path) -> dict[str, str]:
 def _onnx_entries(model: memoryview) -> Iterator[tuple[str, str]]:
     """Yield the entries of ``metadata_props``, field 14 of a model; check its graph, field 7.
 
-    Training information and functions, fields 20 and 25, could hold more tensors.
+    Training information and functions, fields 20 and 25, are refused, because they could hold more
+    tensors.
     """
     for number, value in protobuf.fields(model):
         if not isinstance(value, memoryview):
@@ -399,7 +400,7 @@ _SPARSE = "it has sparse tensors, which `resnet export` does not write"
 
 
 def _refuse_external_data(graph: memoryview, depth: int = 0) -> None:
-    """Raise if a tensor is in another file: onnx.proto, GraphProto and TensorProto."""
+    """Raise if a tensor is in another file; see GraphProto and TensorProto in onnx.proto."""
     if depth > 8:
         raise ArtefactError("its graphs are nested too deeply")
     for number, value in protobuf.fields(graph):

@@ -32,7 +32,7 @@ def measure_exported(
         file: a file written by `resnet export`.
         batch_sizes: images per batch; by default `BATCH_SIZES`.
         seconds: the time for each measurement.
-        size: height and width of the images of a file that resizes.
+        size: height and width of the images, if the file resizes them.
 
     Raises:
         ArtefactError: it is not a valid exported file.

@@ -79,7 +79,7 @@ def export(
             and cropped.
         data: photos with known classes. Some become golden images, and the accuracies of the model
             file and of the exported file are compared on them.
-        golden: ``photos`` uses photos of ``data`` and drawn images, ``made`` only drawn images.
+        golden: ``photos`` uses photos from ``data`` and drawn images, ``made`` only drawn images.
         int8: photos with known classes, to calibrate 8-bit weights and activations on the training
             images and compare the accuracy on the test or validation images; see `quantize`.
         license: the license of the weights, for the file's description.
@@ -139,7 +139,7 @@ def _verified(unproven: Path, model_file: Path) -> Report:
     """Return the report of a file that agrees with its model.
 
     Raises:
-        ArtefactError: it does not.
+        ArtefactError: it does not agree.
     """
     report = verify(read_artefact(unproven))
     if not report.agrees:
@@ -179,7 +179,7 @@ def _compare_accuracies(model_file: Path, exported: Path, data: str | os.PathLik
     return (
         f"accuracy on {own.split} ({own.metrics['pictures']:,} images): {before:.2%} as a model "
         f"file (decoder {decoder}), {after:.2%} as exported (decoder full), a difference of "
-        f"{100 * (after - before):+.2f} points; {pluralize(changed, 'answer')} differ"
+        f"{100 * (after - before):+.2f} points; {pluralize(changed, 'answer')} changed"
     )
 
 

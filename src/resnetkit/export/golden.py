@@ -1,6 +1,6 @@
 """Golden images: encoded images, and the results of each stage in eager PyTorch.
 
-Anyone who runs an exported file can recompute them and see at which stage an answer changes.
+Anyone who runs an exported file can recompute the results and see at which stage an answer changes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .artefact import GoldenImage, Manifest, sample_positions
 from .preparation import decode_for, to_crop
 
 NEAR_TIE = 0.004
-"""Golden images whose two largest probabilities differ by less are near ties. It is twice the
-tolerance of each."""
+"""Golden images whose two largest probabilities differ by less than this are near ties. It is twice
+the tolerance of each."""
 
 PHOTOS = 8
 """Number of photos among the golden images, if there are photos."""
 
 PHOTO_SIDE = 256
-"""These photos are reduced to this shorter side, so that a file stays small."""
+"""The shorter side that these photos are reduced to, so that the file stays small."""
 
 
 def drawn_images() -> Iterator[tuple[str, bytes]]:
@@ -56,14 +56,14 @@ def drawn_images() -> Iterator[tuple[str, bytes]]:
 
 
 def photo_images(photos: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    """Yield the names and encodings of copies of photos, reduced, without their metadata."""
+    """Yield the names and encodings of reduced copies of photos, without their metadata."""
     for number, photo in enumerate(photos, 1):
         pixels = decode(photo, PHOTO_SIDE, value_range="image")
         yield f"photo-{number}.jpg", _encoded(Image.fromarray(pixels), "JPEG", quality=90)
 
 
 def choose_photos(photos: Sequence[Path], labels: Sequence[int]) -> list[Path]:
-    """Return `PHOTOS` photos, of as many classes as possible."""
+    """Return `PHOTOS` photos, from as many classes as possible."""
     by_rank: list[tuple[int, int]] = []
     seen: dict[int, int] = {}
     for index, label in enumerate(labels):
@@ -80,7 +80,7 @@ def record(
     Args:
         images: names and encodings.
         network: normalized images -> logits, in eval mode on the CPU.
-        manifest: how they become its input.
+        manifest: how images become its input.
     """
     preprocessing = manifest.preprocessing
     golden = []

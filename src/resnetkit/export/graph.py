@@ -2,8 +2,8 @@
 
 Every runtime that has antialiased resizing computes it differently, and the web runtimes have none.
 So the graph resizes with two matrix products: one for the width, one for the height. It computes
-the matrices from the size of the images. They are Pillow's, which was used to measure torchvision's
-published accuracies, and contain only the rows of the center crop.
+the matrices from the size of the images. They are those of Pillow, with which torchvision's
+published accuracies were measured, and contain only the rows of the center crop.
 
 Pillow computes with integers. The graph gets the same levels from float32, which every runtime has
 and which holds integers up to 2^24: weights are multiples of 2^-22, and each is split into two
@@ -30,12 +30,12 @@ class ExportedModel(nn.Module):
     Args:
         network: normalized images -> logits, in eval mode.
         preprocessing: how images become its input.
-        resizes: whether images of any size are resized and cropped. Otherwise they are crops
-            already.
+        resizes: whether images of any size are resized and cropped. If False, they are already
+            crops.
         stages: whether to return the intermediate values too.
     """
 
-    channel_mean: Tensor  # (1, C, 1, 1); not "mean", which older exporters give to a result
+    channel_mean: Tensor  # (1, C, 1, 1); not "mean", a name that older exporters give to a result
     channel_std: Tensor
 
     def __init__(
@@ -101,7 +101,7 @@ def resize_and_crop(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _keeps_size(height: int, width: int, preprocessing: Preprocessing) -> Tensor:
-    """Return whether an image has the size to resize to; Pillow then only copies it."""
+    """Return whether an image already has the size to resize to; Pillow then only copies it."""
     sides = torch.stack([torch.full((), side, dtype=torch.int64) for side in (height, width)])
     is_same = sides == preprocessing.resize_size
     return is_same.all(0) if preprocessing.squash else sides.amin(0) == preprocessing.resize_size
@@ -145,7 +145,7 @@ def crop_weights(height: int, width: int, preprocessing: Preprocessing) -> tuple
     """Return the matrices ``(S, H)`` and ``(S, W)`` that resize and crop an image.
 
     Each row has the weights of the pixels that contribute to one row or column of the crop, as
-    multiples of 2^-22. It is zero where the crop is larger than the resized image.
+    multiples of 2^-22. It is zero where the crop extends beyond the resized image.
     """
     # Sizes are tensors, because an exported graph computes with them.
     sizes = [torch.full((), side, dtype=torch.int64) for side in (height, width)]
@@ -182,7 +182,7 @@ def _axis_weights(
         first: the first of them.
         target: their number after resizing.
         crop: pixels of the crop.
-        interpolation: Pillow's name of the filter.
+        interpolation: Pillow's name for the filter.
     """
     spare = target - crop
     half = spare // 2
@@ -193,7 +193,7 @@ def _axis_weights(
     output = (torch.arange(crop) + offset).unsqueeze(1)  # (crop, 1)
     pixel = (torch.arange(side) - first).unsqueeze(0)  # (1, side)
     # The distance between the centers of an output and an input pixel is a fraction of integers,
-    # so nothing is rounded before the division. Pillow widens the filter when it shrinks.
+    # so nothing is rounded before the division. Pillow widens the filter to shrink an image.
     numerator = (2 * pixel + 1) * target - (2 * output + 1) * shown
     denominator = 2 * torch.maximum(shown, target)
     is_inside = (pixel >= 0) & (pixel < shown) & (output >= 0) & (output < target)

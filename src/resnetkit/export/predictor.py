@@ -38,7 +38,7 @@ class ExportedPredictor:
         path: the file.
         artefact: its description of itself, and its golden images.
         classes: the class names, in the order of the logits.
-        digest: 12 hex digits of the SHA-256 of the model file that was exported.
+        digest: the first 12 hex digits of the SHA-256 of the model file that was exported.
 
     Raises:
         ArtefactError: it is not a valid exported file.
@@ -198,7 +198,7 @@ class ExportedPredictor:
             start = end
 
     def runtime(self, stages: tuple[str, ...] = ()) -> sessions.Run:
-        """Return the runtime of the file, which starts at the first call.
+        """Return the runtime of the file, which starts on the first call.
 
         Args:
             stages: intermediate values to return too; see `artefact.STAGES`.

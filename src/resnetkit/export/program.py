@@ -1,4 +1,4 @@
-"""Read the program of a ``.pt2`` file as data.
+"""Read the program in a ``.pt2`` file as data.
 
 `torch.export.load` trusts a file: it can unpickle objects, load compiled libraries, and evaluate
 expressions that the file contains. So the file is checked first, and `torch.export.load` gets a new
@@ -94,7 +94,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, bytes]:
 def _check_tensors(config: bytes) -> None:
     for name, entry in json.loads(config)["config"].items():
         if entry.get("use_pickle"):
-            raise ArtefactError(f"{name} is pickled, which is never read. Export the model again")
+            raise ArtefactError(f"{name} is a pickle, which is never read. Export the model again")
 
 
 def _checked(program: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Read the wire format of protocol buffers: enough to look into an ONNX file without its library.
+"""Read the wire format of protocol buffers: enough to inspect an ONNX file without its library.
 
 https://protobuf.dev/programming-guides/encoding/
 """
@@ -13,7 +13,7 @@ Value = int | memoryview
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, Value]]:
-    """Yield the fields of a message: number, and an integer or the bytes.
+    """Yield the fields of a message: the number of each, and its integer or bytes.
 
     Raises:
         ArtefactError: the bytes are not a message.
@@ -31,7 +31,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, Value]]:
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise ArtefactError(f"a protobuf field of the unknown type {kind}")
+            raise ArtefactError(f"a protobuf field has the unknown type {kind}")
         if position + size > len(message):
             raise ArtefactError("a protobuf field is cut short")
         yield number, message[position : position + size]

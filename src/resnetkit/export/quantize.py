@@ -45,7 +45,7 @@ IMAGES = 300
 
 
 MAX_FALL = 0.003
-"""Largest drop in accuracy that is accepted, provided that it is not significant either."""
+"""Largest drop in accuracy that is accepted, provided that it is also not significant."""
 
 SIGNIFICANT = 0.05
 
@@ -53,12 +53,13 @@ MARGIN = 1.5
 """The tolerance of golden images is this many times the largest difference that was measured."""
 
 FLOOR = 0.02
-"""The tolerance is at least this: OpenVINO computes 8-bit layers in one way only."""
+"""The tolerance is at least this: OpenVINO computes 8-bit layers in only one way, so no difference
+can be measured."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An 8-bit file and the fp32 file that it was made from, on the same images.
+    """An 8-bit file and the fp32 file that it was made from, compared on the same images.
 
     Args:
         split: the split of the images.
@@ -148,12 +149,12 @@ def quantize_file(
 
 
 def worse_path(target: Path) -> Path:
-    """Return where an 8-bit file is kept that is worse than its fp32 form."""
+    """Return where to keep an 8-bit file that is worse than its fp32 form."""
     return target.with_name(f"{target.stem}-worse{target.suffix}")
 
 
 def compare(before: Path, after: Path, data: Path) -> Comparison:
-    """Compare two exported files of one model on the images that it is evaluated on."""
+    """Compare two exported files of one model on its test or validation images."""
     first, second = (evaluate_exported(file, data) for file in (before, after))
     labels = first.samples.labels
     right = [found.logits.argmax(1) == labels for found in (first, second)]
@@ -178,7 +179,7 @@ def compare(before: Path, after: Path, data: Path) -> Comparison:
 
 
 def calibration_images(samples: Split, count: int = IMAGES) -> list[Path]:
-    """Return a sample with equally many images of each class, as far as possible.
+    """Return a sample with the same number of images of each class, as far as possible.
 
     The same split always gives the same sample.
     """
@@ -198,7 +199,7 @@ def quantize(artefact: Artefact, images: Sequence[Path]) -> Any:
     """Return the network of an exported ONNX or OpenVINO file with 8-bit weights and activations.
 
     The operations before the network stay in float, because an image already has 256 levels.
-    Weights keep one bit in reserve: without VNNI instructions, products of 8 bits are summed in 16
+    Weights keep one bit in reserve: without VNNI instructions, 8-bit products are summed in 16
     bits, which could overflow.
 
     Args:
@@ -265,7 +266,7 @@ def _preparation(artefact: Artefact, network: Any) -> list[str]:
 def _with_own_answers(
     manifest: Manifest, golden: Sequence[GoldenImage], file: Path
 ) -> tuple[Manifest, list[GoldenImage]]:
-    """Return golden images with the answers of the 8-bit file, and the tolerance of each answer.
+    """Return the manifest with the tolerances of an 8-bit file, and golden images with its answers.
 
     The integer layers are also computed in float, as the file specifies them. Another
     processor's answers may differ by as much as these do.

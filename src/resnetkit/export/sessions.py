@@ -71,8 +71,8 @@ def _check_shapes(artefact: Artefact, values: dict[str, np.ndarray], images: int
         shape = shapes.get(name, (images, *value.shape[1:]))
         if value.shape != shape:
             raise ArtefactError(
-                f"{artefact.path}: {name} has the shape {value.shape}, expected {shape}. It may be "
-                "damaged; export the model again"
+                f"{artefact.path}: {name} has the shape {value.shape}, expected {shape}. The file "
+                "may be damaged; export the model again"
             )
 
 

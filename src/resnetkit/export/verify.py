@@ -29,7 +29,7 @@ class StageResult:
         largest: the largest difference.
         images: the golden images that were compared.
         failed: the names of those that differ by more than the tolerance.
-        note: why the stage could not be compared, if so.
+        note: why the stage was not compared, if it was not.
     """
 
     stage: str

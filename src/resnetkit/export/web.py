@@ -171,4 +171,4 @@ def _check_integrity(archive: Path) -> None:
 
 def _refuse_full(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists already. Choose a new folder with --out")
+        raise OutputError(f"{folder} already exists. Choose a new folder with --out")

@@ -49,7 +49,7 @@ def _program(
         fold_batch_norms(network), manifest.preprocessing, resizes=resizes, stages=stages
     ).eval()
     side = manifest.preprocessing.crop_size
-    # Two images of unequal sides: a size of 1, or two equal ones, would become constants.
+    # Two images, whose sides differ: a size of 1, or two equal sizes, would become constants.
     size = (side + 3, side + 5) if resizes else (side, side)
     example = torch.zeros(2, *size, manifest.input_channels, dtype=torch.uint8)
     dynamic = {0: Dim("N", min=1)}
@@ -90,7 +90,7 @@ def _write_openvino(
     shape = [-1, -1, -1, manifest.input_channels]
     if manifest.entrance == "crop":
         shape[1:3] = [manifest.preprocessing.crop_size] * 2
-    # Older versions know only the core operations.
+    # Older versions of OpenVINO know only the core operations.
     model = openvino.convert_model(program.run_decompositions(), input=[(shape, openvino.Type.u8)])
     model.inputs[0].get_tensor().set_names({manifest.entrance})
     for port, name in zip(model.outputs, OUTPUTS, strict=False):

@@ -28,7 +28,7 @@ from . import engines
 
 BATCH_SIZES = (1, 8, 32)
 SIDE = 2048
-"""Side of the square matrices whose product is the machine's limit."""
+"""Side of the square matrices whose product measures the machine's limit."""
 
 
 @runtime.pytorch_defaults()
@@ -157,7 +157,7 @@ def _measure_in_process(arguments: list[str]) -> dict[str, Any]:
 def _measure_row(
     file: str, choice: engines.EngineChoice, device: torch.device, seconds: float, batch_size: int
 ) -> dict[str, Any]:
-    """Measure the throughput of one engine, or with ``batch_size`` 0 the latency of one image."""
+    """Measure the throughput of one engine or, if ``batch_size`` is 0, the latency of one image."""
     model, header = modelfile.read(file)
     layout = runtime.memory_format(model, device)
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]

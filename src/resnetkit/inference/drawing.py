@@ -35,7 +35,7 @@ def font_for(text: str) -> tuple[str, str]:
 
 
 def missing_letters(names: tuple[str, ...]) -> str:
-    """Return the letters of the names that are missing from the font of their name."""
+    """Return the letters in these names that the fonts selected for the names lack."""
     return "".join(sorted({c for name in names for c in font_for(printable(name))[1]}))
 
 

@@ -84,7 +84,7 @@ class EmbeddingsFile:
                 for _ in range(self.count):
                     length = int.from_bytes(self._sources.read(4), "little")
                     name = self._sources.read(length).decode("utf-8", "surrogateescape")
-                    # NumPy strings cannot hold a byte that is not UTF-8: it becomes "?".
+                    # NumPy strings cannot hold bytes that are not UTF-8: they become "?".
                     encoded = name.encode("utf-32-le", "replace")
                     file.write(encoded.ljust(4 * self._longest, b"\0"))
             with archive.open("model.npy", "w") as file:

@@ -75,7 +75,7 @@ class Engine:
         """Compute features ``(N, C)`` and logits ``(N, classes)``, both float32.
 
         In bf16, rounding could decide between two nearly equal classes. Images with such a near tie
-        are computed again by the reference.
+        are computed again with the reference.
 
         Args:
             images: ``(N, channels, S, S)`` float32, normalized.
@@ -139,7 +139,7 @@ def resolve_engine(requested: EngineChoice, device: torch.device, many: bool) ->
     """
     engine, precision = requested
     fast = precision if precision != "auto" else runtime.pick(str(device), "auto").precision
-    if device.type != "cpu":  # not measured, so the reference
+    if device.type != "cpu":  # not measured, so use the reference
         fast = "fp32" if precision == "auto" else precision
         installed = ["eager"]
     else:
@@ -236,7 +236,7 @@ def _start_compile(body: nn.Module, precision: str, shape: tuple[int, ...]) -> R
 
     def run(images: Tensor) -> Tensor:
         # PyTorch recompiles for a tensor made in inference mode, so always pass a normal copy,
-        # padded batch or not.
+        # whether or not the batch was padded.
         with torch.inference_mode(False), torch.no_grad():
             inputs = images.to(dtype, copy=True, memory_format=torch.channels_last)
             return compiled(inputs).float()  # type: ignore[no-any-return,no-untyped-call]
@@ -312,8 +312,8 @@ def _start_onnx(body: nn.Module, precision: str, shape: tuple[int, ...]) -> Run:
 def _padded_batches(prepare: Callable[[int], Run], limit: int) -> Run:
     """Return a function that runs any number of images in batches of a few fixed sizes.
 
-    Images are split into batches of ``limit``. The rest is padded with zeros to the next power of
-    two. Each size is prepared on its first use. The function is thread-safe.
+    Images are split into batches of ``limit``. The remainder is padded with zeros to the next power
+    of two. Each size is prepared on its first use. The function is thread-safe.
     """
     prepared: dict[int, Run] = {}
     lock = Lock()
@@ -345,7 +345,7 @@ threads that start engines would interfere with each other."""
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Silence the libraries' warnings while tracing and exporting; hold `_start_lock`."""
+    """Silence the libraries' warnings while tracing and exporting, with `_start_lock` held."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

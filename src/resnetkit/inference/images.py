@@ -1,4 +1,4 @@
-"""Any form of an image -> its pixels."""
+"""An image in any form -> its pixels."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def read_pixels(
             return read(image)
     except (ImageError, MissingPackageError):
         raise
-    except Exception as error:  # a path with NUL; Pillow reads late, and raises even SyntaxError
+    except Exception as error:  # a path with NUL; Pillow reads late and may raise even SyntaxError
         out_of_memory = isinstance(error, MemoryError | RuntimeError)  # PyTorch raises the latter
         reason = str(error) or type(error).__name__
         message = f"{source_name(image)!r}: cannot be read ({reason})"

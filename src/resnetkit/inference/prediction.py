@@ -52,8 +52,8 @@ class Prediction:
             ``false_alarms`` was requested.
         features: ``(C,)`` float32, the input of the last layer, if it was requested.
         image: the path, or a thumbnail of an image in memory, for display in a notebook. In a list
-            of answers, only the first 50 have a thumbnail. `Predictor.stream` leaves out images in
-            memory, or keeps them whole with ``keep_images``.
+            of answers, only the first 50 have a thumbnail. `Predictor.stream` drops images in
+            memory, or keeps them whole if ``keep_images`` is True.
     """
 
     source: str
@@ -125,7 +125,7 @@ class Predictions(list[Prediction]):
 def classify(
     stream: Callable[..., Iterator[Prediction]], images: ImageLike | Iterable[ImageLike]
 ) -> Prediction | Predictions:
-    """Return the answer for one image, or those for several.
+    """Return the answer for one image, or the answers for several.
 
     Args:
         stream: images -> answers; takes ``keep_images``, as `Predictor.stream` does.

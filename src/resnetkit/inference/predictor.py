@@ -43,7 +43,7 @@ class Predictor:
         model_file: a model file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         engine: ``eager``, ``compile``, ``openvino`` or ``onnx``. ``auto`` uses ``eager`` for fewer
-            than `prediction.FEW` images, and for more the fastest installed engine; see
+            than `prediction.FEW` images, and the fastest installed engine for more; see
             `engines.resolve_engine`.
         precision: ``fp32``, ``bf16``, or ``auto`` to match the engine.
         note: called with a line of text when an engine starts.
@@ -132,8 +132,8 @@ class Predictor:
         """Classify one image or several.
 
         Pass several images as a list, an iterator, an array ``(N, H, W, C)`` or a tensor
-        ``(N, C, H, W)`` with 1, 3 or 4 channels. Answers about images in memory keep a thumbnail
-        for notebooks; in a list, the first 50 do.
+        ``(N, C, H, W)`` with 1, 3 or 4 channels. Answers for images in memory keep a thumbnail for
+        notebooks; in a list, only the first 50 do.
 
         Args:
             images: one image or several.

@@ -58,8 +58,8 @@ class RowsFile:
 
     Resuming drops an incomplete last row. All rows are compared with the model, the images, the
     threshold and the share of false alarms. The rows of the last batch are also computed again and
-    compared, which finds other changes, such as of the coverage or the engine, if they change one
-    of these rows. With the same options, the file ends up as after an uninterrupted run.
+    compared, which detects other changes, such as a different coverage or engine, if they change
+    any of these rows. With the same options, the result is the file of an uninterrupted run.
 
     Args:
         path: the file.
@@ -126,7 +126,7 @@ class RowsFile:
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         try:
             self._file.close()
-        except OSError as error:  # flushing failed; if an error is raised already, keep that one
+        except OSError as error:  # flushing failed; if another error is being raised, keep that one
             if kind is None:
                 raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
 
@@ -156,7 +156,7 @@ class RowsFile:
                 row = record.parse(self.path, self.count + 1, self._columns)
                 if row.model != digest:
                     raise OutputError(
-                        f"{self.path} has answers of model {row.model}, but this model is "
+                        f"{self.path} has answers from model {row.model}, but this model is "
                         f"{digest}. Resume with that model, or name another file"
                     )
                 if row.error:
@@ -165,7 +165,7 @@ class RowsFile:
                     self._check_class(row)
                 self.count += 1
                 end = record.end
-            if end == 0:  # what is in the file must be part of the first row
+            if end == 0:  # whatever the file holds must be part of the first row
                 file.seek(0)
                 start = file.read(len(_FIRST_BYTES))
                 if start != _FIRST_BYTES[: len(start)]:
@@ -173,7 +173,7 @@ class RowsFile:
         return end
 
     def _check_class(self, row: _Row) -> None:
-        """Check that the class of the next row follows from the threshold and false alarms."""
+        """Check that the class of the next row agrees with the threshold and false alarms."""
         expected = Prediction(
             row.source,
             (("", row.probability),),

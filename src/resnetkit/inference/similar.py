@@ -1,4 +1,4 @@
-"""Query images -> the most similar photos of a collection, by the model's features."""
+"""Query images -> the most similar photos in a collection, by the model's features."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Neighbor:
 
     Args:
         path: the photo, as it was given to the index.
-        label: its label in a manifest, else the name of its folder.
+        label: its label in a manifest, or else the name of its folder.
         similarity: the cosine similarity of the features, in [-1, 1].
         is_copy: whether the file has the same bytes as the query.
     """
@@ -102,8 +102,8 @@ class ImageIndex:
         labels: the label of each photo.
         model: the digest of the model file that the features come from; empty if unknown.
         errors: ``(source, reason)`` of the images that could not be read and are not in the index.
-        repeated: paths that were left out because they lead to a file already in the index.
-        computed: the number of images whose features were computed now; 0 if they come from a file.
+        repeated: number of paths left out because they lead to a file already in the index.
+        computed: number of images whose features were computed now; 0 if they come from a file.
     """
 
     features: np.ndarray = field(repr=False)
@@ -266,7 +266,7 @@ class ImageIndex:
             workers: threads that decode images; by default one per core.
         """
         images: Iterable[ImageLike] = [queries] if is_image(queries) else queries  # type: ignore[assignment]
-        # With this total, the engine that computed the index computes the queries too.
+        # With this total, the engine that computed the index also computes the queries.
         total = max(self.computed, len(images) if isinstance(images, Sized) else 0) or None
         answers = predictor.stream(
             images, top_k=1, workers=workers, features=True, keep_images=True, total=total
@@ -305,7 +305,7 @@ class ImageIndex:
         contents = _Contents(query)
         for i, similarity in zip(indices.tolist(), similarities.tolist(), strict=True):
             if i >= 0:  # -1 fills unused places
-                # Comparing with an object takes a request, so others are not read.
+                # Reading from an object store takes a request, so unlikely copies are not read.
                 may_be_copy = similarity >= LEAST_OF_COPY or object_url(self.sources[i]) is None
                 yield Neighbor(
                     self.sources[i],
@@ -380,7 +380,7 @@ def _file_size(path: str | os.PathLike[str]) -> int | None:
 
 
 def _may_exist(source: str) -> bool:
-    """Return False if a photo is missing. Object stores are not asked."""
+    """Return False if a photo is missing. Object stores are not queried."""
     if object_url(source) is not None or os.path.exists(source):
         return True
     try:

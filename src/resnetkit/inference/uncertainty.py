@@ -74,14 +74,14 @@ def resolve_uncertainty(
     Args:
         classes: the class names, in the order of the logits.
         calibration: the calibration data of the model, if it has any.
-        path: the model, as messages name it.
+        path: the model's path, for messages.
         coverage: the probability that a set of classes includes the true one.
         false_alarms: the share of images of known classes that may be called unknown.
         all_trained: whether the model was trained on all images, without a validation split.
 
     Raises:
-        RecipeError: a value is not between 0 and 1, or asks for more than the validation images
-            of the model can promise.
+        RecipeError: a value is not between 0 and 1, or asks for more than the model's validation
+            images can promise.
         ModelFileError: the model has no calibration data.
     """
     requested = {"coverage": coverage, "false-alarms": false_alarms}
@@ -96,7 +96,7 @@ def resolve_uncertainty(
             raise ModelFileError(
                 f"{path} has no calibration data for {names}: it was trained on all images, so "
                 "none were left to calibrate it. Use a model that was trained with a validation "
-                "split, such as that of a fold"
+                "split, such as the model of a fold"
             )
         is_model_file = Path(path).suffix == ".safetensors"
         then = "" if is_model_file else "\nThen export NEW.safetensors"

@@ -41,7 +41,8 @@ class ResNet(nn.Module):
         norm_layer: makes a norm for a given number of channels; BatchNorm2d by default.
         shortcut: ``"A"``, ``"B"``, ``"C"`` or ``"none"``: see `make_shortcut` and table 3.
         stride_on: ``"3x3"`` (V1.5) or ``"1x1"`` (V1, the paper's): see `Bottleneck`.
-        stem: ``"imagenet"`` quarters H and W; ``"small"`` (section 4.2) keeps them, for 32 px images.
+        stem: ``"imagenet"`` quarters H and W; ``"small"`` (section 4.2) keeps them, for 32 px
+            images.
         width: channels of the first stage; each later stage has twice as many as the one before.
         in_channels: channels of the input.
         include_top: False omits pooling and the head, and returns the last map ``(N, C, h, w)``.

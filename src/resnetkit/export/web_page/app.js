@@ -1,4 +1,4 @@
-// The page: photos in, answers out. Photos are drawn and answered here, and sent nowhere.
+// The page: photos in, answers out. Photos are drawn and classified here, and never sent anywhere.
 
 import { DeepImageError, Model } from "./model.js";
 import { language, text } from "./texts.js";
@@ -18,7 +18,7 @@ for (const element of document.querySelectorAll("[data-text]")) {
   element.textContent = text[element.dataset.text];
 }
 
-/** The work that was asked for. It is done in order, because the runtime has one thread. */
+/** The requested work. It is done in order, because the runtime has one thread. */
 let work = Promise.resolve();
 
 function enqueue(task) {
@@ -37,7 +37,7 @@ function painted() {
 
 // Photos
 
-/** Show photos at the top of the list, and answer them one after the other. */
+/** Show photos at the top of the list, and classify them one after another. */
 function add(model, files) {
   const cards = Array.from(files, (file) => ({ file, card: newCard(file) }));
   byId("photos").prepend(...cards.map(({ card }) => card));
@@ -96,11 +96,11 @@ function drawThumbnail(canvas, bitmap) {
 
 function reasonOf(error) {
   if (error instanceof DeepImageError) return text.deep;
-  if (error instanceof DOMException) return text.unreadable; // the browser's decoder raised it
+  if (error instanceof DOMException) return text.unreadable; // the browser's decoder threw it
   return text.failed(messageOf(error));
 }
 
-/** The runtime raises numbers too, for instance without memory. */
+/** The runtime also throws numbers, for instance when memory runs out. */
 function messageOf(error) {
   return error?.message ?? String(error);
 }

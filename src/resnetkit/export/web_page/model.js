@@ -7,7 +7,7 @@ import { bitmapOf, pixelsOf, traits } from "./pixels.js";
 /** An image with 16 bits per color: browsers do not know which values are black and white. */
 export class DeepImageError extends Error {}
 
-/** A model, what it says about itself, and its session. */
+/** A model, its description of itself, and its session. */
 export class Model {
   /** Download the runtime and the model; `report` is called with the bytes that have arrived. */
   static async load(report) {
@@ -63,7 +63,7 @@ export class Model {
     return Object.fromEntries(Object.entries(outputs).map(([name, value]) => [name, value.data]));
   }
 
-  /** Start another session, which shows intermediate tensors too. */
+  /** Start another session, which also returns intermediate tensors. */
   startWith(names) {
     return ort.InferenceSession.create(withOutputs(this.file, names));
   }

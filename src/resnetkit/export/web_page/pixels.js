@@ -1,6 +1,6 @@
 // An image file -> its pixels, as resnetkit decodes them: upright, and transparency over white.
 
-/** Canvases read at most this many pixels at once: some phones have no larger ones. */
+/** At most this many pixels are read from a canvas at once: some phones limit its size. */
 const STRIP = 4_000_000;
 
 /** Decode a Blob. Browsers reject what they cannot read. */
@@ -48,7 +48,7 @@ export function pixelsOf(bitmap, channels) {
   return { data, shape: [height, width, channels] };
 }
 
-/** Return what the header of a file says that browsers decode in their own ways. */
+/** Return the traits in a file's header that browsers decode in different ways. */
 export function traits(file) {
   const isPng = file[0] === 0x89 && file[1] === 0x50;
   const isJpeg = file[0] === 0xff && file[1] === 0xd8;

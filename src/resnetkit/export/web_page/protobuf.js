@@ -1,4 +1,4 @@
-// Enough of the protocol buffers' wire format to look into an ONNX file and to add outputs to it.
+// Enough of the protocol buffer wire format to inspect an ONNX file and to add outputs to it.
 // https://protobuf.dev/programming-guides/encoding/
 
 /** Yield [number, value] of each field of a message; a value is a number or a view of the bytes. */
@@ -8,7 +8,7 @@ export function* fields(message) {
   function varint() {
     let value = 0;
     for (let scale = 1; ; scale *= 128) {
-      // Not with shifts: they would cut a length at 32 bits.
+      // Shifts would cut lengths to 32 bits.
       if (position >= message.length || scale > 2 ** 63) throw new Error("damaged protobuf");
       const byte = message[position++];
       value += (byte & 127) * scale;
@@ -35,7 +35,7 @@ export function* fields(message) {
 export function metadata(model) {
   const entries = new Map();
   for (const [number, value] of fields(model)) {
-    if (number !== 14) continue; // metadata_props of ModelProto, of StringStringEntryProto
+    if (number !== 14) continue; // metadata_props of ModelProto, each a StringStringEntryProto
     const pair = new Map(fields(value));
     entries.set(new TextDecoder().decode(pair.get(1)), pair.get(2) ?? new Uint8Array());
   }
@@ -45,8 +45,8 @@ export function metadata(model) {
 /**
  * Return an ONNX model whose graph has more outputs, to see its intermediate tensors.
  *
- * Readers merge repeated messages, so the new piece goes after the file: the field graph of a model
- * (7), output of a graph (12), and name of an output (1).
+ * Readers merge repeated messages, so the new outputs are appended to the file. Their fields are the
+ * graph of a model (7), the outputs of a graph (12), and the name of an output (1).
  */
 export function withOutputs(model, names) {
   const outputs = names.map((name) => field(12, field(1, new TextEncoder().encode(name))));

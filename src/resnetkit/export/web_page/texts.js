@@ -1,4 +1,4 @@
-// The words of the page, in the browser's language.
+// The texts of the page, in the browser's language.
 
 const ENGLISH = {
   title: (architecture) => `${architecture}: which class is it?`,
@@ -20,7 +20,7 @@ const ENGLISH = {
   verifyTitle: "Is it the same model?",
   verifyHint:
     "The model file holds images, and the result of each stage in PyTorch when it was exported. " +
-    "Verify computes them again in this browser.",
+    "Verify computes these results again in this browser.",
   verify: "Verify",
   verifying: (done, total) => `Verifying: image ${done} of ${total}`,
   unverified: (reason) => `The model could not be verified: ${reason}`,

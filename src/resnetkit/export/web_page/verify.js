@@ -10,7 +10,7 @@ const SAMPLE = 4096;
 /**
  * Return {rows, undecoded, total}.
  *
- * A row has the images of a stage that were compared, the largest difference, and the names of the
+ * A row has the number of images compared at a stage, the largest difference, and the names of the
  * images that differ. `undecoded` has the names of images that this browser decodes in its own way
  * or not at all: nothing else is compared for them, so they are not counted as agreeing.
  */
@@ -88,13 +88,13 @@ function compareDecoded(pixels, expected, limits) {
   return levels("decoded", found, bytes(expected.sample), limits);
 }
 
-/** Return whether browsers decode a file as they like: CMYK, 16 bits, and hidden colors. */
+/** Return whether browsers decode a file in different ways: CMYK, 16 bits, or hidden colors. */
 function hasManyDecodings(text, channels) {
   const { deep, alpha, cmyk } = traits(bytes(text));
   return deep || cmyk || (alpha && channels === 4);
 }
 
-/** Compare values from 0 to 255: nearly all within a level, and none far. */
+/** Compare values from 0 to 255: nearly all must be within a level, and none far off. */
 function levels(stage, found, expected, limits) {
   const differences = differencesOf(found, expected);
   const near = differences.filter((difference) => difference <= limits.levels).length;

@@ -206,7 +206,9 @@ def _resolve_input(
         if not {"mean", "std"} <= given.keys():
             notes.append("used ImageNet's values where mean or std was not given")
     if resolved["decoder"] == "full":
-        notes.append("images are decoded at full size, as in other code; --decoder scaled is faster")
+        notes.append(
+            "images are decoded at full size, as in other code; --decoder scaled is faster"
+        )
     if fields.get("bgr") and channels == 3:
         weight = found.tensors["conv1.weight"].flip(1)
         found = replace(found, tensors={**found.tensors, "conv1.weight": weight})

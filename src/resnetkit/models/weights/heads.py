@@ -135,7 +135,7 @@ def _find_companions(
 def _match_head(
     readers: list[str], groups: Mapping[str, str], *, wanted: str, root: str, source: str
 ) -> str:
-    """Return the layer that ``wanted`` names, in full, by the end of its name or by its sequence."""
+    """Return the layer that ``wanted`` names: by its full name, the end of it, or its sequence."""
     wanted = wanted.rstrip(".")
     tests: tuple[Callable[[str], bool], ...] = (
         lambda m: m == wanted,

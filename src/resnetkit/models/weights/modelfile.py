@@ -161,8 +161,8 @@ def check_has_classes(header: Header, path: str | Path) -> None:
     if not header.classes:
         raise ModelFileError(
             f"{path} is a network without a head: it turns an image into a vector and does not "
-            "predict classes. To write these vectors, run `resnet predict --embeddings FILE`. To train a "
-            "head for your classes, run `resnet train DATA --weights MODEL`"
+            "predict classes. To write these vectors, run `resnet predict --embeddings FILE`. To "
+            "train a head for your classes, run `resnet train DATA --weights MODEL`"
         )
 
 

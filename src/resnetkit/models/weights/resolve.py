@@ -201,7 +201,9 @@ def _fetch_from_hub(address: str) -> Path:
     try:
         try:
             return Path(hf_hub_download(name, "model.safetensors", **settings))
-        except errors.LocalEntryNotFoundError:  # a subclass of the next error, but it means no connection
+        except (
+            errors.LocalEntryNotFoundError
+        ):  # a subclass of the next, but it means: no connection
             raise
         except errors.EntryNotFoundError:  # older repositories
             return Path(hf_hub_download(name, "pytorch_model.bin", **settings))
@@ -278,6 +280,4 @@ def _adapt_input(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> li
         repeats = [channel % found for channel in range(wanted)]
         given["conv1.weight"] = weight[:, repeats] * (found / wanted)
         how = "repeated"
-    return [
-        f"has {found} input channels, not {wanted}: the first convolution is {how} over them"
-    ]
+    return [f"has {found} input channels, not {wanted}: the first convolution is {how} over them"]
