@@ -82,7 +82,7 @@ def test_offline_npm_is_not_asked(fake_npm, tmp_path, monkeypatch):
 
 def test_a_folder_with_files_is_refused_before_anything_else(tmp_path):
     (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         web.export_web(tmp_path / "missing.safetensors", tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine"
 

@@ -19,13 +19,13 @@ EXAMPLES = 4
 def check(data: DATA, format: OUTPUT_FORMAT = OutputFormat.table, workers: WORKERS = None) -> None:
     """Find problems in a dataset before training. Changes nothing.
 
-    Errors would ruin training or its results, so the command exits with code 1: unreadable images;
+    It exits with code 1 on errors, which would ruin training or its results: unreadable images;
     the same image in two splits or under two classes; a class with no images, with 1 image where
     validation needs another, or missing from the training split; a single class; folders that can
     be read both as splits and as classes.
 
-    With only warnings and notes, it exits with code 0: near duplicates and copies within a class,
-    small or very unequal classes, wrong file extensions, unusual sizes and kinds of images.
+    It exits with code 0 on warnings and notes: near duplicates and copies within a class, small or
+    very unequal classes, wrong file extensions, unusual sizes and kinds of images.
     """
     from contextlib import ExitStack
 

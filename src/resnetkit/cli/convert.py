@@ -29,12 +29,12 @@ def convert(
     ] = None,
     head: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Name of the head, if several layers could be it; or `none`."),
+        typer.Option(help="Name of the head, if several layers qualify; or `none`."),
     ] = None,
     preprocessing: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="How images were prepared, as YAML or JSON; default: a YAML next to SOURCE."
+            help="How images were prepared, as YAML or JSON; default: a YAML file next to SOURCE."
         ),
     ] = None,
     resize: Annotated[
@@ -66,11 +66,11 @@ def convert(
     ] = None,
     bgr: Annotated[
         bool,
-        typer.Option("--bgr", help="Channels are in BGR order, in --mean and --std too."),
+        typer.Option("--bgr", help="Channels are in BGR order, also in --mean and --std."),
     ] = False,
     settings: NETWORK_SETTINGS = None,
 ) -> None:
-    """Convert a checkpoint from another project to one model file."""
+    """Convert a checkpoint from another project to a model file."""
     from ..models.weights.convert import convert as run_conversion
     from ..models.weights.prepared import FIELDS
     from ..progress import print_result, say

@@ -75,7 +75,7 @@ def evaluate(
         if image_size is not None or crops > 1 or flip:
             raise RecipeError(
                 "--save-model calibrates the model for `predict`, which shows it one view of each "
-                "image at its own size. Remove --image-size, --crops and --flip"
+                "image at the model's size. Remove --image-size, --crops and --flip"
             )
         refuse_existing(save_model)
         refuse_unwritable(save_model)

@@ -66,7 +66,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export a model for other programs, with images that prove its answers."""
+    """Export a model for other programs, with images to verify it with."""
     from ..errors import RecipeError
     from ..export.export import export as run_export
     from ..export.web import export_web

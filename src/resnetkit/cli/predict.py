@@ -42,7 +42,7 @@ def predict(
         Optional[float],  # noqa: UP045
         typer.Option(
             help="Answer `unknown` for strange photos; at most this share of photos of known "
-            "classes is called unknown, such as 0.05.",
+            "classes, such as 0.05, is called unknown.",
             metavar="SHARE",
         ),
     ] = None,
@@ -69,8 +69,8 @@ def predict(
     on: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Predict on Ray, on this machine (ray) or a cluster (ray://HOST:PORT), into "
-            "Parquet files in --out. The same command continues a run that was stopped.",
+            help="Predict with Ray, on this machine (ray) or a cluster (ray://HOST:PORT), and "
+            "write Parquet files to --out. The same command continues a run that was stopped.",
             metavar="RAY",
         ),
     ] = None,

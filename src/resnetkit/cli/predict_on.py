@@ -25,7 +25,7 @@ def predict_on(
     unusable: Mapping[str, object],
     settings: Mapping[str, Any],
 ) -> int:
-    """Predict on Ray, and return the number of unreadable images.
+    """Predict with Ray, and return the number of unreadable images.
 
     Args:
         address: the argument of ``--on``.

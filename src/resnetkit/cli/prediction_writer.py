@@ -45,7 +45,7 @@ class PredictionWriter:
         total: number of images, known after `open_sources`; None if they can be read only once.
 
     Raises:
-        RecipeError: options that cannot be combined.
+        RecipeError: the options cannot be combined.
         OutputError: an output exists or cannot be written.
     """
 
@@ -66,7 +66,8 @@ class PredictionWriter:
             raise RecipeError("--resume continues a file of rows. Name it with --out FILE")
         if resume and embeddings is not None:
             raise RecipeError(
-                "--embeddings cannot be combined with --resume: the file holds all images or none"
+                "--embeddings cannot be combined with --resume: the file holds either all images "
+                "or none"
             )
         if out is not None and format == "table":
             raise RecipeError("--out takes --format jsonl or csv; a table is only for the terminal")

@@ -18,7 +18,7 @@ def shard(
     ] = 256,
     workers: WORKERS = None,
 ) -> None:
-    """Pack a dataset into a few large files, easier to copy and list than many small ones.
+    """Pack a dataset into a few large files that are easier to copy and list than many small ones.
 
     The files are WebDataset tars with an index. train, evaluate, predict and check take the new
     folder like any dataset; training on it gives the same model file, bit for bit. Images that

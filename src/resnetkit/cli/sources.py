@@ -41,7 +41,7 @@ def check_usage(
         expected: the arguments that must follow, each with the problem to report if it is missing.
 
     Raises:
-        RecipeError: they do not; the message shows the correct command.
+        RecipeError: the arguments are wrong; the message shows the correct command.
     """
     is_misplaced = is_image(str(model)) or model.is_dir()
     missing = list(expected)[len(arguments) :]
@@ -176,7 +176,7 @@ def _walk_folder(
         if identity in parents:
             left_out.add(tree.LOOP, folder)
             return
-        if parents and (reason := tree.output(folder)):  # a folder given by the user is read
+        if parents and (reason := tree.output(folder)):  # the user's own folder is always read
             left_out.add(reason, folder)
             return
         names = []
@@ -263,7 +263,7 @@ def _decode_lines(file: Iterable[bytes]) -> Iterator[str]:
 
 
 def _parse_paths(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the paths of a list, without blank lines and the BOM that some editors write."""
+    """Yield the paths in a list, without blank lines or the BOM that some editors write."""
     for number, line in enumerate(lines):
         line = line.rstrip("\r\n").removeprefix("\ufeff" if number == 0 else "")
         if line.strip():

@@ -84,7 +84,7 @@ DATA = Annotated[
 MINUTES = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(
-        help="Train for this long, but at most the recipe's epochs.", min=0.1, metavar="MINUTES"
+        help="Train for this long, but for at most the recipe's epochs.", min=0.1, metavar="MINUTES"
     ),
 ]
 SEEDS = Annotated[

@@ -208,7 +208,7 @@ def _initial_weights(run: Run) -> str:
 
 
 def _relative_data_path(run: Run) -> str:
-    """Return the path of the run's data, relative if it is below the current folder.
+    """Return the path of the run's data, relative if it is inside the current folder.
 
     With corrections, return the run's split.csv, which has the corrected labels.
     """
@@ -230,7 +230,9 @@ def _matching_models(pattern: str | None) -> list[str]:
 
     names = list_models(include=pattern)
     if not names:
-        raise RecipeError(f"No model matches {pattern!r}. All: {', '.join(list_models())}")
+        raise RecipeError(
+            f"No model matches {pattern!r}. The models are {', '.join(list_models())}"
+        )
     return names
 
 
@@ -285,7 +287,7 @@ def summary_table(name: str, image_size: int | None, options: dict[str, Any]) ->
     """Return the stages of a network, and its depth as the paper counts it.
 
     Raises:
-        RecipeError: an unknown network or option.
+        RecipeError: the network or an option is unknown.
     """
     from ..errors import RecipeError
     from ..models import summarize
