@@ -133,7 +133,7 @@ def test_a_closed_pipe_ends_quietly(model, images):
     assert done.stdout.count(b"\n") == 1
     assert [line.split()[0] for line in done.stderr.splitlines()] == [b"engine"]
     status = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], timeout=300)
-    assert status.returncode == 141  # as if SIGPIPE had ended it
+    assert status.returncode == 141  # as if SIGPIPE had killed it
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_evidence_among_the_photos_is_no_class(model, images, tmp_path):
     (data / "odd" / "1.png").write_bytes(red)
     done = resnet("evaluate", model, data, "--out", data / "evidence")
     assert (done.returncode, b"has classes that" in done.stderr) == (1, True)
-    assert sorted(path.name for path in data.iterdir()) == ["odd", "red"]  # nothing was made
+    assert sorted(path.name for path in data.iterdir()) == ["odd", "red"]  # nothing was created
     shutil.rmtree(data / "odd")
     for out in ("evidence", "again"):
         done = resnet("evaluate", model, data, "--split", "all", "--out", data / out)
@@ -318,7 +318,7 @@ def test_evidence_among_the_photos_is_no_class(model, images, tmp_path):
     assert found.left_out == {"folders that resnet wrote": 4}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a shell closes it")
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the stream")
 def test_a_closed_standard_output(model, images, tmp_path):
     command = f'{sys.executable} -m resnetkit predict "{model}" "{images}/red" --out rows.csv >&-'
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=False)
@@ -366,7 +366,7 @@ def test_a_full_terminal_shows_a_live_bar(model, images):
 
 @pytest.mark.slow
 def test_demo(tmp_path):
-    """It takes under 90 s on two free cores; counted in multiply-adds, whoever else is busy."""
+    """It takes under 90 s on two free cores; multiply-adds are counted, as other load varies."""
     done = resnet("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     last = done.stdout.decode().rsplit("test accuracy ", 1)[1]
@@ -376,7 +376,7 @@ def test_demo(tmp_path):
     pictures = len(folder.read_dataset(tmp_path / "demo" / "digits").splits["train"])
     sizes = [recipe.train_size(epoch) for epoch in range(recipe.epochs)]
     forward = pictures * sum(summarize(network, size).macs for size in sizes)
-    assert 3 * forward < 3e12  # with twice that of a forward for the way back
+    assert 3 * forward < 3e12  # a backward pass costs twice a forward pass
     assert (tmp_path / "demo" / "run" / "predictions.png").exists()
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo" / "run").rglob("*")}

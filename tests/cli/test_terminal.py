@@ -89,7 +89,7 @@ def test_a_full_disk_under_standard_output_is_named():
 
 
 def test_a_typed_path_stays_on_one_line(tmp_path):
-    """In every message of the command; its own line breaks stay."""
+    """This holds for every message of the command, whose own line breaks stay."""
     name = "no\nphotos\x1b[31m"
     photos = tmp_path / "is\nthere"
     (photos / "cat").mkdir(parents=True)

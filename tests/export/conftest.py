@@ -1,4 +1,4 @@
-"""Exporting leaves a lot of memory allocated, which other tests need."""
+"""Exporting leaves memory allocated that other tests need."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ def _memory_is_returned() -> Iterator[None]:
     yield
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps
+        ctypes.CDLL(None).malloc_trim(0)  # releases what the allocator keeps

@@ -1,4 +1,4 @@
-"""Exported files are read with care: damaged, hostile and newer ones end in a named error."""
+"""Exported files are read with care: damaged, hostile and newer ones raise a named error."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def mutated(content, rng):
     """Return a copy with flipped, removed, repeated or foreign bytes."""
     data = bytearray(content)
     kind = rng.randrange(5)
-    # Most bytes are weights and pictures; half of the changes are near the ends of the file.
+    # Most bytes are weights and images; half of the changes are near the ends of the file.
     spans = [(0, 3000), (len(data) - 3000, len(data)), (0, len(data)), (0, len(data))]
     low, high = rng.choice(spans)
     position = rng.randrange(max(0, low), high)
@@ -222,7 +222,7 @@ def mutated(content, rng):
 
 
 def try_mutations(source, folder, count, seed):
-    """Verify mutated files in a process of their own; return its exit code and output.
+    """Verify mutated files in a separate process; return its exit code and output.
 
     In every fourth copy of OpenVINO's two files, the second is mutated.
     """

@@ -61,7 +61,7 @@ def test_resizing_is_that_of_pillow(interpolation, resize, crop):
 
 @pytest.mark.parametrize("ending", [".onnx", slow(".xml"), slow(".pt2")])
 def test_every_runtime_crops_exactly_as_pillow(ending, tmp_path):
-    """Their levels are equal, also where a weighted sum is halfway between two of them."""
+    """Their levels are equal, even where a weighted sum is halfway between two of them."""
     preprocessing = Preprocessing(73, 64, decoder="full")
     network = seeded("cifar_resnet20", width=4, num_classes=3)
     manifest = Manifest(entrance="image", classes=("a", "b", "c"), preprocessing=preprocessing)
@@ -153,7 +153,7 @@ def test_answers_are_those_of_eager_pytorch_in_every_batch(name, options, tmp_pa
     ],
 )  # fmt: skip
 def test_every_published_architecture_exports(name, tmp_path):
-    network = seeded(name, num_classes=5, width=16)  # whole, the largest needs 4 GB to export
+    network = seeded(name, num_classes=5, width=16)  # unscaled, the largest needs 4 GB to export
     preprocessing = Preprocessing(64, 64, decoder="full")
     run = exported(network, preprocessing, tmp_path, "crop")
     pixels = scene(64, 64)

@@ -1,4 +1,4 @@
-"""docs/verify_artefact.py proves an exported file without resnetkit, and notices what changed."""
+"""docs/verify_artefact.py verifies an exported file without resnetkit, and notices changes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def weights_of_the_head(model):
 
 
 def size_before_the_crop(model):
-    """Resize to another size than the one that was recorded."""
+    """Resize to a different size from the one that was recorded."""
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.INT64:
             values = onnx.numpy_helper.to_array(tensor)

@@ -61,7 +61,7 @@ class Environment:
         return found
 
     def run(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment, away from the clone."""
+        """Run a program in the environment, away from the clone."""
         command = [self.bin / program, *map(str, arguments)]
         # PYTHONPATH could lead to the packages of the tests.
         variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
@@ -73,7 +73,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def runtime(wheel, tmp_path_factory) -> Environment:
     folder = tmp_path_factory.mktemp("runtime") / "venv"
-    # The pip of the tests installs into it: its own would count as 20 MB.
+    # The tests' pip installs into it, because a pip of its own would add 20 MB.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     environment = Environment(folder)
     pip("--python", environment.bin / "python", "install", "--quiet", wheel)
@@ -89,7 +89,7 @@ def exported(tiny_model, save, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_both_wheels_have_the_same_files(wheel, tmp_path):
-    """The files of a folder are included as they are, also those that git ignores."""
+    """The files of a folder are included as they are, even those that git ignores."""
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT)
     (full,) = tmp_path.iterdir()
 

@@ -1,4 +1,4 @@
-"""The container image that answers from exported models is described with care."""
+"""The Dockerfile of the image that runs exported models: pinned, small, and without root."""
 
 from __future__ import annotations
 

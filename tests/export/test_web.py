@@ -1,4 +1,4 @@
-"""The web page in a real browser: its answers, its proof, and that nothing leaves the machine."""
+"""The web page in a real browser: it answers, verifies itself, and sends nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def open_page(browser, address):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Drawn images that are large, turned, transparent, gray and indexed."""
+    """Drawn images that are large, rotated, transparent, gray and indexed."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (150, 90, 3), dtype=np.uint8))
     ImageDraw.Draw(image).ellipse((20, 30, 70, 110), fill=(200, 40, 30))
@@ -206,7 +206,7 @@ def test_the_golden_images_agree_in_the_browser(open_page):
     stages = ["decoded", "cropped", "normalized", "logits", "probabilities", "class"]
     assert list(rows) == stages
     for _, images, _, result in rows.values():
-        assert int(images) >= 15  # but CMYK and 16 bits
+        assert int(images) >= 15  # all but CMYK and 16 bits
         assert result == "agrees"
 
 
@@ -220,7 +220,7 @@ def test_other_weights_are_noticed(open_page):
 
 
 def test_what_the_browser_decodes_in_its_own_way_is_no_pass(open_page):
-    """CMYK is not compared; a gray PNG, which all browsers decode alike, differs."""
+    """CMYK is not compared; a gray PNG, which all browsers decode the same way, differs."""
     verdict, rows = verification(open_page("decoder/?verify=1"))
     assert "Disagrees: decoded is the first stage" in verdict
     assert "Not decoded here: cmyk.jpg" in verdict

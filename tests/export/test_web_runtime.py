@@ -20,7 +20,7 @@ def write_dist(folder):
 
 @pytest.fixture
 def fake_npm(tmp_path, monkeypatch):
-    """An npm that delivers a package of two small files; returns the package."""
+    """Return the package of two small files that a fake npm delivers."""
     if sys.platform == "win32":
         pytest.skip("the fake npm is a shell script")
     dist = write_dist(tmp_path / "package" / "dist")

@@ -60,7 +60,7 @@ def test_a_row_measures_the_whole_model_without_gradients(trained, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "runs"), [(0.01, 3), (9.0, 4), (60.0, 7)])
 def test_the_limit_is_the_best_of_several_matrix_products(monkeypatch, seconds, runs):
-    """Use a fake clock: two warm-up products, the fastest, do not count; then as many as fit."""
+    """Use a fake clock; the two warm-up products are the fastest, but do not count."""
     taken, shapes = [0.1, 0.2, 4.0, 0.5, 3.0, 2.0, 30.0, 20.0, 10.0], []
     readings = iter(range(2 * len(taken)))
 

@@ -23,7 +23,7 @@ def test_the_text_has_contrast_on_any_background(gray, size):
     pixels = np.full((size[1], size[0], 3), gray, np.uint8)
     there = bottom_band(drawing.draw_label(pixels, "rose", 0.973))
     light, dark = np.percentile(there, [99.5, 20])
-    assert (light + 12) / (dark + 12) > 4.5  # the ratio that WCAG asks for
+    assert (light + 12) / (dark + 12) > 4.5  # the ratio that WCAG requires
     assert (there > 200).mean() > 0.001  # letters
 
 

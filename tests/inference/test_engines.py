@@ -109,7 +109,7 @@ def test_every_engine_agrees_with_torchvision_for_any_batch_size(pair, choice):
 
 
 def test_few_sizes_are_prepared_and_one_image_runs_alone(monkeypatch):
-    """With a compiler that only counts; each size is run once with zeros when it is prepared."""
+    """Use a compiler that only counts; each size runs once with zeros when it is prepared."""
     prepared, computed = [], []
 
     def compiled(module, **options):

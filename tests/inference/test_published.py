@@ -95,7 +95,7 @@ def test_the_same_logits_from_a_file(converted, case, tmp_path):
 
 
 def resized_width_first(image: Image.Image, side: int) -> Image.Image:
-    """Resize as torchvision does, but in the order of Pillow 12 also with Pillow 13."""
+    """Resize as torchvision does, but in the order of Pillow 12 even with Pillow 13."""
     size = torchvision.transforms.functional.resize(image, side).size
     narrow = image.resize((size[0], image.height), Image.Resampling.BILINEAR)
     return narrow.resize(size, Image.Resampling.BILINEAR)

@@ -25,7 +25,7 @@ def paths(trained):
 
 @pytest.fixture
 def plain_file(trained, tmp_path):
-    """The same model as older versions wrote it."""
+    """The same model, as older versions wrote it."""
     model, header = modelfile.read(trained / "model.safetensors")
     path = tmp_path / "plain.safetensors"
     modelfile.write(path, model.state_dict(), replace(header, calibration=None))
@@ -119,7 +119,7 @@ def test_every_engine_answers(trained, paths):
         other = resnetkit.load(trained / "model.safetensors", engine=engine, precision=precision)
         answers = other(paths[::7], coverage=0.5, false_alarms=0.5)
         for found, expected in zip(answers, reference, strict=True):
-            # In bf16, nearly equal images of this tiny network change places.
+            # In bf16, images that are nearly equal to this tiny network swap places.
             assert abs(found.strangeness - expected.strangeness) <= (0.1 if engine == "onnx" else 1)
             assert found.to_dict().keys() == expected.to_dict().keys()
             assert json.loads(json.dumps(found.to_dict()))["set"]

@@ -80,7 +80,7 @@ def test_the_old_interface_means_the_first_weights(monkeypatch):
         monkeypatch.setattr(
             module.WeightsEnum, "get_state_dict", lambda m, a=asked, **_: a.append(m)
         )
-        with pytest.raises((TypeError, AttributeError)):  # there are no tensors to go on with
+        with pytest.raises((TypeError, AttributeError)):  # because no tensors were returned
             module.resnet50(pretrained=True)
         assert repr(asked) == "[ResNet50_Weights.IMAGENET1K_V1]"
 

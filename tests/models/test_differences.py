@@ -136,7 +136,7 @@ def stages():
 def no_classes():
     x = torch.zeros(2, 3, 32, 32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a layer without elements
+        warnings.simplefilter("ignore")  # about a layer without elements
         assert THEIRS.resnet18(num_classes=0)(x).shape == (2, 0)
     assert models.resnet18(num_classes=0)(x).shape == (2, 512)
 

@@ -70,7 +70,7 @@ def test_option_a_pads_half_of_the_zeros_on_each_side():
 
 
 def by_hand(net, x):
-    """Return the logits of a CIFAR net in eval mode: section 4.2, in functions."""
+    """Return the logits of a CIFAR net in eval mode, computed with functions as in section 4.2."""
 
     def norm(x, bn):
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
@@ -93,7 +93,7 @@ def test_cifar_logits_are_those_of_an_independent_implementation(name):
     torch.manual_seed(0)
     net = get_model(name)
     x = torch.randn(3, 3, 32, 32)
-    net(x)  # statistics that are not the initial ones
+    net(x)  # moves the statistics away from their initial values
     with torch.no_grad():
         assert torch.allclose(net.eval()(x), by_hand(net, x), rtol=0, atol=1e-5)
 
@@ -173,7 +173,7 @@ def test_custom_blocks_work():
     class Mine(Bottleneck):
         expansion = 2
 
-    class Old(nn.Module):  # the signature of the field's module, no options of ours
+    class Old(nn.Module):  # torchvision's signature, without our options
         expansion = 1
 
         def __init__(self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64,

@@ -56,7 +56,7 @@ def test_it_exports_with_dynamic_batch_and_size(name, x):
     net = get_model(name).eval()
     auto = torch.export.Dim.AUTO
     program = torch.export.export(net, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
-    # Before 2.14 an export keeps the parity of the example's maps, torchvision's networks' too.
+    # Before PyTorch 2.14, an export keeps the parity of the example's maps, also with torchvision.
     side = 70 if torch.__version__ >= TorchVersion("2.14") else 80
     for shape in ((1, 3, 64, 64), (5, 3, 96, side)):
         other = torch.randn(shape)
@@ -77,7 +77,7 @@ def test_it_compiles_in_one_graph(name, x):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_its_graph_has_no_breaks(name, x):
-    torch._dynamo.reset()  # what other tests compiled of the same forward counts towards a limit
+    torch._dynamo.reset()  # what other tests compiled from the same forward counts toward a limit
     net = get_model(name)
     traced = torch.compile(net, fullgraph=True, backend="eager")
     assert torch.equal(traced.eval()(x), net.eval()(x))

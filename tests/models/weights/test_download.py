@@ -287,9 +287,9 @@ def test_permission_errors_name_the_cache(site, cache, monkeypatch, refused):
         fetch(site.address + "/model.pth" if refused != "sha256" else site.published)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes two users")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
 def test_two_users_share_a_cache(site, cache, monkeypatch):
-    with tempfile.TemporaryDirectory() as home:  # pytest's own folders are closed to others
+    with tempfile.TemporaryDirectory() as home:  # pytest's own folders are closed to other users
         shared = Path(home) / "hub" / "checkpoints"
         shared.mkdir(parents=True)
         Path(home).chmod(0o755)

@@ -56,7 +56,7 @@ def test_identity_is_kept(again):
     for enum in WeightsEnum.__subclasses__():
         for member in enum:
             assert again(member) is member
-            assert len(pickle.dumps(member)) < 150  # its name; the facts may be corrected
+            assert len(pickle.dumps(member)) < 150  # its name only: the facts may be corrected
 
 
 def test_values_that_are_equal_compare_equal():

@@ -31,7 +31,7 @@ def test_every_architecture_is_recognised_with_any_number_of_classes(name, class
     state = {f"module.{n}": t for n, t in shapes(name, num_classes=classes).items()}
     found = recognise({"state_dict": state})
     expected = {"num_classes": classes}
-    if name in ("plain18", "plain34"):  # a residual net of option A has no other tensors
+    if name in ("plain18", "plain34"):  # a residual net with option A has the same tensors
         expected["shortcut"] = "A"
     if name == "resnet18_starter":
         expected["width"] = 32
@@ -196,7 +196,7 @@ class Block(nn.Module):
 
 
 class CifarNet(nn.Module):
-    """An independent net of section 4.2 with option A."""
+    """An independent implementation of the nets of section 4.2, with option A."""
 
     def __init__(self, n, classes=10):
         super().__init__()
@@ -218,7 +218,7 @@ def test_another_persons_cifar_net_gives_the_same_logits(n, name, tmp_path):
     torch.manual_seed(n)
     theirs = CifarNet(n, classes=7)
     x = torch.randn(4, 3, 32, 32)
-    theirs(x)  # statistics of the norms that are not their initial ones
+    theirs(x)  # moves the norms' statistics away from their initial values
     theirs.eval()
     state = {f"module.{key}": tensor for key, tensor in theirs.state_dict().items()}
     torch.save({"state_dict": state, "best_prec1": 91.2}, tmp_path / "model.th")
@@ -426,7 +426,7 @@ def test_a_published_file_is_known_whatever_its_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("before", ["", "module.backbone."])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_deep_stem_raises(name, before):
-    """Such as in timm's resnet18d and resnet50d."""
+    """As in timm's resnet18d and resnet50d."""
     state = getattr(models, name)(num_classes=3).state_dict()
     state = {n: t for n, t in state.items() if n != "conv1.weight"}
     for place, shape in ((0, (32, 3, 3, 3)), (3, (32, 32, 3, 3)), (6, (64, 32, 3, 3))):

@@ -1,4 +1,4 @@
-"""Checkpoints from other code give that code's logits, or raise a question to the user."""
+"""Checkpoints from other code give that code's logits, or an error that asks the user."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ def test_layouts_that_people_have_give_the_same_logits(kind, net, x):
 def test_other_networks_raise():
     for name in ("squeezenet1_0", "mobilenet_v2", "resnet18"):
         state = torchvision.models.get_model(name).state_dict()
-        if name == "resnet18":  # each block with a layer that ours have not
+        if name == "resnet18":  # each block has a layer that ours lack
             state = {n.replace("layer2.0.bn2", "layer2.0.se.bn2"): t for n, t in state.items()}
         with pytest.raises(WeightsError, match=r"is not a ResNet|is a ResNet of|is not a "):
             recognise(state)
@@ -379,7 +379,7 @@ def test_modules_and_scripts_show_how_to_save_their_tensors(net, tmp_path):
     ):
         load_tensors(tmp_path / "module.pth")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and its files are still there
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but its files still exist
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "script.pt")
     with pytest.raises(
         WeightsError, match=r"(?s)TorchScript.*torch.jit.load\('script.pt'\).*torch"
@@ -490,7 +490,7 @@ NESTS = st.lists(st.sampled_from(["state_dict", "model", "ema", "weights", "my"]
 def test_any_wrapping_and_order_gives_equal_logits_or_an_error(
     prefix, nests, head, outside, second, order
 ):
-    """Uses networks of width 4, which are quick to build."""
+    """Use networks of width 4, which are quick to build."""
     torch.manual_seed(0)
     small = _trained(get_model("resnet18", width=4, num_classes=3))
     x = torch.randn(1, 3, 32, 32)

@@ -182,7 +182,7 @@ def test_half_precision_is_read_as_float32(tmp_path):
     versions = {
         name: modelfile._read_json(tmp_path / name)["format_version"] for name in ("half", "full")
     }
-    assert versions == {"half": 2, "full": 1}  # what older readers can read, they are given
+    assert versions == {"half": 2, "full": 1}  # older readers get what they can read
 
 
 MEANS = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).numpy()
@@ -211,7 +211,7 @@ def test_calibration_is_kept_beside_the_network(tmp_path):
 
 
 def test_other_programs_find_the_network_alone(tmp_path):
-    """Calibration adds no tensor, and no version: programs without it read the file as before."""
+    """Calibration adds no tensors and no version: other programs read the file as before."""
     model, header = make(calibration=CALIBRATION)
     path = tmp_path / "m.safetensors"
     modelfile.write(path, model.state_dict(), header)

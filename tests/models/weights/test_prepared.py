@@ -35,7 +35,7 @@ def file(net, tmp_path):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A smooth image with noise and odd sides."""
+    """A smooth image with noise, whose sides are odd."""
     rng = np.random.default_rng(3)
     small = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
     pixels = np.asarray(small.resize((533, 401), Image.Resampling.BICUBIC)).astype(int)
@@ -132,7 +132,7 @@ def test_preprocessing_comes_from_config_files(file, tmp_path, name, content, ex
         found = convert(file, tmp_path / "m", preprocessing=read_preprocessing(tmp_path / name))
     else:
         (tmp_path / name).write_text(json.dumps(content))
-        found = convert(tmp_path, tmp_path / "m")  # the folder of a model hub
+        found = convert(tmp_path, tmp_path / "m")  # a folder from a model hub
         assert any(f"took the preprocessing from {name}" in note for note in found.notes)
     made = read_header(tmp_path / "m").preprocessing
     assert (made.resize_size, made.crop_size, made.interpolation, made.squash) == expected
@@ -353,7 +353,7 @@ def test_the_input_is_that_of_transformers(photo, tmp_path, base, changes):
     image = Image.open(photo)
     expected = theirs(image, return_tensors="pt")["pixel_values"].double()
     seen = normalize(ours.crop(ours.pixels(image))[None], ours).double()
-    # Its crop starts at floor(d / 2), torchvision's and ours at round(d / 2).
+    # transformers' crop starts at floor(d / 2), torchvision's and ours at round(d / 2).
     assert seen.shape == expected.shape
     assert float((seen - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
@@ -367,7 +367,7 @@ def test_a_yaml_beside_the_checkpoint_is_found(file, tmp_path):
         "preprocessing.yaml next to the file says how images were prepared: resize_size 90, "
         "crop_size 79; override with --preprocessing FILE"
     )
-    # The settings of a training run are another kind of file.
+    # A file with the settings of a training run is ignored.
     (tmp_path / "pytorch_model.yaml").write_text("epochs: 3\nbatch: 8")
     convert(file, tmp_path / "m2")
     assert read_header(tmp_path / "m2").preprocessing.resize_size == 90

@@ -42,7 +42,7 @@ def test_other_settings_give_equal_results(mode, antialias):
     ours, theirs = presets(**options, interpolation=mode, antialias=antialias)
     image = make_image((90, 70))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if antialias:  # for an image it cannot be turned off, and torchvision warns
+    if antialias:  # for PIL images it cannot be turned off, and torchvision warns
         assert torch.equal(ours(image), theirs(image))
     assert torch.equal(ours(pixels), theirs(pixels))
     assert ours.interpolation is mode

@@ -182,7 +182,7 @@ def test_reading_never_executes(tmp_path, name, legacy):
         resnet18(weights=file)
     assert not canary.exists()
     pickle.loads(pickle.dumps(content["oops"]))
-    assert canary.exists()  # it would have
+    assert canary.exists()  # so unpickling would have run it
 
 
 def test_an_object_inside_a_number_of_numpy_is_not_read(tmp_path):

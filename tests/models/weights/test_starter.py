@@ -1,4 +1,4 @@
-"""The weights in the package: they are what their card and their enum say, and need no network."""
+"""The weights in the package match their model card and their enum, and need no download."""
 
 from __future__ import annotations
 
@@ -65,4 +65,4 @@ def test_they_are_named_like_other_weights():
     assert models.get_weight("Starter_Weights.TINY_IMAGENET") is STARTER
     assert models.get_model_weights("resnet18_starter") is Starter_Weights
     with pytest.raises(TypeError, match="ResNet18_Weights"):
-        models.resnet18(weights=STARTER)  # a network of another width
+        models.resnet18(weights=STARTER)  # a network of a different width
