@@ -15,7 +15,9 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="onnx, openvino, torch (torch.export), or web (a page).", metavar="TARGET"
+            "--to",
+            help="onnx, openvino, torch (torch.export), or web (a web page).",
+            metavar="TARGET",
         ),
     ] = "onnx",
     input: Annotated[

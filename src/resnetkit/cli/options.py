@@ -12,7 +12,7 @@ import typer
 DATA = Annotated[
     Path,
     typer.Argument(
-        help="A folder with one sub-folder per class or with train/ and val/, a CSV, or shards, "
+        help="A folder with one sub-folder per class or with train/ and val/, a CSV, or shards; "
         "also at s3://BUCKET/PREFIX."
     ),
 ]

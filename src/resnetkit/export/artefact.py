@@ -95,7 +95,7 @@ class Manifest:
         data: the dataset, with the digests of its training and validation images.
         calibration: the calibration data of the model file; see `calibration.Calibration`.
         license: the license of the weights, if it is known.
-        stages: the names, in the file, of the intermediate values `STAGES`.
+        stages: the names that the intermediate values `STAGES` have in the file.
         tolerances: how far answers may be from the recorded ones.
         versions: the versions of the libraries that exported it.
     """
@@ -219,7 +219,7 @@ class GoldenImage:
         file: the encoded image.
         shape: ``(H, W, C)`` of its decoded pixels.
         sha256: the SHA-256 of its decoded pixels.
-        sample: `SAMPLE` of its decoded pixels, or all if there are fewer.
+        sample: `SAMPLE` of its decoded values, or all if there are fewer.
         crop: a PNG of the resized and cropped image.
         logits: ``(classes,)`` float32.
         probabilities: ``(classes,)`` float32.
@@ -352,7 +352,7 @@ def read_artefact(path: Path) -> Artefact:
         manifest = Manifest.from_json(entries[MANIFEST])
         images = _from_text(entries.get(GOLDEN, '{"images": []}'), GOLDEN).get("images")
         if not isinstance(images, list) or len(images) > MAX_GOLDEN:
-            raise ArtefactError(f"its golden images are damaged, or are more than {MAX_GOLDEN}")
+            raise ArtefactError(f"its golden images are damaged, or number more than {MAX_GOLDEN}")
         count = len(manifest.classes)
         golden = tuple(GoldenImage.from_dict(image, count) for image in images)
     except ArtefactError as error:

@@ -150,7 +150,7 @@ def _verified(unproven: Path, model_file: Path) -> Report:
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Move the finished files next to the target, and the target itself last."""
+    """Move the finished files into place, the target last."""
     for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
         os.replace(file, target.parent / file.name)
 
@@ -192,7 +192,7 @@ def check_preprocessing(preprocessing: Preprocessing, entrance: str) -> None:
     if entrance not in ENTRANCES:
         raise RecipeError(f"--input must be image or crop; got {entrance!r}")
     filter_name = preprocessing.interpolation
-    if entrance == "image" and filter_name in ("nearest", "box"):  # rounding decides which pixels
+    if entrance == "image" and filter_name in ("nearest", "box"):  # rounding selects the pixels
         raise RecipeError(
             f"The model resizes with {filter_name}, which cannot be exported. Add --input crop, "
             "and resize the images before you pass them to the exported model"

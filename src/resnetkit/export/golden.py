@@ -116,7 +116,7 @@ def _answer(
 
 
 def _scene(width: int, height: int) -> Image.Image:
-    """Return an RGB image with gradients, edges and thin lines; the same bits on every machine."""
+    """Return an RGB image with gradients, edges and thin lines, bit-identical on every machine."""
     x = np.arange(width)[None] * 255 // max(1, width - 1)
     y = np.arange(height)[:, None] * 255 // max(1, height - 1)
     pixels = np.empty((height, width, 3), np.uint8)

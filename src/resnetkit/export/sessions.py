@@ -86,8 +86,8 @@ def _named(artefact: Artefact) -> Iterator[None]:
     except Exception as error:  # each runtime has its own exceptions
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise ArtefactError(
-            f"{artefact.path}: {PACKAGES[artefact.runtime]} cannot run it ({reason[:300]}). It may "
-            "be damaged; export the model again"
+            f"{artefact.path}: {PACKAGES[artefact.runtime]} cannot run it ({reason[:300]}). The "
+            "file may be damaged; export the model again"
         ) from error
 
 

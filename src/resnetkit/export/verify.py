@@ -27,7 +27,7 @@ class StageResult:
     Args:
         stage: a name of `ORDER`.
         largest: the largest difference.
-        images: the golden images that were compared.
+        images: the number of golden images that were compared.
         failed: the names of those that differ by more than the tolerance.
         note: why the stage was not compared, if it was not.
     """

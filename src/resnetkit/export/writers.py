@@ -43,7 +43,7 @@ def write(
 def _program(
     network: nn.Module, manifest: Manifest, *, stages: bool
 ) -> tuple[ExportedProgram, torch.Tensor]:
-    """Return the program of the network with its preprocessing, and an example of its input."""
+    """Return the program of the network with its preprocessing, and an example input."""
     resizes = manifest.entrance == "image"
     model = ExportedModel(
         fold_batch_norms(network), manifest.preprocessing, resizes=resizes, stages=stages

@@ -35,7 +35,7 @@ def font_for(text: str) -> tuple[str, str]:
 
 
 def missing_letters(names: tuple[str, ...]) -> str:
-    """Return the letters in these names that the fonts selected for the names lack."""
+    """Return the letters that are missing from the fonts selected for these names."""
     return "".join(sorted({c for name in names for c in font_for(printable(name))[1]}))
 
 

@@ -35,7 +35,7 @@ _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxrunt
 _COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
 
 TIE = 0.01
-"""A near tie, as a fraction of the standard deviation of an image's logits.
+"""The difference of a near tie, as a fraction of the standard deviation of an image's logits.
 
 In bf16 the error of a logit was measured as 0.0025 of that deviation (root mean square, ResNet-50).
 The error of a difference is 1.4 times as large; `TIE` is about three times that.

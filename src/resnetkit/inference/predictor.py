@@ -188,8 +188,8 @@ class Predictor:
             features: also return the input of the last layer.
             keep_images: keep images in memory in their answers. By default only paths are kept, so
                 that a list of answers stays small.
-            first: images to skip at the start. If it is a multiple of ``batch_size``, the other
-                answers are bit-identical to those without skipping.
+            first: number of images to skip at the start. If it is a multiple of ``batch_size``, the
+                other answers are bit-identical to those without skipping.
             total: the number of images, if known. The length of an iterator is not known, so the
                 engine ``auto`` starts with eager.
         """

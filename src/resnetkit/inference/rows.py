@@ -73,7 +73,7 @@ class RowsFile:
 
     Attributes:
         count: the number of complete rows that the file had.
-        first: the image to resume with, the first of a batch.
+        first: index of the image to resume with, which is the first of a batch.
         failed: the number of rows before ``first`` that have an error.
 
     Raises:
@@ -233,8 +233,8 @@ class RowsFile:
                 raise OutputError(
                     f"{self.path} was written with different settings or images. It has\n"
                     f"  {recorded.rstrip()}\nbut the new row is\n  {text.rstrip()}\n"
-                    f"A model file may run on another engine if there are {FEW} images or more. "
-                    "If there were fewer when the file was begun, add --engine eager; otherwise "
+                    f"With {FEW} images or more, a model file may run on a different engine. If "
+                    "there were fewer when the file was started, add --engine eager; otherwise "
                     "resume with the options and images of the first run, or name another file"
                 )
             return
@@ -246,7 +246,7 @@ class RowsFile:
 
 
 class _Row(NamedTuple):
-    """What a row says. If it has an error, the class and the numbers mean nothing."""
+    """The values of a row. If it has an error, the class and the numbers are meaningless."""
 
     source: str
     class_name: str
@@ -288,7 +288,7 @@ class _Record(NamedTuple):
 
 
 def _read_records(file: BinaryIO, format: str) -> Iterator[_Record]:
-    """Yield the complete rows of a file, without the CSV header and an incomplete last row."""
+    """Yield the complete rows of a file, without the CSV header or an incomplete last row."""
     file.seek(0)
     if format == "csv":
         file.readline()

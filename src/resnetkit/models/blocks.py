@@ -1,8 +1,9 @@
 """The residual block in its two forms, and the shortcuts that carry the signal past it.
 
 A block computes ``y = F(x) + x`` (equation 1 of He et al., arXiv:1512.03385): ``F`` is a short
-stack of convolutions, ``+ x`` the shortcut. If a block is best left as the identity, it only has to
-drive ``F`` to zero, which is easier than learning the identity with nonlinear layers (section 3.1).
+stack of convolutions, and ``+ x`` is the shortcut. If a block is best left as the identity, it only
+has to drive ``F`` to zero, which is easier than learning the identity with nonlinear layers
+(section 3.1).
 No convolution has a bias: the norm after it subtracts the mean and adds its own bias. Shapes are
 ``(N, C, H, W)``: images, channels, height, width.
 """
@@ -48,7 +49,7 @@ class BasicBlock(nn.Module):
         inplanes: input channels.
         planes: channels inside the block; it outputs ``planes * expansion``.
         stride: stride of the first convolution and of the shortcut.
-        downsample: the shortcut where shapes differ; None is the identity.
+        downsample: the shortcut to use if shapes differ; None means the identity.
         groups, base_width: only 1 and 64 are valid here; they belong to `Bottleneck`.
         dilation: only 1 is valid here; see `DilatedBasicBlock`.
         norm_layer: makes a norm for a given number of channels; BatchNorm2d by default.
@@ -119,7 +120,7 @@ class Bottleneck(nn.Module):
         inplanes, planes, stride, downsample, norm_layer, residual: as in `BasicBlock`.
         groups, base_width: the 3x3 has ``planes * base_width / 64 * groups`` channels in ``groups``
             groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) is Wide ResNet-50-2.
-        dilation: spacing of the taps of the 3x3.
+        dilation: spacing of the 3x3 kernel's taps.
         stride_on: ``"3x3"`` (V1.5, used by all published weights) or ``"1x1"`` (V1, the paper's),
             which drops three of every four pixels before the 3x3 sees them.
 
@@ -237,7 +238,7 @@ class DilatedBasicBlock(BasicBlock):
         inplanes, planes, stride, downsample: as in `BasicBlock`.
         groups, base_width, norm_layer, residual: as in `BasicBlock`.
         dilation: spacing of the taps of the first convolution, which carries the stride.
-        inner_dilation: spacing of the taps of the second convolution; by default the same.
+        inner_dilation: spacing of the taps of the second convolution; the same by default.
     """
 
     def __init__(

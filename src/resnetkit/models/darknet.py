@@ -1,6 +1,6 @@
 """DarkNet-53 (Redmon and Farhadi, "YOLOv3", arXiv:1804.02767, table 1).
 
-Residual learning with choices that differ from ResNet's. Strided 3x3 convolutions between blocks
+A residual network whose design differs from ResNet's. Strided 3x3 convolutions between blocks
 change the shape, so every shortcut is an identity. Each block squeezes its input to half the
 channels. Nothing follows the addition. The 53 layers are 52 convolutions and one linear layer.
 """
@@ -95,7 +95,7 @@ class DarkNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out")
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the feature map of each stage, at strides 2, 4, 8, 16, 32.
+        """Return the feature map of each stage, at strides 2, 4, 8, 16 and 32.
 
         Args:
             x: images ``(N, in_channels, H, W)``.

@@ -72,7 +72,7 @@ def get_model_builder(name: str) -> Builder:
     """Return the builder registered under ``name``, ignoring case.
 
     Raises:
-        ValueError: there is none; the message suggests similar names.
+        ValueError: there is no such builder; the message suggests similar names.
     """
     try:
         return _BUILDERS[name.lower()]

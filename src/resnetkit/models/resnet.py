@@ -199,7 +199,7 @@ class ResNet(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the feature map of each stage.
 
-        Without dilation, strides are 4, 8, 16, 32, or 1, 2, 4, 8 with the small stem.
+        Without dilation, strides are 4, 8, 16 and 32, or 1, 2, 4 and 8 with the small stem.
 
         Args:
             x: images ``(N, in_channels, H, W)``.

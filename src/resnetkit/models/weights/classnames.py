@@ -177,7 +177,7 @@ def _parse_folder(folder: Path) -> list[str]:
     if len(training) == 1 and len(set(splits.values())) > 1:
         folder = folder / training[0]
         names = list_folders(folder)
-        if names == training:  # seg_train/seg_train, as archives unpack
+        if names == training:  # seg_train/seg_train, as some archives unpack
             folder = folder / training[0]
             names = list_folders(folder)
     if not names:
@@ -241,7 +241,7 @@ def _describe_bad_indices(indices: Sequence[int | None]) -> str:
     problem = f"expected the indices 0 to {len(present) - 1}; got {present[0]} to {present[-1]}"
     if present == list(range(1, len(present) + 1)):
         return (
-            f"{problem}. They may count from 1, or be names of folders, which ImageFolder sorts as "
+            f"{problem}. The numbers may start at 1 or be folder names, which ImageFolder sorts as "
             f"text (1, 10, 100, 2); the file does not say. {_ADVICE}, or pass the data folder"
         )
     return f"{problem}. {_ADVICE}"

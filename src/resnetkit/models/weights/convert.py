@@ -53,8 +53,8 @@ def convert(
         target: the model file to write.
         architecture, options: as in `recognise`.
         classes: names in the order of the logits; a file or folder with them (see
-            `classnames.read_classes`); or ``"imagenet"``. The default is the names of the published
-            weights, or those stored in the file (``class_to_idx`` and similar keys).
+            `classnames.read_classes`); or ``"imagenet"``. By default, the names come from the
+            published weights, or from the file itself (``class_to_idx`` and similar keys).
         preprocessing: fields of `resnetkit.data.preprocessing.Preprocessing`; mean and std may be
             on a scale of 0 to 255; ``bgr`` if the network takes the channels in that order. The
             other fields come from ``preprocessing_file`` or the published weights. Without either,
@@ -62,7 +62,7 @@ def convert(
             with the small stem. The decoder is ``"full"``, so that the model sees the same pixels
             as in its original code.
         preprocessing_file: YAML or JSON with these fields. By default the YAML next to the
-            checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), else
+            checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), or else
             ``config.json`` and ``preprocessor_config.json`` from a model hub.
         prefix: prefix of the tensor names of the network to use, if the file has several networks.
         head: name of the head, if several linear layers qualify; ``none`` for no head.
@@ -241,7 +241,7 @@ def _resolve_names(
                 f"of two classes; got {len(names or ())} class names. Name both classes, the one "
                 "for 0 first: --classes FILE (Python: classes=['cat', 'dog']). A network that "
                 "predicts a number instead of a class cannot become a model file; --head none "
-                "converts its body"
+                "converts it without its head"
             )
         head = {n: found.tensors[n] for n in ("fc.weight", "fc.bias")}
         doubled = {n: torch.cat([torch.zeros_like(t), t]) for n, t in head.items()}

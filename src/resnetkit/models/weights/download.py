@@ -194,7 +194,7 @@ def _download(
     brief: bool,
 ) -> None:
     partial = PartialDownload(path.with_name(f".{path.name}.part"), url)
-    for _ in range(2):  # if it arrives damaged, once more from the first byte
+    for _ in range(2):  # if the file arrives damaged, start over once
         complete_download(partial, path.name, progress=progress, brief=brief)
         digest = sha256(partial.path)
         if digest.startswith(prefix):

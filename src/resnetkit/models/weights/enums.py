@@ -96,7 +96,7 @@ class WeightsEnum(Enum):
             names = ", ".join(cls.__members__)
             what = f"{cls.__name__} has no member {name!r}"
             hint = f" {question}" if question else ""
-            raise UnknownWeightsError(f"{what}.{hint} It has {names}.")
+            raise UnknownWeightsError(f"{what}.{hint} Its members are {names}.")
         return cls[name]
 
     def file(

@@ -332,7 +332,8 @@ def _parse_library_config(content: Mapping[str, Any], path: Path) -> dict[str, A
             return normalize_fields(found, str(path))
         if not (found := _parse_transformers(content)):
             return {}
-        statistics = {key: found.pop(key) for key in ("mean", "std")}  # never of 0 to 255
+        # These are never on a scale of 0 to 255, however large.
+        statistics = {key: found.pop(key) for key in ("mean", "std")}
         _check_values(statistics, str(path))
         return normalize_fields(found, str(path)) | statistics
     except WeightsError as error:
