@@ -43,7 +43,7 @@ class Prediction:
         source: the path, or the type of an image in memory, such as ``<ndarray>``.
         top: ``(class, probability)``, most probable first.
         model: the first 12 hex digits of the model file's SHA-256.
-        error: why the image could not be read or classified, else None.
+        error: why the image could not be read or classified, or None.
         threshold: the smallest probability required to name a class.
         coverage: the probability that ``class_set`` includes the true class, if requested.
         false_alarms: the share of images of known classes that may be called unknown, if requested.

@@ -57,7 +57,7 @@ class SimilarPhotos:
         label: the name of the query's folder; empty for an image in memory.
         neighbors: the most similar photo first.
         model: the first 12 hex digits of the model file's SHA-256.
-        error: why the query could not be read, else None.
+        error: why the query could not be read, or None.
         image: the query.
     """
 

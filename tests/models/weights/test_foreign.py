@@ -312,10 +312,12 @@ def test_one_logit_with_a_sigmoid_becomes_two_with_the_same_probability(tmp_path
     theirs = torchvision.models.resnet18(num_classes=1).eval()
     torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
     for classes in (None, ["dog"], ["a", "b", "c"]):
-        with pytest.raises(WeightsError, match=r"one logit.*Name both classes, the one at 0 first"):
+        with pytest.raises(
+            WeightsError, match=r"one logit.*Name both classes, the one for 0 first"
+        ):
             convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=classes)
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=["cat", "dog"])
-    assert notes_with(found, "0 for 'cat' and itself for 'dog'")
+    assert notes_with(found, "0 for 'cat' and z for 'dog'")
     model, header = read(tmp_path / "m.safetensors")
     assert header.classes == ("cat", "dog")
     x = 3 * torch.randn(4, 3, 64, 64)

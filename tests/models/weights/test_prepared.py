@@ -259,7 +259,7 @@ def test_flags_override_and_assumptions_are_noted(file, tmp_path, flags, expecte
     output = result.stderr
     assert ("does not say how its images" in output) == (not flags)
     assert ("no size was given" in output) == ("--mean" in flags)
-    assert ("assumed ImageNet's mean or std" in output) == bool(flags and "--mean" not in flags)
+    assert ("used ImageNet's values where" in output) == bool(flags and "--mean" not in flags)
     assert (
         resnet18(num_classes=3).state_dict().keys() == read(tmp_path / "m")[0].state_dict().keys()
     )

@@ -356,7 +356,7 @@ def test_another_number_of_classes_makes_a_new_head(net, x, file, caplog):
     model = resnet18(weights=file, num_classes=6)
     assert torch.equal(model.fc.weight, fresh.fc.weight)
     assert torch.equal(model.layer4[1].conv2.weight, net.layer4[1].conv2.weight)
-    assert "has 4 classes, the network 6: the head is new" in caplog.text
+    assert "has 4 classes, not 6: the head is new" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
 
@@ -370,7 +370,7 @@ def test_a_network_without_head_loads_the_body(net, file, options, x):
 def test_a_file_without_head_is_logged(net, tmp_path, caplog):
     torch.save({n: t for n, t in net.state_dict().items() if n[:2] != "fc"}, tmp_path / "a.pth")
     assert resnet18(weights=tmp_path / "a.pth").fc.out_features == 1000
-    assert "has no classes, the network 1000" in caplog.text
+    assert "has no classes, not 1000" in caplog.text
 
 
 def test_other_input_channels_adapt_the_first_convolution(net, x, file, caplog):
