@@ -92,7 +92,7 @@ def test_a_mismatch_is_refused_and_the_file_kept(tmp_path, form):
     check_refused("the input has no image", resume=True, names=NAMES[:39])
     check_refused("row 1 is for", resume=True, names=[Unreadable("folder", "empty"), *NAMES])
     check_refused("different settings or images", resume=True, shift=0.01)
-    check_refused("if there are 128 images or more.*add --engine eager", resume=True, shift=0.01)
+    check_refused("With 128 images or more.*add --engine eager", resume=True, shift=0.01)
     with pytest.raises(OutputError, match=f"answers from model {DIGEST}"):
         rows.RowsFile(path, form, "ba9876543210", resume=True)
     with pytest.raises(OutputError, match=r"not written by"):
