@@ -312,9 +312,7 @@ def test_one_logit_with_a_sigmoid_becomes_two_with_the_same_probability(tmp_path
     theirs = torchvision.models.resnet18(num_classes=1).eval()
     torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
     for classes in (None, ["dog"], ["a", "b", "c"]):
-        with pytest.raises(
-            WeightsError, match=r"one logit.*Name both classes, the one for 0"
-        ):
+        with pytest.raises(WeightsError, match=r"one logit.*Name both classes, the one for 0"):
             convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=classes)
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=["cat", "dog"])
     assert notes_with(found, "0 for 'cat' and z for 'dog'")
