@@ -223,7 +223,7 @@ def test_what_the_browser_decodes_in_its_own_way_is_no_pass(open_page):
     """CMYK is not compared; a gray PNG, which all browsers decode the same way, differs."""
     verdict, rows = verification(open_page("decoder/?verify=1"))
     assert "Disagrees: decoded is the first stage" in verdict
-    assert "Not decoded here: cmyk.jpg" in verdict
+    assert "Not decoded identically here: cmyk.jpg" in verdict
     assert rows["decoded"][1] == rows["class"][1] == "16"
     assert rows["decoded"][3] == "differs: gray.png"
     assert rows["cropped"][3] == "agrees"

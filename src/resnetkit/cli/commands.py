@@ -33,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="From a folder of photos to a trusted classifier, with the ResNet family.",
+    help="From a folder of photos to a classifier you can trust, with the ResNet family.",
 )
 
 

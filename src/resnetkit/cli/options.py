@@ -57,9 +57,10 @@ def refuse_for_exported(path: Path, options: Mapping[str, object]) -> None:
 
     given = [name for name, value in options.items() if value]
     if given:
+        them = "it" if len(given) == 1 else "them"
         raise RecipeError(
-            f"{', '.join(given)} cannot be used with an exported file ({path}). Remove it, or use "
-            "the model file"
+            f"{', '.join(given)} cannot be used with an exported file ({path}). Remove {them}, or "
+            "use the model file"
         )
 
 

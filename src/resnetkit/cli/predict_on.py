@@ -40,7 +40,8 @@ def predict_on(
     """
     given = [name for name, value in unusable.items() if value]
     if given:
-        raise RecipeError(f"{', '.join(given)} cannot be used with --on. Remove it, or --on")
+        them = "it" if len(given) == 1 else "them"
+        raise RecipeError(f"{', '.join(given)} cannot be used with --on. Remove {them}, or --on")
     if out is None:
         raise RecipeError("--on writes a folder of Parquet files. Name it with --out DIR")
     if is_artefact(model):

@@ -3,7 +3,7 @@
 `resnetkit.data.shard_writer` writes such a folder::
 
     shards.json             classes, splits, counts, and the size and SHA-256 of every other file
-    index.safetensors       the path, place, size and SHA-256 of every image
+    index.safetensors       the path, position, size and SHA-256 of every image
     train-000000.tar        WebDataset: 00000012.jpg, then 00000012.cls with the number of its class
     train-000001.tar ...
 

@@ -25,8 +25,8 @@ from .artefact import GoldenImage, Manifest, sample_positions
 from .preparation import decode_for, to_crop
 
 NEAR_TIE = 0.004
-"""Golden images whose two largest probabilities differ by less than this are near ties. It is twice
-the tolerance of each."""
+"""Golden images whose two largest probabilities differ by less than this are near ties: each
+may be off by `TOLERANCES`' 0.001, and the order of two this close says little."""
 
 PHOTOS = 8
 """Number of photos among the golden images, if there are photos."""

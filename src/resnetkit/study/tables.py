@@ -86,7 +86,7 @@ def table1_macs() -> Table:
 
 
 def table6_parameters() -> Table:
-    """Return the parameters of the CIFAR nets in millions, with shortcuts of option A."""
+    """Return the parameters of the CIFAR nets in millions, with option A shortcuts."""
     rows = [
         Row(f"ResNet-{depth}", _summarize(f"cifar_resnet{depth}", 32).parameters / 1e6, printed)
         for depth, printed in published.TABLE6_PARAMETERS.items()

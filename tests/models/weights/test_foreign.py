@@ -287,7 +287,7 @@ def test_names_and_preprocessing_can_be_given(file, tmp_path):
     header = read(target)[1]
     assert (header.preprocessing.resize_size, header.preprocessing.crop_size) == (70, 64)
     assert notes_with(found, "prepared") == []
-    with pytest.raises(WeightsError, match="1000 class names for 3 logits"):
+    with pytest.raises(WeightsError, match="1,000 class names for 3 logits"):
         convert(file, target, classes="imagenet")
 
 

@@ -254,7 +254,7 @@ def test_calibration_of_earlier_versions_is_still_read():
         ({"options": {"num_classes": 3, "depth": 7}}, "cannot be built.*depth"),
         ({"options": {"num_classes": 4, "width": 4}}, "fc.weight is .* not .*4, 16."),
         ({"options": {"num_classes": 10**12, "width": 10**9}}, "does not fit|cannot be built"),
-        ({"classes": ["a"]}, "1 class names for 3 logits"),
+        ({"classes": ["a"]}, "1 class name for 3 logits"),
         ({"classes": "abc"}, "classes is str"),
         ({"preprocessing": {"decoder": "x"}}, "preprocessing"),
     ],

@@ -29,7 +29,7 @@ const ENGLISH = {
   disagrees: (stage) => `Disagrees: ${stage} is the first stage that differs.`,
   nothing: "Nothing was compared: this browser decodes every image differently.",
   undecoded: (names) =>
-    `Not decoded here: ${names}. This browser decodes CMYK, 16 bits or transparency in its own way, ` +
+    `Not decoded identically here: ${names}. This browser decodes CMYK, 16 bits or transparency in its own way, ` +
     "so these images were not compared.",
   stage: "Stage",
   images: "Images",

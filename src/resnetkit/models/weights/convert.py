@@ -15,6 +15,7 @@ from ...data.imagenet import imagenet_classes
 from ...errors import WeightsError
 from ...runtime import pytorch_defaults
 from ...storage import sha256
+from ...text import pluralize
 from ..architectures import ARCHITECTURES
 from ..registry import list_weights
 from .classnames import check_names, read_classes, select_names
@@ -259,7 +260,10 @@ def _resolve_names(
         names, more = _make_names(count)
         notes += more
     if len(names) != count:
-        raise WeightsError(f"{len(names)} class names for {count} logits; expected one per logit")
+        raise WeightsError(
+            f"{pluralize(len(names), 'class name')} for {pluralize(count, 'logit')}; expected one "
+            "per logit"
+        )
     return found, tuple(names), notes
 
 

@@ -24,6 +24,7 @@ from ...data.preprocessing import STATISTICS, Preprocessing
 from ...errors import ModelFileError, OutputError
 from ...runtime import pytorch_defaults
 from ...storage import atomic, kept_permissions
+from ...text import pluralize
 from ..skeleton import get_skeleton
 
 FORMAT_VERSION = 2
@@ -222,7 +223,7 @@ def _check_tensors(
             problems.append(f"{name} has infinite or NaN values")
     logits = header.options.get("num_classes")
     if logits != len(header.classes):
-        problems.append(f"{len(header.classes)} class names for {logits} logits")
+        problems.append(f"{pluralize(len(header.classes), 'class name')} for {logits} logits")
     if header.calibration is not None and not problems:
         classes, features = expected["fc.weight"].shape if logits else (0, 0)
         problems += header.calibration.problems(classes, features)
