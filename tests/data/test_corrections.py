@@ -68,7 +68,7 @@ def test_names_may_begin_and_end_with_spaces(tmp_path):
 def test_a_cell_that_is_too_long_is_an_error(dataset, tmp_path):
     file = tmp_path / "suspects.csv"
     file.write_text(f"path,verdict\n{'a' * 140_000},drop\n")
-    with pytest.raises(DataError, match="not a valid CSV file"):
+    with pytest.raises(DataError, match=r"line 2: not valid CSV"):
         read_corrections(file, dataset)
 
 
@@ -111,6 +111,20 @@ def test_errors_name_the_line_and_what_is_allowed(dataset, write, rows, message)
         read_corrections(write(*rows), dataset)
 
 
+def test_a_quote_hides_no_rows(dataset, tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text('path,verdict,note\nblue/1.png,keep,"hm\nblue/2.png,drop,\n')
+    with pytest.raises(DataError, match=r"mine\.csv, line 3: .* unmatched double quote"):
+        read_corrections(file, dataset)
+
+
+def test_a_column_that_comes_twice_is_refused(dataset, tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("path,verdict,note,note,verdict\nblue/1.png,drop,,,\n")
+    with pytest.raises(DataError, match="several columns called verdict; expected one"):
+        read_corrections(file, dataset)
+
+
 def test_another_file_is_explained(dataset, tmp_path):
     with pytest.raises(DataError, match=r"none\.csv cannot be read: No such file"):
         read_corrections(tmp_path / "none.csv", dataset)
@@ -151,3 +165,12 @@ def test_split_files_of_split_files_find_the_photos(tmp_path, flat_folder):
             "path,label,split\nblue/000.png,blue,train\nred/000.png,red,train\nred/001.png,red,val\n"
         )
     assert read_dataset(runs[1] / "split.csv").splits["train"].root == flat_folder
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"data": null}'])
+def test_a_damaged_record_of_a_run_is_named(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    (tmp_path / "recipe.yaml").write_text("")
+    (tmp_path / "split.csv").write_text("path,label,split\n1.png,a,train\n2.png,b,train\n")
+    with pytest.raises(DataError, match=r"environment\.json is damaged .* Copy the run folder"):
+        read_dataset(tmp_path / "split.csv")

@@ -57,6 +57,30 @@ def test_a_quote_without_its_partner_is_named(tmp_path):
         folder.read_dataset(file)
 
 
+@pytest.mark.parametrize("opening", ['"5 inch', '"ok" inch'])
+def test_a_quote_hides_no_rows(tmp_path, opening):
+    """Without its partner, a quote in a column that is not used would take the rows after it."""
+    rows = [f"{number}.png,{number % 2},ok\n" for number in range(8)]
+    rows[3] = f"3.png,1,{opening}\n"
+    with pytest.raises(DataError, match=r"m\.csv, line \d: .* unmatched double quote"):
+        folder.read_dataset(write(tmp_path, "path,label,note\n" + "".join(rows)))
+
+
+def test_quotes_within_a_value_are_text(tmp_path):
+    text = 'path,label\n1.png,5" screen\n2.png,the "big" one\n3.png,"5"" screen"\n'
+    data = folder.read_dataset(write(tmp_path, text))
+    assert data.classes == ('5" screen', 'the "big" one')
+    assert len(data.splits["all"]) == 3
+
+
+@pytest.mark.parametrize("end", [b"\x00", b"\x00\xdcx\x00"], ids=["cut", "half a character"])
+def test_damaged_utf_16_is_named(tmp_path, end):
+    file = tmp_path / "m.csv"
+    file.write_bytes("path,label\n1.png,a\n2.png,b\n".encode("utf-16") + end)
+    with pytest.raises(DataError, match=r"m\.csv is damaged: not valid UTF-16"):
+        folder.read_dataset(file)
+
+
 def test_spellings_are_one_class_in_all_splits(tmp_path):
     text = "path,label,split\n1.png,7.0,Training\n2.png,8,train\n3.png,7,Testing\n4.png,7,dev\n"
     data = folder.read_dataset(write(tmp_path, text))

@@ -26,6 +26,8 @@ from .paths import shown
 VERDICTS = ("keep", "relabel", "drop")
 """The allowed verdicts. An empty one means ``keep``."""
 
+_COLUMNS = ("path", "label", "suggested", "verdict", "new_label")
+
 
 @dataclass(frozen=True)
 class Corrections:
@@ -125,8 +127,15 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
             lines.seek(0)
             # Files that training wrote have no spaces after commas, but class names may begin
             # with one.
-            rows = csv.reader(lines, skipinitialspace=", " in first)
+            # Strict: otherwise an unmatched quote hides the rows after it.
+            rows = csv.reader(lines, skipinitialspace=", " in first, strict=True)
             columns = [name.strip() for name in next(rows, [])]
+            repeated = [name for name in _COLUMNS if columns.count(name) > 1]
+            if repeated:
+                raise DataError(
+                    f"{file} has several columns called {' and '.join(repeated)}; expected one "
+                    "of each. Remove the others"
+                )
             if not {"path", "verdict"} <= set(columns):
                 hint = (
                     "; separate them with commas, not semicolons" if ";" in "".join(columns) else ""
@@ -142,7 +151,10 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     except OSError as error:
         raise DataError(f"The corrections {file} cannot be read: {error.strerror}") from error
     except csv.Error as error:
-        raise DataError(f"{file} is not a valid CSV file: {error}") from error
+        raise DataError(
+            f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for an unmatched double "
+            "quote in this line or an earlier one"
+        ) from error
 
 
 def _as_listed(name: str, known: Container[str]) -> str:

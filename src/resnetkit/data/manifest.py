@@ -27,10 +27,19 @@ def base_folder(file: Path, notes: list[str]) -> Path:
 
     The paths in a run's ``split.csv`` are relative to the photos that the run recorded, if they
     still exist; ``notes`` then receives a line.
+
+    Raises:
+        DataError: the record of the run is damaged.
     """
     recorded = file.parent / "environment.json"
     if _is_of_a_run(file):
-        data = Path(json.loads(recorded.read_text(encoding="utf-8"))["data"])
+        try:
+            data = Path(json.loads(recorded.read_text(encoding="utf-8"))["data"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{recorded} is damaged ({error!r}); expected the file of the run that wrote "
+                f"{file}, which says where its photos are. Copy the run folder again"
+            ) from error
         photos = base_folder(data, []) if data.suffix.lower() == ".csv" else data
         if photos.is_dir() or object_url(photos) is not None:
             notes.append(
@@ -72,13 +81,22 @@ def read_manifest(
     is_exact = _is_of_a_run(file)
     # A path need not be valid UTF-8; anything else must be.
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines, delimiter=_find_delimiter(lines), skipinitialspace=not is_exact)
         try:
+            delimiter = _find_delimiter(lines)
+            # Strict: otherwise an unmatched quote hides the rows after it.
+            rows = csv.reader(
+                lines, delimiter=delimiter, skipinitialspace=not is_exact, strict=True
+            )
             found = _parse(file, rows, is_exact, files=_Files(base), left_out=left_out, notes=notes)
         except csv.Error as error:
             raise DataError(
                 f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for an "
-                "unmatched double quote"
+                "unmatched double quote in this line or an earlier one"
+            ) from error
+        except UnicodeDecodeError as error:  # only UTF-16: it has no escapes for damaged text
+            raise DataError(
+                f"{file} is damaged: not valid UTF-16 ({error.reason}). Save it again, as CSV in "
+                "UTF-8"
             ) from error
     return found if is_exact else _merge_spellings(file, found, notes)
 

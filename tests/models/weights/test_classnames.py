@@ -91,6 +91,7 @@ def test_numbers_in_names_are_kept(tmp_path, name, text, names):
         ("a.pkl", b"\x80\x04\x95", "is not UTF-8 text"),
         ("a.csv", b"1,2,3\n4,5,6\n", "expected columns `index` and `name`"),
         ("a.csv", b"0," + b"a" * 200_000, r"a\.csv is not a table of class names: field larger"),
+        ("a.csv", b'id,name\n0,a\n1,"b\n2,c\n', "not a table of class names: unexpected end"),
         ("a.csv", b"id,name\n0,a\n1\n", "not every row has the columns id, name"),
         ("a.txt", b"{0: print('x')}", "as JSON or a printed Python value"),
     ],

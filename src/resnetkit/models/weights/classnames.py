@@ -278,7 +278,7 @@ def _parse_table(text: str, where: str, *, delimiter: str) -> list[str]:
     first = text.partition("\n")[0]
     delimiter = delimiter or max(",;\t", key=first.count)
     try:
-        table = list(csv.reader(text.splitlines(), delimiter=delimiter))
+        table = list(csv.reader(text.splitlines(), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise WeightsError(f"{where} is not a table of class names: {error}. {_ADVICE}") from error
     rows = [[cell.strip() for cell in row] for row in table]
