@@ -19,7 +19,7 @@ from PIL import Image
 
 from resnetkit.data import files, folder, shards
 from resnetkit.data.check import check_dataset
-from resnetkit.data.decode import image_size, is_gray, read_depth
+from resnetkit.data.decode import decode, image_size, is_gray, read_depth
 from resnetkit.data.paths import Paths
 from resnetkit.data.shard_writer import write_shards
 from resnetkit.errors import DataError, ImageError, OutputError
@@ -234,6 +234,77 @@ def test_parts_of_an_image_can_be_read(split_folder, packed):
         assert (file.seek(10**9), file.read(), file.read(1)) == (10**9, b"", b"")
         file.seek(0)
         assert file.read() == whole
+
+
+@pytest.mark.parametrize("reordered", ["sorted", "backwards"])
+def test_labels_and_splits_do_not_depend_on_the_order_of_keys(tmp_path, reordered):
+    rows = [("1.png", "b", "train"), ("2.png", "a", "train"), ("3.png", "b", "test")]
+    rows += [("4.png", "a", "test"), ("5.png", "a", "train")]
+    for number, (path, _, _) in enumerate(rows):
+        Image.new("RGB", (8, 8), (40 * number, 9, 9)).save(tmp_path / path)
+    lines = ["path,label,split", *map(",".join, rows)]
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    write_shards(tmp_path / "m.csv", tmp_path / "packed")
+
+    def reorder(value):
+        if isinstance(value, dict):
+            keys = sorted(value) if reordered == "sorted" else reversed(value)
+            return {key: reorder(value[key]) for key in keys}
+        return list(map(reorder, value)) if isinstance(value, list) else value
+
+    manifest = tmp_path / "packed" / "shards.json"
+    manifest.write_text(json.dumps(reorder(json.loads(manifest.read_text()))))
+    found = folder.read_dataset(tmp_path / "packed")
+    assert list(found.splits) == ["train", "test"]
+    assert {
+        (path, found.classes[label], name)
+        for name, split in found.splits.items()
+        for path, label in zip(split.paths, split.labels, strict=True)
+    } == set(rows)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a permission")
+def test_two_images_of_one_path_are_refused(flat_folder, tmp_path):
+    (tmp_path / "other" / "folder").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "other" / "000.png")
+    (flat_folder / "red" / "link").symlink_to(tmp_path / "other" / "folder")
+    lines = ["path,label", "red/000.png,a", "red/000.png,a", "red/001.png,b"]
+    (flat_folder / "m.csv").write_text("\n".join(lines))
+    assert write_shards(flat_folder / "m.csv", tmp_path / "same").manifest.images == 3
+    (flat_folder / "m.csv").write_text("\n".join([*lines, "red/link/../000.png,a"]))
+    with pytest.raises(DataError, match=r"Two different images would have the path red/000\.png"):
+        write_shards(flat_folder / "m.csv", tmp_path / "different")
+    assert not (tmp_path / "different").exists()
+
+
+def test_a_file_in_place_of_a_packed_image_is_refused(packed):
+    (packed / "notes").mkdir()
+    assert len(folder.read_dataset(packed).splits) == 2
+    stray = packed / folder.read_dataset(packed).splits["val"].paths[0]
+    stray.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(stray)
+    for read in (folder.read_dataset, shards.open_shards):
+        with pytest.raises(DataError, match=r"was put into a folder of shards"):
+            read(packed)
+
+
+def test_a_name_that_this_disk_does_not_allow_is_found(flat_folder, tmp_path, monkeypatch):
+    """As after packing on a disk with other limits."""
+    names = [f"{number}{'x' * 260}.png" for number in range(48)]
+    monkeypatch.setattr("resnetkit.data.shard_writer._inner_paths", lambda dataset: names)
+    write_shards(flat_folder, tmp_path / "packed")
+    split = folder.read_dataset(tmp_path / "packed").splits["all"]
+    assert files.read_file(split.path(47))[:4] == b"\x89PNG"
+
+
+def test_a_foreign_manifest_above_images_hides_no_error(flat_folder):
+    (flat_folder.parent / "shards.json").write_text("{}")
+    damaged = flat_folder / "red" / "000.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"000\.png: holds text, not an image"):
+        decode(damaged)
+    with pytest.raises(ImageError, match=r"gone\.png: there is no such file, and .*shards\.json"):
+        files.read_file(flat_folder / "red" / "gone.png")
 
 
 def test_a_path_that_is_not_in_the_shards(packed):

@@ -7,6 +7,7 @@ A path that leads into a folder of shards names the image with that path in the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -65,13 +66,15 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, DataError):
             raise
-        if isinstance(error, FileNotFoundError):
+        is_missing = isinstance(error, FileNotFoundError)
+        # A path in shards may be longer than this disk allows.
+        if is_missing or getattr(error, "errno", None) == errno.ENAMETOOLONG:
             from . import shards  # other files are read without it
 
             image = shards.open_image(path, name)
             if image is not None:
                 return image
-        hint = _other_suffix(path) if isinstance(error, FileNotFoundError) else ""
+        hint = _other_suffix(path) if is_missing else ""
         raise ImageError(f"{name}: {_reason(error)}{hint}", passing=True) from error
 
 

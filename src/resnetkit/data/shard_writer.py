@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -206,18 +207,28 @@ class _Index:
         """Return the contents of the index file.
 
         Raises:
-            DataError: a path is too long.
+            DataError: a path is too long, or two different images have the same path.
         """
         text, lengths = paths.to_buffers()
         if lengths.max() > np.iinfo(np.uint16).max:
             raise DataError(f"The path {paths[int(lengths.argmax())][:80]}... is too long")
+        by_path = np.array(sorted(range(len(paths)), key=paths.encoded), np.uint32)
+        digests = np.frombuffer(self.digests, np.uint8).reshape(-1, 32)
+        for row, other in pairwise(by_path.tolist()):
+            is_same = paths.encoded(row) == paths.encoded(other)
+            if is_same and not np.array_equal(digests[row], digests[other]):
+                raise DataError(
+                    f"Two different images would have the path {paths[row]} in the shards. "
+                    "Nothing was written. Name each without '..' after a link to a folder, and "
+                    "change no image while they are packed"
+                )
         arrays = {
             "paths": text,
             "lengths": lengths.astype(np.uint16),
             "offsets": np.array(self.offsets, np.uint64),
             "sizes": np.array(self.sizes, np.uint32),
-            "sha256": np.frombuffer(self.digests, np.uint8).reshape(-1, 32),
-            "by_path": np.array(sorted(range(len(paths)), key=paths.encoded), np.uint32),
+            "sha256": digests,
+            "by_path": by_path,
         }
         return safetensors.numpy.save(arrays)
 

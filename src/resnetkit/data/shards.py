@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -81,7 +82,8 @@ class Manifest:
     Args:
         name: the name of the packed dataset.
         classes: the classes, in order.
-        splits: ``{split: {class: images}}``. The images are in this order in the shards.
+        splits: ``{split: {class: images}}``. The images are in this order in the shards: splits
+            in the order of ``shards``, and the classes of each in the order of ``classes``.
         shards: the tar files, in order.
         index_sha256: SHA-256 of the index.
     """
@@ -166,6 +168,21 @@ class Shards:
                 self.open_shard(shard)
             except ImageError as error:
                 raise DataError(str(error)) from error
+
+    def refuse_strays(self) -> None:
+        """Check that no other file has the path of a packed image: it would be read instead.
+
+        Raises:
+            DataError: there is one; the message names it.
+        """
+        others = set(os.listdir(self.root)) - {shard.name for shard in self.manifest.shards}
+        others -= {SHARDS, INDEX, storage.MARKER}
+        for path in self.paths if others else ():
+            if path.split("/", 1)[0] in others and os.path.lexists(self.root / path):
+                raise DataError(
+                    f"{self.root / path} was put into a folder of shards, where a packed image has "
+                    "the same path. Move the file elsewhere"
+                )
 
     def issue(self, shard: Shard) -> str | None:
         """Return the problem with a shard, or None. Reads the whole file.
@@ -394,10 +411,15 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
         The image, or None if no folder in ``path`` has shards, or they have no such image.
 
     Raises:
-        ImageError: the image cannot be read.
-        DataError: the folder's index is not valid.
+        ImageError: the image cannot be read, or the folder's index is not valid.
     """
-    found = _find(path)
+    try:
+        found = _find(path)
+    except DataError as error:
+        raise ImageError(
+            f"{name}: there is no such file, and the shards above it cannot be read: {error}",
+            passing=True,
+        ) from error
     if found is None:
         return None
     shards, row = found
@@ -407,7 +429,10 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
 def describe(path: Path) -> str:
     """Return an image's name for error messages: its path, and its place if it is in a shard."""
     url = object_url(path)
-    found = _find(path) if url is None else find_opened(url)
+    try:
+        found = _find(path) if url is None else find_opened(url)
+    except DataError:  # a shards.json of another program, or damaged: not what the message is about
+        found = None
     if found is None:
         return shown(path)
     shards, row = found
@@ -453,7 +478,8 @@ def open_shards(root: Path) -> Shards:
     """Return a folder of shards, with its index in memory: its paths, and about 50 bytes per image.
 
     Raises:
-        DataError: a file is missing, damaged, or from a newer version. The message names it.
+        DataError: a file is missing, damaged, from a newer version, or has the path of a packed
+            image. The message names it.
     """
     url = object_url(root)
     if url is not None:
@@ -462,7 +488,9 @@ def open_shards(root: Path) -> Shards:
         status = os.stat(root / SHARDS)
     except OSError as error:
         raise DataError(f"{root / SHARDS}: {error.strerror}") from error
-    return _load_version(str(root), status)
+    shards = _load_version(str(root), status)
+    shards.refuse_strays()
+    return shards
 
 
 def _load_version(root: str, status: os.stat_result) -> Shards:
@@ -587,8 +615,13 @@ def _parse_manifest(values: dict[str, Any]) -> Manifest:
         _expect(isinstance(shard.sha256, str) and _SHA256.fullmatch(shard.sha256), "shards")
     digest = values["index_sha256"]
     _expect(isinstance(digest, str) and _SHA256.fullmatch(digest), "index_sha256")
-    manifest = Manifest(name, tuple(classes), splits, shards=shards, index_sha256=digest)
-    _expect(0 < manifest.images == sum(shard.images for shard in shards), "number of images")
+    # The order of the images follows from lists: a program may sort the keys of an object.
+    by_split = groupby(shards, lambda shard: shard.name.rpartition("-")[0])
+    images = {split: sum(shard.images for shard in group) for split, group in by_split}
+    _expect(images == {s: sum(counts.values()) for s, counts in splits.items()}, "number of images")
+    ordered = {s: {name: splits[s][name] for name in classes if name in splits[s]} for s in images}
+    manifest = Manifest(name, tuple(classes), ordered, shards=shards, index_sha256=digest)
+    _expect(manifest.images > 0, "number of images")
     return manifest
 
 
