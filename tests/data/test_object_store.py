@@ -30,7 +30,10 @@ from resnetkit.cli.sources import count_sources, expand_sources
 from resnetkit.data import cache, disk_cache, files, folder, object_cache, object_store, shards
 from resnetkit.data import remote as remote_images
 from resnetkit.data.check import check_dataset
+from resnetkit.data.dataset import Images
+from resnetkit.data.loader import Loader
 from resnetkit.data.object_cache import ObjectCache
+from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.data.remote import read_ahead
 from resnetkit.data.shard_writer import write_shards
 from resnetkit.errors import DataError, ImageError, MissingPackageError, OutputError
@@ -547,6 +550,14 @@ def test_wrong_bytes_are_read_again_or_refused(store, packed):
         folder.read_dataset(URL)
 
 
+def test_wrong_bytes_after_all_patience(store, packed, monkeypatch):
+    split = folder.read_dataset(URL).splits["train"]
+    monkeypatch.setattr(object_store, "PATIENCE", 0.0)
+    store.spoil = lambda method, path: "flip"
+    with pytest.raises(ImageError, match=r"001.png \(train-.*/00000001.png\): .*its SHA-256 is"):
+        files.read_file(split.path(1))
+
+
 def test_a_shard_of_another_length_or_a_missing_one(store, packed):
     s3 = client(store)
     tar = (packed / "val-000000.tar").read_bytes()
@@ -596,6 +607,14 @@ def test_an_image_in_shards_by_its_url(store, packed):
     assert files.read_file(Path(f"{URL}/{image}")) == files.read_file(packed / image)
     with pytest.raises(ImageError, match=r"train/red/x.png: there is no such object"):
         files.read_file(Path(f"{URL}/train/red/x.png"))
+
+
+def test_an_image_in_shards_at_the_root_of_a_bucket(store, split_folder):
+    client(store).create_bucket(Bucket="whole")
+    write_shards(split_folder, "s3://whole")
+    for image in ("train/red/003.png", "validation/red/103.png"):
+        forget()
+        assert files.read_file(Path(f"s3://whole/{image}")) == (split_folder / image).read_bytes()
 
 
 def test_credentials_are_asked_for(store, monkeypatch):
@@ -654,6 +673,37 @@ def test_shards_are_written_to_a_store(store, split_folder, packed, tmp_path):
         write_shards(split_folder, "s3://photos/new/packed")
 
 
+def test_a_prefix_must_be_empty_at_any_depth(store, split_folder):
+    upload(store, split_folder, "used")
+    with pytest.raises(OutputError, match=r"s3://photos/used is in use: it holds train/blue/000"):
+        write_shards(split_folder, "s3://photos/used")
+
+
+def test_markers_of_folders_are_no_objects(store, flat_folder):
+    """Web consoles create them for a new folder."""
+    s3 = client(store)
+    for key in ("new/", "new/red/", "new/red/inner/", "empty/"):
+        s3.put_object(Bucket="photos", Key=key, Body=b"")
+    upload(store, flat_folder / "red", "new/red/inner")
+    s3.put_object(Bucket="photos", Key="new/0.png", Body=b"")  # an empty photo
+    notes = []
+    assert len(list(expand_sources(["s3://photos/new"], notes.append))) == 17
+    assert notes == []
+    assert object_store.list_folder("s3://photos/new") == {"0.png": 0}
+    assert write_shards(flat_folder, "s3://photos/empty").manifest.images == 48
+
+
+@pytest.mark.parametrize("key", ["odd//x.png", "odd/../x.png", "odd/./x.png", "odd/a\tb.png"])
+def test_a_key_that_cannot_be_read_is_named_at_once(store, key):
+    client(store).put_object(Bucket="photos", Key=key, Body=b"x")
+    store.log.clear()
+    with pytest.raises(DataError, match=r"s3://photos/odd: the key 'odd/.*' cannot be read"):
+        object_store.list_objects("s3://photos/odd")
+    with pytest.raises(DataError, match=r"the key 'odd/.*Rename the object"):
+        object_store.read(f"s3://photos/{key}")
+    assert len(store.log) == 1
+
+
 def test_a_large_shard_is_written_in_parts(store, tmp_path, monkeypatch):
     monkeypatch.setattr(object_store, "_PART", 5 * 2**20)  # the minimum that S3 accepts
     contents = np.random.default_rng(1).bytes(12 * 2**20)
@@ -696,6 +746,33 @@ def test_images_are_read_ahead_in_order_and_within_bounds(store, packed, monkeyp
     assert len(ranges(store)) == len(split)  # none twice
     assert not remote_images._started._futures
     assert remote_images._started._bytes == 0
+
+
+@pytest.mark.parametrize("batch_size", [12, 5])
+def test_the_last_batches_of_a_pass_are_read_ahead_and_once(store, packed, monkeypatch, batch_size):
+    """As many batches as the loader prepares at once, or a few more."""
+    monkeypatch.setenv("RESNETKIT_OBJECT_CACHE_GB", "0")
+    split = folder.read_dataset(URL).splits["train"]
+    real = object_store.read
+    lock = threading.Lock()
+    together = [0]
+
+    def slow(*arguments, **options):
+        with lock:
+            together.append(together[-1] + 1)
+        time.sleep(0.1)
+        try:
+            return real(*arguments, **options)
+        finally:
+            with lock:
+                together.append(together[-1] - 1)
+
+    monkeypatch.setattr(object_store, "read", slow)
+    batches = Loader(Images(split, Preprocessing(8, 8)), batch_size, workers=4).evaluation()
+    assert sum(len(batch.labels) for batch in batches) == len(ranges(store)) == len(split)
+    assert max(together) > 16
+    del batches
+    assert not remote_images._started._futures
 
 
 def test_reading_ahead_that_is_given_up(store, packed):
@@ -757,6 +834,19 @@ def test_a_damaged_entry_is_not_used(tmp_path):
         assert kept.get(digest) is None
         assert not kept._file(digest).exists()
     kept.put(digest, contents)
+    assert kept.get(digest) == contents
+
+
+def test_an_entry_of_another_user_is_used(tmp_path, monkeypatch):
+    kept = ObjectCache(tmp_path, 10**6)
+    contents = b"x" * 1000
+    digest = hashlib.sha256(contents).digest()
+    kept.put(digest, contents)
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
     assert kept.get(digest) == contents
 
 

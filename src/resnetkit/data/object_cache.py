@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -56,7 +57,8 @@ class ObjectCache:
         try:
             contents = file.read_bytes()
             if sha256(contents).digest() == digest:
-                os.utime(file)  # mark as just used
+                with suppress(PermissionError):  # written by another user
+                    os.utime(file)  # mark as just used
                 return contents
         except OSError:  # missing, just removed, or unreadable: the store has it
             return None

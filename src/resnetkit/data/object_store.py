@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -41,6 +41,7 @@ _PART = 8 * 2**20  # bytes of a large object per request
 _TIMEOUT = "30s"  # of one request
 _STATUS = re.compile(r"status(?: code)?: (\d{3})")
 _REDIRECT = re.compile(r"[Rr]edirect without LOCATION")
+_BAD_KEY = re.compile(r"path: (?:Error parsing )?Path \"(.*?)\"(?= contained|: Encountered)", re.S)
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _METADATA = "http://169.254.169.254"  # where Amazon's machines get the credentials of their role
@@ -156,19 +157,19 @@ def _list(url: str) -> list[tuple[str, Any]]:
     bucket, prefix = split_url(url)
 
     def list_once(store: Any) -> list[tuple[str, Any]]:
-        return [(meta["path"], meta) for chunk in store.list(prefix) for meta in chunk]
+        return _below(prefix, [meta for chunk in store.list(prefix) for meta in chunk])
 
-    return _below(prefix, _repeat(url, bucket, list_once))
+    return _repeat(url, bucket, list_once)
 
 
 def list_folder(url: str) -> dict[str, int]:
     """Return {name: size} of the objects directly under a prefix; errors as in `list_objects`."""
     bucket, prefix = split_url(url)
 
-    def list_once(store: Any) -> list[tuple[str, int]]:
-        return [(o["path"], int(o["size"])) for o in store.list_with_delimiter(prefix)["objects"]]
+    def list_once(store: Any) -> list[tuple[str, Any]]:
+        return _below(prefix, store.list_with_delimiter(prefix)["objects"])
 
-    return dict(_below(prefix, _repeat(url, bucket, list_once)))
+    return {name: int(meta["size"]) for name, meta in _repeat(url, bucket, list_once)}
 
 
 def upload(file: Path, url: str) -> None:
@@ -181,9 +182,15 @@ def upload(file: Path, url: str) -> None:
     _repeat(url, bucket, lambda store: store.put(key, file, chunk_size=_PART))
 
 
-def _below(prefix: str, found: list[tuple[str, Result]]) -> list[tuple[str, Result]]:
+def _below(prefix: str, found: Iterable[Any]) -> list[tuple[str, Any]]:
+    """Return the objects with their keys relative to ``prefix``, without the markers of folders.
+
+    Web consoles create a folder as an empty object ``folder/``; obstore drops its last slash.
+    """
     start = len(prefix) + 1 if prefix else 0
-    return [(path[start:], value) for path, value in found]
+    below = [(meta["path"][start:], meta) for meta in found]
+    folders = {key.rpartition("/")[0] for key, _ in below} | {""}
+    return [(key, meta) for key, meta in below if meta["size"] or key not in folders]
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -219,18 +226,28 @@ def _repeat(url: str, bucket: str, request: Callable[[Any], Result]) -> Result:
     store = _open(bucket)
     begin = time.monotonic()
     for round in range(1, ROUNDS + 1):
+        if round > 1:
+            time.sleep(0.1 * 2 ** (round - 1))
         try:
             return request(store)
         except DataError as error:
-            if round == ROUNDS or not isinstance(error, ChangedObject):
+            is_over = round == ROUNDS or time.monotonic() - begin > PATIENCE
+            if is_over or not isinstance(error, ChangedObject):
                 raise
-            status = None
+            continue
         except Exception as error:  # the library's errors have no common base class
             if not isinstance(error, OSError | ValueError) and not _is_store_error(error):
                 raise
+            key = _BAD_KEY.search(str(error))
             status = _STATUS.search(_REDIRECT.sub("status: 301", str(error)))
             code = _CODE.search(str(error))
             is_missing = isinstance(error, FileNotFoundError)
+        if key is not None:  # it does not answer differently next time
+            raise DataError(
+                f"{url}: the key {key[1]!r} cannot be read. Expected one without control "
+                "characters, and without an empty part, '.' or '..' between its slashes. Rename "
+                "the object, or name another prefix"
+            )
         seconds = time.monotonic() - begin
         if status is not None or round == ROUNDS or seconds > PATIENCE:
             # Raised outside the except block, so that the library's error is not attached.
@@ -242,7 +259,6 @@ def _repeat(url: str, bucket: str, request: Callable[[Any], Result]) -> Result:
                 is_missing=is_missing,
                 seconds=seconds,
             )
-        time.sleep(0.1 * 2**round)
     raise AssertionError("the last round returns or raises")
 
 

@@ -55,41 +55,52 @@ def open_image(path: str | os.PathLike[str], name: str) -> BinaryIO:
         raise ImageError(f"{name}: {reason}", passing=True) from error
 
 
-def read_ahead(items: Iterable[Item], paths: Callable[[Item], Iterable[object]]) -> Iterator[Item]:
-    """Yield the items, while reading the images that the next ones need.
+class read_ahead(Iterator[Item]):
+    """Yields the items, while reading the images that the next ones need.
+
+    Images that were not taken are dropped when the iterator is closed or no longer used, not after
+    its last item: the threads that prepare that item and those before it still need their images.
 
     Args:
         items: the items that need images, in the order of their use.
         paths: returns the images that an item needs. Only images in an object store are read
             ahead.
     """
-    source = iter(items)
-    pending: deque[Item] = deque()
-    pool: Pool[str, bytes] | None = None
-    is_needed = True
-    try:
-        while True:
-            while is_needed or (pool is not None and _started.has_room()):
-                try:
-                    item = next(source)
-                except StopIteration:
-                    source = iter(())
-                    break
-                pending.append(item)
-                for path in paths(item):
-                    url = object_url(path) if isinstance(path, str | os.PathLike) else None
-                    if url is not None:
-                        pool = pool or Pool(_read_started, object_store.READERS)
-                        _started.start(url, pool)
-                is_needed = False
-            if not pending:
-                return
-            yield pending.popleft()
-            is_needed = not pending
-    finally:
-        if pool is not None:
-            _started.drop(pool)
-            pool.close()
+
+    def __init__(self, items: Iterable[Item], paths: Callable[[Item], Iterable[object]]) -> None:
+        self._source = iter(items)
+        self._paths = paths
+        self._pending: deque[Item] = deque()
+        self._pool: Pool[str, bytes] | None = None
+
+    def __next__(self) -> Item:
+        while not self._pending or (self._pool is not None and _started.has_room()):
+            try:
+                item = next(self._source)
+            except StopIteration:
+                self._source = iter(())
+                break
+            self._pending.append(item)
+            for path in self._paths(item):
+                url = object_url(path) if isinstance(path, str | os.PathLike) else None
+                if url is not None:
+                    self._pool = self._pool or Pool(_read_started, object_store.READERS)
+                    _started.start(url, self._pool)
+        if not self._pending:
+            raise StopIteration
+        return self._pending.popleft()
+
+    def close(self) -> None:
+        """Yield no more items, and drop the images that were not taken."""
+        self._source = iter(())
+        self._pending.clear()
+        if self._pool is not None:
+            _started.drop(self._pool)
+            self._pool.close()
+            self._pool = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def in_order(split: Split, indices: Iterable[int] | None = None) -> Iterator[int]:
@@ -184,7 +195,7 @@ def _read(url: str) -> bytes:
 def _find_shards(url: str) -> tuple[shards.Shards, int] | None:
     """Open the shards that a URL leads into, as for a path on this machine."""
     root = url.rpartition("/")[0]
-    while root.count("/") > 2:
+    while root.count("/") >= 2:  # a bucket's root may have shards too
         with suppress(object_store.ObjectNotFound):
             shards.open_shards(Path(root))
             return shards.find_opened(url)

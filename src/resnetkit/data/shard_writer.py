@@ -77,7 +77,7 @@ def write_shards(
     """
     url = object_url(out)
     if url is not None:
-        used = object_store.list_folder(url)
+        used = [key for key, _ in object_store.list_objects(url)]
         if used:
             raise OutputError(
                 f"{url} is in use: it holds {min(used)}. Expected an empty prefix. Name another one"
