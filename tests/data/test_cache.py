@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnetkit.data import cache, dataset, decode, disk_cache, folder, pixels
+from resnetkit.data import cache, dataset, decode, disk_cache, files, folder, pixels
 from resnetkit.data.loader import Loader
 from resnetkit.data.preprocessing import Preprocessing
 from resnetkit.data.transforms import Augmentation
@@ -349,6 +349,24 @@ def test_temporary_failures_are_not_recorded(split, home, little_memory, monkeyp
     assert list(home.glob("*.pixels")) == [file]
     assert list(again.unreadable) == [3]
     assert np.array_equal(again.images[5], Preprocessing(8, 8).pixels(split.path(5)))
+
+
+@pytest.mark.parametrize("failing", [3, 48 + 3], ids=["hashing", "decoding"])
+def test_a_read_that_fails_once_is_no_change(split, home, little_memory, monkeypatch, failing):
+    real = files.read_file
+    reads = iter(range(200))
+
+    def flaky(path, name=None):
+        if next(reads) == failing:
+            raise ImageError(f"{name or path}: Input/output error", passing=True)
+        return real(path, name)
+
+    monkeypatch.setattr(files, "read_file", flaky)
+    found = scan(split, workers=0)
+    monkeypatch.setattr(files, "read_file", real)
+    assert found.unreadable == {}
+    assert found.digests == [files.file_digest(split.path(i)) for i in range(len(split))]
+    assert np.array_equal(found.images[3], PRESET.pixels(split.path(3)))
 
 
 def test_a_decoder_that_is_installed_later_is_used(split, home, little_memory, monkeypatch):

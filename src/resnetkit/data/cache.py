@@ -151,12 +151,14 @@ def _scan_to_disk(
     def decode_all() -> Iterator[np.ndarray | str | None]:
         results = prefetch_map(reader, in_order(split), workers)
         for index, (digest, pixels) in enumerate(results):
-            if digest != digests[index]:
+            if digest and digests[index] and digest != digests[index]:
                 raise DataError(
                     f"{split.path(index)} was changed while the images were being read. Start "
                     "again once nothing else is writing to them"
                 )
-            if isinstance(pixels, ImageError):
+            if digest != digests[index]:
+                yield None  # one of the two reads failed; tried again below
+            elif isinstance(pixels, ImageError):
                 yield None if pixels.passing else str(pixels)
             else:
                 yield pixels
@@ -185,7 +187,8 @@ def _scan_to_disk(
     # Temporary failures are not recorded in the file: try those images again.
     missing = np.flatnonzero(kept.buffer < 0)
     retry = [int(row) for row in missing if row not in errors]
-    for index, (_, pixels) in zip(retry, prefetch_map(reader, retry, workers), strict=True):
+    for index, (digest, pixels) in zip(retry, prefetch_map(reader, retry, workers), strict=True):
+        digests[index] = digests[index] or digest
         if isinstance(pixels, ImageError):
             unreadable[index] = reader.with_path(index, str(pixels))
     return Scan(Images(split, preprocessing, kept=kept), digests, unreadable=unreadable)
