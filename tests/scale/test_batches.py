@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import resnetkit
+from resnetkit.errors import RecipeError
 from resnetkit.models.weights import modelfile
 from resnetkit.scale import BatchPredictor
 
@@ -66,6 +67,14 @@ def test_a_table_a_frame_and_a_dict(predictor, paths, expected):
     for name in ("class", "top", "error", "model", "probability"):
         assert arrays[name].shape == (6,)
         assert arrays[name].tolist() == [row[name] for row in expected]
+
+
+def test_columns_of_the_caller_are_not_overwritten(predictor, paths):
+    columns = {"path": paths, "class": ["mine"] * 6, "model": ["mine"] * 6}
+    for batch in (columns, pd.DataFrame(columns), pa.table(columns)):
+        with pytest.raises(RecipeError, match=r"written to: class, model\. Rename them first"):
+            predictor(batch)
+    assert len(predictor({"path": np.array(paths, object), "set": np.arange(6)})["class"]) == 6
 
 
 def test_bytes_and_missing_images(predictor, paths, expected):

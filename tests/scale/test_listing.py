@@ -117,6 +117,14 @@ def test_two_columns_of_a_file_are_different_images(tmp_path):
     assert opened(items) == [b"1", b"2", b"3", b"4"]
 
 
+def test_folders_that_other_programs_hide_are_not_read(photos, tmp_path):
+    files = ["_made/part-0", "_made/a/part-0", "_made/_temporary/0/part-0", "_made/a/.old/part-0"]
+    for file, photo in zip(files, photos, strict=False):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.table({"path": [photo]}), tmp_path / f"{file}.parquet")
+    assert [item.source for item in listed(tmp_path / "_made")] == [photos[1], photos[0]]
+
+
 def test_a_folder_of_images_with_a_parquet_file_is_a_folder_of_images(flat_folder, photos):
     parquet.write_table(pa.table({"path": photos[:1]}), flat_folder / "labels.parquet")
     assert [item.source for item in listed(flat_folder)] == photos

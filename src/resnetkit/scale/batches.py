@@ -72,18 +72,32 @@ class BatchPredictor:
         Args:
             batch: a pyarrow Table, a pandas DataFrame, or a dict of arrays; the result has the same
                 type. A dict is what Ray Data passes by default.
+
+        Raises:
+            RecipeError: the batch has a column with the name of an answer column.
         """
         if isinstance(batch, Mapping):
+            self._refuse_columns(batch)
             answers = self.answer(batch[self.column])
             return {**batch, **{name: _objects(answers[name]) for name in answers.column_names}}
         if hasattr(batch, "assign"):
+            self._refuse_columns(batch.columns)
             answers = self.answer(batch[self.column])
             columns = {name: answers[name].to_pylist() for name in answers.column_names}
             return batch.assign(**columns)
+        self._refuse_columns(batch.column_names)
         answers = self.answer(batch[self.column].to_pylist())
         for name in answers.column_names:
             batch = batch.append_column(answers.schema.field(name), answers[name])
         return batch
+
+    def _refuse_columns(self, names: Iterable[str]) -> None:
+        taken = sorted({*names} & {*self.answer_schema().names})
+        if taken:
+            raise RecipeError(
+                f"The batch already has columns that answers are written to: {', '.join(taken)}. "
+                "Rename them first, for example to true_class"
+            )
 
     def map_pandas(self, batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """Yield batches with answers; pass this method to Spark's ``mapInPandas``."""

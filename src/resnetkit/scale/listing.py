@@ -172,7 +172,11 @@ def _parquet_files(argument: str, expand: Expand) -> tuple[list[str], str | None
     found: list[str] = []
     if os.path.isdir(path):
         if mark or isinstance(next(expand([path])), Unreadable):
-            found = sorted(map(str, Path(path).rglob("*.parquet")))
+            found = sorted(
+                str(file)
+                for file in Path(path).rglob("*.parquet")
+                if not any(name.startswith((".", "_")) for name in file.relative_to(path).parts)
+            )
     elif path.endswith(".parquet"):
         found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
     files = [file for file in found if not os.path.basename(file).startswith((".", "_"))]

@@ -38,7 +38,8 @@ class Parts:
         settings: the settings that the rows depend on, including the model's SHA-256, as JSON
             values.
         schema: the columns; ``source``, ``version`` and ``error`` are among them.
-        seconds: the longest time between two parts, and thus the most work that a kill can lose.
+        seconds: rows that arrive later than this after a part are written at once; a kill loses at
+            most the rows that arrived within this time.
 
     Attributes:
         done: the `image_key` of each row that was already in the folder.

@@ -70,7 +70,8 @@ def predict_on_ray(
         out: the folder for the parts, on this machine.
         address: ``ray`` starts Ray on this machine and stops it afterwards; ``ray://host:port``
             connects to a cluster.
-        seconds: the longest time between two parts, and thus the most work that a kill can lose.
+        seconds: rows that arrive later than this after a part are written at once; a kill loses at
+            most the rows that arrived within this time.
 
     Raises:
         OutputError: the folder is in use, or has rows of another model or with other settings.
