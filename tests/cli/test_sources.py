@@ -53,6 +53,7 @@ def test_a_list_may_begin_with_a_bom(tmp_path, mark, monkeypatch):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_a_list_may_be_in_utf_16_as_powershell_writes_it(tmp_path, encoding, monkeypatch):
     names = ["a.png", " b.png ", "\N{LATIN SMALL LETTER C WITH DOT ABOVE}.png", "\N{SNOWMAN}.png"]
+    names += ["line\u2028break.png", "next\x85line.png"]
     text = ("\ufeff" + "\r\n".join(names) + "\r\n").encode(encoding)
     (tmp_path / "list.txt").write_bytes(text)
     assert list(expand_sources([f"@{tmp_path / 'list.txt'}"])) == names

@@ -396,7 +396,7 @@ def test_circular_links(tmp_path):
         (tmp_path / name / "self").symlink_to(".")
     found = folder.read_dataset(tmp_path)
     assert list(found.splits["all"].paths) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
-    assert found.left_out["links back to a parent folder"] == 4
+    assert found.left_out["links to a folder that is read anyway"] == 4
 
 
 def test_valid_images_are_predicted_the_same_beside_bad_files(tmp_path, trained, strange):

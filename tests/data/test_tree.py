@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnetkit.cli.sources import expand_sources
 from resnetkit.data import folder
 from resnetkit.data.check import check_dataset
 from resnetkit.data.paths import is_system
@@ -214,8 +216,34 @@ def test_everything_that_is_left_out_is_counted(tmp_path):
     assert dict(data.left_out) == {
         "images outside a class folder": 2,
         "files of another kind": 2,
-        "links back to a parent folder": 1,
+        "links to a folder that is read anyway": 1,
     }
+
+
+def test_a_linked_folder_is_read_once_and_deep_ones_need_no_stack(tmp_path):
+    folders = [tmp_path / "cats" / name for name in "abcdefgh"]
+    for one in folders:
+        touch(one, "1.png")
+        for other in folders:
+            if one != other:
+                (one / f"0{other.name}").symlink_to(other, target_is_directory=True)
+    deep = "/".join(["d"] * 400)
+    touch(tmp_path, f"dogs/{deep}/1.png", "outside/inner/2.png")
+    (tmp_path / "dogs" / "linked").symlink_to("../outside", target_is_directory=True)
+    (tmp_path / "outside").rename(tmp_path.parent / f"{tmp_path.name}-outside")
+    (tmp_path / "outside").symlink_to(f"../{tmp_path.name}-outside", target_is_directory=True)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 300)
+    try:
+        data = folder.read_dataset(tmp_path)
+        predicted = list(expand_sources([str(tmp_path)]))
+    finally:
+        sys.setrecursionlimit(limit)
+    cats = [f"cats/{name}/1.png" for name in "abcdefgh"]
+    dogs = [f"dogs/{deep}/1.png", "dogs/linked/inner/2.png"]
+    assert list(data.splits["all"].paths) == [*cats, *dogs, "outside/inner/2.png"]
+    assert data.left_out["links to a folder that is read anyway"] == 8 * 7
+    assert predicted == [str(tmp_path / path) for path in [*cats, dogs[0], "outside/inner/2.png"]]
 
 
 NAMES = [

@@ -8,6 +8,7 @@ import itertools
 import os
 import shlex
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -160,25 +161,33 @@ def _read_list(argument: str) -> Iterator[str | Unreadable]:
         yield Unreadable(argument, f"the list {argument[1:]}: {error.strerror}")
 
 
-def _walk_folder(
-    folder: str, left_out: LeftOut, parents: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[str | Unreadable]:
+def _walk_folder(folder: str, left_out: LeftOut) -> Iterator[str | Unreadable]:
     """Yield the images of a folder in order, and `Unreadable` for a folder that cannot be read.
 
-    Links to folders are followed, except to one of ``parents``, which would loop.
+    Links to folders are followed last, and left out if they lead to a folder that was read already.
     """
-    if not parents and tree.is_sharded(folder):
+    if tree.is_sharded(folder):
         for path in shards.open_shards(Path(folder)).paths:
             yield os.path.join(folder, path)
         return
+    seen: set[tuple[int, int]] = set()
+    waiting = deque([folder])  # the next one is at the end
+    while waiting:
+        yield from _read_folder(waiting.pop(), left_out, seen=seen, waiting=waiting)
+
+
+def _read_folder(
+    folder: str, left_out: LeftOut, *, seen: set[tuple[int, int]], waiting: deque[str]
+) -> Iterator[str | Unreadable]:
+    """Yield the images directly in a folder, and add its folders to ``waiting``."""
     try:
         identity = tree.identity(folder)
-        if identity in parents:
-            left_out.add(tree.LOOP, folder)
-            return
-        if parents and (reason := tree.output(folder)):  # the user's own folder is always read
+        output = tree.output(folder) if seen else None  # the user's own folder is always read
+        reason = tree.LOOP if identity in seen else output
+        if reason is not None:
             left_out.add(reason, folder)
             return
+        seen.add(identity)
         names = []
         folders = []
         others = []
@@ -199,12 +208,16 @@ def _walk_folder(
     del names
     for name in images:
         yield os.path.join(folder, name)
+    inside = []
     for name in sorted(folders):
         path = os.path.join(folder, name)
         if is_system(name):
             left_out.add(tree.SYSTEM, path)
+        elif os.path.islink(path):
+            waiting.appendleft(path)
         else:
-            yield from _walk_folder(path, left_out, parents | {identity})
+            inside.append(path)
+    waiting.extend(reversed(inside))
 
 
 def _list_remote(url: str, left_out: LeftOut) -> Iterator[str]:
@@ -256,7 +269,7 @@ def _decode_lines(file: Iterable[bytes]) -> Iterator[str]:
     lines = iter(file)
     first = next(lines, b"")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield from (first + b"".join(lines)).decode("utf-16", "replace").splitlines()
+        yield from (first + b"".join(lines)).decode("utf-16", "replace").split("\n")
         return
     for line in itertools.chain([first], lines):
         yield line.decode("utf-8", "surrogateescape")

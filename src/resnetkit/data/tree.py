@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Set
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ..errors import DataError
@@ -17,7 +17,7 @@ OUTPUTS = "folders that resnet wrote"
 SYSTEM = "hidden or system files"
 OTHER = "files of another kind"
 LOOSE = "images outside a class folder"
-LOOP = "links back to a parent folder"
+LOOP = "links to a folder that is read anyway"
 BESIDE = "folders next to the splits"
 
 RUN_FILES = frozenset(("environment.json", "recipe.yaml"))
@@ -71,7 +71,7 @@ def read_undecided(root: Path, left_out: LeftOut) -> dict[str, Paths]:
     Images directly in ``root`` are under ``.``.
     """
     found: dict[str, Paths] = {}
-    for path in sorted(_walk(str(root), ".", left_out=left_out, above=set())):
+    for path in sorted(_walk(str(root), ".", left_out=left_out, seen=set())):
         folder, _, inside = path.removeprefix("./").partition("/")
         found.setdefault(folder if inside else ".", Paths()).append(path.removeprefix("./"))
     return found
@@ -217,7 +217,7 @@ def _is_labeled(folder: Path) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    paths = _walk(str(folder), "", left_out=LeftOut(), above=set())
+    paths = _walk(str(folder), "", left_out=LeftOut(), seen=set())
     return next(paths, None) is not None
 
 
@@ -233,7 +233,7 @@ def _read_classes(root: Path, folder: Path, *, prefix: str, left_out: LeftOut) -
                 str(folder / name),
                 f"{prefix}{name}",
                 left_out=left_out,
-                above={identity(folder)},
+                seen={identity(folder)},
             )
         )
         if not paths and left_out[RUNS] + left_out[OUTPUTS] > outputs:
@@ -261,30 +261,37 @@ def _refuse_split(root: Path, folder: Path, name: str) -> None:
 
 
 def _walk(
-    folder: str, prefix: str, *, left_out: LeftOut, above: Set[tuple[int, int]]
+    folder: str, prefix: str, *, left_out: LeftOut, seen: set[tuple[int, int]]
 ) -> Iterator[str]:
     """Yield the paths of the images under ``folder``, with ``prefix`` in place of the folder.
 
-    Links to one of the folders ``above`` are left out: following them would never end.
+    Links to folders are followed last, and left out if they lead to a folder in ``seen`` or to one
+    that was read already: following them would repeat images, or never end.
     """
-    own = identity(folder)
-    if own in above:
-        left_out.add(LOOP, prefix)
-        return
-    reason = output(folder)
-    if reason:
-        left_out.add(reason, prefix)
-        return
-    for entry in entries(folder):
-        name = entry.name
-        if is_system(name):
-            left_out.add(SYSTEM, f"{prefix}/{name}")
-        elif leads_to(entry.is_dir):
-            yield from _walk(entry.path, f"{prefix}/{name}", left_out=left_out, above=above | {own})
-        elif is_image(name):
-            yield f"{prefix}/{name}"
-        else:
-            left_out.add(OTHER, f"{prefix}/{name}")
+    waiting = deque([(folder, prefix)])  # the next one is at the end
+    while waiting:
+        folder, prefix = waiting.pop()
+        own = identity(folder)
+        reason = LOOP if own in seen else output(folder)
+        if reason:
+            left_out.add(reason, prefix)
+            continue
+        seen.add(own)
+        inside = []
+        for entry in entries(folder):
+            path = f"{prefix}/{entry.name}"
+            if is_system(entry.name):
+                left_out.add(SYSTEM, path)
+            elif leads_to(entry.is_dir):
+                if entry.is_symlink():
+                    waiting.appendleft((entry.path, path))
+                else:
+                    inside.append((entry.path, path))
+            elif is_image(entry.name):
+                yield path
+            else:
+                left_out.add(OTHER, path)
+        waiting.extend(reversed(inside))
 
 
 def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
