@@ -24,6 +24,15 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("name", ["a" * 250 + ".json", "\N{SNOWMAN}" * 85])
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path, name):
+    storage.refuse_unwritable(tmp_path / name)
+    storage.write_json(tmp_path / name, {})
+    with storage.atomic_folder(tmp_path / "folder" / name):
+        pass
+    assert os.listdir(tmp_path / "folder") == [name]
+
+
 def test_atomic_gives_the_usual_permissions(tmp_path):
     storage.write_text(tmp_path / "a" / "new", "text")
     (tmp_path / "plain").write_text("text")

@@ -49,7 +49,7 @@ def temporary(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: as in `atomic`.
     """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    unfinished = _unfinished(path)
     with _as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The system subtracts the umask from 0o666. Python can read the umask only by setting it,
@@ -71,7 +71,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: as in `atomic`; or ``path`` already exists.
     """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    unfinished = _unfinished(path)
     with _as_output_error(path):
         unfinished.mkdir(parents=True)
     try:
@@ -83,6 +83,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             publish(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """Return a temporary path next to ``path``, with a name that is not too long if its is not."""
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}")
 
 
 @contextlib.contextmanager

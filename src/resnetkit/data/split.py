@@ -1,4 +1,4 @@
-"""One split -> train and val: stratified, a function of seed and contents. Opens no image."""
+"""One split -> train and val: stratified, f(seed, contents, order). Opens no image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .folder import Split
 def split_dataset(
     whole: Split, classes: Sequence[str], digests: Sequence[str], fraction: float, seed: int
 ) -> dict[str, Split]:
-    """Divide a split into ``train`` and ``val``: stratified, f(seed, contents).
+    """Divide a split into ``train`` and ``val``: stratified, f(seed, contents, order of paths).
 
     Exact duplicates stay together, so no image is in both.
 
