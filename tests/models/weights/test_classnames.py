@@ -74,7 +74,7 @@ def test_numbers_in_names_are_kept(tmp_path, name, text, names):
         (
             "cat_to_name.json",
             b'{"1": "a", "2": "b", "3": "c"}',
-            r"0 to 2; got 1 to 3\. They may co",
+            r"0 to 2; got 1 to 3\. The numbers may start at 1",
         ),
         ("a.txt", b"1 a\n2 b\n3 c", r"ImageFolder sorts as text \(1, 10, 100, 2\)"),
         ("a.json", b'{"0": "1", "1": "2", "2": "0"}', "either could be the index"),
