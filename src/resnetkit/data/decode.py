@@ -27,6 +27,7 @@ from ..distribution import install_command
 from ..errors import ImageError
 from ..prefetch import reading
 from . import deep_color, files, holes
+from .bounded import STEPS, BoundedFile
 from .color import pixels_of, with_channels
 from .gray import FULL_RANGE, Depth, ValueRange, depth_of
 from .paths import shown
@@ -414,9 +415,13 @@ def _load_unmapped(image: Image.Image) -> None:
 def _may_be_turned(jpeg: bytes) -> bool:
     """Return whether the header has metadata that can hold an orientation; parsing it is slow."""
     end = 2
-    while jpeg[end : end + 1] == b"\xff" and jpeg[end + 1 : end + 2] != b"\xda":
+    for _ in range(STEPS):
+        if jpeg[end : end + 1] != b"\xff" or jpeg[end + 1 : end + 2] == b"\xda":
+            break
         is_fill = jpeg[end + 1 : end + 2] == b"\xff"
         end += 1 if is_fill else 2 + int.from_bytes(jpeg[end + 2 : end + 4])  # next segment
+    else:
+        return True  # more than Pillow may read; it refuses the file
     return b"Exif\0\0" in jpeg[:end] or b"Orientation" in jpeg[:end]
 
 
@@ -503,8 +508,12 @@ def _identify(file: BinaryIO, head: bytes) -> Image.Image:
         accepted = accept is None or accept(head[:16])
         if accepted and not isinstance(accepted, str):  # a string names a missing codec
             file.seek(0)
+            bounded = BoundedFile(file)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not this format
-                return reader(file, "")  # type: ignore[no-any-return]
+                image: Image.Image = reader(bounded, "")
+                # Pillow parses PNG chunks after the pixels too. Other pixels may need many reads.
+                bounded.is_bounded = image.format in ("PNG", "GIF")
+                return image
     raise ImageError(_describe_unknown(head))
 
 
