@@ -187,6 +187,37 @@ def test_a_dropped_folder_gives_its_photos(open_page, server, tmp_path):
     assert names == ["photos/a.png", "photos/inner/b.png"]
 
 
+def test_an_unreadable_file_in_a_dropped_folder_is_named(open_page, server):
+    page = open_page(server)
+    page.evaluate(
+        """async () => {
+            const blob = await new OffscreenCanvas(8, 8).getContext("2d").canvas.convertToBlob();
+            const file = (name, isReadable) => ({
+                isFile: true, isDirectory: false, name, fullPath: "/folder/" + name,
+                file: (give, fail) =>
+                    isReadable ? give(new File([blob], name)) : fail(new DOMException("gone")),
+            });
+            let rest = [file("a.png", true), file("bad.png", false), file("c.png", true)];
+            const readEntries = (give) => give(rest.splice(0));
+            const folder = {
+                isFile: false, isDirectory: true, name: "folder", fullPath: "/folder",
+                createReader: () => ({ readEntries }),
+            };
+            const event = new Event("drop", { bubbles: true, cancelable: true });
+            event.dataTransfer = {
+                files: [new File([], "folder")], items: [{ webkitGetAsEntry: () => folder }],
+            };
+            document.body.dispatchEvent(event);
+        }"""
+    )
+    page.wait_for_selector(".photo")
+    names = sorted(text_of(card, ".name") for card in done(page))
+    assert names == ["folder/a.png", "folder/c.png"]
+    assert text_of(page, "#skipped") == "Cannot be read: folder/bad.png"
+    page.click("#clear")
+    assert not page.locator("#skipped").is_visible()
+
+
 def test_a_broken_file_shows_the_reason_of_the_server(open_page, server):
     page = open_page(server, refusals=(415, 422))
     files = [
@@ -454,6 +485,35 @@ def test_the_live_camera_takes_photos(open_page, server):
     assert not page.locator("#camera").is_visible()
     assert page.evaluate("document.querySelector('video').srcObject") is None
     assert page.evaluate("document.activeElement.id") == "live"
+
+
+def test_a_camera_that_is_closed_and_opened_again_while_it_starts_is_stopped(open_page, server):
+    page = open_page(server)
+    stopped = page.evaluate(
+        """async () => {
+            const pending = [];
+            const media = navigator.mediaDevices;
+            const original = media.getUserMedia.bind(media);
+            media.getUserMedia = (wish) =>
+                new Promise((resolve) => pending.push(async () => {
+                    const stream = await original(wish);
+                    resolve(stream);
+                    return stream.getTracks();
+                }));
+            const live = document.getElementById("live");
+            const dialog = document.getElementById("camera");
+            live.click();
+            dialog.close();
+            live.click();
+            const tracks = [];
+            for (const start of pending) tracks.push(...(await start()));
+            await new Promise((resolve) => setTimeout(resolve, 300));
+            dialog.close();
+            await new Promise((resolve) => setTimeout(resolve, 300));
+            return tracks.map((track) => track.readyState);
+        }"""
+    )
+    assert stopped == ["ended", "ended"]
 
 
 def test_without_a_secure_context_there_is_no_live_camera(open_page, browser, server):

@@ -62,6 +62,10 @@ function add(sources) {
   showProgress();
 }
 
+function showSkipped(names) {
+  byId("skipped").textContent = names.length ? text.skipped(names.join(", ")) : "";
+}
+
 /** Ask the server about a photo, now or again. */
 function send(photo) {
   const chosen = SETTINGS.map((name) => [name, byId(name).value]).filter(([, value]) => value);
@@ -93,6 +97,7 @@ function clear() {
   photos = [];
   byId("photos").replaceChildren();
   showProgress();
+  showSkipped([]);
   say(text.cleared);
   byId("files").focus();
 }
@@ -195,7 +200,7 @@ async function start() {
     save(csv(rows), text.fileName);
   });
   byId("clear").addEventListener("click", clear);
-  listen([byId("files"), byId("shot")], add);
+  listen([byId("files"), byId("shot")], add, showSkipped);
   say(text.ready);
   byId("status").classList.add("unseen");
   byId("sources").hidden = false;

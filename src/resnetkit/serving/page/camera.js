@@ -6,6 +6,7 @@ const QUALITY = 0.95;
 
 const byId = (id) => document.getElementById(id);
 let taken = 0;
+let opened = 0; // how often the dialog was opened
 
 /**
  * Show the buttons of the cameras that can work here.
@@ -36,27 +37,33 @@ async function hasCamera() {
 const video = () => byId("camera").querySelector("video");
 
 async function openCamera() {
+  const turn = ++opened;
   byId("camera").showModal();
   byId("shutter").disabled = true;
   byId("camera-status").textContent = text.cameraStarting;
   const wish = { width: { ideal: 1920 }, height: { ideal: 1080 }, facingMode: "environment" };
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: wish });
+    if (turn !== opened || !byId("camera").open) return stop(stream); // closed while the user was being asked
     video().srcObject = stream;
-    if (!byId("camera").open) return stopCamera(); // closed while the user was being asked
     await video().play();
     byId("camera-status").textContent = "";
     byId("shutter").disabled = false;
     byId("shutter").focus();
   } catch (error) {
+    if (turn !== opened) return;
     const wasDenied = error.name === "NotAllowedError";
     byId("camera-status").textContent = wasDenied ? text.cameraDenied : text.noCamera(error.message);
   }
 }
 
 function stopCamera() {
-  for (const track of video().srcObject?.getTracks() ?? []) track.stop();
+  stop(video().srcObject);
   video().srcObject = null;
+}
+
+function stop(stream) {
+  for (const track of stream?.getTracks() ?? []) track.stop();
 }
 
 async function takePhoto(add) {

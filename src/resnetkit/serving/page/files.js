@@ -6,8 +6,9 @@ const HIDDEN = /^\.|^Thumbs\.db$/i;
  * Pass on every photo that the user provides, as `{ file, name }`.
  *
  * @param {(photos: { file: File, name: string }[]) => void} add
+ * @param {(names: string[]) => void} skip is told which files of a drop cannot be read
  */
-export function listen(inputs, add) {
+export function listen(inputs, add, skip) {
   for (const input of inputs) {
     input.addEventListener("change", () => {
       add(named(input.files));
@@ -29,7 +30,9 @@ export function listen(inputs, add) {
     document.body.classList.remove("dragging");
     if (!event.dataTransfer.files.length) return;
     event.preventDefault();
-    add(await dropped(event.dataTransfer));
+    const { found, skipped } = await dropped(event.dataTransfer);
+    add(found);
+    skip(skipped);
   });
 }
 
@@ -42,24 +45,30 @@ async function dropped(transfer) {
   // The browser empties the list at the first await, so all of it is read now.
   const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.());
   const files = named(transfer.files);
-  if (!entries.some((entry) => entry?.isDirectory)) return files;
+  if (!entries.some((entry) => entry?.isDirectory)) return { found: files, skipped: [] };
   const found = [];
-  for (const entry of entries) await collect(entry, found);
-  return found;
+  const skipped = [];
+  for (const entry of entries) await collect(entry, found, skipped);
+  return { found, skipped };
 }
 
-async function collect(entry, found) {
+async function collect(entry, found, skipped) {
   if (entry === null || HIDDEN.test(entry.name)) return;
-  if (entry.isFile) {
-    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
-    found.push({ file, name: entry.fullPath.replace(/^\//, "") });
-    return;
-  }
-  const reader = entry.createReader();
-  for (;;) {
-    // A reader returns part of the folder at a time, and nothing at the end.
-    const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!part.length) return;
-    for (const inner of part) await collect(inner, found);
+  const name = entry.fullPath.replace(/^\//, "");
+  try {
+    if (entry.isFile) {
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+      found.push({ file, name });
+      return;
+    }
+    const reader = entry.createReader();
+    for (;;) {
+      // A reader returns part of the folder at a time, and nothing at the end.
+      const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      if (!part.length) return;
+      for (const inner of part) await collect(inner, found, skipped);
+    }
+  } catch {
+    skipped.push(name); // without permission, or deleted in the meantime
   }
 }
