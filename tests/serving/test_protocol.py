@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -164,6 +165,50 @@ def test_rubbish_after_a_request_is_refused_or_cut(fake):
             for good in (live, live * 20, HEAD % len(image) + image):
                 assert server.send(good + rubbish).startswith(b"HTTP/1.1 200 ")
         survives(server)
+
+
+def test_a_damaged_later_chunk_is_one_refusal(fake):
+    with running(fake) as server, server.open() as connection:
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"5\r\nabcde\r\n")
+        time.sleep(0.2)
+        connection.sendall(b"zz\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+        wait_for(lambda: '"status": 400' in server.log.getvalue())
+        assert server.metric("resnetkit_refusals_total", reason="bad_http") == 1
+        assert server.metric("resnetkit_refusals_total", reason="client_gone") == 0
+
+
+@pytest.mark.parametrize("kind", ["length", "chunked"])
+def test_a_photo_that_is_being_sent_does_not_cost_the_refusal(kind):
+    """Most clients read the answer only when they have sent everything."""
+    fake = FakeServed()
+    fake.blocked.clear()
+    piece = bytes(2**16)
+    lines = {"length": b"Content-Length: %d" % (40 * len(piece)),
+             "chunked": b"Transfer-Encoding: chunked"}  # fmt: skip
+    with running(fake, queue_images=1, body_seconds=30) as server:
+        waiting = threading.Thread(target=server.request, kwargs={"body": png()})
+        waiting.start()
+        wait_for(lambda: server.server.queue.images == 1)
+        with server.open() as connection:
+            head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n" + lines[kind] + b"\r\n\r\n"
+            connection.sendall(head)
+            for _ in range(40):
+                time.sleep(0.08)
+                framed = b"%x\r\n" % len(piece) + piece + b"\r\n"
+                connection.sendall(framed if kind == "chunked" else piece)
+            assert read_all(connection).startswith(b"HTTP/1.1 503 ")
+        with server.open() as slow:  # stopping does not wait for such a client
+            slow.sendall(head)
+            assert slow.recv(9999).startswith(b"HTTP/1.1 503 ")
+            fake.blocked.set()
+            waiting.join()
+            start = time.monotonic()
+            server.server.stop()
+            wait_for(lambda: '"event": "stopped"' in server.log.getvalue())
+            assert time.monotonic() - start < 2.9
+            assert '"event": "library"' not in server.log.getvalue()
 
 
 def test_pipelined_requests_are_answered_in_order(fake):

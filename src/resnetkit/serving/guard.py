@@ -10,10 +10,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import RecipeError
 from .logs import JsonLog
 from .metrics import PATHS, Metrics
 from .refusals import Refusal
@@ -43,8 +45,8 @@ PROBED = ("/live", "/ready", "/metrics")
 """Paths that other programs poll every few seconds; successful requests are not logged."""
 
 PREDICTS = re.compile(rb"POST /predict[ ?]")
-DEADLINE = re.compile(rb"\r\nx-deadline-ms:[ \t]*([1-9]\d{0,4})[ \t]*(?:\r\n|$)", re.IGNORECASE)
-REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([\w.-]{1,64})[ \t]*(?:\r\n|$)", re.IGNORECASE)
+DEADLINE = re.compile(r"[1-9][0-9]{0,4}")
+REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Guard:
@@ -60,6 +62,9 @@ class Guard:
         log: the log, which gets a line per request.
         is_stopping: whether the server has been asked to stop.
         refusal_before_reading: see `Service.refusal_before_reading`.
+
+    Raises:
+        RecipeError: a name is not valid.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class Guard:
         self._app = app
         self._is_stopping = is_stopping
         self._refusal_before_reading = refusal_before_reading
-        self._hosts = {name.lower() for name in hosts} | {"localhost"}
+        self._hosts = {*map(_own_name, hosts), "localhost"}
         self._token = None if token is None else _digest(token.encode())
         self._metrics = metrics
         self._log = log
@@ -87,7 +92,7 @@ class Guard:
             return
         exchange = _Exchange(scope, receive, send, self._is_stopping)
         try:
-            self._check(scope, exchange.headers)
+            self._check(scope["path"], exchange.headers)
             await self._app(scope, exchange.receive, exchange.send)
         except Refusal as refusal:
             await exchange.refuse(refusal)
@@ -105,19 +110,24 @@ class Guard:
         Args:
             request: the first bytes of a request.
         """
+        start = time.monotonic()
         head, end, _ = request.partition(b"\r\n\r\n")
         if not end or PREDICTS.match(head) is None:
             return None
-        given = DEADLINE.search(head)
-        if given is None and b"deadline" in head.lower():
+        headers = _parse_headers(head)
+        given = headers.get("x-deadline-ms")
+        if given is not None and DEADLINE.fullmatch(given) is None:
             return None  # the application will say what is wrong
-        refusal = self._refusal_before_reading(int(given[1]) / 1000 if given else None)
+        refusal = self._refusal_before_reading(None if given is None else int(given) / 1000)
         if refusal is None:
             return None
-        own_id = REQUEST_ID.search(head)
-        request_id = own_id[1].decode() if own_id else secrets.token_hex(8)
+        try:
+            self._check("/predict", headers)
+        except Refusal:
+            return None
+        request_id = _request_id(headers)
         content = refusal_content(refusal, request_id)
-        headers = {
+        answered = {
             **HEADERS,
             **refusal_headers(refusal),
             "cache-control": "no-store",
@@ -126,6 +136,8 @@ class Guard:
             "content-type": "application/json",
             "x-request-id": request_id,
         }
+        seconds = time.monotonic() - start
+        self._metrics.observe("request", seconds)
         self._metrics.count_request("/predict", refusal.status)
         self._metrics.count_refusal(refusal.reason)
         self._log.event(
@@ -134,11 +146,12 @@ class Guard:
             method="POST",
             path="/predict",
             status=refusal.status,
+            seconds=round(seconds, 4),
             reason=refusal.reason,
         )
-        lines = [f"{name}: {value}" for name, value in headers.items()]
-        start = f"HTTP/1.1 {refusal.status} Service Unavailable"
-        return "\r\n".join([start, *lines, "", ""]).encode() + content
+        lines = [f"{name}: {value}" for name, value in answered.items()]
+        first = f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"
+        return "\r\n".join([first, *lines, "", ""]).encode() + content
 
     def _record(self, scope: Scope, exchange: _Exchange) -> None:
         seconds = time.monotonic() - exchange.start
@@ -160,7 +173,7 @@ class Guard:
             reason=exchange.reason,
         )
 
-    def _check(self, scope: Scope, headers: dict[str, str]) -> None:
+    def _check(self, path: str, headers: dict[str, str]) -> None:
         if "content-length" in headers and "transfer-encoding" in headers:
             message = "Send Content-Length or Transfer-Encoding, not both"
             raise Refusal(400, "bad_http", message)  # a proxy may use the other one
@@ -177,7 +190,6 @@ class Guard:
         ours = (f"http://{host.lower()}", f"https://{host.lower()}")
         if origin is not None and origin.lower() not in ours:
             raise Refusal(403, "other_origin", "Web pages from other sites may not use this server")
-        path = scope["path"]
         if self._token is None or path in OPEN_PATHS or path.startswith(PAGE_FILES):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
@@ -198,8 +210,7 @@ class _Exchange:
         self.headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        given = self.headers.get("x-request-id", "")
-        self.id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.A) else secrets.token_hex(8)
+        self.id = _request_id(self.headers)
         self.status = 500
         self.reason: str | None = None
         self._receive = receive
@@ -262,6 +273,16 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     return {"retry-after": str(max(1, round(refusal.retry_after + 0.5)))}
 
 
+def _parse_headers(head: bytes) -> dict[str, str]:
+    lines = (line.decode("latin-1").partition(":") for line in head.split(b"\r\n")[1:])
+    return {name.lower(): value.strip() for name, _, value in lines}
+
+
+def _request_id(headers: dict[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
 def _digest(text: bytes) -> bytes:
     return hashlib.sha256(text).digest()
 
@@ -274,6 +295,21 @@ def _host_name(host: str) -> str | None:
     """
     found: Any = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d{1,5})?", host.lower())
     return (found[1] or found[2].rstrip(".")) if found else None
+
+
+def _own_name(host: str) -> str:
+    """Return a name of this server as it is compared with the header ``Host``.
+
+    >>> _own_name("Photos.Example.:8443"), _own_name("::1")
+    ('photos.example', '::1')
+    """
+    name = host if _is_address(host) else _host_name(host)
+    if name is None:
+        raise RecipeError(
+            f"{host!r} is not a host name. Write it as in a URL, without http:// and path: "
+            "photos.example"
+        )
+    return name
 
 
 def _is_address(name: str) -> bool:

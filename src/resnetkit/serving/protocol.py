@@ -8,6 +8,7 @@ See docs/decisions/0008-the-server-is-one-process.md for the choice of uvicorn.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,12 @@ LINGER_BYTES = 32 * 2**10
 LINGER_SECONDS = 2.0
 """How much is still read, and for how long, after an answer to a request whose body is not read. A
 connection that is closed with unread bytes is reset, and a client may lose the answer."""
+
+BODY_LINGER_SECONDS = 10.0
+"""How long the rest of a body within the limit is still read: most clients send all of a photo
+before they look for the answer."""
+
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
 
 LAST_SECONDS = 1.0
 """How long connections without a request may still send one when the server stops."""
@@ -45,6 +52,7 @@ class DeadlineProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._received = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the headers."""
@@ -64,11 +72,14 @@ class DeadlineProtocol(H11Protocol):
         if self._closing.discard(len(data)):
             return
         if self._is_idle():
+            self._received = 0
             refusal = type(self).refuse_early(data)
             if refusal is not None:
                 self._stop_header_timer()
-                self._closing.finish(refusal)
+                length = LENGTH.search(data)
+                self._closing.finish(refusal, None if length is None else int(length[1]))
                 return
+        self._received += len(data)
         try:
             super().data_received(data)
         except h11.ProtocolError:  # damaged data in the middle of an answer
@@ -89,9 +100,11 @@ class DeadlineProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse input that is not HTTP."""
-        self.metrics.count_refusal("bad_http")
         cycle = self.cycle
+        if cycle is None or cycle.response_started:
+            self.metrics.count_refusal("bad_http")
         if cycle is not None and not cycle.response_complete:
+            cycle.scope["state"]["is_damaged"] = True  # the application counts and logs it
             cycle.disconnected = True  # its body is damaged: nothing else can be answered
             cycle.message_event.set()
             if cycle.response_started:
@@ -105,6 +118,7 @@ class DeadlineProtocol(H11Protocol):
         A new connection, or one that has sent part of a request, has `LAST_SECONDS` to send the
         rest, and is answered too. The application asks clients to close after the answer.
         """
+        self._closing.hurry()
         is_new = self.cycle is None
         if (is_new or self.conn.trailing_data[0]) and not self._closing.is_closing():
             self.loop.call_later(LAST_SECONDS, self._shut_down_idle)
@@ -154,6 +168,22 @@ class DeadlineProtocol(H11Protocol):
         """Return whether part of the request may still arrive."""
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
+    def body_length(self) -> int | None:
+        """Return the length that the last request gives for its body, if any."""
+        lengths = [int(value) for name, value in self.headers or () if name == b"content-length"]
+        return lengths[0] if lengths else None
+
+    def patience(self, length: int | None) -> tuple[int, float]:
+        """Return how many more bytes of a body to discard, and for how many seconds.
+
+        Args:
+            length: the length of the whole body, if known.
+        """
+        if length is not None and length > self.bounds.body_bytes:
+            return LINGER_BYTES, LINGER_SECONDS
+        size = LINGER_BYTES + max(0, self.bounds.body_bytes - self._received)
+        return size, max(LINGER_SECONDS, min(BODY_LINGER_SECONDS, self.bounds.body_seconds))
+
     def _start_header_timer(self) -> None:
         if self._header_timer is None:
             self._header_timer = self.loop.call_later(
@@ -174,7 +204,7 @@ class DeadlineProtocol(H11Protocol):
 class _ClosingTransport(asyncio.Transport):
     """A transport that closes in two steps while the peer is still sending.
 
-    First it closes our side and discards what arrives, within `LINGER_BYTES` and `LINGER_SECONDS`.
+    First it closes our side and discards what arrives, within `DeadlineProtocol.patience`.
     """
 
     def __init__(self, protocol: DeadlineProtocol, transport: asyncio.Transport) -> None:
@@ -192,18 +222,24 @@ class _ClosingTransport(asyncio.Transport):
             self._transport.close()
             return
         self._transport.resume_reading()
-        self._linger()
+        self._linger(self._protocol.body_length())
 
-    def finish(self, answer: bytes) -> None:
+    def finish(self, answer: bytes, length: int | None) -> None:
         """Write the whole answer to a request whose body is not read, and close."""
         self._transport.write(answer)
-        self._linger()
+        self._linger(length)
 
-    def _linger(self) -> None:
-        self._left = LINGER_BYTES
+    def _linger(self, length: int | None) -> None:
+        self._left, seconds = self._protocol.patience(length)
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._timer = self._protocol.loop.call_later(LINGER_SECONDS, self.abort)
+        self._timer = self._protocol.loop.call_later(seconds, self.abort)
+
+    def hurry(self) -> None:
+        """Close within `LAST_SECONDS` if only the rest of a body is still awaited."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._protocol.loop.call_later(LAST_SECONDS, self.abort)
 
     def discard(self, size: int) -> bool:
         """Return whether to discard incoming bytes; close after the last of them."""

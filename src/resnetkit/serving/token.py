@@ -23,7 +23,7 @@ def read_token(file: Path | None) -> str | None:
     """
     if file is None and not os.environ.get(VARIABLE):
         return None
-    text = os.environ[VARIABLE] if file is None else file.read_text(encoding="utf-8")
+    text = os.environ[VARIABLE] if file is None else file.read_text("utf-8", errors="replace")
     token = text.strip()
     source = VARIABLE if file is None else str(file)
     if len(token) < SHORTEST or not (token.isascii() and token.isprintable() and " " not in token):
