@@ -176,7 +176,10 @@ class FakeServed:
         means = [one.mean((0, 1)).astype(np.float32) for one in inputs]
         return iter([{"logits": one, "probabilities": one / (one.sum() + 1)} for one in means])
 
-    def explain(self, contents: bytes) -> bytes:
+    def show(self, contents: bytes) -> np.ndarray:
+        return self.prepare(contents)
+
+    def explain(self, inputs: np.ndarray, shown: np.ndarray, target: int) -> bytes:
         raise NotImplementedError
 
 

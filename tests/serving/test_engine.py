@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import io
 import json
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from resnetkit.errors import ArtefactError
+from resnetkit.errors import ArtefactError, ImageError
 from resnetkit.export import sessions
 from resnetkit.serving.engine import Engine, smallest_fast
 from resnetkit.serving.logs import JsonLog
@@ -22,6 +23,33 @@ from resnetkit.serving.served import open_served
 from resnetkit.serving.server import Server
 
 from .conftest import QUICK, FakeServed, Reply, Running, form, png, running, wait_for
+
+
+class Explaining(FakeServed):
+    """A model whose explanations take a time you choose."""
+
+    can_explain = True
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.explain_seconds = seconds
+        self.explained = 0
+        self.decoders: set[str] = set()
+        self.failure: Exception | None = None
+
+    def show(self, contents):
+        self.decoders.add(threading.current_thread().name)
+        if contents == png((9, 9, 9)):
+            raise ImageError("the image: there is not enough memory") from MemoryError()
+        return super().show(contents)
+
+    def explain(self, inputs, shown, target):
+        assert (inputs == shown).all()
+        self.explained += 1
+        time.sleep(self.explain_seconds)
+        if self.failure is not None:
+            raise self.failure
+        return b"class %d" % target
 
 
 def ask(
@@ -136,6 +164,58 @@ def test_an_output_that_is_not_finite_is_an_error():
         rows = server.request(body=body, Content_Type=kind).json
         assert "NaN or infinite" in rows[0]["error"]
         assert (rows[0].get("class"), rows[1]["class"]) == (None, "green")
+
+
+def test_what_an_explanation_shows_is_decoded_by_the_decoders():
+    fake = Explaining()
+    with running(fake) as server:
+        rows = server.request(path="/predict?explain=true", body=png((30, 200, 30))).json
+        assert base64.b64decode(rows["explanation"].split(",")[1]) == b"class 1"
+        assert all(name.startswith("decoder") for name in fake.decoders)
+        reply = server.request(path="/predict?explain=true", body=png((9, 9, 9)))
+        assert (reply.status, reply.json["reason"]) == (503, "memory")
+        fake.failure = MemoryError()
+        reply = server.request(path="/predict?explain=true", body=png())
+        assert (reply.status, reply.json["reason"]) == (503, "memory")
+        assert server.metric("resnetkit_engine_starts_total") == 1
+
+
+def test_nothing_is_explained_for_nobody():
+    fake = Explaining(seconds=0.3)
+    with running(fake) as server:
+        body, kind = form(*[("a.png", png())] * 8)
+        options = {"Content_Type": kind, "X_Deadline_Ms": "400"}
+        reply = server.request(path="/predict?explain=true", body=body, **options)
+        assert reply.status == 504
+        assert server.request(body=png()).status == 200
+        assert fake.explained <= 3
+        wait_for(lambda: not server.server.queue.images)
+
+
+def test_explanations_do_not_hold_up_other_answers():
+    fake = Explaining(seconds=0.5)
+    with running(fake) as server:
+        fake.blocked.clear()
+        replies: list[Reply] = []
+        threads = ask(server, 1, replies)
+        wait_for(lambda: fake.batches == [1])
+        path = "/predict?explain=true"
+        explained = [
+            threading.Thread(target=server.request, kwargs={"path": path, "body": png()})
+            for _ in range(2)
+        ]
+        for thread in explained:
+            thread.start()
+        threads += ask(server, 1, replies)
+        wait_for(lambda: len(server.server.queue._decoded) == 3)
+        fake.blocked.set()
+        wait_for(lambda: len(replies) == 2, 5)
+        assert fake.batches == [1, 3]
+        assert fake.explained <= 1
+        wait_for(lambda: server.server.queue.images <= 1)  # the first explanation does not wait
+        assert fake.explained <= 2
+        for thread in (*threads, *explained):
+            thread.join()
 
 
 class Broken(FakeServed):

@@ -19,6 +19,15 @@ def ticket(pixels: int = 10, seconds: float = 60, answers: list | None = None) -
     return Ticket(b"x", pixels, time.monotonic() + seconds, deliver)
 
 
+def take(queue: Queue, tickets: list[Ticket]) -> list[Ticket]:
+    """Admit images, decode them, and let the engine begin a batch of them."""
+    queue.admit(tickets)
+    for one in tickets:
+        assert queue.take_encoded() is one
+        queue.put_decoded(one, "pixels", 1)
+    return queue.take_batch(len(tickets), 100, threading.Event())
+
+
 def test_admission_is_all_or_nothing():
     queue = Queue(replace(Bounds(), queue_images=3, queue_pixels=100))
     queue.admit([ticket(), ticket()])
@@ -89,10 +98,10 @@ def test_dead_images_are_dropped_before_they_cost_anything():
 def test_the_time_per_image_is_measured():
     queue = Queue(Bounds())
     for _ in range(3):
-        waiting = [ticket(), ticket()]
-        queue.admit(waiting)
+        batch = take(queue, [ticket(), ticket()])
         time.sleep(0.05)
-        queue.finish(waiting, [None, None])
+        queue.finish(batch, [None, None])
+        queue.end_batch(is_complete=True)
     queue.admit([ticket() for _ in range(10)])
     assert 0.2 < queue.retry_after() < 1
     with pytest.raises(Refusal, match="longer than the deadline") as caught:
@@ -102,11 +111,38 @@ def test_the_time_per_image_is_measured():
 
 def test_images_that_take_longer_than_earlier_ones_are_noticed_before_they_are_done():
     queue = Queue(Bounds())
+    take(queue, [ticket()])
     queue.admit([ticket() for _ in range(20)])
     queue.admit([ticket(seconds=1)])  # nothing is known yet
     time.sleep(0.1)
     with pytest.raises(Refusal, match="longer than the deadline"):
         queue.admit([ticket(seconds=1)])
+    queue.end_batch(is_complete=False)  # the engine crashed
+    queue.admit([ticket(seconds=1)])
+
+
+def test_only_the_time_of_the_engine_is_measured():
+    """Images that cannot be decoded do not pull the average down; slow decoding does not count."""
+    queue = Queue(Bounds())
+    batch = take(queue, [ticket()])
+    time.sleep(0.1)
+    queue.finish(batch, [None])
+    queue.end_batch(is_complete=True)
+    for _ in range(20):
+        queue.admit([broken := ticket()])
+        queue.take_encoded()
+        queue.finish([broken], [ValueError()])
+    queue.admit([ticket()])
+    before = queue.retry_after()
+    assert before > 0.09
+    time.sleep(0.3)
+    assert queue.retry_after() == before
+
+
+def test_a_deadline_that_has_passed_is_no_reason_to_try_again():
+    with pytest.raises(Refusal, match="deadline passed") as caught:
+        Queue(Bounds()).admit([ticket(seconds=-1)])
+    assert (caught.value.status, caught.value.retry_after) == (504, None)
 
 
 def test_waiting_ends_with_the_queue():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -12,7 +14,11 @@ from pathlib import Path
 import pytest
 
 from resnetkit.errors import RecipeError
+from resnetkit.serving import app
+from resnetkit.serving.body import split_images
 from resnetkit.serving.protocol import DeadlineProtocol
+from resnetkit.serving.refusals import Refusal
+from resnetkit.serving.server import Server
 from resnetkit.serving.token import read_token
 
 from .conftest import FakeServed, form, png, read_all, running, wait_for
@@ -153,6 +159,56 @@ def test_too_many_images_and_damaged_forms(server):
         assert (reply.status, reply.json["reason"]) == (400, "bad_form"), (body, kind)
 
 
+def test_a_form_of_lines_that_begin_like_a_boundary_is_refused_unparsed(monkeypatch):
+    monkeypatch.setattr("resnetkit.serving.body.MultipartParser", None)
+    body, kind = form(("a.png", b"\r\n--XXa" * 100))
+    with pytest.raises(Refusal, match="may hold 64 images"):
+        split_images(body, kind, 64)
+
+
+def test_a_header_that_takes_long_ends_at_the_deadline_and_stops_nobody(monkeypatch):
+    blocked = threading.Event()
+    slow = png((1, 2, 3))
+
+    def stored_size(contents: bytes) -> tuple[int, int]:
+        assert contents != slow or blocked.wait(20)
+        return 8, 8
+
+    monkeypatch.setattr(app, "stored_size", stored_size)
+    monkeypatch.setattr(app, "cores", lambda: 2)
+    with running(FakeServed()) as server:
+        start = time.monotonic()
+        reply = server.request(body=slow, X_Deadline_Ms="300")
+        assert (reply.status, reply.json["reason"]) == (504, "deadline")
+        assert server.request(body=png()).status == 200
+        assert time.monotonic() - start < 6
+        assert server.server.service._memory._bytes == 0
+        blocked.set()
+
+
+def test_a_thread_that_reads_headers_does_not_keep_the_process():
+    code = (
+        "import time; from resnetkit.serving.decoding import DaemonPool; "
+        "DaemonPool(1, 'headers').submit(lambda: time.sleep(60)); time.sleep(0.5)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=40)
+
+
+def test_an_upload_slower_than_the_deadline(fake):
+    """The default deadline begins when the body is complete, one of the client before."""
+    body = png()
+    with running(fake, deadline_seconds=0.3) as server:
+        for header, status in ((b"", b"200"), (b"X-Deadline-Ms: 300\r\n", b"504")):
+            with server.open() as connection:
+                head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                connection.sendall(head + header + b"Content-Length: %d\r\n\r\n" % len(body))
+                time.sleep(0.5)
+                connection.sendall(body)
+                answer = read_all(connection)
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            assert b"retry-after" not in answer
+
+
 def test_a_full_queue_answers_at_once_with_a_measured_time():
     fake = FakeServed(seconds=0.05)
     with running(fake, queue_images=4, batch_images=1) as server:
@@ -285,6 +341,26 @@ def test_only_known_host_names_are_answered(fake, host, status):
         assert reply.status == status
 
 
+@pytest.mark.parametrize("name", ["Photos.Example.", "photos.example:8443", "photos.example"])
+def test_names_of_the_server_are_compared_without_port_and_dot(fake, name):
+    with running(fake, allowed_hosts=[name]) as server:
+        assert server.request("GET", "/classes", Host="photos.example").status == 200
+        assert server.request("GET", "/classes", Host="photos.example.:8443").status == 200
+
+
+def test_a_wrong_name_of_the_server_is_refused(fake):
+    with pytest.raises(RecipeError, match="is not a host name"):
+        Server(fake, allowed_hosts=["https://photos.example"])
+
+
+def test_a_path_with_a_slash_too_many_is_not_redirected(fake):
+    """The new URL would begin with http:// even after a proxy with TLS."""
+    with running(fake) as server:
+        reply = server.request(path="/predict/", body=png())
+        assert (reply.status, reply.json["reason"]) == (404, "not_found")
+        assert "location" not in reply.headers
+
+
 def test_pages_of_other_sites_are_refused(server):
     host = "{}:{}".format(*server.address)
     assert server.request("GET", "/classes", Origin=f"http://{host}").status == 200
@@ -316,6 +392,10 @@ def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert read_token(None) == "a" * 16
     (tmp_path / "token").write_text("b" * 20 + "\n")
     assert read_token(tmp_path / "token") == "b" * 20
+    for bad in (b"\xff\xfe" * 20, b"secret of 16 bytes\xe9"):
+        (tmp_path / "token").write_bytes(bad)
+        with pytest.raises(RecipeError, match="at least 16 ASCII characters"):
+            read_token(tmp_path / "token")
     for bad in ("short", "with a space in the middle", "é" * 20, ""):
         (tmp_path / "token").write_text(bad)
         with pytest.raises(RecipeError, match="at least 16 ASCII characters"):
@@ -397,7 +477,10 @@ def test_a_busy_server_refuses_before_it_reads(fake):
         assert headers["connection"] == "close"
         assert headers["content-length"] == str(len(body))
         assert server.metric("resnetkit_refusals_total", reason="queue_full") == 1
+        assert server.metric("resnetkit_stage_seconds_count", stage="request") > 0
         # Requests that do not need the queue are answered as usual.
+        assert server.request(body=png(), Host="evil.example").status == 421
+        assert server.request(body=png(), Origin="http://evil.example").status == 403
         assert server.request("GET", "/live").status == 200
         assert server.request(body=png(), X_Deadline_Ms="soon").status == 400
         fake.blocked.set()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .. import runtime
 from ..data.color import to_rgb
+from ..data.preprocessing import Preprocessing
 from ..data.transforms import normalize, stack
 from ..errors import ImageError, RecipeError, did_you_mean
 from ..models.modes import in_mode
@@ -168,9 +169,7 @@ def explain_images(
         images, layer, classes, image_size, side: as in `explain`.
     """
     torch_device = next(model.parameters()).device
-    layout = runtime.memory_format(model, torch_device)
     preprocessing = scale_preprocessing(header.preprocessing, image_size)
-    display = scale_preprocessing(preprocessing, side)
     targets = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)
     for image, class_name in zip(images, targets, strict=False):
         source = Path("picture") if isinstance(image, bytes) else Path(image)
@@ -178,28 +177,70 @@ def explain_images(
         try:
             with runtime.pytorch_defaults():
                 crop = preprocessing.crop(preprocessing.pixels(contents))
-                shown = display.crop(display.pixels(contents)).permute(1, 2, 0).numpy()
-                shown = to_rgb(shown)
+            shown = shown_crop(contents, preprocessing, side)
         except ImageError as error:
             yield Explanation(source, error=str(error))
             continue
         with runtime.pytorch_defaults(), runtime.full_fp32(torch_device):
-            inputs = normalize(stack([crop]).to(torch_device), preprocessing)
-            inputs = inputs.contiguous(memory_format=layout)
+            inputs = _network_input(model, preprocessing, crop)
             with torch.inference_mode():
                 shares = probabilities(model(inputs).float().cpu())[0]
-            best = int(shares.argmax())
-            target = best if class_name is None else header.classes.index(class_name)
-            heat = grad_cam(model, inputs, layer, target)
-            heat = F.interpolate(heat[None], (side, side), mode="bilinear", align_corners=False)
+        best = int(shares.argmax())
+        target = best if class_name is None else header.classes.index(class_name)
         yield Explanation(
             source,
             answer=header.classes[best],
             probability=float(shares[best]),
             target=header.classes[target],
             image=shown,
-            heat=heat[0, 0].cpu().numpy(),
+            heat=heat_map(model, preprocessing, crop, target, side, layer),
         )
+
+
+def shown_crop(source: Path | bytes, preprocessing: Preprocessing, side: int = SIDE) -> np.ndarray:
+    """Return the crop of an image that a model sees, ``(side, side, 3)`` uint8.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    display = scale_preprocessing(preprocessing, side)
+    with runtime.pytorch_defaults():
+        return to_rgb(display.crop(display.pixels(source)).permute(1, 2, 0).numpy())
+
+
+def heat_map(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    crop: Tensor,
+    target: int,
+    side: int = SIDE,
+    layer: str | None = None,
+) -> np.ndarray:
+    """Return the Grad-CAM map of a crop, ``(side, side)`` float32 in [0, 1].
+
+    Args:
+        model: the network, on the device to use.
+        preprocessing: the model's preprocessing.
+        crop: ``(C, S, S)`` uint8.
+        target: the class index.
+        side: the side of the map in pixels.
+        layer: as in `grad_cam`.
+
+    Raises:
+        RecipeError: as in `grad_cam`.
+    """
+    with runtime.pytorch_defaults(), runtime.full_fp32(next(model.parameters()).device):
+        heat = grad_cam(model, _network_input(model, preprocessing, crop), layer, target)
+        heat = F.interpolate(heat[None], (side, side), mode="bilinear", align_corners=False)
+    heat_pixels: np.ndarray = heat[0, 0].cpu().numpy()
+    return heat_pixels
+
+
+def _network_input(model: nn.Module, preprocessing: Preprocessing, crop: Tensor) -> Tensor:
+    """Return ``(1, C, S, S)`` float32 on the device of a model."""
+    device = next(model.parameters()).device
+    inputs = normalize(stack([crop]).to(device), preprocessing)
+    return inputs.contiguous(memory_format=runtime.memory_format(model, device))
 
 
 def _check_classes(names: set[str], classes: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,13 +24,15 @@ from starlette.staticfiles import StaticFiles
 from ..data.decode import UNNAMED, has_known_signature, stored_size
 from ..errors import ImageError, ModelFileError, RecipeError, did_you_mean, sentences
 from ..inference.prediction import NOT_FINITE, Prediction
+from ..limits import cores
 from . import metrics, openapi
-from .body import BodyMemory, Upload, split_images
+from .body import Body, BodyMemory, Upload, split_images
 from .bounds import Bounds
+from .decoding import DaemonPool
 from .engine import Engine
 from .guard import refusal_content, refusal_headers
 from .queue import Queue, Ticket
-from .refusals import ClientGone, Refusal
+from .refusals import DEADLINE_PASSED, ClientGone, Refusal
 from .served import Served
 
 PAGE = Path(__file__).parent / "page"
@@ -67,7 +68,7 @@ class Service:
         self._bounds = bounds
         self._memory = BodyMemory(bounds)
         # Image headers are read separately from decoding, so that a full queue is noticed at once.
-        self._headers = ThreadPoolExecutor(1, thread_name_prefix="headers")
+        self._headers = DaemonPool(cores(), "headers")
         self._uncertainty = lru_cache(maxsize=64)(served.resolve_uncertainty)
         self.is_stopping = False
         self.active = 0
@@ -78,12 +79,12 @@ class Service:
         return self._engine.ready and not self.is_stopping
 
     def close(self) -> None:
-        """Stop the thread of the service."""
-        self._headers.shutdown(wait=False, cancel_futures=True)
+        """Stop the threads of the service."""
+        self._headers.close()
 
     def application(self) -> Starlette:
         """Return the routes as an ASGI application."""
-        return Starlette(
+        application = Starlette(
             routes=[
                 Route("/", self._page),
                 Route("/predict", self._predict, methods=["POST"]),
@@ -103,6 +104,9 @@ class Service:
                 Exception: _failed,
             },
         )
+        # A redirect would have an absolute URL with http:, even after a proxy with TLS.
+        application.router.redirect_slashes = False
+        return application
 
     async def _page(self, request: Request) -> Response:
         return FileResponse(PAGE / "index.html")
@@ -158,16 +162,19 @@ class Service:
     async def _predict(self, request: Request) -> Response:
         start = time.monotonic()
         options = self._options(request)
-        deadline = start + self._seconds(request)
+        seconds = self._seconds(request)
+        deadline = start + (self._bounds.deadline_seconds if seconds is None else seconds)
         self._check_ready()
         self._queue.check_room(1, 0, deadline)
         with self._memory.body() as body:
-            contents = await body.read(request)
-            self._metrics.observe("receive", time.monotonic() - start)
-            loop = asyncio.get_running_loop()
+            await body.read(request)
+            received = time.monotonic()
+            self._metrics.observe("receive", received - start)
+            if seconds is None:  # the time of an upload depends on the client
+                deadline = received + self._bounds.deadline_seconds
             kind = request.headers.get("content-type", "")
-            checked = await loop.run_in_executor(self._headers, self._check_images, contents, kind)
-            del contents
+            reading = self._headers.submit(partial(self._check_images, body, kind))
+            checked = await _by_deadline(request, asyncio.wrap_future(reading), deadline)
             request.state.images = len(checked)
             if len(checked) == 1 and isinstance(checked[0][1], Refusal):
                 raise checked[0][1]
@@ -220,18 +227,20 @@ class Service:
             raise _bad_parameter(message.replace("--false-alarms", "false_alarms")) from None
         return Options(top_k, coverage, false_alarms, explain=text == "true")
 
-    def _seconds(self, request: Request) -> float:
+    def _seconds(self, request: Request) -> float | None:
+        """Return the deadline that a request sets, if any."""
         text = request.headers.get("x-deadline-ms")
         if text is None:
-            return self._bounds.deadline_seconds
+            return None
         most = round(1000 * self._bounds.most_deadline_seconds)
         if not (text.isdecimal() and text.isascii() and 1 <= int(text[:9]) <= most):
             raise Refusal(400, "bad_deadline", f"X-Deadline-Ms must be from 1 to {most}")
         return int(text[:9]) / 1000
 
-    def _check_images(self, body: bytes, content_type: str) -> list[tuple[Upload, int | Refusal]]:
+    def _check_images(self, body: Body, content_type: str) -> list[tuple[Upload, int | Refusal]]:
         """Return the images in a body, each with its number of pixels, or why it is refused."""
-        uploads = split_images(body, content_type, self._bounds.request_images)
+        contents, body.contents = body.contents, b""
+        uploads = split_images(contents, content_type, self._bounds.request_images)
         return [(upload, self._check_image(upload.contents)) for upload in uploads]
 
     def _check_image(self, contents: bytes) -> int | Refusal:
@@ -280,20 +289,12 @@ class Service:
         if tickets:
             self._queue.admit(tickets)
         self.active += 1
-        gone = asyncio.ensure_future(_disconnected(request))
         try:
-            left = max(0.0, deadline - time.monotonic())
-            first = {gone, answers.complete}
-            await asyncio.wait(first, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if not answers.complete.done():
-                if gone.done():
-                    raise ClientGone
-                raise Refusal(504, "deadline", "The deadline passed before the answer was computed")
+            await _by_deadline(request, answers.complete, deadline)
             return [_checked(answer, len(checked) == 1) for answer in answers.found]
         finally:
             self.active -= 1
             self._queue.withdraw(tickets)
-            gone.cancel()
 
     def _row(self, name: str, answer: Any, options: Options) -> dict[str, Any]:
         """Return the JSON line of `resnet predict` for an image."""
@@ -343,8 +344,29 @@ class _Answers:
         """Deliver an answer in the loop's thread."""
         self.found[position] = answer
         self._left -= 1
-        if self._left == 0:
+        if self._left == 0 and not self.complete.cancelled():
             self.complete.set_result(None)
+
+
+async def _by_deadline(request: Request, future: asyncio.Future[Any], deadline: float) -> Any:
+    """Return the result of a future, or cancel it.
+
+    Raises:
+        Refusal: 504 if the deadline passed.
+        ClientGone: nobody is waiting for the answer anymore.
+    """
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        left = max(0.0, deadline - time.monotonic())
+        await asyncio.wait({gone, future}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        if gone.done():
+            raise ClientGone
+        raise Refusal(504, "deadline", DEADLINE_PASSED)
+    finally:
+        gone.cancel()
+        future.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -406,8 +428,9 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     """Return a response that nobody reads: the client is gone. The status is for the log."""
-    request.state.reason = "client_gone"
-    return Response(status_code=499)
+    is_damaged = getattr(request.state, "is_damaged", False)  # the protocol has answered 400
+    request.state.reason = "bad_http" if is_damaged else "client_gone"
+    return Response(status_code=400 if is_damaged else 499)
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -39,6 +39,7 @@ class BodyMemory:
         try:
             yield body
         finally:
+            body.contents = b""  # a thread may not have come to it yet
             self._bytes -= body.size
 
     def add(self, size: int) -> None:
@@ -55,15 +56,21 @@ class BodyMemory:
 
 
 class Body:
-    """The body of one request."""
+    """The body of one request.
+
+    Attributes:
+        size: the bytes that have arrived.
+        contents: the whole body, once it is read.
+    """
 
     def __init__(self, memory: BodyMemory, bounds: Bounds) -> None:
         self._memory = memory
         self._bounds = bounds
         self.size = 0
+        self.contents = b""
 
-    async def read(self, request: Request) -> bytes:
-        """Return the whole body.
+    async def read(self, request: Request) -> None:
+        """Read the whole body.
 
         Raises:
             Refusal: 413 if it is too large, which is known from ``Content-Length`` or after
@@ -88,7 +95,8 @@ class Body:
                     self.size += len(chunk)
                     chunks.append(chunk)
                     if not message.get("more_body", False):
-                        return b"".join(chunks)
+                        self.contents = b"".join(chunks)
+                        return
         except TimeoutError:
             seconds = f"{self._bounds.body_seconds:g} seconds"
             raise Refusal(408, "slow_body", f"The body did not arrive within {seconds}") from None
@@ -117,6 +125,9 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:
         raise Refusal(400, "bad_form", "A multipart form needs a boundary of 1 to 70 characters")
+    # The parser is slow for lines that only begin like a boundary.
+    if body.count(b"\r\n--" + boundary) > most + 1:
+        raise _too_many_images(most)
     form = _Form(most)
     try:
         parser = MultipartParser(boundary, form.callbacks())
@@ -129,6 +140,10 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
     if not form.uploads:
         raise Refusal(400, "bad_form", "The multipart form has no parts; expected images")
     return form.uploads
+
+
+def _too_many_images(most: int) -> Refusal:
+    return Refusal(413, "too_many_images", f"A request may hold {most} images. Send several requests")
 
 
 class _Form:
@@ -157,11 +172,7 @@ class _Form:
 
     def _begin(self) -> None:
         if len(self.uploads) == self._most:
-            raise Refusal(
-                413,
-                "too_many_images",
-                f"A request may hold {self._most} images. Send several requests",
-            )
+            raise _too_many_images(self._most)
         self._disposition = b""
         self._contents = bytearray()
 

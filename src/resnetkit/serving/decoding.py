@@ -1,13 +1,52 @@
-"""Threads that decode admitted images. The codecs release the GIL."""
+"""Threads that read the headers of images and decode admitted ones. The codecs release the GIL.
+
+All are daemons: a process that ends does not wait for them, as it does for those of an executor.
+"""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 from .metrics import Metrics
 from .queue import Queue
 from .served import Served
+
+
+class DaemonPool:
+    """Daemon threads that call functions. A call that is cancelled before it starts is skipped."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self._calls = queue.SimpleQueue()
+        self._threads = threads
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Return a future of what a function will return."""
+        future: Future[Any] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def close(self) -> None:
+        """End each thread after its call."""
+        for _ in range(self._threads):
+            self._calls.put(None)
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del item, future, call  # hold no body while waiting
 
 
 class Decoders:
@@ -33,10 +72,11 @@ class Decoders:
             self._metrics.observe("wait", start - ticket.since)
             try:
                 inputs = self._served.prepare(ticket.contents)
+                shown = self._served.show(ticket.contents) if ticket.wants_explanation else None
             except BaseException as error:
                 self._queue.finish([ticket], [error])
                 continue
             self._metrics.observe("decode", time.monotonic() - start)
             height, width = self._served.input_size(inputs)
-            self._queue.put_decoded(ticket, inputs, height * width)
-            del inputs, ticket  # hold no image while waiting
+            self._queue.put_decoded(ticket, inputs, height * width, shown)
+            del inputs, shown, ticket  # hold no image while waiting

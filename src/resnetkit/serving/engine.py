@@ -173,31 +173,49 @@ class Engine:
             if not batch:
                 return
             worker.begin(batch)
-            answers = self._answer(compute, batch, worker)
+            answers = self._answer(compute, batch)
+            plain = [ticket for ticket in batch if not ticket.wants_explanation]
+            self._finish(worker, plain, [answers[ticket] for ticket in plain])
+            self._explain([t for t in batch if t.wants_explanation], answers, worker)
             worker.end()
-            if not worker.stop.is_set():  # else the batch has failed already
-                self._queue.finish(batch, answers)
-            del batch, answers  # hold no image while waiting
+            if not worker.stop.is_set():
+                self._queue.end_batch(is_complete=True)
+            del batch, plain, answers  # hold no image while waiting
 
-    def _answer(
-        self, compute: Compute, batch: list[Ticket], worker: _Worker
-    ) -> list[dict[str, Any]]:
+    def _finish(self, worker: _Worker, tickets: list[Ticket], answers: list[Any]) -> None:
+        if not worker.stop.is_set():  # else they have failed already
+            self._queue.finish(tickets, answers)
+
+    def _answer(self, compute: Compute, batch: list[Ticket]) -> dict[Ticket, dict[str, Any]]:
         start = time.monotonic()
         for ticket in batch:
             self._metrics.observe("queue", start - ticket.since)
         answers: list[dict[str, Any]] = list(compute([ticket.inputs for ticket in batch]))
         self._metrics.observe("compute", time.monotonic() - start)
         self._metrics.batch_images.observe(len(batch))
-        for ticket, answer in zip(batch, answers, strict=True):
-            if ticket.wants_explanation:
-                start = time.monotonic()
-                worker.begin(batch)  # each explanation has its own time limit
-                answer["explanation"] = self._served.explain(ticket.contents)
-                self._metrics.observe("explain", time.monotonic() - start)
-        return answers
+        return dict(zip(batch, answers, strict=True))
+
+    def _explain(
+        self, tickets: list[Ticket], answers: dict[Ticket, dict[str, Any]], worker: _Worker
+    ) -> None:
+        """Explain and answer the images for which somebody is still waiting, one by one."""
+        for position, ticket in enumerate(tickets):
+            worker.begin(tickets[position:])  # each explanation has its own time limit
+            if not self._queue.is_wanted(ticket):
+                continue
+            start = time.monotonic()
+            answer: Any = answers[ticket]
+            best = int(answer["probabilities"].argmax())
+            try:
+                answer["explanation"] = self._served.explain(ticket.inputs, ticket.shown, best)
+            except MemoryError as error:
+                answer = error
+            self._metrics.observe("explain", time.monotonic() - start)
+            self._finish(worker, [ticket], [answer])
 
     def fail(self, batch: list[Ticket]) -> None:
         """Answer a batch with an error."""
+        self._queue.end_batch(is_complete=False)
         if batch:
             self._queue.finish(batch, [EngineError("the engine crashed")] * len(batch))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .bounds import Bounds
-from .refusals import Refusal
+from .refusals import DEADLINE_PASSED, Refusal
 
 SMOOTHING = 0.2
 """The weight of the newest batch in the measured time per image."""
@@ -32,6 +32,7 @@ class Ticket:
             image was withdrawn or its deadline passed.
         wants_explanation: whether a Grad-CAM overlay is requested.
         inputs: the decoded image, as the model expects it.
+        shown: the decoded image as the overlay shows it, if one is requested.
         since: when it was admitted, and later when it was decoded.
     """
 
@@ -41,6 +42,7 @@ class Ticket:
     deliver: Callable[[Any], None] = field(repr=False)
     wants_explanation: bool = False
     inputs: Any = field(default=None, repr=False)
+    shown: Any = field(default=None, repr=False)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -60,8 +62,8 @@ class Queue:
         self._closed = False
         self._pixels = 0
         self._seconds_per_image = 0.0
-        self._busy_since = 0.0
-        self._last_batch = 1
+        self._busy_since: float | None = None
+        self._batch_images = 1
         self.dropped = 0
 
     @property
@@ -78,10 +80,11 @@ class Queue:
         """Return the expected seconds until the images that are waiting now are answered."""
         if not self.images:
             return 0.0
-        # If nothing has been answered for a while, the current images take longer than earlier
-        # ones.
-        silence = (time.monotonic() - self._busy_since) / self._last_batch
-        return self.images * max(self._seconds_per_image, silence)
+        seconds = self._seconds_per_image
+        since = self._busy_since
+        if since is not None:  # the current images may take longer than earlier ones
+            seconds = max(seconds, (time.monotonic() - since) / self._batch_images)
+        return self.images * seconds
 
     def check_room(self, images: int, pixels: int, deadline: float) -> None:
         """Raise if images cannot be admitted now.
@@ -92,8 +95,12 @@ class Queue:
             deadline: the time after which their answers are useless.
 
         Raises:
-            Refusal: 503; or 413 for several images with more pixels than may ever wait.
+            Refusal: 503; 504 if the deadline has passed; or 413 for several images with more pixels
+                than may ever wait.
         """
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Refusal(504, "deadline", DEADLINE_PASSED)
         most = self._bounds.queue_pixels
         if images > 1 and pixels > most:
             raise Refusal(
@@ -106,7 +113,7 @@ class Queue:
             raise self._refusal("queue_full", f"{self.images} images are waiting")
         if self.images and self._pixels + pixels > most:
             raise self._refusal("queue_full", f"Images with {self._pixels:,} pixels are waiting")
-        if self.retry_after() > MARGIN * (deadline - time.monotonic()):
+        if self.retry_after() > MARGIN * left:
             raise self._refusal("too_busy", "The waiting images take longer than the deadline")
 
     def _refusal(self, reason: str, message: str) -> Refusal:
@@ -117,14 +124,12 @@ class Queue:
         """Admit images, all or none.
 
         Raises:
-            Refusal: 503 or 413, as in `check_room`.
+            Refusal: 503, 504 or 413, as in `check_room`.
         """
         pixels = sum(ticket.pixels for ticket in tickets)
         deadline = min(ticket.deadline for ticket in tickets)
         with self._changed:
             self.check_room(len(tickets), pixels, deadline)
-            if not self._admitted:
-                self._busy_since = time.monotonic()
             self._admitted.update(tickets)
             self._encoded.extend(tickets)
             self._pixels += pixels
@@ -151,13 +156,14 @@ class Queue:
                 self._changed.wait()
         return None
 
-    def put_decoded(self, ticket: Ticket, inputs: Any, pixels: int) -> None:
+    def put_decoded(self, ticket: Ticket, inputs: Any, pixels: int, shown: Any = None) -> None:
         """Pass a decoded image on to the engine.
 
         Args:
             ticket: the image.
             inputs: the decoded image.
             pixels: the number of pixels that it counts for from now on.
+            shown: the image as the overlay shows it, if one is requested.
         """
         with self._changed:
             if ticket not in self._admitted:
@@ -165,14 +171,16 @@ class Queue:
             self._pixels += pixels - ticket.pixels
             ticket.pixels = pixels
             ticket.inputs = inputs
+            ticket.shown = shown
             ticket.since = time.monotonic()
-            if not ticket.wants_explanation:
-                ticket.contents = b""
+            ticket.contents = b""
             self._decoded.append(ticket)
             self._changed.notify_all()
 
     def take_batch(self, images: int, pixels: int, stop: threading.Event) -> list[Ticket]:
         """Wait for decoded images, and return those available, without a fixed delay.
+
+        `end_batch` ends the batch.
 
         Args:
             images: the largest number.
@@ -191,25 +199,35 @@ class Queue:
                         batch.append(ticket)
                         size += ticket.pixels
                 if batch:
+                    self._busy_since = time.monotonic()
+                    self._batch_images = len(batch)
                     break
                 self._changed.wait()
         return batch
+
+    def end_batch(self, is_complete: bool) -> None:
+        """Note that the engine no longer computes its batch; measure it if it is complete."""
+        with self._changed:
+            if is_complete and self._busy_since is not None:
+                seconds = (time.monotonic() - self._busy_since) / self._batch_images
+                weight = SMOOTHING if self._seconds_per_image else 1.0
+                self._seconds_per_image += weight * (seconds - self._seconds_per_image)
+            self._busy_since = None
+
+    def is_wanted(self, ticket: Ticket) -> bool:
+        """Return whether an image is worth computing; drop it if it is not."""
+        with self._changed:
+            return self._is_wanted(ticket)
 
     def finish(self, tickets: Sequence[Ticket], answers: Sequence[Any]) -> None:
         """Deliver answers, or the exceptions in their place, and make room."""
         wanted = []
         with self._changed:
-            now = time.monotonic()
             for ticket, answer in zip(tickets, answers, strict=True):
                 ticket.contents = b""  # its request may hold the ticket for longer
-                ticket.inputs = None
+                ticket.inputs = ticket.shown = None
                 if self._release(ticket):
                     wanted.append((ticket, answer))
-            seconds = (now - self._busy_since) / len(tickets)
-            weight = SMOOTHING if self._seconds_per_image else 1.0
-            self._seconds_per_image += weight * (seconds - self._seconds_per_image)
-            self._busy_since = now
-            self._last_batch = len(tickets)
         for ticket, answer in wanted:
             ticket.deliver(answer)
 
@@ -225,7 +243,6 @@ class Queue:
             self._changed.notify_all()
 
     def _is_wanted(self, ticket: Ticket) -> bool:
-        """Return whether an image is worth computing; drop it if it is not."""
         if ticket in self._admitted and ticket.deadline > time.monotonic():
             return True
         self.dropped += self._release(ticket)

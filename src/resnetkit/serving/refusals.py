@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DEADLINE_PASSED = "The deadline passed before the answer was computed"
+
 
 class Refusal(Exception):
     """An answer other than 200.

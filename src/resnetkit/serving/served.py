@@ -73,8 +73,22 @@ class Served(Protocol):
         """Start a new engine."""
         ...
 
-    def explain(self, contents: bytes) -> bytes:
-        """Return a Grad-CAM overlay as a PNG; only if ``can_explain``."""
+    def show(self, contents: bytes) -> np.ndarray:
+        """Decode an image for `explain`; only if ``can_explain``. As thread-safe as `prepare`.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        ...
+
+    def explain(self, inputs: Any, shown: np.ndarray, target: int) -> bytes:
+        """Return a Grad-CAM overlay as a PNG; only if ``can_explain``.
+
+        Args:
+            inputs: the result of `prepare`.
+            shown: the result of `show`.
+            target: the class that is explained.
+        """
         ...
 
 
@@ -190,7 +204,11 @@ class ExportedFile:
     def _stages(self) -> tuple[str, ...]:
         return ("features",) if self._predictor.manifest.calibration is not None else ()
 
-    def explain(self, contents: bytes) -> bytes:
+    def show(self, contents: bytes) -> np.ndarray:
+        """Refuse, as `explain` does."""
+        raise NotImplementedError
+
+    def explain(self, inputs: np.ndarray, shown: np.ndarray, target: int) -> bytes:
         """Refuse: a runtime returns no gradients."""
         raise NotImplementedError
 
@@ -275,19 +293,23 @@ class ModelFile:
         self._next_engine = "eager"
         return self._predictor.run
 
-    def explain(self, contents: bytes) -> bytes:
+    def show(self, contents: bytes) -> np.ndarray:
+        """Return the crop that the network sees, ``(V, V, 3)`` uint8."""
+        from ..evaluation.explain import shown_crop
+
+        return shown_crop(contents, self._predictor.preprocessing)
+
+    def explain(self, inputs: Any, shown: np.ndarray, target: int) -> bytes:
         """Return the crop that the network sees under its Grad-CAM map, as a PNG."""
         from PIL import Image
 
-        from ..evaluation.explain import explain_images
+        from ..evaluation.explain import heat_map
         from ..report.thumbnails import overlay
 
-        images = explain_images(self._predictor.model, self._predictor.header, [contents])
-        explanation = next(images)
-        assert explanation.image is not None
-        assert explanation.heat is not None
+        predictor = self._predictor
+        heat = heat_map(predictor.model, predictor.preprocessing, inputs, target, len(shown))
         buffer = io.BytesIO()
-        Image.fromarray(overlay(explanation.image, explanation.heat)).save(buffer, "PNG")
+        Image.fromarray(overlay(shown, heat)).save(buffer, "PNG")
         return buffer.getvalue()
 
 
