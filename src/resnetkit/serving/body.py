@@ -143,7 +143,9 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
 
 
 def _too_many_images(most: int) -> Refusal:
-    return Refusal(413, "too_many_images", f"A request may hold {most} images. Send several requests")
+    return Refusal(
+        413, "too_many_images", f"A request may hold {most} images. Send several requests"
+    )
 
 
 class _Form:
