@@ -121,7 +121,24 @@ def test_images_that_take_longer_than_earlier_ones_are_noticed_before_they_are_d
     queue.admit([ticket(seconds=1)])
 
 
-def test_only_the_time_of_the_engine_is_measured():
+def test_images_that_decode_slowly_make_others_wait_too():
+    queue = Queue(Bounds(), decoders=2)
+    queue.admit([ticket(pixels=100)])
+    one = queue.take_encoded()
+    time.sleep(0.1)
+    queue.put_decoded(one, "pixels", 1)
+    queue.admit([ticket(pixels=100) for _ in range(20)])
+    assert 1 < queue.retry_after() < 3  # 20 images of 0.1 s and two decoders
+    with pytest.raises(Refusal, match="longer than the deadline"):
+        queue.admit([ticket(seconds=0.5)])
+    queue.withdraw(list(queue._encoded)[10:])
+    assert 0.5 < queue.retry_after() < 1.5
+    for _ in range(10):
+        queue.take_encoded()
+    assert queue.retry_after() == 0
+
+
+def test_only_the_time_of_the_engine_counts_per_image():
     """Images that cannot be decoded do not pull the average down; slow decoding does not count."""
     queue = Queue(Bounds())
     batch = take(queue, [ticket()])

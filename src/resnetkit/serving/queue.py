@@ -13,7 +13,7 @@ from .bounds import Bounds
 from .refusals import DEADLINE_PASSED, Refusal
 
 SMOOTHING = 0.2
-"""The weight of the newest batch in the measured time per image."""
+"""The weight of the newest measurement in the measured times."""
 
 
 MARGIN = 0.8
@@ -34,6 +34,7 @@ class Ticket:
         inputs: the decoded image, as the model expects it.
         shown: the decoded image as the overlay shows it, if one is requested.
         since: when it was admitted, and later when it was decoded.
+        taken: when its decoding began.
     """
 
     contents: bytes = field(repr=False)
@@ -44,6 +45,7 @@ class Ticket:
     inputs: Any = field(default=None, repr=False)
     shown: Any = field(default=None, repr=False)
     since: float = field(default_factory=time.monotonic)
+    taken: float = 0.0
 
 
 class Queue:
@@ -51,17 +53,24 @@ class Queue:
 
     An image counts from its admission to its answer. An image past its deadline, or whose client is
     gone, is dropped before it is decoded or run through the network. Thread-safe.
+
+    Args:
+        bounds: the limits.
+        decoders: the number of threads that decode.
     """
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, decoders: int = 1) -> None:
         self._bounds = bounds
+        self._decoders = decoders
         self._changed = threading.Condition()
         self._admitted: set[Ticket] = set()
         self._encoded: deque[Ticket] = deque()
         self._decoded: deque[Ticket] = deque()
         self._closed = False
         self._pixels = 0
-        self._seconds_per_image = 0.0
+        self._encoded_pixels = 0
+        self._seconds_per_pixel = 0.0  # of a decoder
+        self._seconds_per_image = 0.0  # of the engine
         self._busy_since: float | None = None
         self._batch_images = 1
         self.dropped = 0
@@ -77,14 +86,18 @@ class Queue:
         return self._pixels
 
     def retry_after(self) -> float:
-        """Return the expected seconds until the images that are waiting now are answered."""
+        """Return the expected seconds until the images that are waiting now are answered.
+
+        Decoding and computing overlap, so the slower of the two decides.
+        """
         if not self.images:
             return 0.0
+        decoding = self._encoded_pixels * self._seconds_per_pixel / self._decoders
         seconds = self._seconds_per_image
         since = self._busy_since
         if since is not None:  # the current images may take longer than earlier ones
             seconds = max(seconds, (time.monotonic() - since) / self._batch_images)
-        return self.images * seconds
+        return max(decoding, self.images * seconds)
 
     def check_room(self, images: int, pixels: int, deadline: float) -> None:
         """Raise if images cannot be admitted now.
@@ -132,6 +145,7 @@ class Queue:
             self.check_room(len(tickets), pixels, deadline)
             self._admitted.update(tickets)
             self._encoded.extend(tickets)
+            self._encoded_pixels += pixels
             self._pixels += pixels
             self._changed.notify_all()
 
@@ -144,6 +158,7 @@ class Queue:
                 kept = [ticket for ticket in waiting if ticket in self._admitted]
                 waiting.clear()
                 waiting.extend(kept)
+            self._encoded_pixels = sum(ticket.pixels for ticket in self._encoded)
 
     def take_encoded(self) -> Ticket | None:
         """Wait for an image to decode; return None once the queue is closed."""
@@ -151,7 +166,9 @@ class Queue:
             while not self._closed:
                 while self._encoded:
                     ticket = self._encoded.popleft()
+                    self._encoded_pixels -= ticket.pixels
                     if self._is_wanted(ticket):
+                        ticket.taken = time.monotonic()
                         return ticket
                 self._changed.wait()
         return None
@@ -168,11 +185,14 @@ class Queue:
         with self._changed:
             if ticket not in self._admitted:
                 return
+            now = time.monotonic()
+            seconds = (now - ticket.taken) / max(1, ticket.pixels)
+            self._seconds_per_pixel = _smooth(self._seconds_per_pixel, seconds)
             self._pixels += pixels - ticket.pixels
             ticket.pixels = pixels
             ticket.inputs = inputs
             ticket.shown = shown
-            ticket.since = time.monotonic()
+            ticket.since = now
             ticket.contents = b""
             self._decoded.append(ticket)
             self._changed.notify_all()
@@ -210,8 +230,7 @@ class Queue:
         with self._changed:
             if is_complete and self._busy_since is not None:
                 seconds = (time.monotonic() - self._busy_since) / self._batch_images
-                weight = SMOOTHING if self._seconds_per_image else 1.0
-                self._seconds_per_image += weight * (seconds - self._seconds_per_image)
+                self._seconds_per_image = _smooth(self._seconds_per_image, seconds)
             self._busy_since = None
 
     def is_wanted(self, ticket: Ticket) -> bool:
@@ -254,3 +273,8 @@ class Queue:
         self._admitted.discard(ticket)
         self._pixels -= ticket.pixels
         return True
+
+
+def _smooth(average: float, newest: float) -> float:
+    """Return the moving average with the newest measurement, which is the first if it is 0."""
+    return average + SMOOTHING * (newest - average) if average else newest

@@ -65,7 +65,7 @@ class Server:
     ) -> None:
         self.bounds = bounds or Bounds()
         self.log = log or JsonLog()
-        self.queue = Queue(self.bounds)
+        self.queue = Queue(self.bounds, decoders=cores())
         self.metrics = Metrics(self.queue)
         self.engine = Engine(
             served, self.queue, self.metrics, bounds=self.bounds, log=self.log.event
