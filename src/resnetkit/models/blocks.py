@@ -122,7 +122,8 @@ class Bottleneck(nn.Module):
             groups: (32, 4) is ResNeXt 32x4d (arXiv:1611.05431), (1, 128) is Wide ResNet-50-2.
         dilation: spacing of the 3x3 kernel's taps.
         stride_on: ``"3x3"`` (V1.5, used by all published weights) or ``"1x1"`` (V1, the paper's),
-            which drops three of every four pixels before the 3x3 sees them.
+            which drops three of every four pixels before the 3x3 sees them. NVIDIA's ResNet-50 V1.5
+            is about 0.5 points more accurate than V1.
 
     Raises:
         ValueError: stride_on is neither ``"3x3"`` nor ``"1x1"``.

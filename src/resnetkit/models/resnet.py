@@ -7,7 +7,7 @@ and figures are those of arXiv:1512.03385. Parameter names must match published 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -34,7 +34,8 @@ class ResNet(nn.Module):
         layers: number of blocks in each of 1 to 4 stages; ResNet-50 is ``Bottleneck`` with
             ``[3, 4, 6, 3]``. Missing stages are the identity.
         num_classes: number of logits; 0 returns the pooled vector ``(N, C)`` instead.
-        zero_init_residual: start every block as its shortcut alone (arXiv:1706.02677, section 5.1).
+        zero_init_residual: start every block as its shortcut alone (arXiv:1706.02677, section 5.1);
+            torchvision's authors put the gain at 0.2 to 0.3 points of accuracy.
         groups, width_per_group: groups and width of the 3x3 in a `Bottleneck`.
         replace_stride_with_dilation: for each stage but the first, whether to keep the size of
             the map and dilate the kernels: same weights, same field of view (arXiv:1511.07122).
@@ -126,6 +127,7 @@ class ResNet(nn.Module):
             )
             inplanes = planes * block.expansion
         built += [nn.Identity() for _ in range(4 - len(layers))]
+        # Assigned by name: `forward` can then be read, and published weights have these names.
         self.layer1 = built[0]
         self.layer2 = built[1]
         self.layer3 = built[2]
@@ -157,18 +159,9 @@ class ResNet(nn.Module):
         replaced, the convolution that had it keeps the dilation of the stage before, because it
         still sees that stage's map. All later convolutions have the new dilation.
         """
-        make_block = partial(
-            block, groups=self.groups, base_width=self.base_width, norm_layer=self._norm_layer
-        )
-        # Our own arguments are passed only if used, because torchvision's blocks lack them.
-        if self.shortcut == "none":
-            make_block = partial(make_block, residual=False)
         if self.stride_on == "1x1":
-            make_block = partial(make_block, stride_on="1x1")
             first_dilation = dilation  # the 3x3 follows the 1x1 that lost its stride
-        if issubclass(block, DilatedBasicBlock):
-            make_block = partial(make_block, inner_dilation=dilation)
-
+        make_block = self._block_maker(block, dilation)
         outplanes = planes * block.expansion
         shortcut = make_shortcut(self.shortcut, inplanes, outplanes, stride, self._norm_layer)
         first = make_block(inplanes, planes, stride, shortcut, dilation=first_dilation)
@@ -177,6 +170,24 @@ class ResNet(nn.Module):
             shortcut = make_shortcut(self.shortcut, outplanes, outplanes, 1, self._norm_layer)
             stage.append(make_block(outplanes, planes, 1, shortcut, dilation=dilation))
         return stage
+
+    def _block_maker(
+        self, block: type[BasicBlock | Bottleneck], dilation: int
+    ) -> Callable[..., BasicBlock | Bottleneck]:
+        """Return ``block`` with the arguments that all blocks in a stage share.
+
+        Our own arguments are passed only if used, because torchvision's blocks lack them.
+        """
+        make_block = partial(
+            block, groups=self.groups, base_width=self.base_width, norm_layer=self._norm_layer
+        )
+        if self.shortcut == "none":
+            make_block = partial(make_block, residual=False)
+        if self.stride_on == "1x1":
+            make_block = partial(make_block, stride_on="1x1")
+        if issubclass(block, DilatedBasicBlock):
+            make_block = partial(make_block, inner_dilation=dilation)
+        return make_block
 
     def _init_weights(self, zero_init_residual: bool) -> None:
         # He initialization (arXiv:1502.01852): a ReLU halves the mean square, so a variance of
@@ -226,7 +237,7 @@ class ResNet(nn.Module):
 
         if self.include_top:
             x = self.avgpool(x)  # (N, 512 * expansion, 1, 1)
-            x = torch.flatten(x, 1)
+            x = torch.flatten(x, 1)  # (N, 512 * expansion)
             x = self.fc(x)  # (N, num_classes)
         return x
 
