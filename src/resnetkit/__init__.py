@@ -1,4 +1,4 @@
-"""The ResNet family, and what turns a folder of photos into a classifier you can trust.
+"""The ResNet family, and the tools that turn a folder of photos into a classifier you can trust.
 
 The flow of data, and the packages that it passes through::
 

@@ -1,4 +1,4 @@
-"""Run the command ``resnet`` as ``python -m resnetkit``."""
+"""Run the ``resnet`` command as ``python -m resnetkit``."""
 
 from .cli import main
 

@@ -1,8 +1,8 @@
-"""The calibration data of a model file: the entry ``calibration`` of its header.
+"""The calibration data in a model file: the ``calibration`` entry of its header.
 
 Training fits it on the validation split, and prediction compares new images with it;
-`evaluation.conformal` and `evaluation.strangeness` explain how. It is in the header because other
-programs load all tensors of the file into their network.
+`evaluation.conformal` and `evaluation.strangeness` explain how. It is stored in the header, not as
+tensors, because other programs load every tensor in the file into their network.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ MAX_DIRECTIONS = 64
 """Maximum number of rows in ``directions``; with 2,048 features, 64 rows take 683 KiB."""
 
 MAX_NUMBERS = 2**22
-"""Maximum size of ``means``: 2,048 classes of 2,048 features, 22 of the header's 64 MiB."""
+"""Maximum number of values in ``means``: 2,048 classes with 2,048 features take 22 of the header's
+64 MiB."""
 
 
 def has_room(classes: int, features: int) -> bool:
-    """Return whether a header can hold the `Calibration` of this many classes and features."""
+    """Return whether a header can hold the `Calibration` for this many classes and features."""
     return classes * features <= MAX_NUMBERS
 
 
@@ -48,7 +49,7 @@ class Matrix:
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Matrix:
-        """Return the matrix of an array with two dimensions."""
+        """Return a two-dimensional array as a matrix."""
         rows, columns = array.shape
         return cls((rows, columns), array.astype("<f4").tobytes())
 
@@ -62,7 +63,7 @@ class Matrix:
 
     @classmethod
     def from_dict(cls, content: object, name: str) -> Matrix:
-        """Parse and check what `to_dict` wrote.
+        """Parse and check the output of `to_dict`.
 
         Raises:
             ModelFileError: ``content`` is not a matrix of finite numbers.
@@ -87,20 +88,21 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration data from the validation split, to predict sets and find strange images.
+    """Calibration data from the validation split, for predicting sets and finding strange images.
 
     Args:
         count: the number of validation images.
-        temperature: divides logits so that probabilities match frequencies; it is not applied to
-            the probabilities that a model predicts.
+        temperature: the divisor of the logits that makes probabilities match observed frequencies.
+            It is not applied to the probabilities that a model predicts.
         conformal: the conformal scores of the validation images, ascending; see
-            `evaluation.conformal`. With more than `MAX_SCORES` images, that many quantiles of them.
-        strangeness: how strange the validation images are, in the same form; see
+            `evaluation.conformal`. For more than `MAX_SCORES` images, `MAX_SCORES` quantiles of
+            their scores.
+        strangeness: the strangeness scores of the validation images, in the same form; see
             `evaluation.strangeness`.
         distance_scale: the factor that scales distances in ``strangeness``.
         means: ``(classes, C)``, the mean features of each class.
-        directions: ``(r, C)``, the directions along which images of one class differ, with ``r`` at
-            most `MAX_DIRECTIONS`.
+        directions: ``(r, C)``, the directions along which images of the same class differ; ``r`` is
+            at most `MAX_DIRECTIONS`.
     """
 
     count: int
@@ -112,7 +114,7 @@ class Calibration:
     directions: Matrix
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON values of the header's entry."""
+        """Return the header entry as JSON values."""
         return {
             "count": self.count,
             "temperature": self.temperature,
@@ -125,7 +127,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: object) -> Calibration:
-        """Parse and check what `to_dict` wrote.
+        """Parse and check the output of `to_dict`.
 
         Raises:
             ModelFileError: a value is missing, has the wrong type, or is out of range or order.
@@ -161,7 +163,7 @@ class Calibration:
         )
 
     def problems(self, classes: int, features: int) -> list[str]:
-        """Return the mismatches with a network of this many logits and features, if any.
+        """Return the mismatches with a network that has this many logits and features, if any.
 
         Args:
             classes: the number of logits.
@@ -169,12 +171,14 @@ class Calibration:
         """
         problems = []
         if self.means.shape != (classes, features):
-            problems.append(f"calibration: means is {self.means.shape}, not {(classes, features)}")
+            problems.append(
+                f"calibration: means has shape {self.means.shape}, not {(classes, features)}"
+            )
         rows, columns = self.directions.shape
         if columns != features or rows > MAX_DIRECTIONS:
             problems.append(
-                f"calibration: directions is {self.directions.shape}, not (up to {MAX_DIRECTIONS}, "
-                f"{features})"
+                f"calibration: directions has shape {self.directions.shape}, not (up to "
+                f"{MAX_DIRECTIONS}, {features})"
             )
         return problems
 

@@ -1,4 +1,4 @@
-"""Which distribution is installed, and the command to install a package that it leaves out.
+"""Find which distribution is installed, and the commands that install what it leaves out.
 
 ``resnetkit-runtime`` has the same files as ``resnetkit``, but depends only on what is needed to
 predict with exported files (docs/decisions/0007-the-runtime-is-a-second-distribution.md).
@@ -14,7 +14,7 @@ from .errors import MissingPackageError
 LEFT_OUT = frozenset(
     ("jinja2", "matplotlib", "pydantic", "safetensors", "sklearn", "torch", "torchvision", "yaml")
 )
-"""Modules that ``resnetkit`` needs, and that ``resnetkit-runtime`` does not depend on."""
+"""Modules that ``resnetkit`` needs and ``resnetkit-runtime`` does not depend on."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def explain_missing(user: str) -> Iterator[None]:
         user: the command that needs the module, such as ``resnet train``.
 
     Raises:
-        MissingPackageError: in place of ModuleNotFoundError.
+        MissingPackageError: such a module is not installed.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def install_command(extra: str) -> str:
 
 
 def distribution_name() -> str:
-    """Return ``resnetkit``, or ``resnetkit-runtime`` if only that is installed."""
+    """Return ``resnetkit``, or ``resnetkit-runtime`` if only the latter is installed."""
     return "resnetkit-runtime" if _is_runtime() else "resnetkit"
 
 

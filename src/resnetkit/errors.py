@@ -44,8 +44,8 @@ class ImageError(DataError):
 
     Args:
         message: what is wrong with the file.
-        passing: the failure may be temporary. The file is not to blame (out of memory, a missing
-            library), so another attempt may succeed.
+        passing: whether the failure may be temporary. Its cause is then not the file itself but,
+            for example, too little memory or a missing library, so another attempt may succeed.
     """
 
     def __init__(self, message: str = "", passing: bool = False) -> None:
@@ -66,14 +66,14 @@ class OutputError(ResnetkitError, OSError):
 
 
 class WeightsError(ResnetkitError, ValueError, RuntimeError):
-    """Published or foreign weights that are not available or do not fit.
+    """Published or third-party weights that are not available or do not fit.
 
     Also a RuntimeError, because PyTorch raises one for tensors or hashes that do not match.
     """
 
 
 class UnknownWeightsError(WeightsError, KeyError):
-    """A name that matches no published weights; also a KeyError, as from a lookup in an enum."""
+    """A name that matches no published weights; also a KeyError, like a failed enum lookup."""
 
     __str__ = Exception.__str__  # a KeyError would print the message's repr
 
@@ -98,7 +98,7 @@ class Interrupted(ResnetkitError):
         self.exit_code = exit_code
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
-        return type(self), (str(self), self.exit_code)  # by default pickle passes only the message
+        return type(self), (str(self), self.exit_code)  # pickle would pass only the message
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:

@@ -33,7 +33,7 @@ ANSWER_SECONDS = 3.0
 """How long a rank waits for another host to accept a connection."""
 
 ENDING_SECONDS = 0.5
-"""How long a killed process may still accept connections."""
+"""How long a killed process may keep accepting connections."""
 
 SILENT_SECONDS = 12
 """Seconds without an answer before a host is considered lost."""
@@ -79,7 +79,7 @@ def differences(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> l
     """Return one line for each key whose values differ, saying which host has which value.
 
     Args:
-        reports: the report of every rank, in the order of the ranks.
+        reports: the report of every rank, in rank order.
         names: the host name of every rank.
 
     >>> differences([{"torch": "2.14", "lr": 1}, {"torch": "2.13", "lr": 1}], ["alpha", "beta"])
@@ -108,7 +108,7 @@ def interfaces() -> dict[str, str]:
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has no IPv4 address
+            with suppress(OSError):  # this interface has no IPv4 address
                 request = struct.pack("256s", name.encode())
                 answer = fcntl.ioctl(any_socket, 0x8915, request)  # SIOCGIFADDR
                 found[name] = socket.inet_ntoa(answer[20:24])
@@ -118,9 +118,9 @@ def interfaces() -> dict[str, str]:
 def exchange_address() -> str:
     """Return the address that other ranks use to reach this one through gloo; "" if unknown.
 
-    gloo uses the interface in GLOO_SOCKET_IFNAME, else the first address of the host name that
-    belongs to this machine, else the loopback address
-    (``ProcessGroupGloo::createDefaultDevice``).
+    gloo uses the interface that GLOO_SOCKET_IFNAME names. If it is not set, gloo uses the first
+    address that the host name resolves to and that belongs to this machine. If there is none, it
+    uses the loopback address (see ``ProcessGroupGloo::createDefaultDevice``).
     """
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if interface:
@@ -136,10 +136,10 @@ def exchange_address() -> str:
 
 
 def open_sockets() -> dict[str, int]:
-    """Return the file descriptor of each open socket of this process, by inode; Linux only."""
+    """Return the descriptor of each socket this process has open, by inode; {} except on Linux."""
     found = {}
     for link in Path("/proc/self/fd").iterdir() if sys.platform == "linux" else ():
-        with suppress(OSError):  # the descriptor of this listing
+        with suppress(OSError):  # the descriptor that listed the folder is closed by now
             target = os.readlink(link)
             if target.startswith("socket:"):
                 found[target] = int(link.name)
@@ -148,13 +148,14 @@ def open_sockets() -> dict[str, int]:
 
 @dataclass
 class Peers:
-    """All ranks of a run, as they described themselves.
+    """All ranks of a run, as described in their reports.
 
     Args:
-        token: unique to this meeting; it prefixes keys in the store.
+        token: a prefix for keys in the store that is unique to this meeting.
         rank: this rank.
         reports: ``host``, ``address`` and ``port`` of every rank.
-        listener: accepts connections, without a thread, while this rank is alive.
+        listener: a socket on which the system accepts connections while this rank is alive. It
+            needs no thread.
     """
 
     token: str
@@ -171,10 +172,11 @@ class Peers:
     def watch(self, before: Mapping[str, int]) -> None:
         """Make the system close connections to hosts that do not answer for `SILENT_SECONDS`.
 
-        By default, this takes hours while nothing is being sent. Linux only.
+        By default, the system needs hours to notice a lost host while nothing is being sent. Linux
+        only.
 
         Args:
-            before: the `open_sockets` before PyTorch connected the ranks.
+            before: what `open_sockets` returned before PyTorch connected the ranks.
         """
         for inode, descriptor in open_sockets().items():
             if inode in before:
@@ -197,7 +199,7 @@ class Peers:
         """Return the other ranks that cannot be reached, each with the reason.
 
         A rank that is alive accepts a connection, whatever it is doing. If its process has ended,
-        its system refuses the connection; if its host is lost, nothing answers.
+        the operating system refuses the connection; if its host is lost, nothing answers.
         """
         others = [
             rank for rank, report in enumerate(self.reports) if rank != self.rank and report["port"]
@@ -218,11 +220,11 @@ class Peers:
         return ""
 
     def explain_loss(self) -> str:
-        """Return the error message for a lost connection: which ranks ended or do not answer.
+        """Return the error message for a lost connection, which names the lost ranks.
 
-        Closes the connections of this rank too, so that all ranks look for the lost one at the
-        same time, and waits until those on other hosts have looked. A killed process may lose
-        PyTorch's connections before its listener, so a rank looks several times.
+        Also closes this rank's own connections, so that all ranks look for the lost one at the same
+        time. Then waits until the ranks on other hosts have looked. A killed process may lose
+        PyTorch's connections before its listener, so this rank looks several times.
         """
         for connection in self._watched:
             with suppress(OSError):
@@ -244,7 +246,7 @@ class Peers:
         return f"{text}. The last saved state is kept; --resume continues from it"
 
     def close(self) -> None:
-        """Stop accepting connections."""
+        """Close the listener and this object's copies of PyTorch's sockets."""
         for connection in (*self._watched, self.listener):
             if connection is not None:
                 connection.close()
@@ -262,11 +264,11 @@ def _is_connected(connection: socket.socket) -> bool:
 def await_main_rank(rank: int, deadline: float) -> None:
     """Wait until the store of the run accepts a connection.
 
-    Without this, PyTorch would try for longer and flood the terminal.
+    Otherwise, PyTorch would keep trying for longer and flood the terminal with messages.
 
     Args:
         rank: this rank.
-        deadline: when to give up, as in `time.monotonic`.
+        deadline: when to give up, on the clock of `time.monotonic`.
 
     Raises:
         TrainingError: the store cannot be reached.
@@ -295,13 +297,14 @@ def meet(store: Store, rank: int, size: int, *, deadline: float) -> Peers:
     own report is then not among those published, so the rank waits for a newer announcement.
 
     Args:
-        store: shared by all ranks. Keys from before a restart may still be there.
+        store: the store that all ranks share. It may still hold keys from before a restart.
         rank: this rank.
         size: number of ranks.
-        deadline: when to stop waiting for the others, as in `time.monotonic`.
+        deadline: when to stop waiting for the others, on the clock of `time.monotonic`.
 
     Raises:
-        TrainingError: on all ranks; it names each difference and says what to do.
+        TrainingError: the ranks do not match, or cannot reach each other. All ranks raise it; the
+            message names each difference and says what to do.
     """
     address = exchange_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -323,7 +326,7 @@ def meet(store: Store, rank: int, size: int, *, deadline: float) -> Peers:
     except BaseException as error:
         if listener is not None:
             listener.close()
-        # Without the main rank, the store raises a RuntimeError.
+        # The store raises a RuntimeError once the main rank is gone.
         if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):
             raise TrainingError("The main rank has ended. Its own message says why") from error
         raise
@@ -366,10 +369,10 @@ def _exchange(
 
 
 def _check_peers(store: Store, peers: Peers) -> None:
-    """Check versions and addresses.
+    """Check that all ranks have the same versions and can reach each other.
 
     Raises:
-        TrainingError: on all ranks.
+        TrainingError: a check failed. All ranks raise it.
     """
     names = peers.names
     lines = differences([report["versions"] for report in peers.reports], names)

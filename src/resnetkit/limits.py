@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNKNOWN = 512 * 2**20
-"""Bytes of memory to assume if the system does not say."""
+"""Bytes of memory to assume if the system does not report how much is available."""
 
 PROC = Path("/proc")
 GROUPS = Path("/sys/fs/cgroup")
@@ -17,11 +17,12 @@ GROUPS = Path("/sys/fs/cgroup")
 def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
     """Return the bytes that this process can allocate without swapping or being killed.
 
-    This respects the limits of a container or batch system. `UNKNOWN` if the system does not say.
+    Respects the limits of a container or batch system. Returns `UNKNOWN` if the system does not
+    report how much memory is available.
 
     Args:
-        proc: where Linux describes processes.
-        groups: where Linux describes control groups (versions 1 and 2).
+        proc: root of Linux's proc file system.
+        groups: root of Linux's control group file systems (versions 1 and 2).
     """
     try:
         lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
@@ -40,11 +41,11 @@ def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
 def cpu_quota(proc: Path = PROC, groups: Path = GROUPS) -> float:
     """Return how many CPUs the tightest control group allows; infinity if there is no limit.
 
-    1.5 means one and a half CPUs' worth of time.
+    For example, 1.5 means one and a half CPUs' worth of time.
 
     Args:
-        proc: where Linux describes processes.
-        groups: where Linux describes control groups (versions 1 and 2).
+        proc: root of Linux's proc file system.
+        groups: root of Linux's control group file systems (versions 1 and 2).
     """
     quotas = (
         _cpu_quota_v1(folder) if is_v1 else _cpu_quota_v2(folder)
@@ -74,7 +75,7 @@ def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple
     for _, controllers, path in own:
         if controllers == "":
             bases = [(groups, False)]
-        elif controller in controllers.split(","):  # mounted under one name, or under all of them
+        elif controller in controllers.split(","):  # mounted as "cpu" or as "cpu,cpuacct"
             bases = [(groups / name, True) for name in dict.fromkeys((controller, controllers))]
         else:
             continue
@@ -106,7 +107,7 @@ def _free_bytes(folder: Path, limit: str, usage: str, cached: str) -> int | None
 
 
 def _cpu_quota_v2(folder: Path) -> float:
-    """Return the quota over the period in ``cpu.max`` ("150000 100000", or "max 100000")."""
+    """Return quota divided by period from ``cpu.max`` ("150000 100000", or "max 100000")."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except OSError:
@@ -115,7 +116,7 @@ def _cpu_quota_v2(folder: Path) -> float:
 
 
 def _cpu_quota_v1(folder: Path) -> float:
-    """Return the quota over the period; a quota of -1 microseconds means no limit."""
+    """Return quota divided by period; a quota of -1 microseconds means no limit."""
     try:
         quota = int((folder / "cpu.cfs_quota_us").read_text())
         period = int((folder / "cpu.cfs_period_us").read_text())

@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 STUCK = 120.0
-"""Seconds without a file or a result after which a task is retried once, and then abandoned."""
+"""Seconds without a new file or result before a task is retried, and again before it fails."""
 
 PATIENCE = 2.0
 """Seconds that a stopping pool waits for a file that is being read."""
@@ -32,7 +32,7 @@ _last_read: dict[int, float] = {}  # thread -> when it last finished a file
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Record that the thread is reading the file ``name`` while the context is open."""
+    """Record that this thread is reading the file ``name`` while the context is open."""
     thread = get_ident()
     _reading[thread] = (name, time.monotonic())
     try:
@@ -52,7 +52,7 @@ def prefetch_map(
     of the result.
 
     Raises:
-        DataError: a task was stuck twice, with no file and no result for `STUCK` seconds; the
+        DataError: a task got stuck twice: no new file or result arrived for `STUCK` seconds. The
             message names the files that are being read.
     """
     if workers == 0:
@@ -105,13 +105,13 @@ class Pool(Generic[Item, Result]):
             future.set_exception(error)
 
     def submit(self, item: Item) -> Future[Result]:
-        """Queue an item, and return the future of its result."""
+        """Queue an item, and return a future for its result."""
         future: Future[Result] = Future()
         self.tasks.put((future, item))
         return future
 
     def result(self, future: Future[Result], item: Item) -> Result:
-        """Return the result of an item, or of a second try if the first is stuck.
+        """Return the result for an item; if the first try gets stuck, start a second one.
 
         Raises:
             DataError: both tries are stuck.
@@ -131,7 +131,7 @@ class Pool(Generic[Item, Result]):
     def _wait_for_any(self, *futures: Future[Result]) -> bool:
         """Wait for one of ``futures``; return False if no file has arrived for `STUCK` seconds.
 
-        A batch of many slow files is not stuck.
+        A batch of many slow files does not count as stuck.
         """
         start = time.monotonic()
         while not any(future.done() for future in futures):

@@ -39,10 +39,13 @@ def default_workers() -> int:
 
 
 def main_address() -> tuple[str, int]:
-    """Return the host and port where the ranks of this run meet."""
+    """Return the host and port at which the ranks of this run meet."""
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def hosts_meeting() -> bool:
-    """Return whether this process hosts the store: the main rank, unless torchrun hosts it."""
+    """Return whether this process hosts the store through which the ranks meet.
+
+    The main rank hosts it, unless torchrun does.
+    """
     return rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

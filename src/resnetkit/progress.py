@@ -36,17 +36,17 @@ from .text import printable, printable_json, printable_lines
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-_typed: list[str] = []  # names with control characters in the command's arguments
+_typed: list[str] = []  # names in the command's arguments that contain control characters
 
 Advance = Callable[[str], None]
 """Called after each unit of work, with the text to show after the bar (may be empty)."""
 
 
 class ConsoleHandler(logging.Handler):
-    """A log handler that prints records on standard error, on the main rank."""
+    """A log handler that prints records to standard error, on the main rank only."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record; ``[`` and ``]`` have no special meaning."""
+        """Print a record as plain text: ``[`` and ``]`` are not markup."""
         if rank() == 0:
             console.print(_printable_message(self.format(record)), markup=False)
 
@@ -60,7 +60,8 @@ if log.level == logging.NOTSET:
 def keep_on_one_line(arguments: Iterable[str]) -> None:
     """Escape names in the command's arguments whose line breaks would split a message.
 
-    A finished message may have several lines, and does not show which line breaks come from a name.
+    A message may have several lines. Once it is complete, nothing shows which of its line breaks
+    come from a name.
     """
     parts = {part for argument in arguments for part in re.split("[/\\\\=]", argument)}
     _typed[:] = sorted(part for part in parts if part.strip() and printable(part) != part)
@@ -78,23 +79,23 @@ def say(text: str = "") -> None:
 
 
 def print_result(text: str) -> None:
-    """Print a result on standard output."""
+    """Print a result to standard output."""
     if rank() == 0:
         print(_printable_message(text), flush=True)
 
 
 def print_json(value: Any) -> None:
-    """Print a result as indented JSON on standard output."""
+    """Print a result to standard output as indented JSON."""
     if rank() == 0:
         print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)), flush=True)
 
 
 def print_error(error: Exception) -> None:
-    """Print on standard error why the command ends.
+    """Print to standard error why the command ends.
 
-    Ranks other than the main rank print one line each, because they usually hit the same error, and
-    nothing if all ranks were asked to stop. Text and newline are written in one call: `print`
-    writes them in two, and the output of another process could get in between.
+    Each of the other ranks prints only one line, because all ranks usually hit the same error, and
+    nothing if all ranks were asked to stop. The text and its newline are written in one call:
+    `print` writes them in two, and output from another process could come between them.
     """
     if rank() == 0:
         sys.stderr.write(f"resnet: {_printable_message(str(error))}\n")
@@ -107,8 +108,8 @@ def print_error(error: Exception) -> None:
 def bar(label: str, total: int | None, done: int = 0, every: float = 10.0) -> Iterator[Advance]:
     """Show progress while this context is open.
 
-    On a terminal, this is a live bar with the time left, which disappears at the end. Elsewhere, it
-    prints a line at most once every ``every`` seconds. It shows nothing if messages are silenced.
+    On a terminal, this shows a live bar with the time left, which disappears at the end. Elsewhere,
+    it prints at most one line every ``every`` seconds. It shows nothing if messages are silenced.
 
     Args:
         label: what is being done.

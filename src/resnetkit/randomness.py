@@ -1,7 +1,7 @@
-"""Randomness as a function: every random choice is f(seed, purpose, position), not a state.
+"""Randomness as a function: every random choice is f(seed, purpose, position).
 
-A run therefore gives the same bits with any number of loader workers, and wherever it was stopped
-and resumed: RNG state is not stored, restored or kept in sync.
+A run therefore gives bit-identical results with any number of loader workers, and wherever it was
+stopped and resumed. No RNG state is stored, restored or kept in sync.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def derive(*parts: int | str) -> int:
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Return the order of an epoch: a permutation of ``range(count)`` as int64, f(seed, epoch).
+    """Return the image order for an epoch: ``range(count)`` permuted, as int64; f(seed, epoch).
 
     >>> np.array_equal(permutation(0, 3, count=4), permutation(0, 3, count=4))
     True
@@ -60,8 +60,8 @@ def seed_generators(device: torch.device, *parts: int | str) -> None:
 def preserve_generators() -> Iterator[None]:
     """Restore the global generators of PyTorch, NumPy and Python on exit.
 
-    If CUDA is initialized inside the context, its generators get the seed that `torch.manual_seed`
-    had set.
+    If CUDA is initialized inside the context, its generators are seeded with the caller's last
+    `torch.manual_seed`.
     """
     import torch
 

@@ -33,15 +33,15 @@ Given = ParamSpec("Given")
 PATIENCE = timedelta(days=1)
 """How long one rank waits for another, which may be evaluating or writing.
 
-PyTorch's defaults (10 or 30 minutes) would end a run in a long evaluation. A rank that dies does
-not cause such a wait: its connection breaks, and torchrun stops the others.
+PyTorch's defaults (10 or 30 minutes) would end a run during a long evaluation. A rank that dies
+does not cause such a wait: its connection breaks, and torchrun stops the others.
 """
 
 NCCL_PATIENCE = timedelta(minutes=10)
 """How long an exchange between GPUs may take.
 
-NCCL does not notice that a peer is gone. Ranks never wait in NCCL while another works alone: they
-wait in `Runtime.on_main`, which uses gloo.
+NCCL does not notice that a peer is gone. Ranks never wait in NCCL while another rank works alone:
+they wait in `Runtime.on_main`, which uses gloo.
 """
 
 
@@ -124,7 +124,7 @@ class Runtime:
         """
         if self.world_size == 1:
             return function(*args, **kwargs)
-        message: list[Any] = [None, None]  # the result, the text of the error
+        message: list[Any] = [None, None]  # the result and the text of the error
         failure = None
         if self.rank == 0:
             try:
@@ -141,7 +141,7 @@ class Runtime:
         return result
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Return the numbers of every rank, in the order of the ranks.
+        """Return the numbers from every rank, in rank order.
 
         All ranks must call this, with the same number of values.
         """
@@ -153,9 +153,9 @@ class Runtime:
         return [row.tolist() for row in rows]
 
     def gather_objects(self, value: Result) -> list[Result]:
-        """Return the pickled values of every rank, in the order of the ranks.
+        """Return the values from every rank, in rank order.
 
-        All ranks must call this.
+        All ranks must call this. The values are pickled for the other ranks.
         """
         if self.world_size == 1:
             return [value]
@@ -165,7 +165,7 @@ class Runtime:
 
 
 _patient_group: Any = None
-"""Process group of `Runtime.on_main` and `Runtime.gather`: gloo, with `PATIENCE` as its timeout."""
+"""Process group for `Runtime.on_main` and the gather methods: gloo with a `PATIENCE` timeout."""
 
 
 def read_later(tensor: Tensor) -> Callable[[], Tensor]:
@@ -193,8 +193,9 @@ _saved_fp32: list[list[str]] = []  # one entry per open `full_fp32`
 def full_fp32(device: torch.device) -> Iterator[None]:
     """Compute fp32 in full precision.
 
-    By default cuDNN rounds the inputs of convolutions to TF32 (10 bits of mantissa) on GPUs that
-    support it. The settings are process-wide: the last of several threads to leave restores them.
+    By default, cuDNN rounds the inputs of convolutions to TF32 (10 bits of mantissa) on GPUs that
+    support it. The settings are process-wide; if several threads are inside, the last one to leave
+    restores them.
     """
     if device.type != "cuda":
         yield
@@ -223,15 +224,16 @@ _saved_dtypes: list[torch.dtype] = []  # one entry per open `pytorch_defaults`
 def pytorch_defaults() -> Iterator[None]:
     """Compute with PyTorch's own defaults, and restore the caller's settings on exit.
 
-    New tensors are float32 and on the CPU, gradients are recorded, and autocast is off. Used around
-    every public function that builds or runs a network, but not around a ``yield``, which would
-    change the settings of the caller's thread too. The default dtype is process-wide, so the last
-    of several threads to leave restores it; the other settings are per thread.
+    New tensors are float32 and on the CPU, gradients are recorded, and autocast is off. Every
+    public function that builds or runs a network uses this, but never around a ``yield``: that
+    would also change the settings for the code that consumes the generator. The default dtype is
+    process-wide; if several threads are inside, the last one to leave restores it. The other
+    settings are per thread.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if torch.get_default_device().type != "cpu":  # setting it slows down every call
+        if torch.get_default_device().type != "cpu":  # setting it slows down every PyTorch call
             stack.enter_context(torch.device("cpu"))
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
@@ -253,7 +255,7 @@ def pytorch_defaults() -> Iterator[None]:
 def connected() -> Iterator[None]:
     """Connect the processes of one run while this context is open.
 
-    Tensors on the CPU go through gloo, those on GPUs through NCCL. Does nothing without torchrun.
+    CPU tensors are exchanged through gloo, GPU tensors through NCCL. Does nothing without torchrun.
 
     Raises:
         TrainingError: another process died.
@@ -270,9 +272,9 @@ def connected() -> Iterator[None]:
 
 @contextmanager
 def _process_group(cuda: bool) -> Iterator[None]:
-    # torch.distributed.nn.functional evaluates the default process group when it is imported. If
-    # PyTorch imported it later, it would keep our group and its threads alive after the group is
-    # destroyed, and a process that exits while such a thread is alive sometimes aborts.
+    # torch.distributed.nn.functional captures the default process group when it is imported. If
+    # PyTorch imported it while our group exists, that would keep the group and its threads alive
+    # after it is destroyed, and a process that exits while such a thread is alive sometimes aborts.
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.nn import functional  # noqa: F401
     from torch.distributed.rendezvous import rendezvous
@@ -290,7 +292,7 @@ def _process_group(cuda: bool) -> Iterator[None]:
     store = PrefixStore(peers.token, base_store)
     limit = NCCL_PATIENCE if cuda else PATIENCE
     open_before = hosts.open_sockets()
-    peers_alive = False  # whether the other ranks also finish without an error
+    peers_alive = False  # whether the other ranks are still reachable, so that we wait for them
     try:
         distributed.init_process_group(
             backends, store=store, rank=number, world_size=size, timeout=limit
@@ -318,7 +320,7 @@ def _wait_for_peers(store: Store, number: int, *, size: int) -> None:
 
     Leaving early can drop data that a peer is still reading.
     """
-    with suppress(distributed.DistError):  # one rank has failed and the others have not
+    with suppress(distributed.DistError):  # if only this rank failed, the others get here too late
         store.set(f"left {number}", "")
         store.wait([f"left {each}" for each in range(size)], timedelta(seconds=5))
 
@@ -371,7 +373,7 @@ def _select_own_gpu(name: str) -> torch.device:
     """Return the GPU whose number is the local rank."""
     if name != "cuda":
         raise RecipeError(
-            f"With several processes the device must be cuda, because each process uses its own "
+            f"With several processes, the device must be cuda, because each process uses its own "
             f"GPU; got {name!r}"
         )
     gpus = torch.cuda.device_count()
@@ -419,11 +421,13 @@ def memory_format(
 
     It is channels_last if that is fast and correct, else contiguous:
 
-    - Apple devices: contiguous. The gradient of batch norm under channels_last is wrong or crashes
-      before torch 2.14 (pytorch/pytorch #175189, #181411), and #174345 is still open.
-    - CUDA devices: contiguous in fp32, and on GPUs without tensor cores, which gain nothing.
-    - CPUs: contiguous for a network with a strided 1x1 convolution of fewer than 8 channels. On
-      processors without AVX-512 the kernel of its weight gradient writes past its buffer (oneDNN
+    - Apple devices: contiguous. Before torch 2.14, computing the gradient of batch norm under
+      channels_last crashes or gives wrong values (pytorch/pytorch #175189, #181411), and #174345 is
+      still open.
+    - CUDA devices: contiguous in fp32, and on GPUs without tensor cores. Neither gains anything
+      from channels_last.
+    - CPUs: contiguous for a network with a strided 1x1 convolution with fewer than 8 channels. On
+      processors without AVX-512, the kernel for its weight gradient writes past its buffer (oneDNN
       3.12, torch 2.14.1; found by benchmarks/shapes.py). All CPUs use the same layout, so that a
       run depends on the processor as little as possible.
 
@@ -458,7 +462,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _cpu_features() -> dict[str, Any]:
-    """Return the features of the processor; older PyTorch reports only those needed here."""
+    """Return the processor's features; with older versions of PyTorch, only those needed here."""
     if hasattr(torch.cpu, "get_capabilities"):
         return dict(torch.cpu.get_capabilities())
     return {
@@ -478,7 +482,7 @@ def restored_threads() -> Iterator[None]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return the machine and the package versions of a run on ``device``.
+    """Return a description of the machine and the package versions for a run on ``device``.
 
     This is the content of ``environment.json``.
     """

@@ -19,15 +19,15 @@ FIRST_TIMEOUT = 30.0
 """Seconds that the main thread has to reach a handler after the first signal."""
 
 REPEAT_TIMEOUT = 2.0
-"""The same after any later signal."""
+"""Seconds that it has to reach a handler after any later signal."""
 
 
 class SignalWatchdog:
     """A context manager that ends the process if no handler acknowledges a signal.
 
     The process ends with exit code 128 + the signal's number: `FIRST_TIMEOUT` seconds after the
-    first signal, or `REPEAT_TIMEOUT` after a later one. Outside the main thread, the only one that
-    receives signals in Python, the context does nothing. The watching thread needs the GIL, which
+    first signal, or `REPEAT_TIMEOUT` after a later one. Python delivers signals only to the main
+    thread; in any other thread, the context does nothing. The watching thread needs the GIL, which
     PyTorch and the image codecs release while they work.
 
     Args:
@@ -45,7 +45,7 @@ class SignalWatchdog:
     def __enter__(self) -> SignalWatchdog:
         if threading.current_thread() is threading.main_thread():
             self._source, self._target = os.pipe()
-            if hasattr(os, "set_blocking"):  # on Windows only since Python 3.12
+            if hasattr(os, "set_blocking"):  # added for Windows in Python 3.12
                 os.set_blocking(self._target, False)
             self._previous_fd = signal.set_wakeup_fd(self._target, warn_on_full_buffer=False)
             self._process = os.getpid()

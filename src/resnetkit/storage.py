@@ -22,7 +22,7 @@ from typing import IO, Any
 from .errors import OutputError, ResnetkitError
 
 MARKER = ".resnetkit"
-"""Name of the file that marks a folder as the output of a command: its images are not photos."""
+"""Name of the file that marks a folder as a command's output, whose images are not photos."""
 
 
 @contextlib.contextmanager
@@ -30,8 +30,8 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on exit.
 
     The data reaches the disk before the file is renamed, and the rename itself before this returns,
-    so a crash leaves either the old file or the new one. If there is an exception, the old file
-    stays.
+    so a crash leaves either the old file or the new one. If an exception is raised, the old file
+    is kept.
 
     Raises:
         OutputError: the folder cannot be written to, the disk is full or fails, or ``path`` is a
@@ -47,7 +47,7 @@ def temporary(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``, for `publish`; remove it on exit if it still exists.
 
     Raises:
-        OutputError: as in `atomic`.
+        OutputError: for the same reasons as in `atomic`.
     """
     unfinished = _unfinished(path)
     with _as_output_error(path):
@@ -66,10 +66,10 @@ def temporary(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to ``path``, and rename it to ``path`` on exit.
 
-    Its files reach the disk before the rename. If there is an exception, the folder is removed.
+    Its files reach the disk before the rename. If an exception is raised, the folder is removed.
 
     Raises:
-        OutputError: as in `atomic`; or ``path`` already exists.
+        OutputError: for the same reasons as in `atomic`, or because ``path`` already exists.
     """
     unfinished = _unfinished(path)
     with _as_output_error(path):
@@ -79,14 +79,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield unfinished
             for file in unfinished.iterdir():
                 _fsync(file)
-            refuse_existing(path)  # again: another command may have created it
+            refuse_existing(path)  # checked again: another command may have created it
             publish(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _unfinished(path: Path) -> Path:
-    """Return a temporary path next to ``path``, with a name that is not too long if its is not."""
+    """Return a temporary path next to ``path``; long names are truncated, so that they fit."""
     return path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}")
 
 
@@ -155,8 +155,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 def discard(path: Path) -> None:
     """Remove a file that is no longer needed, if it exists.
 
-    If that fails, as on NFS while a program has the file open, warn once per folder and continue:
-    nothing that was saved is affected.
+    If that fails, as it can on NFS while a program has the file open, warn once per folder and
+    continue: nothing that was saved is affected.
     """
     try:
         path.unlink(missing_ok=True)
@@ -174,8 +174,8 @@ def _warn_once(text: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically.
 
-    Bytes of file names that are not UTF-8 (Python stores them as lone surrogates) are written as
-    escapes, as in JSON.
+    Bytes in file names that are not valid UTF-8 (Python stores them as lone surrogates) are written
+    as escapes, as in JSON.
     """
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -209,7 +209,7 @@ def csv_line(values: Iterable[Any]) -> str:
     """
     cells = [f"'{v}" if isinstance(v, str) and _FORMULA.match(v) else v for v in values]
     row = io.StringIO()
-    csv.writer(row, lineterminator="\r\n").writerow(cells)  # \r\n makes it quote both characters
+    csv.writer(row, lineterminator="\r\n").writerow(cells)  # so cells with \r or \n are quoted
     return row.getvalue()[:-2] + "\n"
 
 
@@ -226,7 +226,7 @@ def refuse_used(folder: Path | None) -> None:
     """Check that ``folder`` is new or empty, so that nothing is overwritten. None passes.
 
     Raises:
-        OutputError: it holds files, is a file, or cannot be created.
+        OutputError: the folder contains files, is a file, or cannot be created.
     """
     if folder is None:
         return
@@ -245,12 +245,12 @@ def refuse_used(folder: Path | None) -> None:
 
 
 def make_output(folder: Path) -> None:
-    """Make a folder for the output of a command, and mark it.
+    """Create a folder for a command's output, and mark it with a `MARKER` file.
 
     A marked folder among photos is skipped when the photos are read.
 
     Raises:
-        OutputError: it cannot be created.
+        OutputError: the folder cannot be created.
     """
     with _as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Text for people: counted nouns, and text that is safe to print or padded to a known width."""
+"""Text for people: counted nouns, and text that is safe to print or padded to a given width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` on one line, with control characters and the like as escapes.
+    r"""Return ``text`` on one line, with control and other unprintable characters escaped.
 
     >>> print(printable("new\nline 花"))
     new\nline 花
@@ -25,9 +25,9 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return ``text`` with each of its lines `printable`.
+    """Return ``text`` with each line made `printable`.
 
-    File and class names may hold escape sequences that a terminal would execute.
+    File and class names may contain escape sequences that a terminal would execute.
     """
     return "\n".join(map(printable, text.split("\n")))
 
@@ -42,7 +42,7 @@ def printable_json(text: str) -> str:
 
 
 def _is_printable(c: str) -> bool:
-    return c.isprintable() or unicodedata.category(c) == "Zs"  # all kinds of spaces
+    return c.isprintable() or unicodedata.category(c) == "Zs"  # any kind of space
 
 
 def pad_to_width(text: str, width: int) -> str:
