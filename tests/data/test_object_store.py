@@ -622,7 +622,7 @@ def test_credentials_are_asked_for(store, monkeypatch):
     with pytest.raises(DataError, match=r"found only AWS_ACCESS_KEY_ID. Expected AWS_ACC") as one:
         folder.read_dataset(URL)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    with pytest.raises(DataError, match=r"neither AWS_ACCESS_KEY_ID nor a role.*aws configure exp"):
+    with pytest.raises(DataError, match=r"neither AWS_ACCESS_KEY_ID nor an IAM role.*aws config"):
         folder.read_dataset(URL)
     assert_no_credentials(Path("/nonexistent"), shown_by(one.value))
 
@@ -631,10 +631,10 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(store, tmp_path):
     (tmp_path / "list.txt").write_text(f"s3://{KEY}:x@photos/a.jpg\n")
     given = [f"s3://{KEY}:x@photos/a", f"s3://{KEY}@photos/a.jpg", f"@{tmp_path}/list.txt"]
     for source in given:
-        with pytest.raises(DataError, match=r"holds credentials.*AWS_ACCESS_KEY_ID=") as caught:
+        with pytest.raises(DataError, match=r"contains credentials.*AWS_ACCESS_KEY_ID=") as caught:
             list(expand_sources([source]))
         assert KEY not in shown_by(caught.value)
-    with pytest.raises(DataError, match=r"The s3:// URL holds credentials") as caught:
+    with pytest.raises(DataError, match=r"The s3:// URL contains credentials") as caught:
         folder.read_dataset(given[0])
     assert KEY not in shown_by(caught.value)
     assert not store.log

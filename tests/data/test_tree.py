@@ -152,7 +152,7 @@ def test_a_split_without_class_folders_is_not_used(tmp_path, inside):
     assert set(data.splits) == {"train"}
     (note,) = data.notes
     assert note.startswith("val has ")
-    assert "a validation split is made instead" in note
+    assert "a validation split is created instead" in note
     assert [f.text for f in check_dataset(tmp_path).issues if f.kind == "reading"] == [note]
 
 

@@ -1,4 +1,4 @@
-"""Decode every image of a split once, and keep its working pixels in memory or on disk.
+"""Decode every image in a split once, and keep its working pixels in memory or on disk.
 
 Pixels stay in memory if they fit in `RAM_SHARE` of the available memory. Otherwise they go into
 one memory-mapped file, which later runs reuse. Cached pixels are a function of the file's contents
@@ -34,13 +34,13 @@ SAMPLE = 64
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of reading every image of a split once."""
+    """The result of reading every image in a split once."""
 
     images: Images
     digests: list[str]
     """`files.digest` of each file's contents; empty if the file could not be read."""
     unreadable: dict[int, str]
-    """Error messages, by index."""
+    """Error messages, by image index."""
 
 
 def scan(
@@ -56,9 +56,9 @@ def scan(
     file cannot be written, a message says so, and images that do not fit in memory are decoded each
     time they are needed.
 
-    With several processes on one machine, each reads every image, so nothing has to be sent, and
-    each may use its share of the memory. If that many copies do not fit, the first process writes
-    the file and all processes share its pages.
+    With several processes on one machine, each process reads every image, so that no pixels have to
+    be sent, and may use its share of the memory. If that many copies do not fit, the first process
+    writes the file and all processes share its pages.
 
     Raises:
         DataError: an image changed while it was being read.
@@ -157,7 +157,7 @@ def _scan_to_disk(
                     "again once nothing else is writing to them"
                 )
             if digest != digests[index]:
-                yield None  # one of the two reads failed; tried again below
+                yield None  # one of the two reads failed; the image is read again below
             elif isinstance(pixels, ImageError):
                 yield None if pixels.passing else str(pixels)
             else:
@@ -184,7 +184,7 @@ def _scan_to_disk(
     for _ in digests:
         advance()
     unreadable = {index: reader.with_path(index, text) for index, text in errors.items()}
-    # Temporary failures are not recorded in the file: try those images again.
+    # Temporary failures are not recorded in the file, so try to read those images again.
     missing = np.flatnonzero(kept.buffer < 0)
     retry = [int(row) for row in missing if row not in errors]
     for index, (digest, pixels) in zip(retry, prefetch_map(reader, retry, workers), strict=True):
@@ -202,7 +202,7 @@ class _Reader:
     preprocessing: Preprocessing
 
     def __call__(self, index: int) -> tuple[str, np.ndarray | ImageError]:
-        """Return the digest and the working pixels, or an error that calls it "the image"."""
+        """Return the digest and the pixels, or an error that calls the file just "the image"."""
         try:
             contents = files.read_file(self.split.path(index), decode.UNNAMED)
         except ImageError as error:

@@ -36,13 +36,13 @@ FEW = 20
 """Classes with fewer training images than this raise a warning."""
 
 UNBALANCED = 10
-"""Largest ratio of the sizes of two classes that raises no warning."""
+"""A class more than this many times as large as another raises a warning."""
 
 TINY = 32
-"""Smallest shorter side of an image that raises no warning, in pixels."""
+"""Images with a shorter side of fewer pixels than this raise a warning."""
 
 LONG = 5
-"""Largest ratio of the sides of an image that raises no warning."""
+"""Images more than this many times as long as wide raise a warning."""
 
 _WORKING_SIZE = 64  # shorter side in pixels: quick to decode, and enough for a signature
 _SUFFIXES = {
@@ -67,7 +67,7 @@ class Issue:
     """Something wrong or unusual in a dataset.
 
     ``groups`` are the affected paths; paths that belong together are in one group. ``details`` has
-    a message for each group, or is empty.
+    one message per group, or is empty.
     """
 
     kind: str
@@ -79,10 +79,11 @@ class Issue:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Number of images, ``{split: {class: count}}``, and the issues, errors first.
+    """The number of images as ``{split: {class: count}}``, and the issues, errors first.
 
-    ``value_range`` holds the values that training turns black and white in images with more than 8
-    bits; None if there are no such images, or if an issue asks for the range.
+    ``value_range`` holds the values that become black and white when training reads images with
+    more than 8 bits. It is None if there are no such images, or if an issue asks the user to set
+    the range.
     """
 
     root: Path
@@ -116,7 +117,7 @@ def check_dataset(
     Args:
         data: the folder or the CSV manifest.
         workers: threads that read images; one per core by default.
-        progress: takes the number of images and returns a function to call after each.
+        progress: takes the number of images and returns a function to call after each image.
 
     Raises:
         DataError: the folder does not exist or has no images.
@@ -198,7 +199,7 @@ def _read_all(
             traits = read_traits(file)
             depth = read_depth(file)
             contents.depths[index] = depth
-            # The range of one image is good enough: it hardly changes the signature.
+            # The image's own value range is good enough: it hardly changes the signature.
             own_range = dataset_range([depth]) if depth else None
             pixels = decode(file, _WORKING_SIZE, value_range=own_range)
             return digest, traits, near_duplicates.signature(pixels)
@@ -243,7 +244,7 @@ def _class_issues(counts: dict[str, dict[str, int]], advice: str) -> Iterator[Is
     empty = [name for name in own if not own[name]]
     yield from about("empty-class", "error", empty, "classes without images")
     if len(own) < 2:
-        text = "a classifier needs two classes or more; there is only one"
+        text = "a classifier needs at least two classes; there is only one"
         text += f" ({advice})" if advice else ""
         yield from about("one-class", "error", own, text)
     for split, other in counts.items():
@@ -278,7 +279,7 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
             by_digest.setdefault(digest, []).append(i)
     exact = [members for members in by_digest.values() if len(members) > 1]
     yield from _copy_issues(rows, exact, kind="copy", what="exactly the same image", level="error")
-    # One image of each set of exact copies.
+    # One image from each set of exact copies.
     first = [members[0] for members in by_digest.values() if not contents.flat[members[0]]]
     indices = np.array(first, np.int64)
     near = near_duplicate_groups(contents.hashes, contents.thumbs, indices)
@@ -293,7 +294,7 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
     yield from _issue_if_any(rows, "zeros", level="warning", text=text, indices=holed)
     blank = [i for i in np.flatnonzero(contents.flat).tolist() if i not in contents.errors]
     yield from _issue_if_any(
-        rows, "blank", level="warning", text="images of almost a single color", indices=blank
+        rows, "blank", level="warning", text="images with almost only one color", indices=blank
     )
 
 
@@ -326,8 +327,8 @@ def _check_depths(contents: _Contents) -> tuple[tuple[float, float] | None, list
         value_range = resolve_value_range([training, validation]) or FULL_RANGE
         black, white = value_range
         text = (
-            f"images with more than 8 bits per channel: in training {black:,g} becomes black and "
-            f"{white:,g} white; use --set value_range=[LOW,HIGH] to change this"
+            f"images with more than 8 bits per channel: in training, {black:,g} becomes black and "
+            f"{white:,g} becomes white; use --set value_range=[LOW,HIGH] to change this"
         )
     except DataError as error:
         level = "error"
@@ -357,7 +358,7 @@ def _copy_issues(
         rows: all images.
         groups: indices of the images that are copies of each other.
         kind: kind of the issue.
-        what: how the images of a group are related, as text.
+        what: how the images in a group are related, as text.
         level: level if the copies are in two classes or two splits.
     """
     in_classes: list[list[str]] = []
@@ -367,7 +368,8 @@ def _copy_issues(
         labels = {rows[i].label for i in group}
         splits = {rows[i].split for i in group}
         paths = [rows[i].path for i in group]
-        if len(labels) > 1 and folder.UNDECIDED not in splits:  # else a folder may not be a class
+        # If the layout is undecided, the folders may not be classes.
+        if len(labels) > 1 and folder.UNDECIDED not in splits:
             in_classes.append(paths)
         elif len(splits) > 1:
             in_splits.append(paths)

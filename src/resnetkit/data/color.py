@@ -47,7 +47,7 @@ def with_channels(rgb: np.ndarray, channels: int) -> np.ndarray:
 
 
 def to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Return ``(H, W, C)`` uint8 as ``(H, W, 3)``: repeat gray, composite over white."""
+    """Convert ``(H, W, C)`` uint8 to ``(H, W, 3)``: repeat gray, or composite over white."""
     if pixels.shape[2] == 3:
         return pixels
     return pixels_of(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))

@@ -1,4 +1,4 @@
-"""A CSV file with a user's verdicts on labels -> a split with relabeled and dropped images.
+"""A CSV file with a user's verdicts on labels -> a split with images relabeled or dropped.
 
 Training writes the labels that look wrong to ``suspects.csv``. The user fills in the
 ``verdict`` column and passes the file to the next run.
@@ -34,8 +34,8 @@ class Corrections:
     """The labels to change, and the images to leave out.
 
     Args:
-        file: the file that they were read from.
-        relabeled: {path: index of its new class}.
+        file: the file that the corrections were read from.
+        relabeled: {path: index of the image's new class}.
         dropped: the paths of the images to leave out.
     """
 
@@ -54,7 +54,7 @@ class Corrections:
         return replace(corrected, labels=np.array(new, corrected.labels.dtype))
 
     def describe(self) -> str:
-        """Return how many labels change, such as ``3 images relabeled, 1 dropped``."""
+        """Return how many images are affected, such as ``3 images relabeled, 1 dropped``."""
         return f"{pluralize(len(self.relabeled), 'image')} relabeled, {len(self.dropped)} dropped"
 
     def identity(self) -> str:
@@ -71,11 +71,12 @@ def read_corrections(file: str | os.PathLike[str], dataset: Dataset) -> Correcti
     - ``path``: the path of the image in the dataset, as in ``suspects.csv`` and ``split.csv``.
     - ``verdict``: ``keep`` or empty, ``relabel`` or ``drop``.
     - ``new_label``: the class to relabel to; by default, the class in ``suggested``.
-    - ``label``: the label that was judged. It must be the dataset's label, or already the new one.
+    - ``label``: the label that was judged. It must match the label in the dataset, unless the
+      dataset already has the new label.
 
     Raises:
         DataError: the file cannot be read; a path, class or verdict is unknown; two lines judge an
-            image differently; or a different label was judged. The message names the line.
+            image differently; or ``label`` does not match. The message names the line.
     """
     file = Path(file)
     labels = _labels(dataset)
@@ -125,9 +126,9 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             first = lines.readline()
             lines.seek(0)
-            # Files that training wrote have no spaces after commas, but class names may begin
-            # with one.
-            # Strict: otherwise an unmatched quote hides the rows after it.
+            # Files written by training have no spaces after commas, but the class names in them may
+            # begin with a space.
+            # Strict mode, because an unmatched quote would otherwise hide the rows after it.
             rows = csv.reader(lines, skipinitialspace=", " in first, strict=True)
             columns = [name.strip() for name in next(rows, [])]
             repeated = [name for name in _COLUMNS if columns.count(name) > 1]
@@ -163,7 +164,7 @@ def _as_listed(name: str, known: Container[str]) -> str:
 
 
 def _verdict(line: str, row: dict[str, str]) -> tuple[str, str, str]:
-    """Return the path, the verdict and the new class (or "") in a line."""
+    """Return the path, the verdict and the new class (or "") from a line."""
     verdict = row.get("verdict", "").strip().lower() or "keep"
     if verdict not in VERDICTS:
         raise DataError(

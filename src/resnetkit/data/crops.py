@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> np.ndarray:
-    """Resize the shorter side to ``resize_size`` and crop the square in the middle.
+    """Resize the shorter side to ``resize_size`` and crop the central square.
 
     Args:
         pixels: ``(H, W, C)`` uint8.
@@ -32,7 +32,7 @@ def center_crop(pixels: np.ndarray, resize_size: int, crop_size: int) -> np.ndar
 
 
 def ten_crops(pixels: np.ndarray, resize_size: int, crop_size: int) -> list[np.ndarray]:
-    """Resize as `center_crop` does, and crop five squares of the image and of its mirror image.
+    """Resize like `center_crop`, and crop five squares each from the image and its mirror image.
 
     Returns:
         Top left, top right, bottom left, bottom right and center; then the same for the mirror
@@ -77,7 +77,7 @@ def _resize_and_pad(pixels: np.ndarray, resize_size: int, crop_size: int) -> np.
 
 
 def square(pixels: np.ndarray, top: int, *, left: int, size: int) -> np.ndarray:
-    """Return a square of ``(H, W, C)`` pixels, ``(size, size, C)``."""
+    """Crop a square from ``(H, W, C)`` pixels, and return it as ``(size, size, C)``."""
     return pixels[top : top + size, left : left + size]
 
 

@@ -96,7 +96,7 @@ def image_sizes(split: Split, indices: Iterable[int], workers: int = 1) -> list[
 
 
 def are_all_gray(split: Split) -> bool:
-    """Return whether all readable images of a split are stored as grayscale.
+    """Return whether all readable images in a split are stored as grayscale.
 
     Only headers are read, up to the first color image.
     """

@@ -34,17 +34,17 @@ from .paths import shown
 from .resize import resize, resize_by_pillow, shrunk, upright
 
 MAX_PIXELS = 178_000_000
-"""An image whose header claims more is refused before it is decoded."""
+"""An image whose header claims more pixels is refused before it is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
-"""Supported formats, as Pillow names them, whatever the file name. None of their decoders starts
-another program."""
+"""Supported formats, by Pillow's names; the file's extension does not matter. None of their
+decoders starts another program."""
 
 VERSION = 6
-"""Version of the conversion from files to pixels; cached pixels of other versions are not used."""
+"""Version of the conversion from files to pixels; pixels cached by other versions are not used."""
 
 UNNAMED = "the image"
-"""How error messages name an image that has no path."""
+"""What error messages call an image that has no path."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -93,7 +93,7 @@ def _name_and_contents(source: Path | bytes) -> tuple[str, bytes]:
 def decode_full(
     source: Path | bytes, shorter: int, *, channels: int = 3, value_range: ValueRange = None
 ) -> np.ndarray:
-    """Decode an image the way it was decoded when the published accuracies were measured.
+    """Decode an image as images were decoded when the published accuracies were measured.
 
     Every pixel is decoded, and Pillow resizes (bilinear with antialiasing), even to larger sizes.
     The result has the same bits as torchvision's ``Resize(shorter)`` on the upright image in the
@@ -103,14 +103,14 @@ def decode_full(
     Args:
         source: a file, or the bytes of one.
         shorter: the shorter side of the result, in pixels.
-        channels: as in `decode`.
-        value_range: as in `decode`.
+        channels: see `decode`.
+        value_range: see `decode`.
 
     Returns:
         ``(H, W, channels)`` uint8.
 
     Raises:
-        ImageError: as in `decode`.
+        ImageError: the file cannot be read as an image; the message names it.
     """
     name, contents = _name_and_contents(source)
     with _named(name):
@@ -130,10 +130,10 @@ def pixels_from_memory(
 
     Args:
         image: any PIL image; or ``(H, W, 3)``, ``(H, W, 4)`` or ``(H, W)`` uint8.
-        working_size: as in `decode`.
-        full: resize as in `decode_full`; needs a working size.
-        channels: as in `decode`.
-        value_range: as in `decode`.
+        working_size: see `decode`.
+        full: whether to resize as `decode_full` does; needs a working size.
+        channels: see `decode`.
+        value_range: see `decode`.
 
     Returns:
         ``(H, W, channels)`` uint8.
@@ -183,7 +183,7 @@ def stored_size(contents: bytes) -> tuple[int, int]:
 
 
 def has_known_signature(contents: bytes) -> bool:
-    """Return whether a file begins like an image in a supported format, complete or not."""
+    """Return whether a file, even an incomplete one, begins like an image in a supported format."""
     head = contents[:16]
     Image.init()
     for name in FORMATS:
@@ -195,7 +195,7 @@ def has_known_signature(contents: bytes) -> bool:
 
 
 def is_gray(source: Path) -> bool:
-    """Return whether an image is stored as grayscale, read from its header.
+    """Return whether an image is stored as grayscale, according to its header.
 
     Raises:
         ImageError: the header cannot be read.
@@ -338,7 +338,8 @@ def _stored(
 def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
     """Return a JPEG's pixels as stored, reduced by a factor of up to 8; None to leave it to Pillow.
 
-    Pillow reads or refuses other formats, CMYK, unusual or incomplete files, and too many pixels.
+    Pillow reads or refuses everything else: other formats, CMYK, unusual or incomplete files, and
+    files with too many pixels.
 
     Raises:
         ImageError: libjpeg warns that the pixels are damaged. Pillow ignores these warnings.
@@ -394,7 +395,7 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the EXIF data is damaged, in whatever way; the pixels are not
+    except Exception:  # the EXIF data is damaged in some way; the pixels are not
         return 1
 
 
@@ -441,7 +442,7 @@ def _finish_full(pixels: np.ndarray, orientation: int, *, shorter: int) -> np.nd
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn every error inside into an `ImageError` that begins with ``name``."""
+    """Turn every error in this context into an `ImageError` whose message begins with ``name``."""
     try:
         yield
     except ImageError as error:
@@ -450,13 +451,13 @@ def _named(name: str) -> Iterator[None]:
         message = f"{_full_name(name)}: there is not enough memory to decode it"
         raise ImageError(message, passing=True) from error
     except Exception as error:  # codecs raise everything from EOFError to struct.error
-        out_of_memory = isinstance(error, RuntimeError)  # what PyTorch raises
+        out_of_memory = isinstance(error, RuntimeError)  # what PyTorch raises in that case
         message = f"{_full_name(name)}: cannot be decoded ({error})"
         raise ImageError(message, passing=out_of_memory) from error
 
 
 def _full_name(name: str) -> str:
-    """Return the name of an image for error messages, with its place if it is in a shard."""
+    """Return an image's name for error messages, including its place in a shard, if any."""
     if name == UNNAMED:
         return name
     from . import shards  # only errors need it

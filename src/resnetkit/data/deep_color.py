@@ -1,7 +1,7 @@
-"""16 bits per color -> 8 bits, using a value range as for gray images.
+"""16 bits per color -> 8 bits, with a value range, as for gray images.
 
-Pillow reads such images as 8 bits: it keeps the upper 8 of the 16. A second read with its codecs
-recovers the lower 8, so that 12-bit data in a 16-bit file does not come out dark.
+Pillow reads such images as 8-bit images: it keeps only the upper 8 of the 16 bits. A second read
+with its codecs recovers the lower 8, so that 12-bit data in a 16-bit file does not come out dark.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def depth_of(image: Image.Image) -> Depth:
 
 
 def narrow(image: Image.Image, again: Image.Image, limits: tuple[float, float]) -> Image.Image:
-    """Return an image with 16 bits per color as 8 bits; ``limits`` become 0 and 255.
+    """Convert an image from 16 to 8 bits per color; ``limits`` become 0 and 255.
 
     Transparency keeps its upper 8 bits.
 
@@ -90,7 +90,7 @@ def narrow(image: Image.Image, again: Image.Image, limits: tuple[float, float]) 
 
 
 def _lower_bytes(image: Image.Image) -> Image.Image:
-    """Load only the lower 8 bits of each value of an image with 16 bits per color."""
+    """Load only the lower 8 bits of each value in an image with 16 bits per color."""
     assert isinstance(image, ImageFile.ImageFile)
     raw_mode = _raw_mode(image.tile[0])
     if image.format == "TIFF" and image.tag_v2.get(_PLANAR) == 2 and len(raw_mode) > 5:  # type: ignore[attr-defined]

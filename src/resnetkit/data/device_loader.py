@@ -17,7 +17,7 @@ from .loader import Batch
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Move images and labels of batches to ``device``, in order; prefetch one batch on CUDA."""
+    """Move each batch's images and labels to ``device``, in order; prefetch one batch on CUDA."""
     if device.type == "cuda":
         return _prefetch_to_gpu(batches, device)
     return (_move(batch, device) for batch in batches)
@@ -47,10 +47,10 @@ def _prefetch_to_gpu(batches: Iterable[Batch], device: torch.device) -> Iterator
 
 
 def _start_copy(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy on the device, which may still be in progress."""
+    """Return a copy on the device; the copying may still be in progress."""
     if tensor.device.type == "cuda":
         return tensor
-    with torch.cuda.device(device):  # pinning would otherwise open a context on the first GPU
+    with torch.cuda.device(device):  # pinning would otherwise create a context on the first GPU
         return tensor.pin_memory().to(device, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""The disk tier of the cache: files of working pixels, named by a hash of what they depend on.
+"""The disk tier of the cache: files of working pixels, named after a hash of what they depend on.
 
 ::
 
@@ -36,10 +36,10 @@ _CACHE_FILE = re.compile(r"[0-9a-f]{32}\.(pixels|partial)")
 
 
 def cache_folder() -> Path:
-    """Return the folder of the cache files.
+    """Return the folder for cache files.
 
-    It is ``pixels`` in ``$RESNETKIT_CACHE`` if that is set, else in ``resnetkit`` in the platform's
-    cache folder. Its contents may be deleted whenever no run is using them.
+    This is ``pixels`` in ``$RESNETKIT_CACHE`` if that is set, and otherwise ``resnetkit/pixels`` in
+    the platform's cache folder. Its contents may be deleted whenever no run is using them.
     """
     own = os.environ.get("RESNETKIT_CACHE")
     if own:
@@ -69,17 +69,17 @@ def load_or_create(
         key: everything the pixels depend on.
         count: number of images.
         expected: estimated size of the pixels, in bytes.
-        decode_all: yields the pixels of each image in order. For an image whose bytes are invalid
-            it yields an error message; for one that failed temporarily it yields None, which is
-            not recorded. Called only if the file does not exist or is damaged.
+        decode_all: yields one item per image, in order: its pixels; an error message, if its bytes
+            are invalid; or None, if reading it failed for a temporary reason. None is not recorded.
+            Called only if the file does not exist or is damaged.
         channels: channels of every image.
 
     Returns:
-        The memory-mapped pixels, and the error messages by index. Images that failed temporarily
-        are in neither.
+        The memory-mapped pixels, and the error messages by index. Images for which ``decode_all``
+        yielded None are in neither.
 
     Raises:
-        OSError: there is no file and none can be written; a partial file is removed.
+        OSError: there is no usable file and none can be written; a partial file is removed.
     """
     name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     file = cache_folder() / f"{name}.pixels"
@@ -102,7 +102,7 @@ def load_or_create(
 
 
 def _write(file: Path, images: Iterable[np.ndarray | str | None]) -> None:
-    partial = file.with_suffix(".partial")  # overwrites what a killed run left
+    partial = file.with_suffix(".partial")  # overwritten if a killed run left one
     try:
         with partial.open("wb") as target:
             write_pixels(target, images)

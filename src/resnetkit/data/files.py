@@ -1,4 +1,4 @@
-"""A path -> the bytes of a file, of bounded size. Never blocks on pipes or devices.
+"""A path -> the bytes of a file, up to a size limit. Never blocks on pipes or devices.
 
 A path that leads into a folder of shards names the image with that path in the shards; see
 `data.shards`. A path that begins with ``s3://`` or ``gs://`` names an object in a store; see
@@ -49,10 +49,13 @@ def read_file(path: Path, name: str | None = None) -> bytes:
 
 
 def open_file(path: Path, name: str | None = None) -> BinaryIO:
-    """Open a file for reading; arguments and errors as in `read_file`."""
+    """Open a file for reading.
+
+    Takes the same arguments as `read_file`, and raises the same errors.
+    """
     name = shown(path) if name is None else name
     if object_url(path) is not None:
-        from . import remote  # other files are read without it
+        from . import remote  # only objects in stores need it
 
         return remote.open_image(path, name)
     try:
@@ -69,7 +72,7 @@ def open_file(path: Path, name: str | None = None) -> BinaryIO:
         is_missing = isinstance(error, FileNotFoundError)
         # A path in shards may be longer than this disk allows.
         if is_missing or getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            from . import shards  # other files are read without it
+            from . import shards  # only images in shards need it
 
             image = shards.open_image(path, name)
             if image is not None:

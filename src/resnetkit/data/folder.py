@@ -1,4 +1,4 @@
-"""A directory or a CSV manifest -> paths, classes, splits. Opens no image.
+"""A directory or a CSV manifest -> paths, classes, splits. Opens no images.
 
 There are three layouts::
 
@@ -26,7 +26,7 @@ LAYOUTS = (
     "train/<class>/photo.jpg with val/<class>/... next to it, "
     "<class>/photo.jpg, or a CSV file with the columns path,label[,split]"
 )
-"""The layouts, as error messages list them."""
+"""The layouts, as listed in error messages."""
 
 UNDECIDED = "undecided"
 """Name of the only split if it is unclear which folders are splits and which are classes."""
@@ -78,7 +78,7 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """Name of the folder, or of the manifest without its extension; shards keep that name."""
+        """Name of the folder, or of the manifest without its extension; shards record the name."""
         if tree.is_sharded(self.root):
             return shards.open_shards(self.root).manifest.name
         name = os.path.basename(os.path.abspath(self.root))
@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Lines that say what was left out, and the notes."""
+        """Lines that say what was left out, followed by the notes."""
         return (*(f"left out: {line}" for line in self.left_out.lines()), *self.notes)
 
 
@@ -146,8 +146,8 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool 
     Args:
         data: the folder, or the CSV file.
         known: the classes of a trained network; a folder with one of these names is a class.
-        ask: raise an error if the layout is ambiguous. If False, the result has the question and
-            all images.
+        ask: whether to raise an error if the layout is ambiguous. If False, the result contains
+            the question and all images.
 
     Raises:
         DataError: ``data`` does not exist or has no images, two folders stand for the same split,
@@ -201,7 +201,7 @@ def survey(data: str | os.PathLike[str], known: Collection[str] = (), ask: bool 
 
 
 def _open_remote(url: str) -> shards.Shards:
-    """Return the shards at a prefix of an object store.
+    """Return the shards under a prefix in an object store.
 
     Raises:
         DataError: there are none; the message says what was found instead.

@@ -1,4 +1,4 @@
-"""Images -> folds for cross-validation: stratified, copies together, f(seed, contents)."""
+"""Images -> folds for cross-validation: stratified, copies in one fold, f(seed, contents)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..randomness import derive
 from .folder import Split
 
 TABLE = 1 << 20
-"""Maximum number of entries of the groups-by-classes table that are in memory at once."""
+"""Maximum number of entries of the groups-by-classes table that are held in memory at once."""
 
 
 def merge_groups(digests: Sequence[str], together: Sequence[str]) -> list[str]:
-    """Return the group of each image: exact and near duplicates are in one group.
+    """Return the group of each image: exact and near duplicates are in the same group.
 
-    A group is named by its smallest digest, so names do not depend on the order of the images.
+    A group is named after its smallest digest, so names do not depend on the order of the images.
 
     >>> merge_groups(["b", "a", "c", "b", "d"], ["b", "b", "c", "b", "c"])
     ['a', 'a', 'c', 'a', 'c']
@@ -46,16 +46,16 @@ def assign_folds(
     """Return the fold of each image, ``(n,)`` int64 in [1, folds].
 
     Each fold holds about the same share of every class, and no group is in two folds. The result is
-    f(seed, groups, labels): the order of the images does not change it. The folds are the
-    same as those of scikit-learn's ``StratifiedGroupKFold``, but without its table of all groups by
-    all classes.
+    f(seed, groups, labels): the order of the images does not change it. The folds are the same as
+    those from scikit-learn's ``StratifiedGroupKFold``, but are found without its table of all
+    groups by all classes.
 
     Args:
         labels: ``(n,)`` indices into ``classes``.
         groups: the group of each image.
         classes: names of the classes.
         folds: number of folds, at least 2.
-        seed: seed of the random choice.
+        seed: seed for the random choices.
 
     Raises:
         DataError: a class has fewer groups than there are folds.
@@ -78,12 +78,12 @@ def _assign_groups(
 ) -> np.ndarray:
     """Return the fold of each group, from 1; groups with the largest spread of classes come first.
 
-    Each group goes to the fold for which the folds' shares of the classes become most equal. Ties
-    go to the fold with the fewest images.
+    Each group goes to the fold that makes the folds' shares of each class most equal. Ties go to
+    the fold with the fewest images.
 
     Args:
         labels: the labels of all images, one group after the other.
-        sizes: number of images of each group.
+        sizes: number of images in each group.
         classes: number of classes.
         folds: number of folds.
     """
@@ -130,10 +130,10 @@ def split_fold(
         classes: names of the classes.
         groups: the group of each image; see `merge_groups`.
         fold: ``(k, K)``, counted from 1.
-        seed: as in `assign_folds`.
+        seed: see `assign_folds`.
 
     Raises:
-        DataError: as in `assign_folds`.
+        DataError: a class has fewer groups than there are folds.
     """
     number, count = fold
     is_validation = assign_folds(whole.labels, groups, classes, count, seed) == number
@@ -152,7 +152,7 @@ def _check_enough_groups(
         DataError: a class has too few; the message names the smallest class, and gives the largest
             possible number of folds.
     """
-    pairs = np.unique(np.stack([labels, numbers]), axis=1)  # one for each class of each group
+    pairs = np.unique(np.stack([labels, numbers]), axis=1)  # one for each class in each group
     counts = np.bincount(pairs[0], minlength=len(classes))
     smallest = int(counts.argmin())
     most = int(counts[smallest])
@@ -173,8 +173,8 @@ def _check_trainable(labels: np.ndarray, fold_of: np.ndarray, classes: Sequence[
     """Check that no fold has all the images of a class, which would leave none to train on.
 
     Raises:
-        DataError: a fold has all of them. This happens only if several classes have copies of one
-            image.
+        DataError: a fold has all images of a class. This happens only if several classes contain
+            copies of the same image.
     """
     for label, name in enumerate(classes):
         own = np.unique(fold_of[labels == label])

@@ -3,11 +3,11 @@
 Cameras, microscopes and scanners store 8, 10 or 12 bits in 16-bit files, or write fractions, and
 most formats do not say so. `deep_color` follows the same rule for 16 bits per color. In order:
 
-1. A PGM states its white level; Pillow scales it to 16 bits, so black is 0 and white is 65,535.
+1. A PGM states its white level; Pillow scales values to 16 bits, so black is 0 and white is 65,535.
 2. A value range ``(low, high)`` from the preprocessing applies to every other image. Training
    derives it from all training images, with `dataset_range`, unless the recipe sets it.
 3. Without a range, 16-bit values go from 0 to 65,535. 32-bit values and floats are refused.
-4. The range ``"image"`` is guessed for each image, for model files that predate value ranges.
+4. The range ``"image"``, for model files that predate value ranges, is guessed for each image.
 
 In a TIFF that says "0 is white", black and white are swapped.
 """
@@ -29,10 +29,10 @@ ValueRange = tuple[float, float] | Literal["image"] | None
 None means 0 to 65,535 for 16 bits, and an error for 32 bits. ``"image"``: guess for each image."""
 
 FULL_RANGE = (0.0, 65535.0)
-"""Black and white in 16 bits if nothing else is known."""
+"""The values of black and white in 16 bits if nothing else is known."""
 
 BITS = (8, 10, 12, 14, 16, 24, 32)
-"""Bit depths of integers: white is the largest number of the smallest depth that holds them all."""
+"""Bit depths of integers; white is the largest value of the smallest depth that fits all values."""
 
 STRIP = 4_000_000
 """Pixels converted at a time, so that a large image is never in memory in two modes."""
@@ -40,7 +40,7 @@ STRIP = 4_000_000
 
 @dataclass(frozen=True)
 class Depth:
-    """The kind of a wide image, ``16-bit``, ``32-bit`` or ``float``, and its extent."""
+    """A wide image's kind, ``16-bit``, ``32-bit`` or ``float``, and the extent of its values."""
 
     kind: str
     low: float
@@ -144,8 +144,8 @@ def _low_is_white(image: Image.Image) -> bool:
 def narrow(image: Image.Image, black: float, white: float) -> np.ndarray:
     """Return a wide image as ``(H, W)`` uint8: ``black`` becomes 0, ``white`` becomes 255.
 
-    Either may be the higher one. Values outside the range are clipped; NaN is black. If the range
-    is the full 16 bits, the upper 8 are kept (``v >> 8``).
+    Either may be the higher one. Values outside the range are clipped; NaN becomes black. If the
+    range is the full 16 bits, the upper 8 are kept (``v >> 8``).
     """
     least = min(black, white)
     most = max(black, white)

@@ -1,10 +1,10 @@
 """Find holes of zeros in image files: interrupted copies leave them, and some decoders accept them.
 
-Truncated files never get this far: every decoder refuses them. In most files a hole breaks a
-checksum or the entropy code, and the decoder says so. This module checks the other formats, where
-an intact file never looks like that. In uncompressed pixels, and in WebP, which compresses flat
-areas to zeros, a hole cannot be told from a black or flat area; `has_empty_block` finds the ones
-that are very likely holes.
+Truncated files never get this far: every decoder refuses them. In most files, a hole breaks a
+checksum or the entropy code, and the decoder reports it. This module checks the other formats, in
+which an intact file never contains so many zeros. In uncompressed pixels, and in WebP, which
+compresses flat areas to zeros, a hole cannot be told from a black or flat area; `has_empty_block`
+finds the zeros that are very likely holes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from PIL import Image
 from ..errors import ImageError
 
 HOLE = 512
-"""Zero bytes in a row that make a hole; intact AVIF, HEIC, CCITT and PackBits had at most 16."""
+"""Consecutive zero bytes that count as a hole; intact AVIF, HEIC, CCITT and PackBits files had at
+most 16."""
 
 BLOCK = 4096
 """Bytes in a block, the unit in which file systems and downloads lose data."""
@@ -61,7 +62,7 @@ def has_empty_block(contents: bytes) -> bool:
     empty = [False, *np.all(blocks == 0, axis=1).tolist(), False]  # empty[i + 1]: block i
     for i in range(1, whole):
         if not empty[i + 1] or empty[i] or blocks[i - 1, -1] == 0:
-            continue  # not zeros, not the first such block, or the zeros begin in the one before
+            continue  # not zeros, not the first such block, or the zeros begin a block earlier
         end = empty.index(False, i + 1) - 1  # the first block after the zeros
         after = contents[end * BLOCK : (end + 1) * BLOCK]
         if after[:1] != b"\0" or (end == whole and not any(after)):
@@ -70,7 +71,7 @@ def has_empty_block(contents: bytes) -> bool:
 
 
 def _hole_in_heif(image: Image.Image, contents: bytes) -> bool:
-    """Return whether the box with the pixels has a hole; metadata in the box may have zeros."""
+    """Return whether the box with the pixels has a hole; metadata in the box may contain zeros."""
     for start, end in _boxes(contents, b"mdat"):
         data = contents[start:end]
         if bytes(HOLE) not in data:
@@ -86,7 +87,7 @@ def _hole_in_heif(image: Image.Image, contents: bytes) -> bool:
 
 
 def _boxes(contents: bytes, kind: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of the content of each top-level box of a kind."""
+    """Yield the start and end of the contents of each top-level box of type ``kind``."""
     position = 0
     while position + 8 <= len(contents):
         length = int.from_bytes(contents[position : position + 4])
@@ -123,7 +124,7 @@ def _has_hole(strip: bytes) -> bool:
 
 
 def _is_damaged_deflate(strip: bytes) -> bool:
-    """Return whether a strip fails its checksum, which libtiff does not check."""
+    """Return whether a strip fails its checksum, which libtiff does not verify."""
     inflater = zlib.decompressobj()
     rest = strip
     try:

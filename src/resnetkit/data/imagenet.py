@@ -1,4 +1,4 @@
-"""The classes of ImageNet-1K: their published names, and the WordNet ids that name its folders."""
+"""The classes in ImageNet-1K: their published names, and the WordNet ids that name its folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of a split, prepared by worker threads.
+"""Batches from a split, prepared by worker threads.
 
 Workers are threads because decoding and resizing release the GIL, so threads keep the cores busy.
 There is no second interpreter, no shared memory to run out of, and no process that can hang or die.
@@ -25,7 +25,7 @@ from .transforms import Augmentation, stack
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on one rank: labels of the whole batch, images of this rank's share.
+    """A batch on one rank: labels for the whole batch, images for this rank's share.
 
     Args:
         images: ``(n, C, S, S)`` uint8.
@@ -34,7 +34,7 @@ class Batch:
         local_indices: positions of ``images`` in the whole batch: a slice over all of it, or one
             rank's share.
         lead: number of images at the start that belong to another rank, and are here only to be
-            mixed into the next.
+            mixed into the next image.
     """
 
     images: Tensor
@@ -45,13 +45,13 @@ class Batch:
 
 
 class Loader:
-    """Makes batches of a split's images.
+    """Builds batches from a split's images.
 
     Args:
         images: the images.
         batch_size: images in a batch, over all ranks.
         workers: threads that prefetch batches; 0 prepares each batch when it is requested.
-        rank: index of the share of each batch to make; shares are consecutive images.
+        rank: index of the share to prepare of each batch; a share is a run of consecutive images.
         ranks: number of shares.
         mixed: whether batches go through `mixing.mix`, which mixes each image with the one before
             it in the whole batch, and the first with the last. A rank then also needs the image
@@ -86,7 +86,7 @@ class Loader:
         """Return the number of batches in an epoch of training.
 
         Images that do not fill a last batch are dropped, different ones in each epoch. A split that
-        is smaller than a batch makes one batch.
+        is smaller than a batch gives one batch.
         """
         return max(1, len(self.images) // self.batch_size)
 
@@ -101,7 +101,7 @@ class Loader:
     ) -> Iterator[Batch]:
         """Return batches ``first`` to ``last - 1`` of an epoch, with images of ``size`` pixels.
 
-        They are f(seed, epoch).
+        The batches are f(seed, epoch).
         """
         order = epoch_order(
             self.images.split.labels,
@@ -141,7 +141,7 @@ class Loader:
         return self._batches(chunks[wanted], augment)
 
     def evaluation(self) -> Iterator[Batch]:
-        """Return batches of every image once, in order, with the evaluation preset."""
+        """Return batches with every image once, in order, prepared by the evaluation preset."""
         count = len(self.images)
         order = np.stack([np.arange(count), np.zeros(count, int)], 1)
         chunks = np.split(order, self._boundaries(-(-count // self.batch_size)))
@@ -155,7 +155,7 @@ class Loader:
     def _batches(
         self, chunks: Iterable[np.ndarray], make_input: Callable[[int, int], Tensor]
     ) -> Iterator[Batch]:
-        """Make a batch of each chunk: ``(n, 2)``, indices of images and of their copies."""
+        """Build a batch from each chunk: ``(n, 2)``, the indices of images and of their copies."""
 
         def make_batch(chunk: np.ndarray) -> Batch:
             indices = chunk[:, 0]

@@ -19,17 +19,17 @@ from . import tree
 from .paths import SPLITS, LeftOut, Paths, is_image, is_system, object_url, shown, spelling
 
 COLUMNS = "path,label and optionally split"
-"""The columns of a manifest, as error messages list them."""
+"""The columns of a manifest, as listed in error messages."""
 
 
 def base_folder(file: Path, notes: list[str]) -> Path:
     """Return the folder that the paths in a manifest are relative to: the manifest's own folder.
 
-    The paths in a run's ``split.csv`` are relative to the photos that the run recorded, if they
-    still exist; ``notes`` then receives a line.
+    The paths in a run's ``split.csv`` are relative to the photo folder that the run recorded, if
+    that folder still exists. In that case, a line is added to ``notes``.
 
     Raises:
-        DataError: the record of the run is damaged.
+        DataError: the run's ``environment.json`` is damaged.
     """
     recorded = file.parent / "environment.json"
     if _is_of_a_run(file):
@@ -37,8 +37,8 @@ def base_folder(file: Path, notes: list[str]) -> Path:
             data = Path(json.loads(recorded.read_text(encoding="utf-8"))["data"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{recorded} is damaged ({error!r}); expected the file of the run that wrote "
-                f"{file}, which says where its photos are. Copy the run folder again"
+                f"{recorded} is damaged ({error!r}); expected it to say where the photos in "
+                f"{file} are. Copy the run folder again"
             ) from error
         photos = base_folder(data, []) if data.suffix.lower() == ".csv" else data
         if photos.is_dir() or object_url(photos) is not None:
@@ -58,9 +58,9 @@ def read_manifest(
 ) -> dict[str, dict[str, Paths]]:
     """Return {split: {class: paths}}, in the order of the file.
 
-    Spaces around values are ignored, and spellings of one label are merged, except in the
-    ``split.csv`` of a run, which is not written by hand. The only split is ``all`` if the file
-    names no splits.
+    Spaces around values are ignored, and different spellings of a label are merged, except in a
+    run's ``split.csv``, which is not written by hand. The only split is ``all`` if the file names
+    no splits.
 
     Args:
         file: the manifest.
@@ -79,11 +79,11 @@ def read_manifest(
     with file.open("rb") as start:
         encoding = _find_encoding(file, start.read(512))
     is_exact = _is_of_a_run(file)
-    # A path need not be valid UTF-8; anything else must be.
+    # Paths need not be valid UTF-8; everything else must be.
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         try:
             delimiter = _find_delimiter(lines)
-            # Strict: otherwise an unmatched quote hides the rows after it.
+            # Strict mode, because an unmatched quote would otherwise hide the rows after it.
             rows = csv.reader(
                 lines, delimiter=delimiter, skipinitialspace=not is_exact, strict=True
             )
@@ -93,7 +93,7 @@ def read_manifest(
                 f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for an "
                 "unmatched double quote in this line or an earlier one"
             ) from error
-        except UnicodeDecodeError as error:  # only UTF-16: it has no escapes for damaged text
+        except UnicodeDecodeError as error:  # only in UTF-16, where invalid bytes are not escaped
             raise DataError(
                 f"{file} is damaged: not valid UTF-16 ({error.reason}). Save it again, as CSV in "
                 "UTF-8"
@@ -102,7 +102,7 @@ def read_manifest(
 
 
 def _find_encoding(file: Path, start: bytes) -> str:
-    """Return UTF-8, or UTF-16 if the file begins with its BOM, as Excel's "Unicode Text" does.
+    """Return UTF-8, or UTF-16 if the file begins with a UTF-16 BOM, like Excel's "Unicode Text".
 
     Raises:
         DataError: the file is not text.
@@ -273,7 +273,7 @@ def _merge_spellings(
 ) -> dict[str, dict[str, Paths]]:
     """Merge labels that differ only in case or number format into one class.
 
-    The class gets the most common spelling; the first one if several are equally common.
+    The class gets the most common spelling, or the first if several are equally common.
     """
     counts: Counter[str] = Counter()
     for by_class in found.values():

@@ -1,7 +1,7 @@
 """MixUp and CutMix on a batch: f(seed, step).
 
 MixUp (arXiv:1710.09412) blends each image with another from the batch. CutMix (arXiv:1905.04899)
-pastes a box from the other image. The targets are blended in the same proportion.
+pastes a box from the other image over it. The targets are blended in the same proportion.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ def mix(
     seed: int,
     step: int,
 ) -> tuple[Tensor, Tensor]:
-    """Mix a batch by MixUp or CutMix; if both are on, each has probability 1/2.
+    """Apply MixUp or CutMix to a batch; if both are on, each is chosen with probability 1/2.
 
     Args:
         images: ``(n, C, H, W)`` float.
         labels: ``(n,)`` int64.
-        mixup: alpha of the Beta distribution that MixUp draws its share from; 0 is off.
+        mixup: alpha of the Beta distribution that MixUp draws its share from; 0 turns MixUp off.
         cutmix: the same for CutMix.
         classes: number of classes.
         seed: seed of the run.
         step: step of the run.
 
     Returns:
-        Images of the same shape, and targets ``(n, classes)`` float32 that sum to 1. If both are
-        off, ``images`` and ``labels`` unchanged.
+        Images of the same shape, and targets ``(n, classes)`` float32, where each row sums to 1. If
+        MixUp and CutMix are both off, the unchanged ``images`` and ``labels``.
     """
     methods = [name for name, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
     if not methods:
@@ -62,7 +62,7 @@ def mix(
 
 
 def _random_box(height: int, width: int, *, share: float, rng: Random) -> tuple[int, int, int, int]:
-    """Return the top, bottom, left and right of a box that leaves about ``share`` of the image."""
+    """Return top, bottom, left, right of a box that leaves about ``share`` of the image visible."""
     half_side = math.sqrt(1 - share) / 2
     x = rng.randrange(width)
     y = rng.randrange(height)

@@ -2,8 +2,8 @@
 
 There are two steps. A 64-bit hash (pHash: low frequencies above their median, as in Zauner,
 "Implementation and benchmarking of perceptual image hash functions", 2010) finds candidates without
-comparing every pair of images. Then the correlation of their thumbnails decides. Cropped, rotated
-and mirrored copies are not found.
+comparing every pair of images. The correlation between the candidates' thumbnails then decides.
+Cropped, rotated and mirrored copies are not found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DISTANCE = 7
 """Maximum number of bits in which the hashes of two candidates differ."""
 
 MIN_CORRELATION = 0.975
-"""Smallest correlation of the thumbnails of two near duplicates.
+"""Smallest correlation between the thumbnails of two near duplicates.
 
 Checked by eye: among 68,000 images of four kinds, the largest correlation between two different
 ones was 0.972 (two white shirts on the same red cloth). All 36 pairs in CIFAR-10 between 0.95 and
@@ -30,7 +30,7 @@ FLAT = 4.0
 """Smallest standard deviation, on a scale of 255, of a thumbnail with enough detail to compare."""
 
 SAME_HASH = 200
-"""If more images share one hash, each additional one is compared only with the first."""
+"""If more images than this share a hash, each additional one is compared only with the first."""
 
 _GRAY = 32  # side of the image that is hashed, in pixels
 _THUMB = 16  # side of a thumbnail, in pixels
@@ -79,10 +79,10 @@ def phash(gray: np.ndarray) -> int:
 def near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
     """Yield all pairs of hashes that differ in at most `DISTANCE` bits, each at least once.
 
-    If all four bands of 16 bits differed in two bits or more, at least eight bits would differ. So
-    it is enough to compare, for each band, images whose band is equal or differs in one bit. The
-    number of comparisons grows with the square of ``n``, but is small: each image is compared with
-    about one image in a thousand.
+    If all four bands of 16 bits differed in two or more bits, at least eight bits would differ. It
+    is therefore enough to compare, for each band, images whose hashes agree in that band or differ
+    there in one bit. The number of comparisons grows with the square of ``n``, but is small: each
+    image is compared with about one image in a thousand.
 
     Args:
         hashes: ``(n,)`` uint64.
@@ -97,7 +97,7 @@ def near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
         ordered = hashes[order]  # so that images to compare are neighbors in memory
         ends = np.searchsorted(keys, np.arange(2**16 + 1, dtype=np.uint32))
         for flip in (0, *(1 << bit for bit in range(16))):
-            # Each pair once: the left one comes first, or its bit is 0.
+            # Each pair only once: the left image comes first, or its bit is 0.
             lefts = np.flatnonzero(keys & np.uint16(flip) == 0)
             partners = keys[lefts].astype(np.int64) | flip
             first = ends[partners] if flip else lefts + 1
@@ -122,7 +122,7 @@ def _chunks(counts: np.ndarray, most: int = 1 << 18) -> Iterator[np.ndarray]:
 
 
 def correlations(thumbs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return the correlation of the thumbnails of each pair, in [-1, 1]; brightness cancels out.
+    """Return the correlation between each pair's thumbnails, in [-1, 1]; brightness cancels out.
 
     Args:
         thumbs: ``(n, 16, 16, 3)`` uint8.
@@ -185,7 +185,7 @@ def keep_together(
     *,
     largest: float = 0.5,
 ) -> tuple[list[str], int]:
-    """Give near duplicates of one class the same digest, so that a split keeps them together.
+    """Give near duplicates in a class the same digest, so that a split keeps them together.
 
     Args:
         labels: ``(n,)``.
@@ -195,8 +195,8 @@ def keep_together(
             kept together, because a split has to divide it.
 
     Returns:
-        The digests, in which each near duplicate has the digest of the first in its group; and the
-        number of images in those groups.
+        The digests, in which each near duplicate has the digest of the first image in its group;
+        and the number of images in those groups.
     """
     count = len(digests)
     hashes = np.zeros(count, np.uint64)
@@ -221,7 +221,7 @@ def keep_together(
 def _crowds(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the images to compare with all their candidates, and pairs for the others.
 
-    If more than `SAME_HASH` images have one hash, each additional one is paired with the first.
+    If more than `SAME_HASH` images share a hash, each additional one is paired with the first.
     """
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]

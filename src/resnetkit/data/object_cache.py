@@ -25,11 +25,11 @@ from ..progress import say
 from . import disk_cache
 
 LIMIT = 10.0
-"""Default size in gigabytes."""
+"""Default size limit of the cache, in gigabytes."""
 
-_KEPT = 0.8  # share of the size that is left after old entries are removed
-_STEP = 0.05  # share of the size that a process writes before it counts what others wrote
-_DISK_SHARE = 0.5  # of the free disk space
+_KEPT = 0.8  # share of the size limit that is still in use after old entries are removed
+_STEP = 0.05  # share of the size limit that a process writes before it measures the folder again
+_DISK_SHARE = 0.5  # share of the free disk space that the cache may take
 _OLD = 3600.0  # seconds after which an unfinished file is considered abandoned
 _BLOCK = 4096  # bytes of a disk block
 
@@ -39,14 +39,14 @@ class ObjectCache:
 
     Args:
         folder: the folder.
-        limit: total bytes of all files. Each process that shares the folder may exceed it by
-            `_STEP`.
+        limit: maximum total size of all files, in bytes. Each process that shares the folder may
+            exceed it by the share `_STEP`.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
         self._limit = limit
-        self._left = 0  # bytes to write before the folder is added up again
+        self._left = 0  # bytes to write before the folder is measured again
         self._lock = threading.Lock()
 
     def get(self, digest: bytes) -> bytes | None:
@@ -66,7 +66,7 @@ class ObjectCache:
         return None
 
     def put(self, digest: bytes, contents: bytes) -> None:
-        """Keep bytes whose SHA-256 is ``digest``. If the disk fails, say so and keep no more."""
+        """Cache bytes whose SHA-256 is ``digest``. If the disk fails, say so and stop caching."""
         if not self._limit or len(contents) > self._limit * _KEPT:
             return
         file = self._file(digest)
@@ -75,20 +75,21 @@ class ObjectCache:
                 self._left -= _on_disk(len(contents))
                 if self._left < 0:
                     self._make_room(_on_disk(len(contents)))
-            # Not flushed to disk: that would be slower than the store, and `get` checks the hash.
+            # Not flushed to disk: that takes longer than reading from the store again, and `get`
+            # checks the hash.
             with storage.temporary(file) as unfinished:
                 unfinished.write_bytes(contents)
                 os.replace(unfinished, file)
         except (OSError, OutputError) as error:
             self._limit = 0
-            say(f"Images are no longer kept in {self._folder}: {error}")
+            say(f"Images are no longer cached in {self._folder}: {error}")
 
     def _file(self, digest: bytes) -> Path:
         name = digest.hex()
         return self._folder / name[:2] / name
 
     def _make_room(self, needed: int) -> None:
-        """Add up the files in the folder, and remove the oldest if they take too many bytes."""
+        """Measure the folder, and remove the least recently used files if it is too large."""
         with storage.locked(self._folder / ".lock"):
             files = sorted(self._entries())
             used = sum(size for _, size, _ in files)
@@ -103,7 +104,7 @@ class ObjectCache:
             self._left = step
 
     def _entries(self) -> list[tuple[float, int, str]]:
-        """Return when each file was last used, its bytes and its path; remove abandoned files."""
+        """Return each file's time of last use, size and path; remove abandoned files."""
         found = []
         for folder in self._folder.glob("[0-9a-f][0-9a-f]"):
             for entry in os.scandir(folder):
@@ -125,7 +126,7 @@ def _on_disk(size: int) -> int:
 def open_cache() -> ObjectCache:
     """Return the cache in ``objects`` next to `disk_cache.cache_folder`.
 
-    ``RESNETKIT_OBJECT_CACHE_GB`` is its size in gigabytes; 0 keeps nothing.
+    ``RESNETKIT_OBJECT_CACHE_GB`` is its size limit in gigabytes; 0 turns the cache off.
 
     Raises:
         DataError: the variable is not a number.
@@ -138,7 +139,7 @@ def open_cache() -> ObjectCache:
     if not 0 <= gigabytes < 10**9:
         raise DataError(
             f"RESNETKIT_OBJECT_CACHE_GB is {given!r}; expected a number of gigabytes, such as "
-            f"{LIMIT:g}, or 0 to keep no images"
+            f"{LIMIT:g}, or 0 to cache no images"
         )
     return _open(disk_cache.cache_folder().with_name("objects"), int(gigabytes * 1e9))
 
@@ -147,7 +148,7 @@ def open_cache() -> ObjectCache:
 def _open(folder: Path, limit: int) -> ObjectCache:
     if limit:
         say(
-            f"Images from object stores are kept in {folder}, at most {limit / 1e9:g} GB "
+            f"Images from object stores are cached in {folder}, up to {limit / 1e9:g} GB "
             "(RESNETKIT_OBJECT_CACHE_GB)"
         )
     return ObjectCache(folder, limit)

@@ -26,25 +26,26 @@ from ..prefetch import prefetch_map
 Result = TypeVar("Result")
 
 READERS = 32
-"""Number of concurrent requests. A store answers each in 20 to 100 ms, however many it handles."""
+"""Number of concurrent requests. A store answers each in 20 to 100 ms, however many there are."""
 
 RETRIES = 6
-"""Retries of a request that fails for a temporary reason, within `PATIENCE` seconds."""
+"""Maximum number of retries for a request that fails temporarily, within `PATIENCE` seconds."""
 
 PATIENCE = 60.0
-"""Seconds after its first attempt during which a request is retried."""
+"""Seconds after the first attempt during which a request is retried."""
 
 ROUNDS = 4
-"""Attempts to read an object that arrives incomplete, or while the network fails."""
+"""Maximum number of attempts if a response arrives incomplete or the network fails."""
 
 _PART = 8 * 2**20  # bytes of a large object per request
-_TIMEOUT = "30s"  # of one request
+_TIMEOUT = "30s"  # for one request
 _STATUS = re.compile(r"status(?: code)?: (\d{3})")
 _REDIRECT = re.compile(r"[Rr]edirect without LOCATION")
 _BAD_KEY = re.compile(r"path: (?:Error parsing )?Path \"(.*?)\"(?= contained|: Encountered)", re.S)
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_METADATA = "http://169.254.169.254"  # where Amazon's machines get the credentials of their role
+# The EC2 instance metadata service, which gives an instance the credentials of its IAM role.
+_METADATA = "http://169.254.169.254"
 _OTHER_CREDENTIALS = (
     *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
     *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE"),
@@ -72,13 +73,13 @@ def read(
     Args:
         url: the object.
         start: where the range begins.
-        size: bytes of the range; by default, the whole object is read.
-        limit: the largest object to read whole, in bytes.
+        size: number of bytes in the range; by default, the whole object is read.
+        limit: maximum size of an object that is read whole, in bytes.
         check: raises a `DataError` for unexpected bytes.
 
     Raises:
         ObjectNotFound: there is no such object.
-        DataError: it cannot be read, or arrived incomplete in `ROUNDS` attempts.
+        DataError: the object cannot be read, or arrived incomplete in all `ROUNDS` attempts.
     """
     bucket, key = split_url(url)
 
@@ -107,7 +108,10 @@ def read(
 
 
 def read_large(url: str, size: int) -> Iterator[bytes]:
-    """Yield the parts of an object of a known size, reading ahead; errors as in `read`."""
+    """Yield an object of ``size`` bytes in parts, reading ahead.
+
+    Raises the same errors as `read`.
+    """
 
     def read_part(start: int) -> bytes:
         return read(url, start, min(_PART, size - start))
@@ -116,7 +120,7 @@ def read_large(url: str, size: int) -> Iterator[bytes]:
 
 
 def list_objects(url: str) -> list[tuple[str, int]]:
-    """Return the key relative to a prefix, and the size, of each object under it at any depth.
+    """Return (key relative to the prefix, size) for each object under a prefix, at any depth.
 
     Raises:
         DataError: the bucket does not exist or cannot be listed.
@@ -137,7 +141,8 @@ def list_versions(url: str) -> dict[str, tuple[str, int]]:
 def find_version(url: str) -> tuple[str, int]:
     """Return the version and the size of an object.
 
-    The version is its entity tag, which changes with its contents, or else its size and time.
+    The version is the entity tag, which changes with the contents, or, if the store has none, the
+    size and modification time.
 
     Raises:
         ObjectNotFound: there is no such object.
@@ -163,7 +168,11 @@ def _list(url: str) -> list[tuple[str, Any]]:
 
 
 def list_folder(url: str) -> dict[str, int]:
-    """Return {name: size} of the objects directly under a prefix; errors as in `list_objects`."""
+    """Return {name: size} for the objects directly under a prefix.
+
+    Raises:
+        DataError: the bucket does not exist or cannot be listed.
+    """
     bucket, prefix = split_url(url)
 
     def list_once(store: Any) -> list[tuple[str, Any]]:
@@ -176,16 +185,16 @@ def upload(file: Path, url: str) -> None:
     """Write a file as an object; a large file is sent in parts.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the object cannot be written.
     """
     bucket, key = split_url(url)
     _repeat(url, bucket, lambda store: store.put(key, file, chunk_size=_PART))
 
 
 def _below(prefix: str, found: Iterable[Any]) -> list[tuple[str, Any]]:
-    """Return the objects with their keys relative to ``prefix``, without the markers of folders.
+    """Return the objects with their keys relative to ``prefix``, without folder markers.
 
-    Web consoles create a folder as an empty object ``folder/``; obstore drops its last slash.
+    Web consoles create a folder as an empty object ``folder/``; obstore drops the trailing slash.
     """
     start = len(prefix) + 1 if prefix else 0
     below = [(meta["path"][start:], meta) for meta in found]
@@ -194,7 +203,7 @@ def _below(prefix: str, found: Iterable[Any]) -> list[tuple[str, Any]]:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Return ``s3://bucket`` and the key.
+    """Split a URL into the bucket, such as ``s3://bucket``, and the key.
 
     Raises:
         DataError: the URL names no bucket, or contains credentials, which the message omits.
@@ -203,8 +212,9 @@ def split_url(url: str) -> tuple[str, str]:
     bucket, _, key = rest.partition("/")
     if "@" in bucket or ":" in bucket:
         raise DataError(
-            f"The {scheme}:// URL holds credentials, which commands and logs would show. Expected "
-            f"{scheme}://BUCKET/PREFIX. Pass them as environment variables: {_variables(scheme)}"
+            f"The {scheme}:// URL contains credentials, which commands and logs would show. "
+            f"Expected {scheme}://BUCKET/PREFIX. Pass the credentials as environment variables: "
+            f"{_variables(scheme)}"
         )
     if not bucket:
         raise DataError(f"{url} names no bucket. Expected {scheme}://BUCKET/PREFIX")
@@ -220,8 +230,8 @@ def _variables(scheme: str) -> str:
 def _repeat(url: str, bucket: str, request: Callable[[Any], Result]) -> Result:
     """Return the result of ``request``; repeat it if its response was incomplete.
 
-    The library retries requests that the store answers with an error, but not always those whose
-    response breaks off.
+    The library retries requests that the store answers with an error, but does not always retry a
+    request whose response breaks off.
     """
     store = _open(bucket)
     begin = time.monotonic()
@@ -242,7 +252,7 @@ def _repeat(url: str, bucket: str, request: Callable[[Any], Result]) -> Result:
             status = _STATUS.search(_REDIRECT.sub("status: 301", str(error)))
             code = _CODE.search(str(error))
             is_missing = isinstance(error, FileNotFoundError)
-        if key is not None:  # it does not answer differently next time
+        if key is not None:  # another attempt would get the same answer
             raise DataError(
                 f"{url}: the key {key[1]!r} cannot be read. Expected one without control "
                 "characters, and without an empty part, '.' or '..' between its slashes. Rename "
@@ -281,13 +291,13 @@ def _to_error(
     if code == "NoSuchBucket" or (status == "404" and not is_missing):
         return DataError(
             f"{url}: there is no bucket {bucket} at {_endpoint(scheme)}. Check its name, and "
-            "AWS_ENDPOINT_URL if the store is not Amazon's"
+            "AWS_ENDPOINT_URL if the store is not Amazon S3"
         )
     if is_missing:
         return ObjectNotFound(f"{url}: there is no such object in {bucket}. Check its name")
     if status in ("400", "401", "403"):
         own = scheme == "gs" or bool(os.environ.get("AWS_ACCESS_KEY_ID"))
-        said = said if own else f"AWS_ACCESS_KEY_ID is not set, and a role was refused: {status}"
+        said = said if own else f"AWS_ACCESS_KEY_ID is not set; the IAM role was refused: {status}"
         return DataError(
             f"{url}: {said}. Expected credentials that can access {bucket}. Check "
             f"{_variables(scheme)}" + (" and AWS_REGION" if scheme == "s3" else "")
@@ -304,7 +314,7 @@ def _to_error(
 
 
 def _endpoint(scheme: str) -> str:
-    """Return the host of the store, without any user and password in its URL."""
+    """Return the store's host, without any user name and password from its URL."""
     if scheme == "gs":
         return "Google"
     given = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
@@ -316,7 +326,7 @@ def _open(bucket: str) -> Any:
     """Return the library's store object for a bucket.
 
     Raises:
-        DataError: there are no credentials, or the environment is not valid.
+        DataError: there are no credentials, or the environment variables are not valid.
         MissingPackageError: obstore is not installed.
     """
     scheme = bucket[:2]
@@ -355,10 +365,10 @@ def _open(bucket: str) -> Any:
 
 
 def _check_credentials(bucket: str) -> None:
-    """Check that there are credentials, because asking Amazon for them can take a minute.
+    """Check that there are credentials: without any, obstore can search for a minute.
 
     Raises:
-        DataError: there are none, or only one of the two keys.
+        DataError: there are no credentials, or only one of the two keys is set.
     """
     given = {n for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if os.environ.get(n)}
     if len(given) == 2 or (not given and any(map(os.environ.get, _OTHER_CREDENTIALS))):
@@ -369,7 +379,7 @@ def _check_credentials(bucket: str) -> None:
             address = (metadata.hostname or "", metadata.port or 80)
             socket.create_connection(address, timeout=1).close()
             return
-    came = f"only {given.pop()}" if given else "neither AWS_ACCESS_KEY_ID nor a role"
+    came = f"only {given.pop()}" if given else "neither AWS_ACCESS_KEY_ID nor an IAM role"
     raise DataError(
         f"{bucket}: no credentials: found {came}. Expected AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY in the environment (AWS_SKIP_SIGNATURE=true for a public bucket). "

@@ -1,4 +1,4 @@
-"""Facts that follow from a file's name, and a compact list of paths."""
+"""What can be told from a file's name, and a compact list of paths."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SYSTEM = frozenset(
     | {"_gsdata_"}  # GoodSync
     | {"cvs", "node_modules", "venv", "captureone"}  # programs' own icons and thumbnails
 )
-# Lightroom's previews, and libraries of Apple's photo programs, which also hold thumbnails.
+# Lightroom's previews, and the libraries of Apple's photo programs, which also hold thumbnails.
 _SYSTEM_SUFFIXES = (".lrdata", ".photoslibrary", ".photolibrary", ".aplibrary")
 
 _PLURAL = re.compile(r"\b(file|folder|image|link)s\b")
@@ -51,7 +51,7 @@ _SPLIT_WORD = re.compile(
 def object_url(path: str | os.PathLike[str]) -> str | None:
     """Return the URL of an object in a store; None for a path on this machine.
 
-    A `Path` has lost one of the two slashes.
+    The argument may be a `Path`, which drops one of the two slashes.
 
     >>> from pathlib import PurePosixPath
     >>> object_url(PurePosixPath("s3://bucket/cats/1.jpg")), object_url("cats/1.jpg")
@@ -78,7 +78,8 @@ def absolute(path: str | os.PathLike[str]) -> str:
 def is_system(name: str) -> bool:
     """Return whether a file or folder with this name is never data.
 
-    It is hidden, or was created by an operating system, a network drive or a photo program.
+    Such files are hidden, or were created by an operating system, a network drive or a photo
+    program.
     """
     lower = name.lower()
     return name.startswith(".") or lower in _SYSTEM or lower.endswith(_SYSTEM_SUFFIXES)
@@ -91,7 +92,7 @@ def is_image(path: str) -> bool:
 
 
 def label(name: str) -> str:
-    """Return the class name of a folder, which is the same on every machine.
+    """Return the class name for a folder name, which is the same on every machine.
 
     It does not depend on the locale, or on whether the disk stores accents composed (NFC) or
     decomposed (NFD, as macOS does).
@@ -103,8 +104,8 @@ def label(name: str) -> str:
 def spelling(label: str) -> str:
     """Return a key that is equal for labels that probably mean the same class.
 
-    Numbers are equal by value, and words regardless of case. Single letters differ by case, because
-    letters may be the classes.
+    Numbers are compared by value, and words without regard to case. Single letters keep their case,
+    because the classes may be letters.
 
     >>> [spelling(label) for label in ("1", "01", "1.0", "Cat", "cat", "A", "a")]
     ['1', '1', '1', 'cat', 'cat', 'A', 'a']
@@ -116,7 +117,7 @@ def spelling(label: str) -> str:
 
 
 def affixed_split(name: str) -> tuple[str, tuple[str, str]] | None:
-    """Return the split that one word of a name stands for, and the text before and after that word.
+    """Return the split that one word in a name stands for, and the text before and after that word.
 
     >>> affixed_split("seg_train"), affixed_split("TestImages"), affixed_split("restrain")
     (('train', ('seg_', '')), ('test', ('', '_images')), None)
@@ -157,7 +158,7 @@ class LeftOut(Counter[str]):
 
 
 def _count(number: int, reason: str) -> str:
-    """Return "1 hidden file", "2 hidden files", given a reason in the plural."""
+    """Return text such as "1 hidden file" or "2 hidden files", given a reason in the plural."""
     if number == 1:
         reason = _PLURAL.sub(r"\1", reason, count=1)
     return f"{number:,} {reason}"
@@ -166,8 +167,8 @@ def _count(number: int, reason: str) -> str:
 class Paths(Sequence[str]):
     """An append-only list of paths that takes 8 bytes per path in addition to its text.
 
-    A list of ``str`` takes 57 more bytes per path. Every access writes to its reference counts, so
-    a forked process copies it page by page.
+    A list of ``str`` takes 57 more bytes per path. Every access to a ``str`` also writes to its
+    reference count, so a forked process ends up copying the list page by page.
 
     >>> paths = Paths(["cats/1.jpg", "dogs/é.jpg"])
     >>> paths[1], paths[-2], len(paths), list(paths[:1])
@@ -217,7 +218,7 @@ class Paths(Sequence[str]):
         if isinstance(index, slice):
             rows = range(len(self))[index]
             return self._consecutive(rows) if rows and rows.step == 1 else self.take(rows)
-        position = operator.index(index)  # accepts NumPy's integers too
+        position = operator.index(index)  # also accepts NumPy integers
         position += len(self) if position < 0 else 0
         if not 0 <= position < len(self):
             raise IndexError(f"path {index} of {len(self)}")

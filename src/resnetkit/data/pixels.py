@@ -1,14 +1,14 @@
 """Storage for working pixels: end to end in a few large buffers, in memory or in a file.
 
-There is no object per image, so memory does not grow with their number. Stored pixels are a
-function of the file and the working size, and read-only: no random result is ever stored.
+There is no Python object per image: besides its pixels, an image takes only 20 bytes. Stored pixels
+are read-only, and a function of the file and the working size: no random result is ever stored.
 
-The file, all numbers little-endian::
+The layout of the file (all numbers are little-endian)::
 
     pixels     of every image that could be read, (H, W, C) uint8, one after the other
     shapes     (n, 2) int32: height and width; 0, 0 for images that could not be read
-    errors     JSON: error messages about the bytes of images, by index
-    footer     magic (8 bytes), n (int64), length of errors (int64), BLAKE2b-128 of shapes to here
+    errors     JSON: error messages for images whose bytes are invalid, by index
+    footer     magic (8 bytes), n (int64), length of errors (int64), BLAKE2b-128 of shapes, errors
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Pixels:
         )
 
     def get(self, row: int) -> np.ndarray | None:
-        """Return ``(H, W, channels)`` uint8, read-only; None if it is not stored."""
+        """Return an image as read-only ``(H, W, channels)`` uint8; None if it is not stored."""
         if self.buffer[row] < 0:
             return None
         height, width = self.shapes[row].tolist()
@@ -89,8 +89,8 @@ class Pixels:
 def write_pixels(file: BinaryIO, images: Iterable[np.ndarray | str | None]) -> None:
     """Write the pixels of every image in order.
 
-    For an image that cannot be read, ``images`` has an error message. For one that failed
-    temporarily it has None, and nothing is recorded.
+    Where an image has invalid bytes, ``images`` has an error message, which is recorded. Where
+    reading failed for a temporary reason, it has None, and the file records no error.
 
     Raises:
         OSError: the disk is full or fails.

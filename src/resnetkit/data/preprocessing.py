@@ -1,4 +1,4 @@
-"""How an image becomes the input of a network: the preset in a model file."""
+"""How an image becomes the input to a network: the preset in a model file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ STATISTICS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Default mean and standard deviation, by number of channels.
 
-They are ImageNet's. Gray uses the average over the colors; transparency is mapped to -1 to 1."""
+These are ImageNet's values. Gray uses the average over the colors; transparency is scaled to the
+range from -1 to 1."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the input of a network. It is stored in the model file.
+    """How an image becomes the input to a network. Stored in the model file.
 
     Args:
         resize_size: the shorter side after resizing, in pixels; also the working size that images
@@ -43,8 +44,8 @@ class Preprocessing:
             channels: 3 for RGB, 1 for gray, 4 for RGB and transparency.
         std: each channel is divided by it, on the same scale.
         decoder: how files become pixels. ``"scaled"`` is `resnetkit.data.decode.decode`, which is
-            several times as fast. ``"full"`` is `resnetkit.data.decode.decode_full`, which was used
-            to measure the accuracies of published weights.
+            several times faster. ``"full"`` is `resnetkit.data.decode.decode_full`, which decodes
+            as was done to measure the accuracies of published weights.
         value_range: the values that become black and white in 16- or 32-bit gray; see
             `resnetkit.data.gray`. It belongs to the dataset, never to one image.
         interpolation: Pillow's name for the resizing filter. All but ``"bilinear"`` need the
@@ -63,7 +64,7 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """Number of channels of the network's input."""
+        """Number of channels in the network's input."""
         return len(self.mean)
 
     def pixels(self, source: Path | bytes | Image | np.ndarray) -> np.ndarray:
@@ -89,7 +90,7 @@ class Preprocessing:
         return (decode_full if full else decode)(source, self.resize_size, **options)
 
     def working_shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the approximate width and height of the `pixels` of an image of ``size``."""
+        """Return the approximate width and height of the `pixels` for an image of ``size``."""
         small = shrunk(size, self.resize_size)
         enlarged = self.decoder == "full" and min(small) < self.resize_size
         scale = self.resize_size / min(small) if enlarged else 1
@@ -108,7 +109,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """Return the preprocessing that `to_dict` described.
+        """Return the preprocessing from the output of `to_dict`.
 
         Raises:
             ModelFileError: fields or values that this version does not support.

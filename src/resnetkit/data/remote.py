@@ -38,7 +38,7 @@ def open_image(path: str | os.PathLike[str], name: str) -> BinaryIO:
 
     Args:
         path: the image.
-        name: its name for error messages.
+        name: name of the image for error messages.
 
     Raises:
         ImageError: it cannot be read, or is not the one that was packed.
@@ -56,13 +56,13 @@ def open_image(path: str | os.PathLike[str], name: str) -> BinaryIO:
 
 
 class read_ahead(Iterator[Item]):
-    """Yields the items, while reading the images that the next ones need.
+    """Yields items while reading the images that the following items need.
 
-    Images that were not taken are dropped when the iterator is closed or no longer used, not after
-    its last item: the threads that prepare that item and those before it still need their images.
+    Images that were not taken are dropped when the iterator is closed or garbage-collected, not
+    after its last item: the threads that prepare the last items still need their images.
 
     Args:
-        items: the items that need images, in the order of their use.
+        items: the items that need images, in the order in which they are used.
         paths: returns the images that an item needs. Only images in an object store are read
             ahead.
     """
@@ -104,7 +104,7 @@ class read_ahead(Iterator[Item]):
 
 
 def in_order(split: Split, indices: Iterable[int] | None = None) -> Iterator[int]:
-    """Yield indices of images in reading order; all images by default.
+    """Yield the given indices of images, in order; by default, those of all images.
 
     If the images are in an object store, the next ones are read ahead.
     """
@@ -127,7 +127,7 @@ class _Started:
         return len(self._futures) < AHEAD_IMAGES and self._bytes < AHEAD_BYTES
 
     def start(self, url: str, pool: Pool[str, bytes]) -> None:
-        """Read an image in the pool, unless that has already started."""
+        """Read an image in the pool, unless reading it has already started."""
         with self._lock:
             if url in self._futures:
                 return
@@ -195,7 +195,7 @@ def _read(url: str) -> bytes:
 def _find_shards(url: str) -> tuple[shards.Shards, int] | None:
     """Open the shards that a URL leads into, as for a path on this machine."""
     root = url.rpartition("/")[0]
-    while root.count("/") >= 2:  # a bucket's root may have shards too
+    while root.count("/") >= 2:  # the root of a bucket may also have shards
         with suppress(object_store.ObjectNotFound):
             shards.open_shards(Path(root))
             return shards.find_opened(url)

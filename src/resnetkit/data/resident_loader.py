@@ -1,9 +1,9 @@
 """Batches of small images that all reside on the GPU, and are cropped and mirrored there.
 
-Training on images of 32 pixels is so fast that threads, which prepare them one by one, cannot keep
-up. Here, a batch takes a few tensor operations. Random numbers are again f(seed, epoch, position),
-but come from a different stream than in `transforms.Augmentation`, and are drawn for a whole epoch
-at once.
+Training on 32x32 images is so fast that threads, which prepare images one by one, cannot keep up.
+Here, a batch takes a few tensor operations. Random numbers are again f(seed, epoch, position), but
+come from a different stream than in `transforms.Augmentation`, and are drawn for a whole epoch at
+once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGEST_SIDE = 64
 """Largest side of images that are kept on the GPU, in pixels."""
 
 MOST_BYTES = 2 * 2**30
-"""Largest size of the images that are kept on the GPU."""
+"""Maximum total size of the images that are kept on the GPU, in bytes."""
 
 
 def make_loader(
@@ -41,7 +41,7 @@ def make_loader(
 def fits_on_device(images: Images, augmentation: Augmentation, device: torch.device) -> bool:
     """Return whether images can reside on the device.
 
-    The device must be a GPU, the images small, all of one shape and all cached, and the
+    The device must be a CUDA GPU, the images small, all of the same shape and all cached, and the
     augmentation limited to cropping and mirroring.
     """
     if device.type != "cuda" or images.kept is None or not len(images):
@@ -84,7 +84,7 @@ class ResidentLoader(Loader):
         padding = augmentation.crop_padding
         if padding is None:
             crops = random_crops(augmentation, height, width=width, count=count, rng=rng)
-        else:  # squares of the image scaled to a shorter side of ``size``, with black around it
+        else:  # squares from the image, scaled to a shorter side of ``size`` and padded with black
             scale_to = min(height, width)
             height = size * height // scale_to
             width = size * width // scale_to
@@ -106,7 +106,7 @@ class ResidentLoader(Loader):
                 else local_indices[lead:]
             )
             positions_in_batch = torch.arange(int(own[0]) - lead, int(own[-1]) + 1, device=device)
-            # The image before the first one is the last one.
+            # The image before the first in the batch is the last in the batch.
             positions_in_epoch = start + positions_in_batch % len(indices)
             images = self.pixels[order[positions_in_epoch]]
             if padding is not None:
@@ -154,7 +154,7 @@ def random_crops(
 
 
 def crop_and_resize(images: Tensor, crops: Tensor, size: int) -> Tensor:
-    """Crop each image and resize it, bilinear with antialiasing.
+    """Crop each image and resize it with antialiased bilinear interpolation.
 
     Resizing is linear and separable: one matrix for the rows of an image, one for its columns.
 
@@ -192,7 +192,7 @@ def _apply_filters(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _filters(start: Tensor, length: Tensor, *, side: int, size: int) -> Tensor:
     """Return triangle filters that resize intervals of ``side`` pixels to ``size`` pixels.
 
-    They are ``(n, 1, size, side)``, and each row sums to 1. If an interval is reduced, its
+    The filters are ``(n, 1, size, side)``, and each row sums to 1. If an interval is shrunk, its
     triangles are wider by the same factor.
     """
     pixels = torch.arange(side, device=start.device) - start.view(-1, 1, 1)  # (n, 1, side)

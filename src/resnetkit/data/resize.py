@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-"""Pillow's names, as `resize_by_pillow` expects them."""
+"""The interpolations that `resize_by_pillow` supports, by Pillow's names."""
 
 MAX_ASPECT = 20
 """If an image is more than this many times as long as wide, only its middle is resized."""
@@ -38,15 +38,15 @@ def with_shorter_side(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize ``(H, W, C)`` uint8 to ``size = (w, h)``: bilinear, antialiased; ``(h, w, C)``."""
+    """Resize ``(H, W, C)`` uint8 to ``(h, w, C)``; ``size`` is (w, h). Bilinear, antialiased."""
     return resize_tensor(pixels, size)[0].permute(1, 2, 0).numpy()
 
 
 def resize_tensor(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Resize as `resize` does, to a tensor ``(1, C, h, w)`` in channels_last order.
+    """Resize like `resize`, but return a ``(1, C, h, w)`` tensor in channels_last order.
 
     The input's strides are channels_last even for a batch of one, so that neither PyTorch nor the
-    caller has to reorder the channels in memory, which took longer than resizing.
+    caller has to reorder the channels in memory, which took longer than the resizing itself.
     """
     import torch
 
@@ -90,7 +90,7 @@ def resize_by_pillow(
     if resampling is Image.Resampling.NEAREST or target == image.size:
         resized = image.resize(target, resampling)
     else:
-        # Transparent pixels have no color. Pillow multiplies colors by the opacity while resizing.
+        # Transparent pixels have no color, so colors are multiplied by the opacity for resizing.
         first = image.convert("RGBa") if channels == 4 else image
         for size in ((target[0], first.height), target):
             first = first.resize(size, resampling)
@@ -99,7 +99,7 @@ def resize_by_pillow(
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror pixels as the EXIF orientation says."""
+    """Rotate and mirror pixels as the EXIF orientation specifies."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

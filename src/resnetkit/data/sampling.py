@@ -10,19 +10,21 @@ from .. import randomness
 def epoch_order(
     labels: np.ndarray, seed: int, epoch: int, batch_size: int, balanced: bool, repeats: int
 ) -> np.ndarray:
-    """Return the order of an epoch, which has as many positions as there are images.
+    """Return the image order for an epoch, which has as many positions as there are images.
 
     Args:
         labels: ``(n,)``, the class of each image.
         seed: seed of the run.
         epoch: the epoch.
         batch_size: images in a batch.
-        balanced: show every class equally often, to within one, at every point of the epoch.
-        repeats: copies of each image in a batch (repeated augmentation, arXiv:1901.09335); an epoch
-            shows fewer images by this factor.
+        balanced: whether to show every class equally often, to within one, at every point in the
+            epoch.
+        repeats: copies of each image in a batch (repeated augmentation, arXiv:1901.09335). The
+            number of different images in an epoch is divided by this.
 
     Returns:
-        ``(n, 2)`` int64: the image at each position, and the number of its copy in this epoch.
+        ``(n, 2)`` int64: the index of the image at each position, and the number of its copy in
+        this epoch.
     """
     if balanced:
         order = _balanced_order(labels, seed, epoch)
@@ -51,7 +53,7 @@ def occurrences(values: np.ndarray) -> np.ndarray:
 def _balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return rounds of one image per class, in random order within each round.
 
-    Each class goes through its own images in random order, and starts again after the last.
+    Each class goes through its own images in random order, and starts over after the last.
     """
     rng = np.random.Generator(np.random.PCG64(randomness.derive(seed, "balanced", epoch)))
     classes = np.unique(labels)
@@ -70,8 +72,8 @@ def _balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 def _with_copies(order: np.ndarray, repeats: int, batch_size: int) -> np.ndarray:
     """Return the first images of an order, ``repeats`` times each.
 
-    The copies of an image are in one batch but not adjacent, because mixing takes the neighbor,
-    which would be the same image.
+    The copies of an image are in the same batch but not adjacent: mixing blends neighbors, and
+    would otherwise blend an image with its own copy.
     """
     copies = np.repeat(order, repeats)[: len(order)]
     batches = np.array_split(copies, range(batch_size, len(copies), batch_size))

@@ -60,16 +60,17 @@ def write_shards(
 ) -> Written:
     """Write the images of a dataset into the new folder ``out``.
 
-    The folder appears only when it is complete and on the disk. In an object store, ``shards.json``
-    is written last; without it, the shards cannot be read.
+    The folder appears only once it is complete and flushed to disk. In an object store,
+    ``shards.json`` is written last; without it, the shards cannot be read.
 
     Args:
         data: a folder or a CSV manifest; see `data.folder`.
         out: the folder to create, or an unused prefix in an object store, such as
             ``s3://bucket/packed``. Its shards are written to a temporary folder first.
-        size: size limit of a shard, in megabytes; only a shard with one larger image exceeds it.
+        size: size limit of a shard, in megabytes; only a shard with a single larger image exceeds
+            it.
         workers: threads that read images; one per core by default.
-        progress: takes the number of images and returns a function to call after each.
+        progress: takes the number of images and returns a function to call after each image.
 
     Raises:
         DataError: ``data`` cannot be trained on, or a file in it cannot be read.
@@ -123,7 +124,7 @@ def write_shards(
 
 
 class _Rows:
-    """The images of all splits in one order, with the paths that they get in the shards."""
+    """The images of all splits in one sequence, with the paths that they get in the shards."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._names = list(dataset.splits)
@@ -132,7 +133,7 @@ class _Rows:
         self.paths = Paths(_inner_paths(dataset))
 
     def _find(self, row: int) -> tuple[int, int]:
-        """Return the number of the split, and the index in it."""
+        """Return the number of an image's split, and the image's index in that split."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return number, row - int(self._starts[number])
 
@@ -142,7 +143,7 @@ class _Rows:
         return self._names[number], int(self._splits[number].labels[index])
 
     def read(self, row: int) -> tuple[bytes, str | None]:
-        """Return the bytes of an image, and the error if they cannot be decoded.
+        """Return the bytes of an image, and the error message if they cannot be decoded.
 
         Raises:
             DataError: the file cannot be read.
@@ -166,7 +167,8 @@ class _Rows:
 def _inner_paths(dataset: Dataset) -> Iterator[str]:
     """Yield the path that each image gets: as in the dataset, or relative to a common parent.
 
-    A CSV manifest may name images outside its folder. A path in shards stays inside them.
+    A CSV manifest may name images outside its folder, but a path in shards must not lead out of
+    them.
     """
     paths = [posixpath.normpath(path) for split in dataset.splits.values() for path in split.paths]
     if not any(os.path.isabs(path) or path.startswith("../") for path in paths):
@@ -176,7 +178,7 @@ def _inner_paths(dataset: Dataset) -> Iterator[str]:
     full = [os.path.normpath(base / path) for path in paths]
     try:
         parent = os.path.commonpath([os.path.dirname(path) for path in full])
-    except ValueError as error:  # Windows drives
+    except ValueError as error:  # on different Windows drives
         raise DataError(f"{dataset.root} names images on several drives. Use one drive") from error
     for path in full:
         yield Path(path).relative_to(parent).as_posix()
@@ -219,8 +221,8 @@ class _Index:
             if is_same and not np.array_equal(digests[row], digests[other]):
                 raise DataError(
                     f"Two different images would have the path {paths[row]} in the shards. "
-                    "Nothing was written. Name each without '..' after a link to a folder, and "
-                    "change no image while they are packed"
+                    "Nothing was written. Write paths without '..' after a link to a folder, and "
+                    "do not change images while they are being packed"
                 )
         arrays = {
             "paths": text,
@@ -236,7 +238,7 @@ class _Index:
 class _Tars:
     """Tar files written in sequence, each of at most ``limit`` bytes.
 
-    They hold names, sizes and contents only: no times, owners or other traces of this machine.
+    They hold only names, sizes and contents: no times, owners or other traces of this machine.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -257,7 +259,7 @@ class _Tars:
             self._file.close()
 
     def add(self, split: str, members: dict[str, bytes]) -> int:
-        """Write the members of an image; return the offset of the first one's contents."""
+        """Write the tar members for an image; return the offset of the first member's contents."""
         needed = sum(BLOCK + len(part) + -len(part) % BLOCK for part in members.values())
         if split != self._split or self._bytes + needed + len(_END) > self._limit:
             self.finish()

@@ -12,9 +12,9 @@ An image keeps the path that it had in the packed dataset: ``OUT/train/cat/1.jpg
 image from a shard. Nothing is extracted. The folder may be in an object store: images in
 ``s3://bucket/packed`` are read as ranges of its tars before they are needed (`remote`), and cached.
 
-Nothing in the folder is trusted. The index must have the SHA-256 that ``shards.json`` names, and
-may point only inside the shards. Reading an image checks the tar header in front of it and its
-SHA-256. ``resnet check`` also hashes whole shards.
+Nothing in the folder is trusted. The index must have the SHA-256 that ``shards.json`` records, and
+may point only inside the shards. Reading an image checks its SHA-256 and the tar header in front of
+it. ``resnet check`` also hashes whole shards.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from .tree import SHARDS
 FORMAT_VERSION = 1
 INDEX = "index.safetensors"
 BLOCK = tarfile.BLOCKSIZE
-"""Bytes of a tar header; contents are padded to a multiple of it."""
+"""Size of a tar header in bytes; contents are padded to a multiple of this size."""
 
 _MAX_MANIFEST = 2**26  # bytes
 _PART = 2**20  # bytes hashed at a time
-_MAX_INDEX = 4200  # bytes per image: the longest path on Linux, plus 44 bytes
+_MAX_INDEX = 4200  # bytes per image: more than the longest path on Linux (4,096) and the columns
 _SHARD_NAME = re.compile(rf"({'|'.join(sorted({*SPLITS.values(), 'all'}))})-\d{{6,9}}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Paths that escape the folder, or that `Path` spells differently.
+# Matches paths that lead out of the folder, or that `Path` would write differently.
 _UNSAFE = re.compile(r"(^|/)\.{0,2}(/|$)|\0" + (r"|[\\:]" if os.name == "nt" else ""))
 _ARRAYS = {
     "lengths": np.dtype(np.uint16),
@@ -67,7 +67,7 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file, as ``shards.json`` describes it."""
+    """A tar file, as described in ``shards.json``."""
 
     name: str
     images: int
@@ -82,8 +82,8 @@ class Manifest:
     Args:
         name: the name of the packed dataset.
         classes: the classes, in order.
-        splits: ``{split: {class: images}}``. The images are in this order in the shards: splits
-            in the order of ``shards``, and the classes of each in the order of ``classes``.
+        splits: ``{split: {class: images}}``. The shards hold the images in this order: splits in
+            the order of ``shards`` and, within each split, classes in the order of ``classes``.
         shards: the tar files, in order.
         index_sha256: SHA-256 of the index.
     """
@@ -122,7 +122,7 @@ class Shards:
         manifest: the contents of ``shards.json``.
         paths: the path of each image, relative to ``root``.
         offsets: ``(n,)`` uint64, where the contents of each image begin in its shard.
-        sizes: ``(n,)`` uint32, bytes of each image.
+        sizes: ``(n,)`` uint32, the size of each image in bytes.
         digests: ``(n, 32)`` uint8, the SHA-256 of each image.
         by_path: ``(n,)`` uint32, the rows sorted by path.
     """
@@ -152,10 +152,10 @@ class Shards:
         return found
 
     def check_sizes(self) -> None:
-        """Check that every shard is there with its recorded size.
+        """Check that every shard exists and has its recorded size.
 
         Raises:
-            DataError: a shard is missing or has another size; the message names it.
+            DataError: a shard is missing or has a different size; the message names it.
         """
         url = object_url(self.root)
         if url is not None:
@@ -170,10 +170,10 @@ class Shards:
                 raise DataError(str(error)) from error
 
     def refuse_strays(self) -> None:
-        """Check that no other file has the path of a packed image: it would be read instead.
+        """Check that no file has the path of a packed image: the file would be read instead.
 
         Raises:
-            DataError: there is one; the message names it.
+            DataError: there is such a file; the message names it.
         """
         others = set(os.listdir(self.root)) - {shard.name for shard in self.manifest.shards}
         others -= {SHARDS, INDEX, storage.MARKER}
@@ -226,10 +226,10 @@ class Shards:
         return contents
 
     def open_shard(self, shard: Shard) -> _File:
-        """Open a shard for reading, or return it if it is open already.
+        """Open a shard for reading, or return it if it is already open.
 
         Raises:
-            ImageError: it is not a file of the recorded size, or it cannot be read.
+            ImageError: the shard is not a file of the recorded size, or it cannot be read.
         """
         file = os.path.join(self.root, shard.name)
         try:
@@ -244,7 +244,7 @@ class Shards:
             raise ImageError(f"{file}: {error.strerror}", passing=True) from error
 
     def find(self, path: str) -> int | None:
-        """Return the row of an image; None if there is none with this path."""
+        """Return the row of the image with this path; None if there is none."""
         wanted = os.fsencode(path)
         place = bisect_left(self.by_path, wanted, key=self.paths.encoded)
         row = int(self.by_path[place]) if place < len(self.by_path) else -1
@@ -254,9 +254,10 @@ class Shards:
         """Open an image.
 
         Args:
-            row: the image.
-            name: its name for error messages.
-            is_path: whether ``name`` is its path; messages then also give its place in the shards.
+            row: the row of the image.
+            name: name of the image for error messages.
+            is_path: whether ``name`` is the image's path. If so, messages also give its place in
+                the shards.
 
         Raises:
             ImageError: the shard cannot be read.
@@ -288,7 +289,7 @@ def _check_size(file: str, size: int | None, expected: int) -> None:
 
 
 class _File:
-    """A shard that is open for reading, shared by all threads. It is closed when nothing uses it.
+    """A shard that is open for reading, shared by all threads. It is closed once nothing uses it.
 
     It stays open between images, because the system reads ahead only in a file that stays open.
     """
@@ -319,7 +320,8 @@ def _open_file(path: str, *version: int) -> _File:
 class _Member(io.RawIOBase):
     """One image inside an open shard. Nothing outside it can be read.
 
-    `readall` reads tar header and contents at once, and checks both. Reading parts checks nothing.
+    `readall` reads the tar header and the contents at once, and checks both. Partial reads are not
+    checked.
     """
 
     def __init__(self, file: _File, shards: Shards, *, row: int, member: str, name: str) -> None:
@@ -368,7 +370,7 @@ def _check_member(both: bytes, member: str, *, size: int, digest: bytes) -> None
     """Check the header and the contents of an image in a tar.
 
     Raises:
-        ImageError: they do not match the index.
+        ImageError: the header or the contents do not match the index.
     """
     header = both[:BLOCK]
     expected = (member.encode(), b"%011o" % size, tarfile.REGTYPE, b"ustar")
@@ -427,11 +429,11 @@ def open_image(path: Path, name: str) -> BinaryIO | None:
 
 
 def describe(path: Path) -> str:
-    """Return an image's name for error messages: its path, and its place if it is in a shard."""
+    """Return an image's name for error messages: its path, and its place in a shard, if any."""
     url = object_url(path)
     try:
         found = _find(path) if url is None else find_opened(url)
-    except DataError:  # a shards.json of another program, or damaged: not what the message is about
+    except DataError:  # another program's shards.json, or a damaged one; not the problem to report
         found = None
     if found is None:
         return shown(path)
@@ -475,11 +477,11 @@ def _find(path: Path) -> tuple[Shards, int] | None:
 
 
 def open_shards(root: Path) -> Shards:
-    """Return a folder of shards, with its index in memory: its paths, and about 50 bytes per image.
+    """Open a folder of shards, loading its index: the paths, and about 50 bytes more per image.
 
     Raises:
         DataError: a file is missing, damaged, from a newer version, or has the path of a packed
-            image. The message names it.
+            image. The message names the file.
     """
     url = object_url(root)
     if url is not None:
@@ -569,7 +571,7 @@ def _parse_json(name: str, contents: bytes) -> Manifest:
     """Return the manifest in the JSON file ``name``.
 
     Raises:
-        DataError: it is not valid.
+        DataError: the file is not valid.
     """
     try:
         values = json.loads(contents)
@@ -615,7 +617,7 @@ def _parse_manifest(values: dict[str, Any]) -> Manifest:
         _expect(isinstance(shard.sha256, str) and _SHA256.fullmatch(shard.sha256), "shards")
     digest = values["index_sha256"]
     _expect(isinstance(digest, str) and _SHA256.fullmatch(digest), "index_sha256")
-    # The order of the images follows from lists: a program may sort the keys of an object.
+    # The order of the images is taken from lists: a program may have sorted the keys of an object.
     by_split = groupby(shards, lambda shard: shard.name.rpartition("-")[0])
     images = {split: sum(shard.images for shard in group) for split, group in by_split}
     _expect(images == {s: sum(counts.values()) for s, counts in splits.items()}, "number of images")
@@ -674,7 +676,7 @@ def _check_index(arrays: dict[str, np.ndarray], manifest: Manifest) -> dict[str,
     """Check the arrays of an index, and return them.
 
     Raises:
-        ValueError: they do not match each other or the manifest.
+        ValueError: the arrays do not match each other or the manifest.
     """
     count = manifest.images
     _expect(arrays.keys() == {*_ARRAYS, "paths", "sha256"}, "list of arrays")

@@ -1,4 +1,4 @@
-"""One split -> train and val: stratified, f(seed, contents, order). Opens no image."""
+"""One split -> train and val: stratified, f(seed, contents, order). Opens no images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split_dataset(
         digests: a hash of each image's contents. Images with equal hashes stay together.
         fraction: share of each class that goes to ``val``, in (0, 1). At least one image of each
             class goes to ``val`` and at least one stays in ``train``.
-        seed: seed of the random choice.
+        seed: seed for the random choice.
 
     Raises:
         DataError: a class has fewer than two different images.

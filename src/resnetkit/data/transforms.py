@@ -27,9 +27,10 @@ from .resize import MAX_ASPECT, resize, resize_tensor, with_shorter_side
 def _mean_and_std(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return both as tensors on the device, cached because a copy would stall each batch."""
+    """Return mean and std on the device; cached, because copying them would stall each batch."""
     with torch.inference_mode(False):
-        options: dict[str, Any] = {"dtype": torch.float32, "device": device}  # not the caller's
+        # Not the caller's default dtype and device.
+        options: dict[str, Any] = {"dtype": torch.float32, "device": device}
         return torch.tensor(mean, **options), torch.tensor(std, **options)
 
 
@@ -40,8 +41,8 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     if not images.is_contiguous(memory_format=torch.channels_last):
         shape = (channels, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean.view(shape)).div_(std.view(shape))
-    # Rows of interleaved channels: the same bits in a quarter of the time, because PyTorch is slow
-    # along an axis of length 3 and fast along a long one.
+    # Rows of interleaved channels give the same bits in a quarter of the time, because PyTorch is
+    # slow along an axis of length 3 and fast along a long one.
     rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels).to(torch.float32)
     rows.div_(255).sub_(mean.repeat(width)).div_(std.repeat(width))
     return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
@@ -49,7 +50,7 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes to a training image: a crop, a flip, an operation, an erased box.
+    """Random changes to a training image: a crop, a flip, one other operation, an erased box.
 
     The crop is a random resized crop (Szegedy et al., arXiv:1409.4842, section 6), unless
     ``crop_padding`` or ``scale_jitter`` is given.
@@ -57,15 +58,15 @@ class Augmentation:
     Args:
         crop_scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
         crop_ratio: smallest and largest width / height of a crop.
-        crop_padding: pixels of black added around the image, after its shorter side is resized to
-            the result's side. Then a random square is cropped. He et al., arXiv:1512.03385, section
-            4.2.
-        scale_jitter: range of the shorter side after resizing, as multiples of the result's side;
-            then a random square is cropped. The same paper, section 3.4.
-        flip: mirror with probability 1/2.
-        trivial_augment: apply one random operation of `resnetkit.data.trivial_augment`.
+        crop_padding: width in pixels of the black border that is added after the image's shorter
+            side is resized to the result's side. A random square is then cropped (He et al.,
+            arXiv:1512.03385, section 4.2).
+        scale_jitter: range of the shorter side after resizing, as multiples of the result's side.
+            A random square is then cropped (the same paper, section 3.4).
+        flip: whether to mirror the image with probability 1/2.
+        trivial_augment: whether to apply a random operation from `resnetkit.data.trivial_augment`.
         erasing: probability that a box is erased; see `erase`.
-        mean: the color of that box, on a scale from 0 to 1 for each channel.
+        mean: the color of the erased box, on a scale from 0 to 1 for each channel.
     """
 
     crop_scale: tuple[float, float] = (0.35, 1.0)
@@ -78,7 +79,7 @@ class Augmentation:
     mean: tuple[float, ...] = IMAGENET_MEAN
 
     def __call__(self, pixels: np.ndarray, size: int, rng: Random) -> Tensor:
-        """Return a random view ``(C, size, size)`` uint8 of ``(H, W, C)`` uint8."""
+        """Return a random view of ``(H, W, C)`` uint8, as ``(C, size, size)`` uint8."""
         image = self._crop(pixels, size, rng)
         if self.flip and rng.random() < 0.5:
             image = mirrored(image)
@@ -121,12 +122,12 @@ class Augmentation:
 def erase(image: Tensor, rng: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -> Tensor:
     """Return a copy with a box in the mean color, which becomes zero when normalized.
 
-    The box covers 2% to 33% of the image, with a height / width of 0.3 to 3.3: Zhong et al.,
-    arXiv:1708.04896. If none of ten tries fits, the image is returned unchanged.
+    The box covers 2% to 33% of the image, and its height / width is 0.3 to 3.3 (Zhong et al.,
+    arXiv:1708.04896). If none of ten tries fits, the image is returned unchanged.
 
     Args:
         image: ``(C, H, W)`` uint8.
-        rng: draws the box.
+        rng: the rng that draws the box.
         mean: mean of each channel, on a scale from 0 to 1.
     """
     height, width = image.shape[-2:]
@@ -145,7 +146,7 @@ def erase(image: Tensor, rng: Random, mean: tuple[float, ...] = IMAGENET_MEAN) -
 
 
 def mirrored(image: Tensor) -> Tensor:
-    """Return ``(C, H, W)`` uint8 mirrored left to right; copied by NumPy, as in `stack`."""
+    """Mirror ``(C, H, W)`` uint8 left to right. NumPy does the copying; see `stack`."""
     pixels = image.permute(1, 2, 0).numpy()[:, ::-1]
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 

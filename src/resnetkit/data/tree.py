@@ -1,4 +1,4 @@
-"""A folder with one sub-folder per class -> paths. Opens no image."""
+"""A folder with one sub-folder per class -> paths. Opens no images."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def read_undecided(root: Path, left_out: LeftOut) -> dict[str, Paths]:
 
 
 def _folders(folder: Path, left_out: LeftOut) -> list[str]:
-    """Return the sorted names of folders that may be classes or splits; count everything else."""
+    """Return the sorted names of possible class and split folders; count all else as left out."""
     names = []
     for entry in entries(folder):
         if is_system(entry.name):
@@ -119,7 +119,7 @@ def _find_splits(
     for name in named:
         if labeled and name not in labeled:
             reason = "has images but no class folders" if name in loose else "has no images"
-            instead = " (a validation split is made instead)" if named[name] == "val" else ""
+            instead = " (a validation split is created instead)" if named[name] == "val" else ""
             notes.append(f"{name} {reason}, so it is not used{instead}")
     unusual = [f"{name} as {split}" for name, split in splits.items() if name.lower() not in _USUAL]
     if unusual:
@@ -268,7 +268,7 @@ def _walk(
     Links to folders are followed last, and left out if they lead to a folder in ``seen`` or to one
     that was read already: following them would repeat images, or never end.
     """
-    waiting = deque([(folder, prefix)])  # the next one is at the end
+    waiting = deque([(folder, prefix)])  # the next folder is at the end
     while waiting:
         folder, prefix = waiting.pop()
         own = identity(folder)
@@ -330,7 +330,7 @@ def is_sharded(folder: str | os.PathLike[str]) -> bool:
 
 
 def identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the device and inode, which are the same for every path to a folder."""
+    """Return a folder's device and inode, which are the same for every path to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
@@ -339,5 +339,5 @@ def leads_to(kind: Callable[[], bool]) -> bool:
     """Return the result of ``entry.is_dir`` or ``entry.is_file``; False for a link to itself."""
     try:
         return kind()
-    except OSError:  # reading the file will report it
+    except OSError:  # reported when the file is read
         return False

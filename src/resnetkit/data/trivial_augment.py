@@ -1,6 +1,6 @@
 """TrivialAugment: one random operation per image, at a random strength.
 
-Müller and Hutter, arXiv:2103.10158, with the operations and ranges that the paper calls wide. The
+Müller and Hutter, arXiv:2103.10158, with the operations and ranges that the paper calls "wide". The
 operations themselves are torchvision's, on uint8 tensors.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 BINS = 31
-"""Number of strengths of an operation, evenly spaced from its first to its last."""
+"""Number of strengths per operation, evenly spaced from its first to its last."""
 
 
 class Operation(NamedTuple):
@@ -28,7 +28,7 @@ class Operation(NamedTuple):
     signed: bool = False  # the strength is negative with probability 1/2
 
     def strength(self, number: int) -> float:
-        """Return strength ``number``, which is in ``range(BINS)``."""
+        """Return the strength at index ``number``, which is in ``range(BINS)``."""
         return self.first + (self.last - self.first) * number / (BINS - 1)
 
 
@@ -83,12 +83,12 @@ def trivial_augment(image: Tensor, rng: Random) -> Tensor:
     """Apply a random operation at a random strength, all equally likely.
 
     Args:
-        image: ``(C, H, W)`` uint8, not modified. The last of four channels is transparency, which
-            only geometric operations change.
-        rng: draws the operation, the strength and its sign.
+        image: ``(C, H, W)`` uint8, not modified. If there are four channels, the last is
+            transparency, which only geometric operations change.
+        rng: the rng that draws the operation, the strength and its sign.
 
     Returns:
-        The same shape; black where the operation moved the image away.
+        A tensor of the same shape; black where the operation moved the image away.
     """
     operation = rng.choice(list(OPERATIONS.values()))
     strength = operation.strength(rng.randrange(BINS))

@@ -19,7 +19,7 @@ def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, floa
     """Read the images of ``splits`` and return the values that become black and white.
 
     Args:
-        splits: the training images first.
+        splits: the splits to read, with the training split first.
         workers: threads that read images.
 
     Returns:
@@ -62,7 +62,7 @@ def _kind(depth: Depth | None) -> str:
 
 
 def _read_depths(split: Split, workers: int) -> list[Depth | None]:
-    """Return the depths of all readable images; decoding reports the others."""
+    """Return the depths of all readable images; decoding reports the unreadable ones."""
 
     def read_or_none(index: int) -> tuple[Depth | None] | None:
         try:
