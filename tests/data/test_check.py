@@ -233,7 +233,7 @@ def test_the_value_range_of_16_bit_colors_is_shown(healthy, tmp_path, deep_png):
     assert found.to_dict()["value_range"] == (0, 4095)
     issue = by_kind(found)["deep"]
     assert (issue.level, len(issue.groups)) == ("note", 4)
-    assert "in training 0 becomes black and 4,095 white" in issue.text
+    assert "in training, 0 becomes black and 4,095 becomes white" in issue.text
     noise(3).save(tmp_path / "deep/cat/usual.png")
     found = check_dataset(tmp_path / "deep", 2)
     assert found.to_dict()["value_range"] is None

@@ -99,7 +99,7 @@ def test_the_model_file_carries_the_range(tmp_path, small, capsys):
     predictor = load(run.model)
     assert predictor(image).top == predictor(plain).top
     issue = {f.kind: f for f in check_dataset(root).issues}["deep"]
-    assert "in training 0 becomes black and 4,095 white" in issue.text
+    assert "in training, 0 becomes black and 4,095 becomes white" in issue.text
     own = train(root, out=tmp_path / "own", **small, value_range=(0, 65535))
     assert modelfile.read_header(own.model).preprocessing.value_range == (0, 65535)
 

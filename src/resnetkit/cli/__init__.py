@@ -1,4 +1,4 @@
-"""The command line: parse, dispatch, exit codes. Computes nothing."""
+"""The command line: parsing, dispatch and exit codes. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import warnings
 
 
 def main() -> None:
-    """Run the command ``resnet`` and exit.
+    """Run the ``resnet`` command and exit.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 some inputs failed (`predict`, `explain`, `similar`),
-    130 or 143 stopped by a signal, 141 the reader of the output is gone. Errors in
-    `resnetkit.errors` set their own as ``exit_code``.
+    The exit codes are 0 for success, 1 for a failure, 2 for wrong usage, 3 if some inputs failed
+    (`predict`, `explain`, `similar`), 130 or 143 after a signal, and 141 if the reader of the
+    output is gone. The errors in `resnetkit.errors` have their own code in ``exit_code``.
     """
     _open_closed_streams()
     # Set before PyTorch is loaded. Its OpenMP threads wait for each other by spinning. By default
     # they spin so long that one other busy process makes small networks 10 to 90 times slower. A
     # short spin costs nothing when the cores are free (benchmarks/spinning.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Pillow warns about odd metadata, which changes no pixels, and about sizes, which we limit.
+    # Pillow warns about odd metadata, which changes no pixels, and about sizes, which we check.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
     from ..distribution import explain_missing
@@ -58,8 +58,8 @@ def main() -> None:
     except OSError as error:  # a full or failing disk, a folder without permission
         from ..progress import print_error
 
-        # Errors about files that we write name the file, so a full disk without a file name means
-        # standard output.
+        # Errors about files that we write name the file, so an error about a full disk that names
+        # no file is about standard output.
         name = "standard output" if error.errno == errno.ENOSPC else None
         name = error.filename or name
         print_error(OSError(f"{name}: {error.strerror}") if name else error)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..data.check import CheckResult, Issue
 
 EXAMPLES = 4
-"""Groups of images that the table lists for each issue."""
+"""Maximum number of groups of images that the table lists for each issue."""
 
 
 def check(data: DATA, format: OUTPUT_FORMAT = OutputFormat.table, workers: WORKERS = None) -> None:

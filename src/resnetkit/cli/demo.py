@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..inference.prediction import Prediction
 
 PREDICTIONS = 24
-"""Test images in ``predictions.png``."""
+"""Number of test images in ``predictions.png``."""
 
 
 def demo(
@@ -56,8 +56,8 @@ def demo(
         f"not used for training, after {run.train_seconds:.0f} s of training\n"
         f"images        {digits}\n"
         f"model         {run.model}\n"
-        f"figures       {run.folder}: predictions.png of the test split; curves.png and "
-        "confusion_matrix.png of the validation split\n\nnext:\n"
+        f"figures       {run.folder}: predictions.png for the test split; curves.png and "
+        "confusion_matrix.png for the validation split\n\nnext:\n"
         f"  resnet predict {file} {image}\n"
         f"  resnet train FOLDER_OF_YOUR_PHOTOS"
     )

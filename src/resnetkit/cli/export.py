@@ -68,7 +68,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export a model for other programs, with images to verify it with."""
+    """Export a model for other programs, with images for verifying it."""
     from ..errors import RecipeError
     from ..export.export import export as run_export
     from ..export.web import export_web

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class PredictionWriter:
-    """All outputs of one `resnet predict`, opened and checked before the first image is read.
+    """All outputs of one `resnet predict` run, opened and checked before any image is read.
 
     Args:
         predictor: the model that predicts.
@@ -38,7 +38,8 @@ class PredictionWriter:
         image_folder: folder for the images with the class drawn on them.
         embeddings: file for the features.
         columns: the columns of CSV rows.
-        threshold, false_alarms: those of the predictions, to compare with the continued rows.
+        threshold, false_alarms: the settings of the predictions. The continued rows must have the
+            same settings.
 
     Attributes:
         first: index of the first image to predict; above 0 only for continued rows.
@@ -75,7 +76,7 @@ class PredictionWriter:
         self._format = self._printer.format
         if out is not None:
             self._format = format or ("csv" if out.suffix.lower() == ".csv" else "jsonl")
-        # rows on a terminal show progress
+        # Rows on a terminal show the progress themselves.
         self._needs_bar = not (out is None and self._printer.is_terminal)
         self._columns = columns
         self._image_folder = image_folder
@@ -120,7 +121,7 @@ class PredictionWriter:
         self._stack.__exit__(kind, value, trace)
 
     def open_sources(self, arguments: Sequence[str]) -> Iterable[ImageLike]:
-        """Return the images that the arguments name, compared with the rows already in ``out``."""
+        """Return the images named by the arguments, checked against the rows already in ``out``."""
         self.total = count_sources(arguments)
         images = expand_sources(arguments, say)
         return self._rows.check_sources(images) if self._rows else images

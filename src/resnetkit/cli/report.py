@@ -15,8 +15,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN_OR_MODEL... [DATA]",
-            help="One run folder or model file, or several to compare. DATA can be left out for "
-            "runs, which record theirs.",
+            help="One run folder or model file, or several to compare. Runs record their data, so "
+            "they do not need DATA.",
         ),
     ],
     split: SPLIT = None,

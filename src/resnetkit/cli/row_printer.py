@@ -8,7 +8,7 @@ from ..text import printable_json, printable_lines
 
 
 class RowPrinter:
-    """A writer of rows to standard output, without escape sequences on a terminal.
+    """A writer of rows to standard output. On a terminal, it prints no escape sequences.
 
     Args:
         format: ``table``, ``jsonl`` or ``csv``. None selects a table on a terminal, and JSON Lines
@@ -22,10 +22,10 @@ class RowPrinter:
     def __init__(self, format: str | None) -> None:
         self.is_terminal = sys.stdout.isatty()
         self.format = format or ("table" if self.is_terminal else "jsonl")
-        self._stdout = sys.stdout  # a live bar replaces sys.stdout
+        self._stdout = sys.stdout  # kept, because a live bar replaces sys.stdout
 
     def write(self, text: str) -> None:
-        """Write one row or several. File and class names may hold escape sequences."""
+        """Write one or more rows. File and class names in them may contain escape sequences."""
         if self.is_terminal:
             text = printable_json(text) if self.format == "jsonl" else printable_lines(text)
         self._stdout.write(text)

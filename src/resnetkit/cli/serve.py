@@ -14,9 +14,12 @@ from .options import ANY_MODEL, DEVICE
 def serve(
     model: ANY_MODEL,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Any but 127.0.0.1 is open to other machines.")
+        str,
+        typer.Option(
+            help="Address to listen on. Any other than 127.0.0.1 is open to other machines."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 for any free one.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.", min=0, max=65535)] = 8000,
     allow_host: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="A name of this server that clients use in URLs.", metavar="NAME"),

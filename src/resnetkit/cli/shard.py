@@ -14,15 +14,15 @@ def shard(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="The folder to create, or s3://BUCKET/PREFIX.")],
     size: Annotated[
-        int, typer.Option(help="Largest size of a shard in megabytes.", min=1, metavar="MB")
+        int, typer.Option(help="Size limit of a shard in megabytes.", min=1, metavar="MB")
     ] = 256,
     workers: WORKERS = None,
 ) -> None:
     """Pack a dataset into a few large files that are easier to copy and list than many small ones.
 
-    The files are WebDataset tars with an index. train, evaluate, predict and check take the new
-    folder like any dataset; training on it gives the same model file, bit for bit. Images that
-    cannot be decoded are listed, and packed unchanged.
+    The files are WebDataset tars with an index. train, evaluate, predict and check accept the new
+    folder like any other dataset; training on it gives the same model file, bit for bit. Images
+    that cannot be decoded are listed, and packed unchanged.
     """
     from contextlib import ExitStack
 

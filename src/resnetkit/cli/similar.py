@@ -77,7 +77,7 @@ def similar(
     printer.write(format_similar_header(printer.format))
     with ExitStack() as stack:
         advance: Advance = lambda text: None  # noqa: E731
-        if not printer.is_terminal:  # rows on a terminal show progress
+        if not printer.is_terminal:  # rows on a terminal show the progress themselves
             advance = stack.enter_context(bar("searching", count_sources(queries)))
         for answer in index.find(predictor, expand_sources(queries, say), top_k, workers=workers):
             printer.write(format_similar(answer, printer.format))
@@ -93,7 +93,7 @@ def similar(
 
 
 def _read_index(predictor: Predictor, photos: str, workers: int | None) -> ImageIndex:
-    """Return the index of the photos, and report the ones left out."""
+    """Return the index of the photos, and report those left out."""
     from ..inference.similar import ImageIndex
     from ..progress import bar, say
     from ..text import pluralize, printable

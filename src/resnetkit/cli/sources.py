@@ -33,12 +33,12 @@ def check_usage(
     command: str = "predict",
     expected: Mapping[str, str] = PREDICT_ARGUMENTS,
 ) -> None:
-    """Check that a model file comes first and enough arguments follow.
+    """Check that a model file comes first and that enough arguments follow.
 
     Args:
         model: the first argument.
-        arguments: the others.
-        command: the command, for the message.
+        arguments: the other arguments.
+        command: the name of the command, for the message.
         expected: the arguments that must follow, each with the problem to report if it is missing.
 
     Raises:
@@ -162,16 +162,16 @@ def _read_list(argument: str) -> Iterator[str | Unreadable]:
 
 
 def _walk_folder(folder: str, left_out: LeftOut) -> Iterator[str | Unreadable]:
-    """Yield the images of a folder in order, and `Unreadable` for a folder that cannot be read.
+    """Yield the images in a folder in order, and `Unreadable` for a folder that cannot be read.
 
-    Links to folders are followed last, and left out if they lead to a folder that was read already.
+    Links to folders are followed last, and left out if they lead to a folder that was already read.
     """
     if tree.is_sharded(folder):
         for path in shards.open_shards(Path(folder)).paths:
             yield os.path.join(folder, path)
         return
     seen: set[tuple[int, int]] = set()
-    waiting = deque([folder])  # the next one is at the end
+    waiting = deque([folder])  # the next folder is at the end
     while waiting:
         yield from _read_folder(waiting.pop(), left_out, seen=seen, waiting=waiting)
 
@@ -179,10 +179,10 @@ def _walk_folder(folder: str, left_out: LeftOut) -> Iterator[str | Unreadable]:
 def _read_folder(
     folder: str, left_out: LeftOut, *, seen: set[tuple[int, int]], waiting: deque[str]
 ) -> Iterator[str | Unreadable]:
-    """Yield the images directly in a folder, and add its folders to ``waiting``."""
+    """Yield the images directly in a folder, and add its sub-folders to ``waiting``."""
     try:
         identity = tree.identity(folder)
-        output = tree.output(folder) if seen else None  # the user's own folder is always read
+        output = tree.output(folder) if seen else None  # the folder the user named is always read
         reason = tree.LOOP if identity in seen else output
         if reason is not None:
             left_out.add(reason, folder)
@@ -204,7 +204,7 @@ def _read_folder(
         return
     for path in sorted(others):
         left_out.add(tree.OTHER, path)
-    images = Paths(sorted(names))  # half the memory of a list, for a million names
+    images = Paths(sorted(names))  # takes half the memory of a list of a million names
     del names
     for name in images:
         yield os.path.join(folder, name)
@@ -221,7 +221,7 @@ def _read_folder(
 
 
 def _list_remote(url: str, left_out: LeftOut) -> Iterator[str]:
-    """Yield the images under a prefix of an object store, as `_walk_folder` does in a folder."""
+    """Yield the images under a prefix in an object store, as `_walk_folder` does for a folder."""
     with suppress(ObjectNotFound):
         for path in shards.open_shards(Path(url)).paths:
             yield f"{url}/{path}"
@@ -260,12 +260,12 @@ def _keys(url: str) -> tuple[str, ...]:
 
 
 def _walking_order(key: Sequence[str]) -> list[tuple[bool, str]]:
-    """Return a sort key for the order of a folder walk: a folder's images, then deeper ones."""
+    """Return a sort key for the order of a folder walk: a folder's own images, then deeper ones."""
     return [(depth < len(key) - 1, name) for depth, name in enumerate(key)]
 
 
 def _decode_lines(file: Iterable[bytes]) -> Iterator[str]:
-    """Yield the lines of a list in UTF-8, or in UTF-16 with a BOM, as PowerShell writes files."""
+    """Yield the lines of a list in UTF-8, or in UTF-16 with a BOM, which PowerShell writes."""
     lines = iter(file)
     first = next(lines, b"")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -1,4 +1,4 @@
-"""``resnet study``: the paper, measured."""
+"""``resnet study``: measure the paper's claims."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _comparison_options(
     workers: int | None,
     settings: list[str] | None,
 ) -> dict[str, Any]:
-    """Return the shared options of the studies that train, as arguments of `runs.compare`."""
+    """Return the shared options of the studies that train, as arguments for `runs.compare`."""
     from ..training.seeds import parse_seeds
     from ..training.settings import parse_settings
 

@@ -115,7 +115,7 @@ def closing_lines(run: Run) -> str:
 
 
 def _suspects_line(run: Run) -> str:
-    """Return the line on labels that look wrong; empty if they were not searched for."""
+    """Return the line about labels that look wrong; empty if there was no search for them."""
     from ..training.run import RunFolder
 
     file = RunFolder(run.folder).suspects
@@ -131,10 +131,10 @@ def _suspects_line(run: Run) -> str:
 
 
 def plot_learning_rates(result: LearningRates, out: Path | None) -> str:
-    """Plot loss over learning rate and return the suggested rate as text.
+    """Plot loss against learning rate and return the suggested rate as text.
 
     Args:
-        result: the result of the finder.
+        result: the result of the learning-rate finder.
         out: folder for ``learning_rates.png``; None is the current folder.
     """
     from ..report.plots import save_learning_rates
@@ -151,7 +151,7 @@ def plot_learning_rates(result: LearningRates, out: Path | None) -> str:
 
 
 def seeds_table(sweep: SeedSweep) -> str:
-    """Return a line per seed, then the mean and standard deviation."""
+    """Return one line per seed, then the mean and standard deviation."""
     lines = ["", "seed  validation accuracy  kept epoch"]
     for run in sweep.runs:
         lines.append(
@@ -163,7 +163,7 @@ def seeds_table(sweep: SeedSweep) -> str:
 
 
 def folds_table(found: CrossValidation) -> str:
-    """Return a line per fold, the out-of-fold accuracy, and the commands to run next."""
+    """Return one line per fold, the out-of-fold accuracy, and the commands to run next."""
     summary = found.summary
     file = shlex.quote(str(found.final.model))
     low, high = summary["accuracy_interval"]
@@ -174,7 +174,7 @@ def folds_table(found: CrossValidation) -> str:
     ]
     copies = ""
     if summary["groups"] < summary["pictures"]:
-        copies = f" (copies count once: as {summary['independent_images']:,.0f} images)"
+        copies = f" (counting copies once: {summary['independent_images']:,.0f} images)"
     lines += [
         "",
         f"out-of-fold accuracy {summary['accuracy']:.2%} "
@@ -208,7 +208,7 @@ def _initial_weights(run: Run) -> str:
 
 
 def _relative_data_path(run: Run) -> str:
-    """Return the path of the run's data, relative if it is inside the current folder.
+    """Return the path to the run's data, relative if it is inside the current folder.
 
     With corrections, return the run's split.csv, which has the corrected labels.
     """
@@ -244,7 +244,7 @@ def model_table(pattern: str | None) -> str:
     """Return the names, parameters and multiply-adds of architectures that match a pattern.
 
     Raises:
-        RecipeError: none matches.
+        RecipeError: no architecture matches.
     """
     from ..models import summarize
     from ..models.skeleton import get_skeleton
@@ -261,7 +261,7 @@ def model_table(pattern: str | None) -> str:
 def weights_table(pattern: str | None) -> str:
     """Return the published weights of matching architectures, with their accuracies.
 
-    The accuracies are on ImageNet; other datasets are named.
+    The accuracies are on ImageNet, unless the line names another dataset.
 
     Raises:
         RecipeError: no architecture matches.

@@ -121,7 +121,7 @@ def train(
     fields |= parse_settings(settings or [])
     unknown = {key: value for key, value in fields.items() if key not in Recipe.model_fields}
     if unknown:  # such as --set out=FOLDER, which would reach `train` as an option
-        load_recipe("fast").with_settings(unknown)  # raises
+        load_recipe("fast").with_settings(unknown)  # raises a RecipeError
     fields |= {"device": device, "workers": workers}
     run_options: dict[str, Any] = {"out": out, "resume": resume, "tensorboard": tensorboard}
     if folds is not None and seeds is not None:

@@ -14,7 +14,7 @@ def verify(
     file: Annotated[Path, typer.Argument(help="A file from `resnet export`: .onnx, .xml or .pt2.")],
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
-    """Check on this machine that an exported file answers its golden images as recorded."""
+    """Check that an exported file reproduces its golden images' results on this machine."""
     from ..export.artefact import read_artefact
     from ..export.verify import verify as run_verification
     from ..progress import print_json, print_result, say

@@ -1,4 +1,4 @@
-"""Batches of a table -> the same batches with answers; Ray Data, Daft and Spark call this."""
+"""Batches of a table -> the same batches with answers, for Ray Data, Daft and Spark."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class BatchPredictor:
         model_file: a model file or exported file. Each host needs it at this path.
         column: the column with the images: paths, or the bytes of image files.
         top_k: the number of classes to return.
-        threshold: below this probability the class is ``unknown``.
-        coverage, false_alarms: as in `Predictor.__call__`.
-        engine, precision, device: as in `Predictor`; exported files ignore them.
-        threads: number of threads that compute, and of threads that read images; by default, one
-            per CPU that Ray granted to the actor, or one per core outside Ray.
-        workers: number of threads that read images, if it is not ``threads``.
+        threshold: below this probability, the class is ``unknown``.
+        coverage, false_alarms: see `Predictor.__call__`.
+        engine, precision, device: see `Predictor`; exported files ignore them.
+        threads: number of compute threads, and of threads that read images; by default, one per CPU
+            that Ray granted to the actor, or one per core outside Ray.
+        workers: number of threads that read images, if it differs from ``threads``.
         many: whether to use the engine for many images, even for a small batch.
     """
 
@@ -74,7 +74,7 @@ class BatchPredictor:
                 type. A dict is what Ray Data passes by default.
 
         Raises:
-            RecipeError: the batch has a column with the name of an answer column.
+            RecipeError: the batch already has a column with the name of an answer column.
         """
         if isinstance(batch, Mapping):
             self._refuse_columns(batch)
@@ -138,7 +138,7 @@ class BatchPredictor:
         )
 
     def answer_schema(self) -> pa.Schema:
-        """Return the names and types of the answer columns, as in ``resnet predict``."""
+        """Return the names and types of the answer columns, those of ``resnet predict``."""
         pa = _import_pyarrow()
         ranked = pa.struct([("class", pa.string()), ("probability", pa.float32())])
         columns = {
@@ -176,7 +176,8 @@ def _load(wanted: BatchPredictor, threads: int | None) -> Predictor | ExportedPr
 def _granted_cpus() -> int | None:
     """Return the CPUs that Ray granted to this actor or task; None outside Ray.
 
-    Ray limits OpenMP to them, or to 1, but pins nothing: the system still reports all cores.
+    Ray limits OpenMP to that many threads, or to 1, but pins no processes: the system still reports
+    all cores.
     """
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
@@ -188,7 +189,7 @@ def _granted_cpus() -> int | None:
 
 
 def local_path(text: str) -> str:
-    """Return the path of a ``file://`` URL, and other paths and object URLs unchanged.
+    """Return the path in a ``file://`` URL; return other paths and object URLs unchanged.
 
     Raises:
         RecipeError: the address has another scheme.
@@ -213,7 +214,7 @@ def _readable(image: Any) -> ImageLike:
 
 
 def _row(answer: Prediction) -> dict[str, Any]:
-    """Return an answer as a row; names of classes and files may hold bytes that are not UTF-8."""
+    """Return an answer as a row; class and file names may contain bytes that are not UTF-8."""
     row = answer.to_dict()
     for name in ("class", "error"):
         if row[name] is not None:
@@ -225,14 +226,14 @@ def _row(answer: Prediction) -> dict[str, Any]:
 
 
 def utf8(text: str) -> str:
-    """Return the text with escapes for bytes that are not UTF-8, as in files of rows."""
+    """Escape the bytes in a text that are not valid UTF-8, as `resnet predict --out` does."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _objects(column: pa.ChunkedArray) -> Any:
     import numpy as np
 
-    values = np.empty(len(column), object)  # np.array would turn lists of one length into a matrix
+    values = np.empty(len(column), object)  # np.array would make a matrix of equally long lists
     values[:] = column.to_pylist()
     return values
 

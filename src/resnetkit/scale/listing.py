@@ -1,4 +1,4 @@
-"""Sources -> the images they name, with their versions, and blocks of images of bounded size."""
+"""Sources -> the images that they name, with versions; images -> blocks of bounded size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCK_BYTES = 256 * 2**20
 """Bytes of image files in one block, the unit of work of an actor."""
 
 LEAST_BYTES = 2**20
-"""Minimum bytes to count for an image, so that a block of small images does not take minutes."""
+"""Minimum bytes to count per image, so that a block of small images does not take minutes."""
 
 COLUMNS = ("bytes", "image", "path")
 """Columns of a Parquet file that may hold the images; the first one present is used."""
@@ -36,15 +36,15 @@ Expand = Callable[[Sequence[str]], Iterator[str | bytes | Unreadable]]
 
 
 class Item(NamedTuple):
-    """An image: where it is, and which version of it.
+    """An image: its location and its version.
 
     Args:
-        source: its name in the rows.
-        version: size and modification time of its file; the entity tag of an object in a store;
-            the SHA-256 of bytes; empty if there is nothing to read.
-        size: bytes to read.
+        source: the image's name in the rows.
+        version: the size and modification time of a file, the entity tag of an object in a store,
+            or the SHA-256 of bytes; empty if there is nothing to read.
+        size: number of bytes to read.
         image: a path, the bytes, or the reason why there is no image.
-        column, row: the place of its bytes in the Parquet file ``image``.
+        column, row: the place of the bytes in the Parquet file ``image``.
     """
 
     source: str
@@ -148,8 +148,8 @@ def _refuse_remote_parquet(url: str) -> None:
 def _version(path: str) -> tuple[str, int]:
     """Return the size and modification time of a file as text, and its size.
 
-    An image in shards has the version of their manifest. A missing file has no version: its row
-    says that it is missing.
+    An image in shards has the version of the shards' manifest. A missing file has no version: its
+    row says that the file is missing.
     """
     try:
         status = os.stat(path)
@@ -164,7 +164,8 @@ def _version(path: str) -> tuple[str, int]:
 def _parquet_files(argument: str, expand: Expand) -> tuple[list[str], str | None]:
     """Return the Parquet files that an argument names, if any, and the column in ``#column``.
 
-    A folder that has images, such as one with its labels in a Parquet file, is a folder of images.
+    A folder with images in it is read as a folder of images, even if it also has a Parquet file,
+    for example with labels.
     """
     path, mark, column = argument, "", ""
     if "#" in argument and not os.path.exists(argument):
@@ -186,7 +187,7 @@ def _parquet_files(argument: str, expand: Expand) -> tuple[list[str], str | None
 
 
 def _read_parquet(path: str, column: str | None, versions: _Versions) -> Iterator[Item]:
-    """Yield the images of a Parquet file. A column of paths is read; one of bytes is not."""
+    """Yield the images of a Parquet file. A column of paths is read, a column of bytes is not."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -228,7 +229,7 @@ def _read_parquet(path: str, column: str | None, versions: _Versions) -> Iterato
 def _holds_bytes(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_struct(kind):  # Hugging Face's images: {"bytes", "path"}
+    if pa.types.is_struct(kind):  # images in Hugging Face's format: {"bytes", "path"}
         return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
@@ -281,7 +282,7 @@ def _table(block: list[dict[str, Any]]) -> pa.Table:
 
 
 def open_block(block: pa.Table) -> Iterator[ImageLike | None]:
-    """Yield the images of a block of `cut_blocks`, in order; called on the host that predicts.
+    """Yield the images in a block from `cut_blocks`, in order; called on the host that predicts.
 
     None stands for a missing value in a Parquet file.
     """
@@ -298,7 +299,7 @@ def open_block(block: pa.Table) -> Iterator[ImageLike | None]:
 
 
 def _bytes_of_rows(path: str, column: str, rows: Sequence[int]) -> Iterator[bytes | None]:
-    """Yield the values of a column in the given rows, in ascending order, of a Parquet file."""
+    """Yield the values in the given rows of a Parquet column; ``rows`` is in ascending order."""
     from pyarrow import parquet
 
     wanted = iter(rows)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 20_000
-"""Rows of one part; a part has fewer if ``seconds`` pass first."""
+"""Number of rows in one part; a part has fewer if ``seconds`` pass first."""
 
 SETTINGS = "_settings.json"  # readers of Parquet folders skip names that begin with _ or .
 
@@ -38,8 +38,8 @@ class Parts:
         settings: the settings that the rows depend on, including the model's SHA-256, as JSON
             values.
         schema: the columns; ``source``, ``version`` and ``error`` are among them.
-        seconds: rows that arrive later than this after a part are written at once; a kill loses at
-            most the rows that arrived within this time.
+        seconds: maximum time that rows wait for more rows before they are written. A killed run
+            loses at most the rows that arrived within this time.
 
     Attributes:
         done: the `image_key` of each row that was already in the folder.
@@ -86,7 +86,7 @@ class Parts:
 
     def __exit__(self, *error: object) -> None:
         with self._stack:
-            self.flush()  # after an error too: these rows are complete
+            self.flush()  # even after an error: the buffered rows are complete
 
     def _check_settings(self) -> None:
         path = self.folder / SETTINGS

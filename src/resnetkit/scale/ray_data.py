@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 OBJECT_STORE = 256 * 2**20
-"""Bytes of Ray's shared memory on this machine. It holds paths and rows, not images."""
+"""Size of Ray's shared memory on this machine, in bytes. It holds paths and rows, not images."""
 
 MOST_CPUS = 8
 """Maximum number of CPUs per actor: a residual network gains little from more threads."""
@@ -70,11 +70,11 @@ def predict_on_ray(
         out: the folder for the parts, on this machine.
         address: ``ray`` starts Ray on this machine and stops it afterwards; ``ray://host:port``
             connects to a cluster.
-        seconds: rows that arrive later than this after a part are written at once; a kill loses at
-            most the rows that arrived within this time.
+        seconds: maximum time that rows wait for more rows before they are written. A killed run
+            loses at most the rows that arrived within this time.
 
     Raises:
-        OutputError: the folder is in use, or has rows of another model or with other settings.
+        OutputError: the folder is in use, or has rows from another model or with other settings.
         RecipeError: the address is not valid.
         MissingPackageError: Ray is not installed.
         ResnetkitError: Ray failed. The rows received so far are written.
@@ -95,7 +95,7 @@ def predict_on_ray(
         blocks = list(cut_blocks(items, parts.done))
         new = sum(map(len, blocks))
         if new:
-            many = before + new >= FEW  # what `resnet predict` decides for all of them
+            many = before + new >= FEW  # as `resnet predict` decides for the same images
             predictor = replace(predictor, model_file=model, many=many)
             with (
                 _connected(address) as ray,
@@ -126,7 +126,7 @@ def resolve_address(text: str) -> str:
     """Return the address that ``ray.init`` takes for ``ray`` or ``ray://host:port``.
 
     Raises:
-        RecipeError: it is neither.
+        RecipeError: the text is neither.
     """
     if text == "ray":
         return "local"
@@ -138,7 +138,7 @@ def resolve_address(text: str) -> str:
 
 
 class _Actor:
-    """Called by Ray Data with each block, in a process that keeps its engine.
+    """A callable that Ray Data runs on each block, in a process that keeps its engine loaded.
 
     Args:
         predictor: the model and its settings.
@@ -151,11 +151,11 @@ class _Actor:
         self._digest: str | None = digest
         # The command line sets this before it loads PyTorch; a cluster's workers do not inherit it.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        with contextlib.suppress(OSError):  # another host may not have it
+        with contextlib.suppress(OSError):  # another host may not have this folder
             os.chdir(folder)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Return the rows of a block, or a table with the error: Ray keeps only an error's text."""
+        """Return a block's rows, or a table with the error, as Ray keeps only an error's text."""
         import pyarrow as pa
 
         try:
@@ -175,10 +175,10 @@ class _Actor:
 
 
 def check_model(path: Path, digest: str) -> None:
-    """Check that this host has the same model file as the one where the command was run.
+    """Check that this host has the same model file as the host where the command was run.
 
     Raises:
-        ModelFileError: it is missing or different.
+        ModelFileError: the file is missing or different.
     """
     found = sha256(path) if path.is_file() else ""
     if found != digest:
