@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 
 class ResnetkitError(Exception):
-    """The base of all errors that resnetkit raises for users."""
+    """The base class of all errors that the user can fix."""
 
     exit_code = 1
 

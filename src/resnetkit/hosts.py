@@ -1,8 +1,8 @@
 """The hosts of a run: do they match, can they reach each other, and which one was lost?
 
 The ranks meet through torchrun's store before PyTorch connects them, because PyTorch would wait a
-day for an address that cannot be reached. Every rank puts its report in the store and reads those
-of the others, so all ranks reach the same conclusion.
+day for an address that cannot be reached. Every rank puts its report in the store and reads the
+other ranks' reports, so all ranks reach the same conclusion.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def _is_connected(connection: socket.socket) -> bool:
 
 
 def await_main_rank(rank: int, deadline: float) -> None:
-    """Wait until the store of the run accepts a connection.
+    """Wait until the run's store accepts a connection.
 
     Otherwise, PyTorch would keep trying for longer and flood the terminal with messages.
 

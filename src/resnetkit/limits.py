@@ -100,7 +100,7 @@ def _free_bytes(folder: Path, limit: str, usage: str, cached: str) -> int | None
         limit_text = (folder / limit).read_text().strip()
         used = int((folder / usage).read_text())
         rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except OSError:  # no such group here, or one without a limit
+    except OSError:  # the group is not mounted here, or has no limit
         return None
     reclaimable = sum(int(row[1]) for row in rows if row[0] == cached)
     return int(limit_text) - used + reclaimable if limit_text.isdecimal() else None

@@ -286,7 +286,7 @@ def refuse_existing(file: Path) -> None:
     """Check that a file or folder does not exist yet.
 
     Raises:
-        OutputError: it exists.
+        OutputError: the file or folder exists.
     """
     if os.path.lexists(file):
         raise OutputError(f"{file} exists. Name another path, or remove it")

@@ -51,7 +51,7 @@ def refuse_for_exported(path: Path, options: Mapping[str, object]) -> None:
         options: the options that were given; false values mean that they were not.
 
     Raises:
-        RecipeError: at least one was given.
+        RecipeError: at least one such option was given.
     """
     from ..errors import RecipeError
 

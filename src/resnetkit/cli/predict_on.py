@@ -30,7 +30,7 @@ def predict_on(
     Args:
         address: the argument of ``--on``.
         model: the model file or exported file.
-        images: the other arguments.
+        images: the arguments that name images.
         out: the folder for the rows.
         unusable: options that do not work with ``--on``; a false value means not given.
         settings: the other fields of `BatchPredictor`.

@@ -166,7 +166,7 @@ def degradation(
     recipe: RECIPE = None,
     settings: RECIPE_SETTINGS = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for the runs; the same command continues there.")
+        Path, typer.Option(help="Folder for the runs; the same command continues them.")
     ] = Path("study/degradation"),
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
@@ -208,7 +208,7 @@ def shortcuts(
         bool, typer.Option("--costs", help="Only count parameters and multiply-adds; do not train.")
     ] = False,
     out: Annotated[
-        Path, typer.Option(help="Folder for the runs; the same command continues there.")
+        Path, typer.Option(help="Folder for the runs; the same command continues them.")
     ] = Path("study/shortcuts"),
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:

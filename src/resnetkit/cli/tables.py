@@ -56,7 +56,7 @@ def _secondary_metrics(metrics: dict[str, Any]) -> str:
 
 
 def _comparison_lines(metrics: dict[str, Any]) -> list[str]:
-    """Return the published accuracies of these weights, and the effect of a temperature."""
+    """Return lines about the weights' published accuracies and the effect of a temperature."""
     lines = []
     if "published" in metrics:
         published = metrics["published"]

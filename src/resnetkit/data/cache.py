@@ -196,7 +196,7 @@ def _scan_to_disk(
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads, hashes and decodes images of a split; called from many threads."""
+    """Reads, hashes and decodes images from a split; called from many threads."""
 
     split: Split
     preprocessing: Preprocessing

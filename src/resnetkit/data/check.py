@@ -112,7 +112,7 @@ def check_dataset(
     workers: int | None = None,
     progress: Callable[[int], Callable[[str], None]] = lambda total: lambda text: None,
 ) -> CheckResult:
-    """Read every image of a folder or manifest and report the problems.
+    """Read every image in a folder or manifest and report the problems.
 
     Args:
         data: the folder or the CSV manifest.
@@ -309,7 +309,7 @@ def _shard_issues(root: Path) -> Iterator[Issue]:
 
 def _check_depths(contents: _Contents) -> tuple[tuple[float, float] | None, list[Issue]]:
     """Return the value range of images with more than 8 bits, and the issues with them."""
-    depths = dict(sorted(contents.depths.items()))  # threads add them in any order
+    depths = dict(sorted(contents.depths.items()))  # threads add entries in any order
     deep = [i for i, depth in depths.items() if depth is not None]
     if not deep:
         return None, []

@@ -64,7 +64,7 @@ class Corrections:
 
 
 def read_corrections(file: str | os.PathLike[str], dataset: Dataset) -> Corrections:
-    """Read the verdicts on the images of a dataset.
+    """Read the verdicts on the images in a dataset.
 
     The file needs the columns ``path`` and ``verdict``; other columns may be missing:
 

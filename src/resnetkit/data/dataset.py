@@ -1,4 +1,4 @@
-"""The images of one split as working pixels: decoded on request, or taken from a cache."""
+"""The images in one split, as working pixels: decoded on request, or taken from a cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .remote import in_order
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a split, as working pixels.
+    """The images in a split, as working pixels.
 
     Args:
         split: paths and labels of the images.
@@ -67,10 +67,10 @@ class Images:
         return torch.from_numpy(self.split.labels.astype(np.int64))
 
     def select(self, split: Split) -> Images:
-        """Return the images of ``split``, a subset of these, sharing the cached pixels.
+        """Return the images in ``split``, a subset of these images; they share the cached pixels.
 
         Raises:
-            KeyError: ``split`` has an image that is not among these.
+            KeyError: ``split`` has an image that is not one of these images.
         """
         index = {path: i for i, path in enumerate(self.split.paths)}
         rows = np.fromiter((index[path] for path in split.paths), np.int64, len(split))

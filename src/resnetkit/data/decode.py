@@ -206,7 +206,7 @@ def is_gray(source: Path) -> bool:
 
 
 def is_see_through(source: Path) -> bool:
-    """Return whether some pixels of an image are at least partly transparent.
+    """Return whether some pixels in an image are at least partly transparent.
 
     Raises:
         ImageError: the image cannot be read.
@@ -366,7 +366,7 @@ def _plain_jpeg(contents: bytes, working_size: int | None) -> np.ndarray | None:
         if _is_damage(warning, contents):
             reason = warning.removeprefix("Corrupt JPEG data: ")
             raise ImageError(f"a damaged JPEG ({reason}): some pixels would be wrong") from error
-        return None  # Pillow reads it or reports what is wrong
+        return None  # Pillow reads the file or reports what is wrong
     expected = (*(small if scale > 1 else (height, width)), 3)
     return pixels if pixels.shape == expected else None
 
@@ -460,13 +460,13 @@ def _full_name(name: str) -> str:
     """Return an image's name for error messages, including its place in a shard, if any."""
     if name == UNNAMED:
         return name
-    from . import shards  # only errors need it
+    from . import shards  # needed only for errors
 
     return shards.describe(Path(name))
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """Return the image with its header read, after checking the size it claims."""
+    """Open an image: read its header, and check the size that the header claims."""
     head = file.read(512)
     file.seek(0)
     if not head:

@@ -67,5 +67,5 @@ def _wait_for_copy(batch: Batch, event: torch.cuda.Event, device: torch.device) 
     compute_stream.wait_event(event)
     for tensor in (batch.images, batch.labels, batch.local_indices):
         if isinstance(tensor, Tensor):
-            tensor.record_stream(compute_stream)  # keep its memory until it has been used
+            tensor.record_stream(compute_stream)  # keep the memory until the tensor has been used
     return batch

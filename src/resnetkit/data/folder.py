@@ -34,7 +34,7 @@ UNDECIDED = "undecided"
 
 @dataclass(frozen=True)
 class Split:
-    """Images of a dataset: ``paths[i]``, relative to ``root``, has class ``labels[i]``."""
+    """Images in a dataset: ``paths[i]``, relative to ``root``, has class ``labels[i]``."""
 
     root: Path
     paths: Sequence[str]
@@ -91,7 +91,7 @@ class Dataset:
 
 
 def pool_validation(dataset: Dataset) -> Dataset:
-    """Return the dataset with the images of ``val`` moved to ``train``, if it has both."""
+    """Return the dataset with the images from ``val`` moved to ``train``, if it has both."""
     if not {"train", "val"} <= dataset.splits.keys():
         return dataset
     train = dataset.splits["train"]
@@ -204,7 +204,7 @@ def _open_remote(url: str) -> shards.Shards:
     """Return the shards under a prefix in an object store.
 
     Raises:
-        DataError: there are none; the message says what was found instead.
+        DataError: there are no shards; the message says what was found instead.
     """
     try:
         return shards.open_shards(Path(url))

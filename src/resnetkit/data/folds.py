@@ -123,7 +123,7 @@ def _assign_groups(
 def split_fold(
     whole: Split, classes: Sequence[str], groups: Sequence[str], fold: tuple[int, int], seed: int
 ) -> dict[str, Split]:
-    """Return ``val``, the images of fold ``k`` of ``K``, and ``train``, those of all other folds.
+    """Return ``val``, the images in fold ``k`` of ``K``, and ``train``, those in all other folds.
 
     Args:
         whole: the images to divide.
@@ -152,7 +152,7 @@ def _check_enough_groups(
         DataError: a class has too few; the message names the smallest class, and gives the largest
             possible number of folds.
     """
-    pairs = np.unique(np.stack([labels, numbers]), axis=1)  # one for each class in each group
+    pairs = np.unique(np.stack([labels, numbers]), axis=1)  # one pair per class in each group
     counts = np.bincount(pairs[0], minlength=len(classes))
     smallest = int(counts.argmin())
     most = int(counts[smallest])

@@ -191,8 +191,8 @@ def _parse(
         written, actual = next(iter(files.renamed.items()))
         count = f"{len(files.renamed):,} paths" if len(files.renamed) > 1 else "1 path"
         notes.append(
-            f"{count} in {file} did not match a file name exactly and were completed, such as "
-            f"{written} -> {actual}"
+            f"{count} in {file} did not match a file name exactly; the closest match is used, such "
+            f"as {written} -> {actual}"
         )
     return found
 

@@ -60,7 +60,7 @@ class ObjectCache:
                 with suppress(PermissionError):  # written by another user
                     os.utime(file)  # mark as just used
                 return contents
-        except OSError:  # missing, just removed, or unreadable: the store has it
+        except OSError:  # missing, just removed, or unreadable: the store still has the image
             return None
         storage.discard(file)
         return None

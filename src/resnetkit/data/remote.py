@@ -41,7 +41,7 @@ def open_image(path: str | os.PathLike[str], name: str) -> BinaryIO:
         name: name of the image for error messages.
 
     Raises:
-        ImageError: it cannot be read, or is not the one that was packed.
+        ImageError: the image cannot be read, or was changed after it was packed.
     """
     url = object_url(path)
     assert url is not None
@@ -139,7 +139,7 @@ class _Started:
         """Wait for an image that is being read, and return it; None if it was not started.
 
         Raises:
-            DataError: it could not be read.
+            DataError: the image could not be read.
         """
         with self._lock:
             future, _ = self._futures.pop(url, (None, None))
@@ -179,7 +179,7 @@ def _read(url: str) -> bytes:
     """Return an image's bytes: from opened shards, from an object, or from shards to be opened.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the image cannot be read.
     """
     found = shards.find_opened(url)
     if found is None:

@@ -58,7 +58,7 @@ def write_shards(
     workers: int | None = None,
     progress: Callable[[int], Callable[[str], None]] = lambda total: lambda text: None,
 ) -> Written:
-    """Write the images of a dataset into the new folder ``out``.
+    """Write the images in a dataset to the new folder ``out``.
 
     The folder appears only once it is complete and flushed to disk. In an object store,
     ``shards.json`` is written last; without it, the shards cannot be read.

@@ -318,7 +318,7 @@ def _open_file(path: str, *version: int) -> _File:
 
 
 class _Member(io.RawIOBase):
-    """One image inside an open shard. Nothing outside it can be read.
+    """One image inside an open shard. Nothing outside the image can be read.
 
     `readall` reads the tar header and the contents at once, and checks both. Partial reads are not
     checked.
@@ -458,7 +458,7 @@ def find_opened(url: str) -> tuple[Shards, int] | None:
 
 
 def _find(path: Path) -> tuple[Shards, int] | None:
-    """Return the shards in a folder of ``path``, and the row of the image."""
+    """Return the shards in a parent folder of ``path``, and the row of the image."""
     name = str(path)
     root = os.path.dirname(name)
     while True:

@@ -59,7 +59,7 @@ def split_dataset(
 
 
 def _validation_images(groups: list[list[int]], fraction: float) -> list[int]:
-    """Return the validation images of one class, given its shuffled groups of duplicates."""
+    """Return the validation images for one class, given its shuffled groups of duplicates."""
     count = sum(map(len, groups))
     wanted = min(max(1, round(fraction * count)), count - 1)
     # A group larger than the whole validation split stays in training.

@@ -16,7 +16,7 @@ from .remote import in_order
 
 
 def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, float] | None:
-    """Read the images of ``splits`` and return the values that become black and white.
+    """Read the images in ``splits`` and return the values that become black and white.
 
     Args:
         splits: the splits to read, with the training split first.
@@ -34,7 +34,7 @@ def find_value_range(splits: Sequence[Split], workers: int) -> tuple[float, floa
 def resolve_value_range(
     depths_by_split: Sequence[Sequence[Depth | None]],
 ) -> tuple[float, float] | None:
-    """Return the `dataset_range` of the training images; the others must be of the same kind.
+    """Return the `dataset_range` of the training images; all images must be of the same kind.
 
     Args:
         depths_by_split: the depths of each split's images, training images first; None means 8

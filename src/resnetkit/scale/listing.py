@@ -146,7 +146,7 @@ def _refuse_remote_parquet(url: str) -> None:
 
 
 def _version(path: str) -> tuple[str, int]:
-    """Return the size and modification time of a file as text, and its size.
+    """Return a file's version (its size and modification time, as text) and its size.
 
     An image in shards has the version of the shards' manifest. A missing file has no version: its
     row says that the file is missing.

@@ -40,7 +40,7 @@ MOST_CPUS = 8
 """Maximum number of CPUs per actor: a residual network gains little from more threads."""
 
 FAILURE = "failure"
-"""The only column of a table that reports an actor's error."""
+"""The only column in a table that reports an actor's error."""
 
 
 class Written(NamedTuple):
@@ -209,7 +209,7 @@ def _run(
 
 
 class _Remote:
-    """`_run` in an actor of a cluster; Ray Data does not run in a process that is only a client."""
+    """Runs `_run` in an actor on the cluster: Ray Data does not run in a mere client process."""
 
     def __init__(self, *arguments: Any) -> None:
         self._tables = _run(*arguments)
