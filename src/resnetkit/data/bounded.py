@@ -7,17 +7,18 @@ from typing import Any, BinaryIO
 from ..errors import ImageError
 
 STEPS = 100_000
-"""Reads that parsing a header may take. Large photos with much metadata take a few thousand."""
+"""Maximum number of steps for parsing a header. Large photos with a lot of metadata need a few
+thousand."""
 
 BYTES_PER_STEP = 64
-"""Each read may take another step per this many bytes that it returns."""
+"""Each time this many bytes have been read, one more step is allowed."""
 
 _COSTLY = STEPS // 50
-_SEGMENT = 65533  # bytes of the largest JPEG segment
+_SEGMENT = 65533  # bytes in the largest JPEG segment
 
 
 class BoundedFile:
-    """A file that can be read in a limited number of steps.
+    """A file that can be read only in a limited number of steps.
 
     Pillow parses headers in Python: millions of empty segments, chunks or comments in a small file
     would keep it busy for minutes.
@@ -53,8 +54,8 @@ class BoundedFile:
 
 
 def _steps(data: bytes) -> int:
-    """Return how many steps a part of a header counts for."""
-    # Pillow copies all earlier EXIF segments for each, and decompresses each color profile.
+    """Return how many steps it takes to parse a part of a header."""
+    # For each EXIF segment, Pillow copies all earlier ones. It decompresses each color profile.
     if data.startswith(b"Exif\0\0") or data[4:] == b"iCCP":
         return _COSTLY
     # Pillow parses each resource in a Photoshop segment.

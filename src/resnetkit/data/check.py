@@ -290,7 +290,7 @@ def _image_issues(contents: _Contents) -> Iterator[Issue]:
         matching = [i for i in contents.traits if applies(contents.traits[i], rows[i])]
         yield from _issue_if_any(rows, kind, level=level, text=text, indices=matching)
     holed = sorted(contents.empty_blocks - contents.errors.keys())
-    text = "files with blocks of zeros, as in interrupted copies: compare them with the originals"
+    text = "files with blocks of zeros, like interrupted copies: compare them with the originals"
     yield from _issue_if_any(rows, "zeros", level="warning", text=text, indices=holed)
     blank = [i for i in np.flatnonzero(contents.flat).tolist() if i not in contents.errors]
     yield from _issue_if_any(

@@ -422,7 +422,7 @@ def _may_be_turned(jpeg: bytes) -> bool:
         is_fill = jpeg[end + 1 : end + 2] == b"\xff"
         end += 1 if is_fill else 2 + int.from_bytes(jpeg[end + 2 : end + 4])  # next segment
     else:
-        return True  # more than Pillow may read; it refuses the file
+        return True  # more segments than Pillow may read, so it refuses the file
     return b"Exif\0\0" in jpeg[:end] or b"Orientation" in jpeg[:end]
 
 
@@ -512,7 +512,8 @@ def _identify(file: BinaryIO, head: bytes) -> Image.Image:
             bounded = BoundedFile(file)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not this format
                 image: Image.Image = reader(bounded, "")
-                # Pillow parses PNG chunks after the pixels too. Other pixels may need many reads.
+                # Pillow also parses PNG chunks after the pixels. In other formats, the pixels may
+                # need many reads.
                 bounded.is_bounded = image.format in ("PNG", "GIF")
                 return image
     raise ImageError(_describe_unknown(head))

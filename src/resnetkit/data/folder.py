@@ -64,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes, and the images of each split. A flat folder has one split, called ``all``.
+    """Classes, and the images in each split. A flat folder has one split, called ``all``.
 
     ``left_out`` counts the files that were left out, by reason. ``notes`` explain how ambiguous
     folders and files were read.

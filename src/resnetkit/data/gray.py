@@ -81,7 +81,7 @@ def extent(image: Image.Image) -> tuple[float, float]:
 
 
 def dataset_range(depths: Sequence[Depth]) -> tuple[float, float] | None:
-    """Return the value range of images of one kind.
+    """Return the value range for images of one kind.
 
     - 16 bits, and 32 bits without negative values: 0 to the highest value of the smallest depth
       in `BITS` that no image exceeds.

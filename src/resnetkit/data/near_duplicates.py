@@ -57,7 +57,7 @@ class Signature:
 def signature(pixels: np.ndarray) -> Signature:
     """Return the signature of an image, ``(H, W, C)`` uint8."""
     small = resize(to_rgb(pixels), (_GRAY, _GRAY))
-    gray = small @ np.array([0.299, 0.587, 0.114])  # as in BT.601
+    gray = small @ np.array([0.299, 0.587, 0.114])  # the luma weights from BT.601
     thumb = resize(small, (_THUMB, _THUMB))
     flat = bool(thumb.std((0, 1)).max() < FLAT)
     return Signature(phash(gray.round()), thumb, flat=flat)

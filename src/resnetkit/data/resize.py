@@ -75,8 +75,8 @@ def resize_by_pillow(
     With ``squash``, it is a square, as with ``Resize((side, side))``. Without it, only the middle
     of an image more than `MAX_ASPECT` times as long as wide is resized.
 
-    The width is resized first, whatever the version of Pillow: Pillow 13 resizes the height of tall
-    images first, which changes a tenth of the values by one.
+    The width is always resized first. Otherwise, Pillow 13 would resize the height of tall images
+    first, which changes a tenth of the values by one.
     """
     height, width, channels = pixels.shape
     if not squash:

@@ -70,7 +70,7 @@ def _balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def _with_copies(order: np.ndarray, repeats: int, batch_size: int) -> np.ndarray:
-    """Return the first images of an order, ``repeats`` times each.
+    """Return the first images in an order, ``repeats`` times each.
 
     The copies of an image are in the same batch but not adjacent: mixing blends neighbors, and
     would otherwise blend an image with its own copy.

@@ -187,7 +187,7 @@ def _parquet_files(argument: str, expand: Expand) -> tuple[list[str], str | None
 
 
 def _read_parquet(path: str, column: str | None, versions: _Versions) -> Iterator[Item]:
-    """Yield the images of a Parquet file. A column of paths is read, a column of bytes is not."""
+    """Yield the images in a Parquet file. A column of paths is read, a column of bytes is not."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -29,7 +29,7 @@ def image_key(source: str, version: str) -> bytes:
 class Parts:
     """A folder of Parquet parts, locked while it is open.
 
-    All rows of a folder are answers from one model with the same settings. A part is written under
+    All rows in a folder are answers from one model with the same settings. A part is written under
     a temporary name and renamed, so readers see only complete parts, and a killed run leaves only
     complete parts. A lock lets one process at a time write to the folder.
 

@@ -192,7 +192,7 @@ def check_model(path: Path, digest: str) -> None:
 def _run(
     predictor: BatchPredictor, digest: str, folder: str, blocks: list[pa.Table]
 ) -> Iterator[pa.Table]:
-    """Yield the rows of the blocks, in any order."""
+    """Yield the rows for the blocks, in any order."""
     ray = _import_ray()
     cpus, gpus, actors = _shape_actors(ray, predictor)
     ray.data.DataContext.get_current().enable_progress_bars = False
