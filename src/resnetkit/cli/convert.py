@@ -25,7 +25,7 @@ def convert(
     ] = None,
     prefix: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Prefix of the tensor names to use, if the file has several networks."),
+        typer.Option(help="Prefix of the tensor names to use, if the file holds several networks."),
     ] = None,
     head: Annotated[
         Optional[str],  # noqa: UP045
@@ -66,7 +66,7 @@ def convert(
     ] = None,
     bgr: Annotated[
         bool,
-        typer.Option("--bgr", help="Channels are in BGR order, also in --mean and --std."),
+        typer.Option("--bgr", help="Channels are in BGR order, including in --mean and --std."),
     ] = False,
     settings: NETWORK_SETTINGS = None,
 ) -> None:

@@ -123,7 +123,7 @@ def _comparison_options(
 def gradients(
     data: DATA = "digits",
     steps: Annotated[int, typer.Option(help="Training steps.", min=1, metavar="N")] = 40,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and batches.", metavar="N")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the weights and batches.", metavar="N")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gradients.json and the figures.")] = Path(
         "study/gradients"
     ),

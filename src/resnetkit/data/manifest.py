@@ -56,7 +56,7 @@ def _is_of_a_run(file: Path) -> bool:
 def read_manifest(
     file: Path, base: Path, *, left_out: LeftOut, notes: list[str]
 ) -> dict[str, dict[str, Paths]]:
-    """Return {split: {class: paths}}, in the order of the file.
+    """Return {split: {class: paths}}, in file order.
 
     Spaces around values are ignored, and different spellings of a label are merged, except in a
     run's ``split.csv``, which is not written by hand. The only split is ``all`` if the file names
@@ -225,7 +225,7 @@ class _Files:
         return os.path.lexists(os.path.join(self._base, path))
 
     def find_image(self, path: str, line: str) -> str | None:
-        """Return the path of the image that a row refers to; None if that is not an image.
+        """Return the path to the image that a row refers to; None if the row names no image.
 
         Args:
             path: the path in the row.

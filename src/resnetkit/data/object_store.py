@@ -68,7 +68,7 @@ def read(
     limit: int | None = None,
     check: Callable[[bytes], None] = lambda contents: None,
 ) -> bytes:
-    """Return a range of an object, or all of it.
+    """Return the bytes of an object, or of a range in it.
 
     Args:
         url: the object.

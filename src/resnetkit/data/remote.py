@@ -153,7 +153,7 @@ class _Started:
             self._count(future, -1)
 
     def drop(self, pool: Pool[str, bytes]) -> None:
-        """Forget those of a pool's images that were not taken."""
+        """Forget the images in a pool that were not taken."""
         with self._lock:
             urls = [url for url, (_, own) in self._futures.items() if own is pool]
             futures = [self._futures.pop(url)[0] for url in urls]
