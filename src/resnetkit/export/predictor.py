@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice, tee
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,16 @@ from . import sessions
 from .artefact import Artefact, read_artefact
 from .preparation import prepare
 
+_runtime_lock = Lock()  # threads that share a predictor start each runtime once
+
 MAX_BATCH_PIXELS = 4_000_000
 """Images with more pixels than this in total do not run in one batch, so that memory is bounded."""
 
 
 class ExportedPredictor:
     """An exported file that classifies images: the same calls and answers as `Predictor`.
+
+    Threads may share one.
 
     Args:
         file: a file written by `resnet export`.
@@ -203,10 +208,11 @@ class ExportedPredictor:
         Args:
             stages: intermediate values to return too; see `artefact.STAGES`.
         """
-        if stages not in self._runs:
-            self._runs[stages] = sessions.start(self.artefact, stages, self._threads)
-            self._note(f"runtime {self.artefact.runtime}, {self.manifest.precision}")
-        return self._runs[stages]
+        with _runtime_lock:
+            if stages not in self._runs:
+                self._runs[stages] = sessions.start(self.artefact, stages, self._threads)
+                self._note(f"runtime {self.artefact.runtime}, {self.manifest.precision}")
+            return self._runs[stages]
 
     def _prepare_batch(self, images: Sequence[ImageLike]) -> list[np.ndarray | ImageError]:
         return [self._prepare_image(image) for image in images]

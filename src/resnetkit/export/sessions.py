@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from . import protobuf
 from .artefact import OUTPUTS, Artefact
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""``(N, H, W, C)`` uint8 -> the requested values by name."""
+"""``(N, H, W, C)`` uint8 -> the requested values by name. Threads may share one."""
+
+_torch_lock = Lock()
+"""Held while PyTorch runs a program, because its number of threads is that of the process."""
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 
@@ -142,10 +146,12 @@ def _start_openvino(artefact: Artefact, names: Sequence[str], threads: int, opti
         name: compiled.output(name if name in OUTPUTS else stages.get(name, name)) for name in names
     }
     request = compiled.create_infer_request()
+    lock = Lock()
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        values = request.infer({artefact.manifest.entrance: images}, share_inputs=True)
-        return {name: np.array(values[port]) for name, port in ports.items()}
+        with lock:  # a busy request rejects a second caller, and the next call overwrites values
+            values = request.infer({artefact.manifest.entrance: images}, share_inputs=True)
+            return {name: np.array(values[port]) for name, port in ports.items()}
 
     return run
 
@@ -166,21 +172,23 @@ def _start_torch(artefact: Artefact, names: Sequence[str], threads: int, optimiz
     class Recorder(torch.fx.Interpreter):
         """Runs the graph and keeps the values of the stages."""
 
+        def __init__(self) -> None:
+            super().__init__(module)
+            self.found: dict[str, np.ndarray] = {}
+
         def run_node(self, node: torch.fx.Node) -> Any:
             value = super().run_node(node)
             if node.name in nodes:
-                found[nodes[node.name]] = value.numpy()
+                self.found[nodes[node.name]] = value.numpy()
             return value
 
-    found: dict[str, np.ndarray] = {}
-
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        found.clear()
         inputs = torch.from_numpy(images)
-        with restored_threads(), torch.inference_mode():
+        recorder = Recorder()
+        with _torch_lock, restored_threads(), torch.inference_mode():
             torch.set_num_threads(threads)
-            answers = Recorder(module).run(inputs) if nodes else module(inputs)
+            answers = recorder.run(inputs) if nodes else module(inputs)
         values = {name: value.numpy() for name, value in zip(OUTPUTS, answers, strict=True)}
-        return {**values, **found}
+        return {**values, **recorder.found}
 
     return run
