@@ -15,6 +15,7 @@ import torch
 
 from resnetkit import load
 from resnetkit.errors import ArtefactError
+from resnetkit.export import protobuf
 from resnetkit.export.artefact import GOLDEN, MANIFEST, Manifest, read_artefact
 from resnetkit.export.export import export
 from resnetkit.export.verify import verify
@@ -111,6 +112,46 @@ def test_external_tensors_are_found_in_nested_graphs(files, tmp_path):
         read_artefact(path)
 
 
+def protobuf_number(value, size=1):
+    """Encode a number in at least ``size`` bytes."""
+    encoded = [value >> shift & 127 for shift in range(0, max(7 * size, value.bit_length(), 1), 7)]
+    return bytes([byte | 128 for byte in encoded[:-1]] + encoded[-1:])
+
+
+@pytest.mark.parametrize("bit", [32, 34, 40])
+def test_external_tensors_behind_tags_that_other_readers_cut_are_found(files, tmp_path, bit):
+    model = onnx.load(files["onnx"])
+    tensor = onnx.TensorProto(name="t", data_type=1, dims=[1])
+    location = onnx.StringStringEntryProto(key="location", value="secret.bin").SerializeToString()
+    tags = (13 << 3 | 2 | 1 << bit, 14 << 3 | 1 << bit)
+    hidden = protobuf_number(tags[0]) + protobuf_number(len(location)) + location
+    hidden += protobuf_number(tags[1]) + b"\x01"
+    content = tensor.SerializeToString() + hidden
+    graph = protobuf_number(5 << 3 | 2) + protobuf_number(len(content)) + content
+    path = tmp_path / "model.onnx"
+    whole = model.SerializeToString()
+    path.write_bytes(whole + protobuf_number(7 << 3 | 2) + protobuf_number(len(graph)) + graph)
+    with pytest.raises(ArtefactError, match=r"protobuf (field number|number is too long)"):
+        read_artefact(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x00\x00", "field number"),
+        (protobuf_number(8, size=6) + b"\x01", "too long"),
+        (b"\x08" + protobuf_number(1, size=11), "too long"),
+        (b"\x08" + protobuf_number(1 << 64), "too long"),
+        (b"\x12" + protobuf_number(1, size=6) + b"a", "too long"),
+        (b"\x0b\x0c", "unknown type 3"),
+        (b"\x12\xff\xff\xff\xff\x07a", "cut short"),
+    ],
+)
+def test_what_protobuf_readers_disagree_about_is_refused(content, message):
+    with pytest.raises(ArtefactError, match=message):
+        list(protobuf.fields(memoryview(content)))
+
+
 @pytest.mark.parametrize("kind", ["function", "training", "sparse", "sparse list"])
 def test_whatever_else_could_hold_tensors_is_refused(files, tmp_path, kind):
     model = onnx.load(files["onnx"])
@@ -155,6 +196,11 @@ def test_xml_entities_are_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"")
     with pytest.raises(ArtefactError, match="entities"):
         read_artefact(tmp_path / "a.xml")
+    declaration = b'<?xml version="1.0" encoding="UTF-16"?>'
+    for encoding in ("utf-16", "utf-16-be"):
+        (tmp_path / "a.xml").write_bytes((declaration + bomb).decode().encode(encoding))
+        with pytest.raises(ArtefactError, match="UTF-8"):
+            read_artefact(tmp_path / "a.xml")
 
 
 def test_a_large_entry_of_an_archive_is_not_unpacked(tmp_path, monkeypatch):

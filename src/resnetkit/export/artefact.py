@@ -435,7 +435,13 @@ def _read_openvino(path: Path) -> dict[str, str]:
     if not path.with_suffix(".bin").is_file():
         raise ArtefactError(f"{path.with_suffix('.bin').name}, its other half, does not exist")
     content = path.read_bytes()
-    if re.search(rb"<!(DOCTYPE|ENTITY)", content):
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ArtefactError("the .xml file is not UTF-8") from error
+    if "\0" in text:  # in UTF-16, every letter of a tag has a zero byte
+        raise ArtefactError("the .xml file is not UTF-8, or is damaged: it has zero bytes")
+    if re.search("<!(DOCTYPE|ENTITY)", text):
         raise ArtefactError("it defines XML entities")
     try:
         info = ElementTree.fromstring(content).find("rt_info")

@@ -20,14 +20,16 @@ def fields(message: memoryview) -> Iterator[tuple[int, Value]]:
     """
     position = 0
     while position < len(message):
-        tag, position = _varint(message, position)
+        tag, position = _varint(message, position, most=5)
         number, kind = tag >> 3, tag & 7
+        if not 0 < number < 2**29:  # other readers drop bits of a tag, or stop at a zero
+            raise ArtefactError(f"a protobuf field number is {number}")
         if kind == 0:
             value, position = _varint(message, position)
             yield number, value
             continue
         if kind == 2:
-            size, position = _varint(message, position)
+            size, position = _varint(message, position, most=5)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
@@ -43,15 +45,16 @@ def message(number: int, content: bytes) -> bytes:
     return _encode(number << 3 | 2) + _encode(len(content)) + content
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
+def _varint(data: memoryview, position: int, most: int = 10) -> tuple[int, int]:
+    """Return the number of at most ``most`` bytes at a position, and the position after it."""
     value = 0
-    for shift in range(0, 70, 7):
+    for shift in range(0, 7 * most, 7):
         if position >= len(data):
             raise ArtefactError("a protobuf number is cut short")
         byte = data[position]
         position += 1
         value |= (byte & 127) << shift
-        if byte < 128:
+        if byte < 128 and value < 2**64:  # other readers drop the bits above
             return value, position
     raise ArtefactError("a protobuf number is too long")
 

@@ -101,6 +101,8 @@ def _start_onnx(artefact: Artefact, names: Sequence[str], threads: int, optimize
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    # Not ONNX Runtime's own format, which `read_artefact` cannot check.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     tensors = [artefact.manifest.stages.get(name, name) for name in names]
