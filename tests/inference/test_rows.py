@@ -215,6 +215,13 @@ def test_no_csv_cell_is_a_formula_and_the_file_resumes(tmp_path):
         assert write(tmp_path / "cut", "csv", resume=True, names=names) == whole
 
 
+def test_a_network_without_a_head_has_rows_without_a_class():
+    answer = Prediction("a.png", (), DIGEST)
+    assert rows.format_row(answer, "table") == "a.png  no class\n"
+    assert json.loads(rows.format_row(answer, "jsonl"))["class"] is None
+    assert rows.format_row(answer, "csv") == f"a.png,,,{DIGEST},\n"
+
+
 def test_a_table_row_is_one_line():
     text = rows.format_row(make_answer("new\nline.png"), "table")
     assert text == "new\\nline.png  ro\\nse  75.00%   (tulip 25.0%)\n"

@@ -123,7 +123,7 @@ def predict(
         from ..models.weights.modelfile import check_has_classes
 
         predictor = Predictor(model, device, engine=engine, precision=precision, note=say)
-        if embeddings is None:
+        if embeddings is None or save_images is not None:
             check_has_classes(predictor.header, model)
     predictor.resolve_uncertainty(coverage, false_alarms)  # before any output is opened
     with ExitStack() as stack:

@@ -43,6 +43,8 @@ def format_row(answer: Prediction, format: str) -> str:
         return csv_line(values[n] for n in columns_for(answer.coverage, answer.false_alarms))
     if answer.error is not None:
         return f"{printable(answer.source)}  ERROR  {printable(answer.error)}\n"
+    if answer.probability is None:  # a network without a head
+        return f"{printable(answer.source)}  no class\n"
     others = "  ".join(f"{printable(name)} {p:.1%}" for name, p in answer.top[1:])
     best = f"{printable(answer.class_name or '')}  {answer.probability:.2%}"
     row = f"{printable(answer.source)}  {best}" + (f"   ({others})" if others else "")
