@@ -62,19 +62,20 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
         name: its name, for messages.
 
     Raises:
-        WeightsError: it is cut short or damaged, a TorchScript program, or an archive of other
-            files.
+        WeightsError: it is cut short or damaged, compressed, a TorchScript program, or an archive
+            of other files.
     """
     if not start.startswith(b"PK"):
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
+            entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise WeightsError(
             f"{name} is damaged or cut short: the table of contents at its end is missing. Copy or "
             "download it again"
         ) from error
+    members = [entry.filename for entry in entries]
     names = {part for member in members for part in Path(member).parts}
     if "constants.pkl" in names or "code" in names:
         raise WeightsError(
@@ -87,6 +88,16 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
         raise WeightsError(
             f"{name} is a zip archive of other files ({first}): unpack it, and pass the file of "
             "tensors inside"
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise WeightsError(
+            f"{name} is compressed, which torch.save never does: a small file could fill the "
+            "memory. If you trust it, save it again:\n"
+            f"  torch.save(torch.load({path.name!r}, weights_only=True), 'weights.pth')"
+        )
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise WeightsError(
+            f"{name} is damaged: its parts would be larger than the file. Copy or download it again"
         )
     _check_sums(path, name)
 
