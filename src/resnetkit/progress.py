@@ -32,7 +32,7 @@ from rich.progress import (
 
 from .errors import Interrupted
 from .processes import rank
-from .text import printable, printable_json, printable_lines
+from .text import encodable_json, printable, printable_json, printable_lines
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -87,7 +87,8 @@ def print_result(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print a result to standard output as indented JSON."""
     if rank() == 0:
-        print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)), flush=True)
+        text = printable_json(json.dumps(value, indent=2, ensure_ascii=False))
+        print(encodable_json(text, sys.stdout.encoding), flush=True)
 
 
 def print_error(error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import unicodedata
 
@@ -39,6 +40,17 @@ def printable_json(text: str) -> str:
     "a\u009bb"
     """
     return "".join(c if c == "\n" or _is_printable(c) else json.dumps(c)[1:-1] for c in text)
+
+
+def encodable_json(text: str, encoding: str | None) -> str:
+    r"""Return the same JSON document, in ASCII if the encoding is not UTF-8.
+
+    >>> print(encodable_json('"é"', "cp1252"))
+    "\u00e9"
+    """
+    if encoding is None or codecs.lookup(encoding).name == "utf-8":
+        return text
+    return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 
 
 def _is_printable(c: str) -> bool:

@@ -242,7 +242,31 @@ def test_a_network_without_a_head_opens_no_output(model, images, tmp_path):
     headless = tmp_path / "headless.safetensors"
     modelfile.write(headless, tensors, header)
     outputs = ("--out", tmp_path / "rows.jsonl", "--save-images", tmp_path / "drawn")
-    done = resnet("predict", headless, images / "red", *outputs)
-    assert done.returncode == 1
-    assert b"is a network without a head" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [headless.name]
+    embeddings = ("--embeddings", tmp_path / "features.npz")
+    for options in (outputs, (*outputs, *embeddings)):
+        done = resnet("predict", headless, images / "red", *options)
+        assert done.returncode == 1
+        assert b"is a network without a head" in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == [headless.name]
+    photo = images / "red" / "000.png"
+    done = resnet("predict", headless, photo, *embeddings, "--format", "table", text=True)
+    assert (done.returncode, done.stdout) == (0, f"{photo}  no class\n")
+
+
+def test_rows_on_standard_output_are_json_in_every_encoding(model, images, tmp_path):
+    name = tmp_path / "photos" / "red" / "é😀.png"
+    shutil.copytree(images, tmp_path / "photos")
+    shutil.copy(name.with_name("000.png"), name)
+    for encoding in ("ascii", "cp1252", "utf-8"):
+        done = resnet("predict", model, name, PYTHONIOENCODING=encoding)
+        assert json.loads(done.stdout)["source"] == str(name)
+        found = resnet("check", tmp_path / "photos", "--format", "json", PYTHONIOENCODING=encoding)
+        assert name.name in json.dumps(json.loads(found.stdout), ensure_ascii=False)
+
+
+def test_a_file_named_as_standard_input_leaves_it_alone(model, images, tmp_path):
+    (tmp_path / "-").write_text("x")
+    listed = f"{images / 'red' / '000.png'}\n".encode()
+    done = resnet("predict", model, "@-", cwd=tmp_path, input=listed)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..text import printable_json, printable_lines
+from ..text import encodable_json, printable_json, printable_lines
 
 
 class RowPrinter:
@@ -28,5 +28,7 @@ class RowPrinter:
         """Write one or more rows. File and class names in them may contain escape sequences."""
         if self.is_terminal:
             text = printable_json(text) if self.format == "jsonl" else printable_lines(text)
+        if self.format == "jsonl":
+            text = encodable_json(text, self._stdout.encoding)
         self._stdout.write(text)
         self._stdout.flush()

@@ -111,7 +111,8 @@ def expand_sources(
 def count_sources(arguments: Sequence[str]) -> int | None:
     """Return how many images `expand_sources` yields; None if a source can be read only once."""
     lists = (a[1:] for a in arguments if a.startswith("@") and not os.path.exists(a))
-    if "-" in arguments or not all(map(os.path.isfile, lists)):  # standard input, a pipe
+    # standard input, a pipe
+    if {"-", "@-"} & set(arguments) or not all(map(os.path.isfile, lists)):
         return None
     return sum(1 for _ in expand_sources(arguments))
 
