@@ -192,6 +192,13 @@ def make_layer():
     assert parameters(models.ResNet._make_layer) != parameters(THEIRS.ResNet._make_layer)
 
 
+def script_preset():
+    warnings.simplefilter("ignore")  # pytest restores the filters
+    assert torch.jit.script(TheirPreset(crop_size=8))(torch.zeros(3, 9, 9)).shape == (3, 8, 8)
+    with pytest.raises(torch.jit.frontend.NotSupportedError):
+        torch.jit.script(models.ImageClassification(crop_size=8))
+
+
 BEHAVIORS = {
     "dilated-basic-block": dilated_basic_block,
     "other-classes": other_classes,
@@ -207,6 +214,7 @@ BEHAVIORS = {
     "hash-check": hash_check,
     "list-models": list_models_takes_patterns_first,
     "make-layer": make_layer,
+    "script-preset": script_preset,
 }
 
 

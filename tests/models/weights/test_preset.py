@@ -47,6 +47,10 @@ def test_other_settings_give_equal_results(mode, antialias):
     assert torch.equal(ours(pixels), theirs(pixels))
     assert ours.interpolation is mode
     assert repr(ours) == repr(theirs)
+    for preset in (ours, theirs):
+        preset.interpolation = InterpolationMode.NEAREST
+    assert repr(ours) == repr(theirs)
+    assert torch.equal(ours(pixels), theirs(pixels))
 
 
 def test_one_channel_is_kept_if_one_is_expected():

@@ -60,6 +60,10 @@ class ImageClassification(nn.Module):
 
         return InterpolationMode(self._interpolation)
 
+    @interpolation.setter
+    def interpolation(self, mode: InterpolationMode | str) -> None:
+        self._interpolation = getattr(mode, "value", mode)
+
     def forward(self, img: Image | Tensor) -> Tensor:
         """Return the network's input for an image."""
         from torchvision.transforms import functional as F
