@@ -185,6 +185,14 @@ def test_models_are_listed_as_in_torchvision(include, exclude):
     assert [n for n in ours if n in PUBLISHED] == [n for n in theirs if n in PUBLISHED]
 
 
+def test_patterns_may_come_from_a_generator():
+    names = ["resnet18", "resnet34"]
+    assert models.list_models(include=(name for name in names)) == names
+    found = models.list_models("resnet[13]*", exclude=(name for name in names))
+    assert found == ["resnet101", "resnet152", "resnet18_starter"]
+    assert list(models.list_weights(name for name in names)) == names
+
+
 def test_registered_builders_are_found(monkeypatch):
     monkeypatch.setattr("resnetkit.models.registry._BUILDERS", {})
 

@@ -54,18 +54,22 @@ def list_models(
     ['resnext101_32x8d', 'resnext101_64x4d', 'resnext50_32x4d']
     """
 
-    def matches(name: str, patterns: Iterable[str] | str) -> bool:
-        patterns = [patterns] if isinstance(patterns, str) else patterns
+    def as_list(patterns: Iterable[str] | str | None) -> list[str]:
+        return [patterns] if isinstance(patterns, str) and patterns else list(patterns or ())
+
+    def matches(name: str, patterns: list[str]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
+    included = as_list(include)
+    excluded = as_list(exclude)
     package = module and module.__name__
     names = [
         name
         for name, builder in _BUILDERS.items()
-        if (not include or matches(name, include))
+        if (not included or matches(name, included))
         and (not package or builder.__module__.rpartition(".")[0] == package)
     ]
-    return sorted(n for n in names if not exclude or not matches(n, exclude))
+    return sorted(name for name in names if not matches(name, excluded))
 
 
 def get_model_builder(name: str) -> Builder:
