@@ -341,3 +341,17 @@ def test_retries_are_logged(site, cache, caplog):
     site.faults = ["503"]
     fetch(site.published, progress=False)
     assert "trying again" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["net-20240115.pth", "net-20240115123456.pth"])
+def test_a_date_in_a_name_is_no_hash(site, cache, name):
+    site.files[f"/{name}"] = site.content
+    path = fetch(f"{site.address}/{name}", progress=False)
+    assert path.read_bytes() == site.content
+    assert path.name != name  # without a hash, a name is ambiguous
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a%00.pth", "https://example.com/%00"])
+def test_an_address_that_names_no_possible_file_raises(url, cache):
+    with pytest.raises(DownloadError, match="names no file"):
+        fetch(url, progress=False)

@@ -51,7 +51,8 @@ def fetch(
         url: ``https://``; plain ``http://`` only from this machine or from the mirror.
         folder: where to keep the file; by default PyTorch's cache.
         file_name: by default the last part of the address. If it ends with 8 or more hex digits
-            (``resnet18-f37072fd.pth``), they are the first digits of the file's SHA-256.
+            (``resnet18-f37072fd.pth``), they are the first digits of the file's SHA-256; decimal
+            digits alone are a date.
         progress: show a bar on standard error.
         check_hash: compare the file with those digits.
         validate: called with the downloaded file before it is kept, if its name has no digits to
@@ -111,7 +112,7 @@ def _resolve_address(url: str) -> str:
 
 def _cache_name(url: str) -> str:
     name = Path(unquote(urlsplit(url).path)).name
-    if not name:
+    if not name or "\0" in name:
         raise DownloadError(f"{url} names no file; expected an address that ends with a file name")
     if hash_in_name(name):
         return name
@@ -120,8 +121,11 @@ def _cache_name(url: str) -> str:
 
 
 def hash_in_name(name: str) -> str:
-    """Return the first digits of the SHA-256 that a published file name ends with; "" if none."""
-    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
+    """Return the first digits of the SHA-256 that a published file name ends with; "" if none.
+
+    Decimal digits alone are more often a date than a hash, and no published file has them.
+    """
+    match = re.search(r"-(?!\d+\.)([0-9a-f]{8,64})\.[^.]+$", name)
     return match[1] if match else ""
 
 
