@@ -69,3 +69,11 @@ def test_gray_and_transparent_pixels_become_rgb():
     assert color.to_rgb(rgba).tolist() == [[[200, 10, 20], [255, 255, 255]]]
     assert color.to_rgb(rgba[..., :1]).tolist() == [[[200] * 3, [0] * 3]]
     assert color.to_rgb(rgba[..., :3]) is not None
+
+
+def test_gray_is_always_made_from_rgb():
+    for mode in NARROW:
+        image = random_image(mode)
+        if not image.has_transparency_data and mode not in ("1", "L"):
+            expected = np.asarray(image.convert("RGB").convert("L"))
+            assert np.array_equal(color.pixels_of(image, 1)[..., 0], expected), mode

@@ -59,6 +59,8 @@ def _convert_narrow(image: Image.Image, channels: int) -> np.ndarray:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
+    if channels == 1 and image.mode == "YCbCr":  # its Y is not exactly the gray of its RGB
+        image = image.convert("RGB")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if channels == 1 else pixels
 

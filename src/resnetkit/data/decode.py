@@ -40,7 +40,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "H
 """Supported formats, by Pillow's names; the file's extension does not matter. None of their
 decoders starts another program."""
 
-VERSION = 6
+VERSION = 7
 """Version of the conversion from files to pixels; pixels cached by other versions are not used."""
 
 UNNAMED = "the image"
