@@ -63,6 +63,7 @@ def evaluate(
     from ..errors import RecipeError
     from ..evaluation.calibrate import add_calibration
     from ..evaluation.evaluate import evaluate as run_evaluation
+    from ..models.weights.modelfile import refuse_exported_name
     from ..progress import Advance, bar, print_result, say
     from ..storage import refuse_existing, refuse_unwritable, refuse_used
     from ..text import printable
@@ -77,6 +78,7 @@ def evaluate(
                 "--save-model calibrates the model for `predict`, which shows it one view of each "
                 "image at the model's size. Remove --image-size, --crops and --flip"
             )
+        refuse_exported_name(save_model)
         refuse_existing(save_model)
         refuse_unwritable(save_model)
     with ExitStack() as stack:

@@ -299,6 +299,13 @@ def test_invalid_options_and_targets_raise(file, tmp_path):
         convert(file, file / "below")
 
 
+@pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2"])
+def test_a_model_file_is_not_named_as_an_exported_one(file, tmp_path, ending):
+    with pytest.raises(OutputError, match="To export a model file: resnet export"):
+        convert(file, tmp_path / f"model{ending}")
+    assert not (tmp_path / f"model{ending}").exists()
+
+
 def test_prefixes_and_other_names_in_safetensors_are_known(tmp_path):
     ours = models.cifar_resnet20(shortcut="B").state_dict()
     renamed = {n.replace("downsample", "shortcut").replace("fc.", "linear."): n for n in ours}

@@ -71,10 +71,12 @@ def convert(
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or its number of classes
             differs from the number of names.
+        OutputError: ``target`` cannot be written, or ends like an exported file.
     """
     from ...data.preprocessing import Preprocessing
-    from .modelfile import Header, is_model_file, write
+    from .modelfile import Header, is_model_file, refuse_exported_name, write
 
+    refuse_exported_name(Path(target))
     file = _find_checkpoint(Path(source))
     if is_model_file(file):
         raise WeightsError(f"{file} is already a model file; there is nothing to convert")

@@ -93,8 +93,9 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
         header: everything else.
 
     Raises:
-        OutputError: ``path`` cannot be written.
+        OutputError: ``path`` cannot be written, or ends like an exported file.
     """
+    refuse_exported_name(path)
     copies = {name: _copy_contiguous(t.detach().cpu()) for name, t in tensors.items()}
     version = 2 if any(t.dtype == torch.float16 for t in copies.values()) else 1
     with atomic(path) as temporary:
@@ -103,6 +104,19 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
                 save_file(copies, temporary, metadata={KEY: header.to_json(version)})
         except SafetensorError as error:  # also raised when the disk is full
             raise OutputError(f"{path} cannot be written ({error})") from error
+
+
+def refuse_exported_name(path: Path) -> None:
+    """Raise if a model file at ``path`` would be taken for an exported one.
+
+    Raises:
+        OutputError: it has one of the extensions `EXPORTED`.
+    """
+    if path.suffix in EXPORTED:
+        raise OutputError(
+            f"{path} would be a model file with the extension of an exported one, which nothing "
+            "reads. Name it .safetensors. To export a model file: resnet export MODEL"
+        )
 
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
