@@ -5,6 +5,7 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 import torchvision
 
 from resnetkit import models
@@ -97,3 +98,26 @@ def test_importing_the_models_imports_neither_torchvision_nor_pillow():
     code = "import sys, resnetkit.models; print({'torchvision', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        None,
+        "cpu",
+        torch.device("cpu"),
+        {"cuda:0": "cpu"},
+        lambda s, place: s,
+        "meta",
+        {"cpu": "meta"},
+    ],
+)
+def test_locations_are_those_of_torch_load(location, tmp_path):
+    state = Starter_Weights.DEFAULT.get_state_dict()
+    torch.save(state, tmp_path / "net.pth")
+    expected = torch.load(tmp_path / "net.pth", map_location=location)
+    found = Starter_Weights.DEFAULT.get_state_dict(map_location=location)
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].device == tensor.device
+        assert tensor.device.type == "meta" or torch.equal(found[name], tensor)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zipfile
 
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resnetkit.errors import WeightsError
-from resnetkit.models import convert, get_model, load_tensors, recognise
+from resnetkit.models import convert, get_model, load_tensors, recognise, resnet18
 from resnetkit.models.weights.modelfile import read
 
 
@@ -562,3 +564,75 @@ def test_class_names_in_capitals_are_taken(net, tmp_path):
     torch.save({"state_dict": net.state_dict(), "meta": {"CLASSES": tuple(names)}}, tmp_path / "m")
     convert(tmp_path / "m", tmp_path / "o")
     assert list(read(tmp_path / "o")[1].classes) == names
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "net.pth") as old,
+        zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for info in old.infolist():
+            zeros = bytes(40 * 2**20) if info.filename.endswith("/data/0") else None
+            new.writestr(info.filename, zeros or old.read(info))
+    tracemalloc.start()
+    with pytest.raises(WeightsError, match="is compressed, which torch") as caught:
+        load_tensors(tmp_path / "small.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "torch.save(torch.load('small.pth', weights_only=True)" in str(caught.value)
+    assert peak < 5 * 2**20
+
+
+def test_an_archive_whose_members_overlap_is_refused(net, tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(net.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entries = [info for info in archive.infolist() if "/data/" in info.filename]
+    largest = max(entries, key=lambda info: info.file_size)
+    at = content.index(b"PK\x01\x02")
+    while content[at : at + 4] == b"PK\x01\x02":
+        lengths = struct.unpack_from("<3H", content, at + 28)
+        if b"/data/" in content[at + 46 : at + 46 + lengths[0]]:
+            struct.pack_into("<3I", content, at + 16, 0, largest.file_size, largest.file_size)
+            struct.pack_into("<I", content, at + 42, largest.header_offset)
+        at += 46 + sum(lengths)
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="is damaged: its parts would be larger than the file"):
+        load_tensors(path)
+
+
+def unusable(kind, tensor):
+    if kind == "sparse":
+        return tensor.to_sparse()
+    if kind == "quantized":
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+    if kind == "meta":
+        return tensor.to("meta")
+    if kind == "nested":
+        return torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
+    return tensor.to(getattr(torch, kind))
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize(
+    "kind", ["int8", "bool", "complex64", "sparse", "quantized", "meta", "nested"]
+)
+def test_tensors_that_are_not_dense_real_floats_are_named(net, tmp_path, kind):
+    name = "layer1.0.conv1.weight"
+    state = net.state_dict()
+    torch.save({**state, name: unusable(kind, state[name])}, tmp_path / "net.pth")
+    calls = [
+        lambda: convert(tmp_path / "net.pth", tmp_path / "model.safetensors"),
+        lambda: resnet18(weights=tmp_path / "net.pth"),
+    ]
+    for call in calls:
+        with pytest.raises(WeightsError, match=rf"{name} is {kind}.* expected .*float"):
+            call()
+
+
+def test_a_number_of_5000_digits_is_no_stage(net):
+    state = {**net.state_dict(), f"layer{'9' * 5000}.0.conv1.weight": torch.zeros(4, 4, 3, 3)}
+    with pytest.raises(WeightsError, match="1 is unknown here"):
+        recognise(state)

@@ -16,7 +16,7 @@ from ...errors import WeightsError
 from ..architectures import ARCHITECTURES, Architecture
 from ..blocks import BasicBlock, Bottleneck
 from ..skeleton import get_skeleton
-from .reading import Checkpoint, describe_differences, drop_unused, unwrap
+from .reading import Checkpoint, check_floats, describe_differences, drop_unused, unwrap
 from .resolve import infer_options
 
 
@@ -242,6 +242,7 @@ def _fit_tensors(
     differences = describe_differences(expected, given)
     if differences:
         raise WeightsError(f"{source} is not a {name} ({options}): {'; '.join(differences)}")
+    check_floats(expected, given, source)
     dtypes = {str(given[n].dtype) for n in expected if given[n].dtype != expected[n].dtype}
     if dtypes:
         notes.append(f"converted {', '.join(sorted(dtypes))} to the network's dtype")

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import WeightsError
 from .heads import Head, count_shared_parts, find_head
 
-_BLOCK = re.compile(r"(.*?)([^.\d]*)(\d+)([^.\d]*)\.0\.conv1\.weight")
+_BLOCK = re.compile(r"(.*?)([^.\d]*)(?<!\d)(\d{1,9})([^.\d]*)\.0\.conv1\.weight")
 _TRANSFORMERS = "embedder.embedder.convolution.weight"
 _DARKNET = "layer1.0.conv.weight"
 # Training state that is saved next to networks; none of it is a layer.
@@ -281,7 +281,7 @@ def _body_of_transformers(tensors: Mapping[str, Tensor], root: str) -> Body:
         if match := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", inner):
             names[name] = f"{kinds[match[1]]}1.{match[2]}"
         elif match := re.fullmatch(
-            r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(?:layer\.(\d+)|(shortcut))"
+            r"encoder\.stages\.(\d{1,9})\.layers\.(\d+)\.(?:layer\.(\d{1,9})|(shortcut))"
             r"\.(convolution|normalization)\.(\w+)",
             inner,
         ):

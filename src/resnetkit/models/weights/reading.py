@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -83,9 +84,15 @@ def _read_safetensors(path: Path, map_location: Any, name: str) -> dict[str, Ten
     from safetensors.torch import load_file
 
     try:
-        return load_file(path, device=str(map_location))
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{name} is damaged or cut short: {error}") from error
+    if map_location is None or str(map_location) == "cpu":
+        return tensors
+    content = io.BytesIO()  # torch.load applies every kind of map_location
+    torch.save(tensors, content)
+    content.seek(0)
+    return torch.load(content, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
 
 
 def _read_pickle(path: Path, map_location: Any, name: str) -> object:
@@ -153,6 +160,7 @@ def unwrap(
     if len(plain) == len(tensors):
         tensors = plain
         prefix = prefix and _WRAPPER_MODULE.sub("", f"{prefix}.").removesuffix(".")
+    _check_dense(tensors, source)
     if not any(tensor.ndim > 1 for tensor in tensors.values()):
         if not isinstance(content, Mapping):
             raise WeightsError(
@@ -164,6 +172,23 @@ def unwrap(
         others = _extract_other_network(groups, source, prefix=prefix)
         return Checkpoint(others, classes=classes)
     return Checkpoint(layout.tensors, layout.notes, unclear=layout.unclear, classes=classes)
+
+
+_SAVE_PLAIN = "Save the network with plain floating-point tensors, as it was trained"
+
+
+def _check_dense(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise if the values of a tensor are not stored one by one."""
+    for name, tensor in tensors.items():
+        kind = str(tensor.layout).removeprefix("torch.")
+        if tensor.is_quantized:
+            kind = "quantized"
+        if tensor.is_nested:
+            kind = "nested"
+        if kind != "strided":
+            raise WeightsError(
+                f"{source}: {name} is {kind}; expected a dense tensor of floats. {_SAVE_PLAIN}"
+            )
 
 
 def _flatten(
@@ -239,6 +264,26 @@ def describe_differences(
     for n in reshaped[:most]:
         sentences.append(f"{n} is {tuple(given[n].shape)}, expected {tuple(expected[n].shape)}")
     return sentences
+
+
+def check_floats(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    """Raise if a tensor has no real numbers where the network has floats.
+
+    Args:
+        expected: the network's tensors.
+        given: the file's tensors, with the same names.
+        source: name of the file for messages.
+
+    Raises:
+        WeightsError: a tensor holds integers, booleans, complex numbers, or no values.
+    """
+    for name, tensor in expected.items():
+        found = given[name]
+        if tensor.is_floating_point() and (found.is_meta or not found.is_floating_point()):
+            kind = "meta, without values" if found.is_meta else str(found.dtype)[6:]
+            raise WeightsError(
+                f"{source}: {name} is {kind}; expected floating-point numbers. {_SAVE_PLAIN}"
+            )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:

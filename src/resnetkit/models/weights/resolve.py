@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...errors import DownloadError, UnknownWeightsError, WeightsError
 from .download import fetch, is_offline
 from .enums import WeightsEnum
-from .reading import Checkpoint, describe_differences, drop_unused, read_tensors
+from .reading import Checkpoint, check_floats, describe_differences, drop_unused, read_tensors
 
 Source = WeightsEnum | str | os.PathLike[str]
 """An enum member, its name, a local file, ``https://...`` or ``hf://owner/name[@revision]``."""
@@ -235,7 +235,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
         source: name of the tensors, for messages.
 
     Raises:
-        WeightsError: any other names or shapes differ; the message shows the first few.
+        WeightsError: any other names or shapes differ, or a tensor has no floating-point numbers;
+            the message shows the first few.
     """
     expected = model.state_dict()
     given = dict(tensors)
@@ -246,6 +247,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     differences = describe_differences(expected, given)
     if differences:
         raise WeightsError(f"{source} does not fit this network: {'; '.join(differences)}")
+    check_floats(expected, given, source)
     model.load_state_dict(given)
     for note in notes:
         _log.warning("%s %s", source, note)
