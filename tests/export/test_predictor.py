@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from resnetkit import load
 from resnetkit.cli.commands import app
-from resnetkit.errors import ImageError, ModelFileError
+from resnetkit.errors import ImageError, ModelFileError, OutputError
 from resnetkit.export.export import export
 from resnetkit.export.predictor import ExportedPredictor
 
@@ -201,6 +201,13 @@ def test_what_cannot_be_done_is_said(exported, tmp_path, monkeypatch, arguments,
     done = CliRunner().invoke(app, [word.format(**names) for word in arguments])
     assert done.exception is not None
     assert message in str(done.exception)
+
+
+def test_a_parent_that_is_a_file_is_refused_before_the_work(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr("resnetkit.export.export.record", None)
+    with pytest.raises(OutputError, match="file is a file"):
+        export(tiny_model, "onnx", tmp_path / "file" / "model.onnx")
 
 
 def test_commands_that_need_the_model_file_say_so(exported):

@@ -20,7 +20,7 @@ from ..evaluation.selection import read_dataset_for, select_split
 from ..models.weights import modelfile
 from ..progress import say
 from ..runtime import pytorch_defaults
-from ..storage import refuse_existing, sha256
+from ..storage import refuse_existing, refuse_unwritable, sha256
 from ..text import pluralize
 from .artefact import (
     ENTRANCES,
@@ -213,6 +213,7 @@ def _check_target(path: Path, to: str, out: str | os.PathLike[str] | None, suffi
     if target.suffix != TARGETS[to]:
         raise RecipeError(f"A file for {to} ends in {TARGETS[to]}; got --out {target}")
     refuse_existing(target)
+    refuse_unwritable(target)
     if to == "openvino":
         refuse_existing(target.with_suffix(".bin"))  # where OpenVINO puts the tensors
     return target
