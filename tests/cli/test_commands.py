@@ -169,6 +169,16 @@ def test_a_closed_pipe_ends_quietly(model, images):
         (("models", "vgg*"), 2, "No model matches 'vgg*'"),
         (("train", "full", "--out", "text.safetensors/x"), 1, "text.safetensors is a file"),
         (("train", "full", "--set", "crop_scale=[1"), 2, "not valid YAML"),
+        (("summary", "resnet18", "--set", "width=0"), 2, "width must be 1 or more; got 0"),
+        (("summary", "resnet18", "--set", "in_channels=0"), 2, "in_channels must be 1 or more"),
+        (("summary", "resnet50", "--set", "width_per_group=0"), 2, "channels of a 3x3 must be 1"),
+        (("summary", "darknet53", "--set", "in_channels=0"), 2, "in_channels must be 1 or more"),
+        (
+            ("evaluate", "text.safetensors", "full", "--calibrate", "--save-model", "new.onnx"),
+            1,
+            "To export a model file: resnet export",
+        ),
+        (("convert", "gone.pth", "new.onnx"), 1, "To export a model file: resnet export"),
     ],
 )
 def test_error_messages(tmp_path, save, arguments, code, message):

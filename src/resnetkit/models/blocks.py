@@ -149,6 +149,7 @@ class Bottleneck(nn.Module):
         check_option("stride_on", stride_on, ("3x3", "1x1"))
         norm_layer = norm_layer or nn.BatchNorm2d
         width = int(planes * (base_width / 64.0)) * groups  # channels of the 3x3
+        check_positive("the number of channels of a 3x3", width)
         stride_1x1 = stride if stride_on == "1x1" else 1
         stride_3x3 = stride if stride_on == "3x3" else 1
         self.conv1 = conv1x1(inplanes, width, stride_1x1)
@@ -225,6 +226,12 @@ def check_option(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError unless ``value`` is one of the allowed values."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise ValueError unless ``value`` is 1 or more."""
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more; got {value!r}")
 
 
 # Dilation: only for networks whose strides are replaced. Skip it on a first reading.

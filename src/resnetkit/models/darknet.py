@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import NormLayer
+from .blocks import NormLayer, check_positive
 from .legacy import accept_legacy_calls
 from .registry import register_model
 from .weights.resolve import build_network
@@ -73,6 +73,7 @@ class DarkNet(nn.Module):
         include_top: bool = True,
     ) -> None:
         super().__init__()
+        check_positive("in_channels", in_channels)
         norm_layer = norm_layer or nn.BatchNorm2d
         planes = 32
         self.conv1 = nn.Conv2d(in_channels, planes, 3, padding=1, bias=False)

@@ -19,6 +19,7 @@ from .blocks import (
     DilatedBasicBlock,
     NormLayer,
     check_option,
+    check_positive,
     conv3x3,
     dilatable,
     make_shortcut,
@@ -83,6 +84,8 @@ class ResNet(nn.Module):
         check_option("stride_on", stride_on, ("3x3",) if is_basic else ("3x3", "1x1"))
         check_option("stem", stem, ("imagenet", "small"))
         check_option("the number of stages", len(layers), (1, 2, 3, 4))
+        check_positive("width", width)
+        check_positive("in_channels", in_channels)
         later_stages = len(layers) - 1
         dilate = replace_stride_with_dilation
         if dilate is None:

@@ -292,8 +292,11 @@ def test_names_and_preprocessing_can_be_given(file, tmp_path):
 
 
 def test_invalid_options_and_targets_raise(file, tmp_path):
-    for options in ({"num_classes": -1}, {"width": -1}):
-        with pytest.raises(WeightsError, match=r"cannot be built with .*=-1"):
+    for options, words in (
+        ({"num_classes": -1}, r"cannot be built with .*=-1"),
+        ({"width": -1}, r"width must be 1 or more; got -1"),
+    ):
+        with pytest.raises(WeightsError, match=words):
             convert(file, tmp_path / "m.safetensors", options=options)
     with pytest.raises(OutputError, match=r"below cannot be written .*Choose a path"):
         convert(file, file / "below")
