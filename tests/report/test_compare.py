@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import html
 import json
 import re
 import shutil
@@ -10,6 +12,7 @@ from scipy import stats
 from resnetkit import evaluate, train
 from resnetkit.errors import ModelFileError, OutputError, RecipeError
 from resnetkit.report import compare
+from resnetkit.report.html import format_percent
 from resnetkit.report.record import read_record
 from resnetkit.report.sources import write_report
 
@@ -52,6 +55,76 @@ def test_two_runs_are_compared(trained, other, tmp_path):
     assert "epochs 6 1" in text
     with pytest.raises(OutputError, match="exists"):
         write_report([trained, other], out=file)
+
+
+@pytest.fixture(scope="module")
+def corrected(trained, tmp_path_factory):
+    """A run whose only correction changes the label of an image it validates on."""
+    base = tmp_path_factory.mktemp("corrected")
+    with (trained / "split.csv").open(encoding="utf-8") as lines:
+        path = next(row["path"] for row in csv.DictReader(lines) if row["split"] == "val")
+    new = "red" if path.startswith("blue") else "blue"
+    (base / "judged.csv").write_text(f"path,verdict,new_label\n{path},relabel,{new}\n")
+    settings = {"model": "cifar_resnet20", "model_options": {"width": 8}, "image_size": 32}
+    return train(
+        trained.parent / "data",
+        out=base / "fixed",
+        epochs=6,
+        batch_size=8,
+        corrections=base / "judged.csv",
+        **settings,
+    ).folder
+
+
+def test_a_corrected_run_is_reported_with_its_corrections(corrected, trained, tmp_path):
+    """The report and comparisons measure on the corrected labels, as the end of the run does."""
+    before = (corrected / "report.html").read_text(encoding="utf-8")
+    expected = json.loads((corrected / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
+    plain = evaluate(corrected / "model.safetensors", trained.parent / "data", "val")
+    assert plain.metrics["accuracy"] != expected
+
+    file, _ = write_report([corrected])
+    page = file.read_text(encoding="utf-8")
+    headline = re.compile(r'<div class="big">([^<]+)')
+    assert headline.findall(page) == headline.findall(before)
+    assert headline.findall(page) == [format_percent(expected).removesuffix("%")]
+    for report in (before, page):
+        commands = html.unescape(report)
+        assert "resnet evaluate fixed/model.safetensors fixed/split.csv --split val" in commands
+        assert "--recipe fixed/recipe.yaml --corrections fixed/corrections.csv" in commands
+        assert str(corrected.parent) not in commands
+        assert str(trained.parent) not in commands
+
+    compared, _ = write_report([corrected, trained], out=tmp_path / "c.html")
+    cells = re.search(r"<td>accuracy</td><td[^>]*>([^<]*)", compared.read_text(encoding="utf-8"))
+    assert html.unescape(cells[1]) == format_percent(expected, 2)
+
+
+def test_the_last_model_is_reported_as_itself(other, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    lines = (run / "history.csv").read_text(encoding="utf-8").splitlines()
+    kept = lines[0].split(",").index("kept")
+    rows = [line.split(",") for line in lines[1:]]
+    for row in rows:  # as if epoch 2 had been kept
+        row[kept] = str(int(row[0] == "2"))
+    text = "\n".join([lines[0], *map(",".join, rows), ""])
+    (run / "history.csv").write_text(text, encoding="utf-8")
+    before = (run / "report.html").read_bytes()
+
+    file, _ = write_report([run / "last.safetensors"])
+    assert file == run / "report-last.html"
+    assert (run / "report.html").read_bytes() == before
+    page = file.read_text(encoding="utf-8")
+    assert "This is the model of epoch 6, with" in page
+    assert "also used to select the epoch" not in page
+    assert read_record(run / "last.safetensors").metrics is None
+    assert read_record(run).metrics is not None
+    assert "The model of epoch 2 was kept" in write_report([run])[0].read_text(encoding="utf-8")
+
+    file, _ = write_report([run / "last.safetensors", other], out=tmp_path / "c.html")
+    page = file.read_text(encoding="utf-8")
+    assert "<bdi>last.safetensors and short</bdi>" in page
+    assert re.search(r"<td>epoch of the model</td><td[^>]*>6</td><td[^>]*>1</td>", page)
 
 
 def test_without_the_data_the_recorded_metrics_are_compared(trained, other, tmp_path):

@@ -15,6 +15,8 @@ from resnetkit import evaluate
 from resnetkit.report import html, thumbnails
 from resnetkit.report.record import read_record
 
+COLORS = ("blue", "green", "red")
+
 
 def text_of(page):
     return standard.unescape(re.sub(r"<[^>]+>", " ", page))
@@ -59,6 +61,24 @@ def test_the_evaluate_command_names_the_evaluated_data(trained, tmp_path, monkey
     text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "model.safetensors 'other photos' --split all" in text
     assert "resnet train data --recipe" in text
+
+
+def test_the_evaluate_command_names_a_manifest_and_not_the_folder_it_is_in(
+    trained, tmp_path, monkeypatch
+):
+    """The manifest is next to the data of the run, so its images have the same base folder."""
+    for name in ("data", "run"):
+        shutil.copytree(trained.parent / name, tmp_path / name)
+    environment = tmp_path / "run" / "environment.json"
+    facts = json.loads(environment.read_text(encoding="utf-8"))
+    environment.write_text(json.dumps({**facts, "data": str(tmp_path / "data")}))
+    rows = [f"data/{color}/{number:03}.png,{color},test" for color in COLORS for number in range(3)]
+    (tmp_path / "test.csv").write_text("\n".join(["path,label,split", *rows]))
+    monkeypatch.chdir(tmp_path)
+    found = evaluate("run/model.safetensors", "test.csv")
+    html.write_page(tmp_path / "r.html", found, "run/model.safetensors")
+    text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "resnet evaluate run/model.safetensors test.csv --split test" in text
 
 
 def test_the_page_loads_nothing(page):

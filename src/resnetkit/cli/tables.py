@@ -208,16 +208,12 @@ def _initial_weights(run: Run) -> str:
 
 
 def _relative_data_path(run: Run) -> str:
-    """Return the path to the run's data, relative if it is inside the current folder.
-
-    With corrections, return the run's split.csv, which has the corrected labels.
-    """
+    """Return the path to the data with the run's labels, relative if in the current folder."""
     from ..data.paths import object_url
-    from ..training.run import CORRECTIONS, recorded_data
+    from ..report.record import read_record
 
-    if (run.folder / CORRECTIONS).is_file():
-        return str(run.folder / "split.csv")
-    data = recorded_data(run.folder)
+    data = read_record(run.model).evaluated_data
+    assert data is not None
     if object_url(data) is not None:
         return data
     path = Path(data)

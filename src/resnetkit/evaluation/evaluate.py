@@ -45,6 +45,7 @@ class Evaluation:
         metrics: the content of ``metrics.json``.
         notes: remarks for the user.
         features: ``(n, C)`` float32, the inputs of the last layer, if they were requested.
+        data: the dataset that `evaluate` was given; None if it was given only the images.
     """
 
     samples: Split
@@ -54,6 +55,7 @@ class Evaluation:
     metrics: dict[str, Any]
     notes: tuple[str, ...] = ()
     features: Tensor | None = None
+    data: str | Path | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -195,7 +197,7 @@ def evaluate(
             notes += ("the temperature was fitted and measured on the same images",)
         temperature = _temperature_metrics(fitted, evaluation)
         evaluation = replace(evaluation, metrics={**evaluation.metrics, "temperature": temperature})
-    return replace(evaluation, notes=notes)
+    return replace(evaluation, notes=notes, data=data)
 
 
 @runtime.pytorch_defaults()

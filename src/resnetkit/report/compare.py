@@ -14,7 +14,7 @@ from ..errors import DataError, RecipeError
 from ..evaluation.evaluate import Evaluation, evaluate_split
 from ..evaluation.findings import disagreements
 from ..evaluation.selection import read_dataset_for, select_split
-from .html import best_row, count_parameters, curve_panels, recipe_rows, render
+from .html import count_parameters, curve_panels, recipe_rows, render
 from .record import Record
 from .thumbnails import plain_thumbnails
 
@@ -98,7 +98,7 @@ def write_comparison(
         curves=curve_panels(records, names),
         metrics=metrics,
         parameters=[count_parameters(record) for record in records],
-        best=[best_row(record) for record in records],
+        epochs=[record.header.metrics.get("epoch", "—") for record in records],
         evaluations=evaluations,
         notes=notes,
         duels=_duels(evaluations, names),
@@ -127,7 +127,7 @@ def _evaluate_records(
     workers: int | None,
 ) -> tuple[list[Evaluation], tuple[str, ...]]:
     """Evaluate each model on the same images; return no evaluations if a run's data is gone."""
-    source = data or records[0].data
+    source = data or records[0].evaluated_data
     if source is None:
         raise RecipeError(
             f"{records[0].file} is not in a run folder, so its data is unknown. Name it after "

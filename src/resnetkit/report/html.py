@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from ..data.paths import absolute, object_url
+from ..data.paths import object_url
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.findings import Finding, doubtful_labels, least_sure, worst_errors
 from ..evaluation.metrics import confusion_counts, confusions
@@ -64,7 +64,7 @@ def write_page(
         metrics=evaluation.metrics,
         summary=summarize_run(record, evaluation),
         curves=[] if "cross_validation" in evaluation.metrics else curve_panels([record]),
-        best=best_row(record),
+        best=model_row(record),
         rows=[{**metrics, **answers} for metrics, answers in rows],
         matrix=charts.confusion_chart(counts, evaluation.classes),
         confusions=_confusion_rows(evaluation),
@@ -152,6 +152,7 @@ def count_parameters(record: Record) -> int:
 def summarize_run(record: Record, evaluation: Evaluation) -> dict[str, Any]:
     """Return the facts of the report's first paragraph: model, training, evaluation."""
     splits = record.header.data.get("parts", {})
+    is_selected = record.is_kept or not record.is_run  # a model of a run that it did not keep
     return {
         "parameters": count_parameters(record),
         "trained_on": splits.get("train", {}).get("count"),
@@ -159,7 +160,7 @@ def summarize_run(record: Record, evaluation: Evaluation) -> dict[str, Any]:
         "epochs": len(record.history) or record.header.recipe.get("epochs"),
         "weights": Path(str(record.header.recipe.get("weights", "none"))).name,
         "classes": len(evaluation.classes),
-        "selected_on": evaluation.split == "val" and bool(splits),
+        "selected_on": evaluation.split == "val" and bool(splits) and is_selected,
     }
 
 
@@ -189,11 +190,14 @@ def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[d
     return panels
 
 
-def best_row(record: Record) -> dict[str, float] | None:
-    """Return the history row of the epoch whose model was kept; None without validation."""
+def model_row(record: Record) -> dict[str, float] | None:
+    """Return the history row of the epoch that the model is from; None without validation."""
     if not record.history or "val_accuracy" not in record.history[0]:
         return None
-    return kept_epoch(record.history)
+    if record.is_kept:
+        return kept_epoch(record.history)
+    epoch = record.header.metrics.get("epoch")
+    return next((row for row in record.history if row["epoch"] == epoch), None)
 
 
 def _answer_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -251,16 +255,11 @@ def shorten_path(path: str | Path, parts: int = 1) -> str:
     return "/".join(absolute.parts[-parts:])
 
 
-def _evaluated_data(record: Record, evaluation: Evaluation) -> str:
-    """Return the run's own data path if that data was evaluated, else the evaluated folder."""
-    run_data = Path(record.data) if record.data else None
-    root = Path(absolute(evaluation.samples.root))
-    return str(run_data if run_data and root in (run_data, run_data.parent) else root)
-
-
 def command_rows(record: Record, evaluation: Evaluation) -> list[tuple[str, str]]:
     """Return (purpose, command) to train, evaluate and predict; see `shorten_path`."""
-    data = shlex.quote(shorten_path(_evaluated_data(record, evaluation)))
+    evaluated = evaluation.data or record.evaluated_data or evaluation.samples.root
+    is_split = Path(evaluated).name == "split.csv"  # of a run, whose folder tells it apart
+    data = shlex.quote(shorten_path(evaluated, 2 if is_split else 1))
     file = shlex.quote(shorten_path(record.file, 2 if record.is_run else 1))
     rows = []
     folds = evaluation.metrics.get("cross_validation")
@@ -276,7 +275,10 @@ def command_rows(record: Record, evaluation: Evaluation) -> list[tuple[str, str]
     if record.is_run:
         run_data = shlex.quote(shorten_path(record.data or ""))
         recipe = shlex.quote(shorten_path(record.file.parent / "recipe.yaml", 2))
-        rows.append(("train again", f"resnet train {run_data} --recipe {recipe}"))
+        again = f"resnet train {run_data} --recipe {recipe}"
+        if record.corrections is not None:
+            again += f" --corrections {shlex.quote(shorten_path(record.corrections, 2))}"
+        rows.append(("train again", again))
     views = evaluation.metrics["views"]
     options = ""
     if views["flip"]:

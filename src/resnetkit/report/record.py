@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ _ADVICE = (
     "Restore the file, or copy model.safetensors to another folder and pass the copy with the data"
 )
 
+CORRECTIONS = "corrections.csv"
+"""The relabeled and dropped images of a run that was started with verdicts."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -29,7 +32,7 @@ class Record:
         header: its header.
         history: one row of numbers per epoch; empty outside a run folder.
         environment: the machine, the versions and the data path; None outside a run folder.
-        metrics: on the validation split; None outside a run folder or if the run did not finish.
+        metrics: on the validation split; None unless this is the kept model of a finished run.
     """
 
     file: Path
@@ -44,15 +47,31 @@ class Record:
         return self.environment is not None
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the file is the model that its run kept."""
+        return self.is_run and self.file.name == "model.safetensors"
+
+    @property
     def name(self) -> str:
-        """The name of the run folder, or of the file if there is none."""
+        """The name of the run folder if this is its kept model, else of the file."""
         path = self.file.absolute()
-        return path.parent.name if self.is_run else path.name
+        return path.parent.name if self.is_kept else path.name
 
     @property
     def data(self) -> str | None:
         """The path of the data that the run was started with; None outside a run folder."""
         return None if self.environment is None else str(self.environment["data"])
+
+    @property
+    def corrections(self) -> Path | None:
+        """The corrections that the run was started with, if any."""
+        file = self.file.parent / CORRECTIONS
+        return file if self.is_run and file.is_file() else None
+
+    @property
+    def evaluated_data(self) -> str | None:
+        """The data with the run's labels: its split.csv if it has corrections, else ``data``."""
+        return self.data if self.corrections is None else str(self.file.parent / "split.csv")
 
 
 def epoch_rank(row: dict[str, Any]) -> tuple[float, float]:
@@ -121,14 +140,16 @@ def read_record(path: str | Path) -> Record:
     if "data" not in environment:
         raise ModelFileError(f"{folder / 'environment.json'} is damaged: no key 'data'. {_ADVICE}")
     has_history = (folder / "history.csv").is_file()
-    metrics = folder / "metrics.json"
-    return Record(
+    record = Record(
         file,
         header,
         history=_read_history(folder / "history.csv") if has_history else (),
         environment=environment,
-        metrics=_read_object(metrics) if metrics.is_file() else None,
     )
+    metrics = folder / "metrics.json"
+    if not (record.is_kept and metrics.is_file()):
+        return record
+    return replace(record, metrics=_read_object(metrics))
 
 
 def _read_object(path: Path) -> dict[str, Any]:

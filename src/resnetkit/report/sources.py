@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import RecipeError
@@ -26,7 +27,8 @@ def write_report(
         sources: run folders and model files, then the data. A run folder records its data.
         split: as in `evaluate`; for a run's own data by default the validation split.
         out: the file to write. By default ``report.html`` in the run folder or the current folder,
-            or ``comparison.html`` in the current folder.
+            or ``comparison.html`` in the current folder. The report on another model file of a run
+            is named after it, such as ``report-last.html``.
         device: as in `evaluate`.
         workers: as in `evaluate`.
 
@@ -37,7 +39,7 @@ def write_report(
         RecipeError: a model file is outside a run folder and no data is named, or the models to
             compare have different classes.
         ModelFileError, DataError, ImageError: as in `evaluate`.
-        OutputError: the file exists and is not the run's own report.
+        OutputError: the file exists and is not the default one in the run folder.
     """
     records, data = _split_sources(sources)
     if len(records) > 1:
@@ -48,7 +50,10 @@ def write_report(
         )
         return target, notes
     (record,) = records
-    target = out or (record.file.parent if record.is_run else Path()) / "report.html"
+    name = "report.html"
+    if record.is_run and not record.is_kept:
+        name = f"report-{record.file.stem}.html"
+    target = out or (record.file.parent if record.is_run else Path()) / name
     if out is not None or not record.is_run:
         refuse_existing(target)
     evaluation = _evaluate_record(record, data, split=split, device=device, workers=workers)
@@ -69,11 +74,16 @@ def _split_sources(sources: Sequence[Path]) -> tuple[list[Record], Path | None]:
 def _evaluate_record(
     record: Record, data: Path | None, *, split: str | None, device: str, workers: int | None
 ) -> Evaluation:
-    source = data or record.data
+    source = data or record.evaluated_data
     if source is None:
         raise RecipeError(
             f"{record.file} is not in a run folder, so its data is unknown. Name it: "
             f"resnet report {record.file} DATA"
         )
     split = split or ("val" if data is None else None)
-    return evaluate(record.file, source, split, device=device, workers=workers)
+    evaluation = evaluate(record.file, source, split, device=device, workers=workers)
+    if data is not None:
+        return evaluation
+    # The note on where the paths of a run's split.csv lead names folders of this machine.
+    notes = tuple(note for note in evaluation.notes if str(source) not in note)
+    return replace(evaluation, notes=notes)

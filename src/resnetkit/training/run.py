@@ -21,7 +21,7 @@ from ..data.tree import is_run
 from ..errors import OutputError
 from ..progress import say
 from ..report import files
-from ..report.record import kept_epoch
+from ..report.record import CORRECTIONS, kept_epoch
 from ..text import pluralize, printable
 from .checkpoint import LOCK, UNFINISHED, Snapshot, read_newest
 from .preparation import PreparedData
@@ -29,9 +29,6 @@ from .recipe import Recipe, load_recipe
 
 FIRST_FILE = "environment.json"
 """The first file that a run writes. Users do not create a file with this name."""
-
-CORRECTIONS = "corrections.csv"
-"""The relabeled and dropped images of a run that was started with verdicts."""
 
 
 @dataclass(frozen=True)
