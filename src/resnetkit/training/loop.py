@@ -122,6 +122,9 @@ def train(
                     outcome = training_step(
                         state, batch, full_recipe, runtime, lr, session.class_weights
                     )
+                    if state.ema is not None:
+                        is_last = state.step + 1 == session.steps
+                        state.ema.update(state.model, state.step, is_last)
                     pending.add(outcome, batch.indices)
                     state.end_step()
                     # All ranks must save or stop at the same step. The main rank decides when to
@@ -230,8 +233,6 @@ def training_step(
     state.scaler.step(state.optimizer)  # type: ignore[arg-type]  # skipped if a gradient overflowed
     state.scaler.update()
     state.optimizer.zero_grad()
-    if state.ema is not None and state.step % recipe.ema_every == 0:
-        state.ema.update(state.model, state.step)
     return Outcome(torch.stack(totals), torch.cat(margins))
 
 

@@ -215,7 +215,7 @@ def set_up(
         model,
         optimizer,
         identity,
-        ema=ModelEma(model, recipe.ema) if recipe.ema else None,
+        ema=ModelEma(model, recipe.ema, recipe.ema_every) if recipe.ema else None,
         margins=None if is_mixed else Margins(len(data.train)),
         scaler=runtime.scaler(),
         world_size=runtime.world_size,
