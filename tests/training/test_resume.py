@@ -423,7 +423,9 @@ def test_training_on_keeps_corrections_and_drops_what_the_first_weights_needed(
     recipe = (out / "recipe.yaml").read_text()
     (out / "recipe.yaml").write_text(recipe.replace("prefix: null", "prefix: student"))
     longer = load_recipe(out / "recipe.yaml").with_settings({"epochs": 3})
-    words = shlex.split(RunFolder(out).extend_command(flat_folder, longer))
+    saved = checkpoint.read_newest(out / "state")
+    hint = RunFolder(out).extend_hint(flat_folder, longer, saved)
+    words = shlex.split(hint.splitlines()[-1])
     assert words[words.index("--corrections") + 1] == str(out / "corrections.csv")
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert sets == ["weights_prefix=null", "shallow_share=0"]
@@ -439,6 +441,33 @@ def test_a_finished_run_is_trained_on_with_the_command_it_names(flat_folder, sma
     recipe, weights, epochs = words[4::2]
     more = train(words[2], recipe, weights=weights, epochs=int(epochs), out=tmp_path / "more")
     assert (len(more.history), more.recipe.weights) == (2, str(tmp_path / "run/last.safetensors"))
+
+
+def refusal(out, data, **settings):
+    with pytest.raises(TrainingError, match="This is not the run that was saved") as caught:
+        train(data, out=out, resume=True, **settings)
+    return str(caught.value)
+
+
+def test_the_command_that_trains_on_asks_for_the_missing_length(flat_folder, small, tmp_path):
+    run = train(flat_folder, out=tmp_path / "run", **small)
+    steps = checkpoint.read_newest(run.folder / "state").values["step"]
+    hint = refusal(run.folder, flat_folder, **{**small, "epochs": None, "steps": steps + 3})
+    assert hint.endswith(" --set steps=3")
+
+    early = {**small, "epochs": 8, "patience": 1, "lr": 1e-9, "schedule": "constant"}
+    run = train(flat_folder, out=tmp_path / "early", **early)
+    trained = len(run.history)
+    assert trained < 8
+    hint = refusal(run.folder, flat_folder, **{**early, "epochs": 10})
+    assert f"That run stopped improving after {trained} of 8 epochs. To continue" in hint
+    assert hint.endswith(f" --epochs {10 - trained}")
+
+
+def test_a_fold_is_not_trained_on_alone(flat_folder, small, tmp_path):
+    settings = {**small, "epochs": 1, "fold": (1, 3)}
+    run = train(flat_folder, out=tmp_path / "run", **settings)
+    assert "To continue" not in refusal(run.folder, flat_folder, **{**settings, "epochs": 3})
 
 
 def test_photos_of_one_name_in_two_places(flat_folder, small, tmp_path, capsys, monkeypatch):

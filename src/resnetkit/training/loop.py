@@ -394,13 +394,13 @@ def open_run(
         say(f"results in    {run_folder.path}{note}\n")
         return session, run_folder, None
 
-    # `restore` needs the command and the split only for its error messages.
+    # `restore` needs the hint and the split only for its error messages.
     is_finished = runtime.on_main(run_folder.is_finished)
-    extend_command = (
-        runtime.on_main(run_folder.extend_command, data, session.recipe) if is_finished else ""
+    extend_hint = (
+        runtime.on_main(run_folder.extend_hint, data, session.recipe, saved) if is_finished else ""
     )
     new_split = runtime.on_main(run_folder.describe_new_split, session.data)
-    state.restore(saved, extend_command, new_split)
+    state.restore(saved, extend_hint, new_split)
     if not is_finished:
         say(f"Resuming {run_folder.path} at epoch {state.epoch + 1}, batch {state.batch + 1}.")
     return session, run_folder, saved

@@ -215,16 +215,25 @@ class RunFolder:
             train_seconds=seconds,
         )
 
-    def extend_command(self, data: str | os.PathLike[str], recipe: Recipe) -> str:
-        """Return the command that trains this finished run for longer.
+    def extend_hint(self, data: str | os.PathLike[str], recipe: Recipe, saved: Snapshot) -> str:
+        """Return why this finished run does not go on, and the command that trains it for longer.
+
+        It is empty for a fold, which must be trained as long as the other folds.
 
         Args:
             data: the photos.
             recipe: its epochs or steps are the wanted total; the command asks for the difference.
+            saved: the last state of the run.
         """
         before = load_recipe(self.path / "recipe.yaml")
+        if before.fold is not None:
+            return ""
+        epoch = saved.values["epoch"]
+        reason = "The learning rate schedule of that run has ended."
+        if before.epochs is not None and epoch < before.epochs:
+            reason = f"That run stopped improving after {epoch} of {before.epochs} epochs."
         key = "steps" if recipe.steps is not None else "epochs"
-        more = (getattr(recipe, key) or 0) - (getattr(before, key) or 0)
+        more = (getattr(recipe, key) or 0) - saved.values[key.removesuffix("s")]
         length = f"--epochs {more}" if key == "epochs" else f"--set steps={more}"
         words = [
             f"resnet train {shlex.quote(shown(data))}",
@@ -242,7 +251,9 @@ class RunFolder:
             words.append("--set shallow_share=0")
         if more > 0:
             words.append(length)
-        return " ".join(words)
+        return (
+            f"{reason} To continue from its last weights, with a new schedule:\n  {' '.join(words)}"
+        )
 
     def describe_new_split(self, prepared: PreparedData) -> str:
         """Describe how the new split differs from the recorded one, and how to keep the old one.

@@ -200,7 +200,7 @@ class State:
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors()}
         return Snapshot(tensors, _with_copied_lists(values))
 
-    def restore(self, snapshot: Snapshot, extend_command: str = "", new_split: str = "") -> None:
+    def restore(self, snapshot: Snapshot, extend_hint: str = "", new_split: str = "") -> None:
         """Restore the state of a snapshot.
 
         Moments get the strides of their parameters, because a fused kernel reads both in memory
@@ -208,15 +208,15 @@ class State:
 
         Args:
             snapshot: a saved state.
-            extend_command: the command that trains the run for longer, if it is finished; included
-                in the error if only epochs or steps differ.
+            extend_hint: how to train the run for longer, if it is finished; included in the error
+                if only epochs or steps differ.
             new_split: how the split differs from that of the run, if the images are the same.
 
         Raises:
             TrainingError: the snapshot belongs to a different run; the differences are listed.
         """
         values = snapshot.values
-        check_same_run(values["identity"], self.identity, extend_command, new_split=new_split)
+        check_same_run(values["identity"], self.identity, extend_hint, new_split=new_split)
         set_compute_threads(values["compute_threads"])
         saved_ranks = values["world_size"]
         if saved_ranks != self.world_size:
@@ -286,7 +286,7 @@ class State:
 
 
 def check_same_run(
-    saved: dict[str, Any], now: dict[str, Any], extend_command: str = "", *, new_split: str = ""
+    saved: dict[str, Any], now: dict[str, Any], extend_hint: str = "", *, new_split: str = ""
 ) -> None:
     """Compare the identities of two runs.
 
@@ -296,7 +296,7 @@ def check_same_run(
     Args:
         saved: the identity of the saved run.
         now: the identity of this run.
-        extend_command, new_split: as in `State.restore`.
+        extend_hint, new_split: as in `State.restore`.
 
     Raises:
         TrainingError: they differ; the differences are listed.
@@ -318,13 +318,10 @@ def check_same_run(
     if new_split and all(d.startswith("data: ") for d in differences):
         raise TrainingError(f"This is not the split that was saved: {new_split}")
     hint = ""
-    if extend_command and all(
+    if extend_hint and all(
         d.startswith(("recipe: epochs ", "recipe: steps ")) for d in differences
     ):
-        hint = (
-            "\nThe learning rate schedule of that run has ended. To continue from its last "
-            f"weights, with a new schedule:\n  {extend_command}"
-        )
+        hint = f"\n{extend_hint}"
     raise TrainingError(
         "This is not the run that was saved. Resume it with its own settings and data, or start "
         "another run with --out:\n  " + "\n  ".join(differences) + hint
