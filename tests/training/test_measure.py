@@ -44,6 +44,23 @@ def test_the_measured_step_is_as_large_as_the_real_one(monkeypatch):
     ]
 
 
+def test_every_step_is_measured_in_its_own_mode():
+    """The shallow network shares its modules with the whole one, which is measured after it."""
+    recipe = load_recipe("demo").with_settings(
+        {"resize_size": 32, "epochs": 2, "batch_size": 8, "shallow_share": 0.5}
+    )
+    model = get_model("cifar_resnet20", width=4)
+    for block in (block for name in model.stages for block in model.get_submodule(name)):
+        torch.nn.init.zeros_(block.bn2.weight)
+    modes = set()
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.register_forward_hook(
+            lambda norm, *_: modes.add((torch.is_inference_mode_enabled(), norm.training))
+        )
+    measure.estimate_seconds(model, recipe, CPU, 16, 8)
+    assert modes == {(False, True), (True, False)}
+
+
 @pytest.mark.parametrize(
     ("seconds", "most", "cores_used", "expected"),
     [

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..data.transforms import normalize
 from ..errors import RecipeError
 from ..limits import cores
+from ..models.modes import in_mode
 from ..progress import say
 from ..runtime import Runtime
 from ..text import pluralize
@@ -228,9 +229,10 @@ def _evaluation_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Call
     images, _ = _blank_batch(EVAL_BATCH_SIZE, recipe.image_size, channels, runtime)
 
     def step() -> None:
-        with torch.inference_mode():
+        # A shallow network shares its modules with the whole one, which is trained next.
+        with torch.inference_mode(), in_mode(model, training=False):
             inputs = normalize(images, recipe.preprocessing())
-            model.eval()(inputs.contiguous(memory_format=runtime.memory_format))
+            model(inputs.contiguous(memory_format=runtime.memory_format))
 
     return step
 
