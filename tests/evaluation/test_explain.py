@@ -69,6 +69,11 @@ def test_default_layers_of_other_networks(images):
         ("layer9", None, "no layer 'layer9'; it has conv1"),
         ("fc", None, "has no feature maps"),
         (None, 5, "target must be 0 to 4; got 5"),
+        (None, [1, 2], r"or one for each of 3 images; got \[1, 2\]"),
+        (None, [[1], [2], [3]], "or one for each of 3 images"),
+        (None, [], r"a class index or one per image; got \[\]"),
+        (None, 1.0, r"a class index or one per image; got 1\.0"),
+        (None, [True, False, True], r"a class index or one per image; got \[True"),
     ],
 )
 def test_a_wrong_layer_or_target_is_an_error(net, images, layer, target, message):
@@ -108,6 +113,10 @@ def test_files_are_explained(trained, tmp_path):
     assert own.target == own.answer
     with pytest.raises(RecipeError, match=r"no class 'gren'\. Did you mean 'green'"):
         next(explain(trained / "model.safetensors", files, classes="gren"))
+    several = explain(trained / "model.safetensors", files, classes=["green", "red"])
+    assert [next(several).target, next(several).target] == ["green", ""]
+    with pytest.raises(RecipeError, match=r"more images than classes: 2\. Name one class"):
+        next(several)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..data.transforms import normalize, stack
 from ..errors import ImageError, RecipeError, did_you_mean
 from ..models.modes import in_mode
 from ..models.weights import modelfile
+from ..text import pluralize
 from .metrics import probabilities
 from .views import scale_preprocessing
 
@@ -78,7 +78,8 @@ def grad_cam(
         the class.
 
     Raises:
-        RecipeError: the layer or class does not exist, or the layer has no feature maps.
+        RecipeError: the layer or class does not exist, ``target`` is not one class index or one
+            per image, or the layer has no feature maps.
     """
     name = default_layer(model) if layer is None else layer
     maps: list[Tensor] = []
@@ -135,8 +136,8 @@ def explain(
 
     Raises:
         ModelFileError: the file is not a valid model file.
-        RecipeError: the model has no such layer or class, or the image size or device is not
-            valid.
+        RecipeError: the model has no such layer or class, there are more images than classes, or
+            the image size or device is not valid.
     """
     model, header = modelfile.read(model_file)
     modelfile.check_has_classes(header, model_file)
@@ -170,8 +171,8 @@ def explain_images(
     """
     torch_device = next(model.parameters()).device
     preprocessing = scale_preprocessing(header.preprocessing, image_size)
-    targets = repeat(classes) if classes is None or isinstance(classes, str) else iter(classes)
-    for image, class_name in zip(images, targets, strict=False):
+    for number, image in enumerate(images):
+        class_name = _class_of(number, classes)
         source = Path("picture") if isinstance(image, bytes) else Path(image)
         contents = image if isinstance(image, bytes) else source
         try:
@@ -184,8 +185,9 @@ def explain_images(
         with runtime.pytorch_defaults(), runtime.full_fp32(torch_device):
             inputs = _network_input(model, preprocessing, crop)
             with torch.inference_mode():
-                shares = probabilities(model(inputs).float().cpu())[0]
-        best = int(shares.argmax())
+                logits = model(inputs).float().cpu()
+        shares = probabilities(logits)[0]
+        best = int(logits.argmax())
         target = best if class_name is None else header.classes.index(class_name)
         yield Explanation(
             source,
@@ -243,6 +245,18 @@ def _network_input(model: nn.Module, preprocessing: Preprocessing, crop: Tensor)
     return inputs.contiguous(memory_format=runtime.memory_format(model, device))
 
 
+def _class_of(number: int, classes: str | Sequence[str] | None) -> str | None:
+    """Return the class to explain in an image (from 0); None for the model's answer."""
+    if classes is None or isinstance(classes, str):
+        return classes
+    if number >= len(classes):
+        raise RecipeError(
+            f"There are more images than classes: {len(classes)}. Name one class for all images, "
+            "or one for each"
+        )
+    return classes[number]
+
+
 def _check_classes(names: set[str], classes: Sequence[str]) -> None:
     for name in sorted(names - set(classes)):
         question = did_you_mean(name, classes)
@@ -269,7 +283,14 @@ def _resolve_targets(logits: Tensor, target: int | Sequence[int] | Tensor | None
     count, classes = logits.shape
     if target is None:
         return logits.detach().argmax(1)
-    targets = torch.as_tensor(target, device=logits.device).expand(count)
+    targets = torch.as_tensor(target, device=logits.device)
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise RecipeError(f"target must be a class index or one per image; got {target}")
+    if targets.shape not in ((), (count,)):
+        raise RecipeError(
+            f"target must be a class index or one for each of {pluralize(count, 'image')}; got "
+            f"{target}"
+        )
     if targets.min() < 0 or targets.max() >= classes:
         raise RecipeError(f"target must be 0 to {classes - 1}; got {target}")
-    return targets
+    return targets.long().expand(count)
