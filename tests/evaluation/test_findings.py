@@ -89,3 +89,14 @@ def test_disagreements(found):
         assert item.answers[1][0] == CLASSES[theirs[item.index]]
         assert item.answers[0][0] != item.answers[1][0]
     assert findings.disagreements([found, found], 5) == ([], 0)
+
+
+def test_answers_are_those_of_the_logits_where_probabilities_round_to_a_tie():
+    """The accuracy is computed from the logits, and the pages must agree with it."""
+    close = make_evaluation([[0, 1e-8, -9, -9]], [1])
+    assert torch.softmax(close.logits.double(), 1).float()[0, :2].unique().numel() == 1
+    (item,) = findings.least_sure(close, 5)
+    assert item.correct
+    other = make_evaluation([[1e-8, 0, -9, -9]], [1])
+    (item,), count = findings.disagreements([close, other], 5)
+    assert (count, [answer for answer, _ in item.answers]) == (1, ["b", "a"])

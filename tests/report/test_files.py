@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from resnetkit import evaluate
 from resnetkit.data import manifest
-from resnetkit.data.paths import LeftOut
+from resnetkit.data.folder import Split
+from resnetkit.data.paths import LeftOut, Paths
+from resnetkit.evaluation.evaluate import Evaluation
 from resnetkit.evaluation.metrics import probabilities
 from resnetkit.report import files
 from resnetkit.storage import csv_text
@@ -37,6 +41,17 @@ def test_all_files_are_written_and_agree(trained, tmp_path):
     assert float(classes[1]["recall"]) == found.metrics["per_class"][1]["recall"]
     for name in ("confusion_matrix.png", "reliability.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_predictions_are_those_of_the_logits_where_probabilities_round_to_a_tie(tmp_path):
+    samples = Split(Path(), Paths(["a.png"]), np.array([1], np.int32))
+    logits = torch.tensor([[0, 1e-8]])
+    files.write_predictions(
+        Evaluation(samples, "val", ("a", "b"), logits, {}), tmp_path / "predictions.csv"
+    )
+    with (tmp_path / "predictions.csv").open(newline="") as lines:
+        (row,) = csv.DictReader(lines)
+    assert (row["truth"], row["prediction"], row["probability"]) == ("b", "b", "0.5")
 
 
 FORMULAS = ["=1+1", "+rose", "-rose", "@rose", "\trose", "\rrose", "'=rose", "''-rose"]

@@ -52,9 +52,9 @@ def worst_errors(evaluation: Evaluation, limit: int) -> list[Finding]:
 
 def least_sure(evaluation: Evaluation, limit: int) -> list[Finding]:
     """Return up to ``limit`` answers, correct or wrong, lowest probability first."""
-    best = probabilities(evaluation.logits).max(1)
-    order = best.values.argsort(stable=True)[:limit].tolist()
-    return _findings(evaluation, order, best.indices)
+    highest = probabilities(evaluation.logits).amax(1)
+    order = highest.argsort(stable=True)[:limit].tolist()
+    return _findings(evaluation, order, evaluation.logits.argmax(1))
 
 
 def doubtful_labels(evaluation: Evaluation, limit: int) -> tuple[list[Finding], int]:
@@ -105,9 +105,8 @@ def disagreements(evaluations: Sequence[Evaluation], limit: int) -> tuple[list[D
     """
     first = evaluations[0]
     shares = [probabilities(evaluation.logits) for evaluation in evaluations]
-    best = [each.max(1) for each in shares]
     true = torch.stack([each.gather(1, first.labels[:, None])[:, 0] for each in shares])
-    answers = torch.stack([item.indices for item in best])  # (models, n)
+    answers = torch.stack([item.logits.argmax(1) for item in evaluations])  # (models, n)
     differ = (answers != answers[0]).any(0)
     spread = true.amax(0) - true.amin(0)
     order = torch.where(differ, spread, -1.0).argsort(descending=True, stable=True)
@@ -117,7 +116,10 @@ def disagreements(evaluations: Sequence[Evaluation], limit: int) -> tuple[list[D
             index=i,
             path=first.samples.paths[i],
             truth=first.classes[first.samples.labels[i]],
-            answers=tuple((first.classes[int(b.indices[i])], float(b.values[i])) for b in best),
+            answers=tuple(
+                (first.classes[int(answer)], float(each[i, answer]))
+                for answer, each in zip(answers[:, i], shares, strict=True)
+            ),
         )
         for i in order[: min(count, limit)].tolist()
     ], count

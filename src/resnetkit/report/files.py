@@ -54,15 +54,16 @@ def write_predictions(
         path: the file.
         more: further columns, by name.
     """
-    best = probabilities(evaluation.logits).max(1)
+    answers = evaluation.logits.argmax(1)
+    shares = probabilities(evaluation.logits).gather(1, answers[:, None])[:, 0]
     losses = torch.nn.functional.cross_entropy(
         evaluation.logits.double(), evaluation.labels, reduction="none"
     )
     columns: list[Sequence[Any]] = [
         evaluation.samples.paths,
         [evaluation.classes[i] for i in evaluation.labels],
-        [evaluation.classes[i] for i in best.indices],
-        best.values.tolist(),
+        [evaluation.classes[i] for i in answers],
+        shares.tolist(),
         losses.tolist(),
     ]
     names = ["path", "truth", "prediction", "probability", "loss"]
