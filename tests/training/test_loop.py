@@ -22,6 +22,7 @@ from resnetkit.models import get_model
 from resnetkit.models.weights import modelfile
 from resnetkit.runtime import Runtime
 from resnetkit.training import checkpoint, loop
+from resnetkit.training.lr_finder import find_lr
 from resnetkit.training.outcomes import loss_and_correct
 from resnetkit.training.param_groups import make_optimizer
 from resnetkit.training.recipe import load_recipe
@@ -233,7 +234,14 @@ def test_micro_batches_too_small_for_batch_norm_are_an_error_before_the_run(
     settings["train_sizes"] = [0.5, 0.5]
     with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one\. .* --batch-size"):
         train(flat_folder, out=tmp_path / "run", **{**settings, "accumulate": 8})
+    # The second of two micro-batches has a single image.
+    uneven = {**settings, "batch_size": 3, "accumulate": 2}
+    for options in ({}, {"show_plan": False}):
+        with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one"):
+            train(flat_folder, out=tmp_path / "run", **options, **uneven)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one"):
+        find_lr(flat_folder, **{**settings, "batch_size": 1})
 
 
 def test_nothing_is_overwritten(flat_folder, small, tmp_path, monkeypatch):

@@ -103,15 +103,35 @@ def test_threads_are_measured_only_if_nobody_set_them(monkeypatch):
     monkeypatch.setattr(measure, "fewest_fast_threads", lambda step, most: 100 + most)
     try:
         torch.set_num_threads(3)
-        assert measure.fill_threads(model, recipe, CPU).threads == 103
+        assert measure.fill_threads(model, recipe, CPU, 100).threads == 103
         torch.set_num_threads(3)
         given = recipe.with_settings({"threads": 2})
-        assert measure.fill_threads(model, given, CPU).threads == torch.get_num_threads() == 2
-        assert measure.fill_threads(model, recipe, CPU, recorded=given).threads == 2
+        assert measure.fill_threads(model, given, CPU, 100).threads == torch.get_num_threads() == 2
+        assert measure.fill_threads(model, recipe, CPU, 100, recorded=given).threads == 2
         torch.set_num_threads(3)
         several = Runtime(torch.device("cpu"), "fp32", world_size=2)
-        assert measure.fill_threads(model, recipe, several).threads == 3
+        assert measure.fill_threads(model, recipe, several, 100).threads == 3
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        assert measure.fill_threads(model, recipe, CPU).threads == 3
+        assert measure.fill_threads(model, recipe, CPU, 100).threads == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_are_measured_with_a_batch_that_occurs(monkeypatch):
+    sizes = []
+    real = measure._blank_batch
+    monkeypatch.setattr(measure, "_blank_batch", lambda n, *more: sizes.append(n) or real(n, *more))
+    monkeypatch.setattr(measure, "fewest_fast_threads", lambda step, most: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(measure, "cores", lambda: 4)
+    recipe = load_recipe("demo").with_settings(
+        {"resize_size": 32, "epochs": 2, "batch_size": 1024, "accumulate": 2, "threads": None}
+    )
+    model = get_model("cifar_resnet20", width=4)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        measure.fill_threads(model, recipe, CPU, 24)
+    finally:
+        torch.set_num_threads(before)
+    assert sizes == [12]

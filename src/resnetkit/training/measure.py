@@ -18,7 +18,6 @@ from ..limits import cores
 from ..models.modes import in_mode
 from ..progress import say
 from ..runtime import Runtime
-from ..text import pluralize
 from .distributed import revert_sync_bn
 from .optimizer import Optimizer
 from .out_of_memory import explain_out_of_memory
@@ -39,8 +38,50 @@ THREADS_GAIN = 0.1
 """How much slower a step with fewer compute threads may be than the fastest, as a share."""
 
 
+def check_batch_norm(model: nn.Module, recipe: Recipe, runtime: Runtime, train_count: int) -> None:
+    """Check that batch norm can train on the smallest micro-batch, at the smallest image size.
+
+    Args:
+        model: the network, on its device; it stays unchanged.
+        recipe: the resolved recipe.
+        runtime: device, precision and ranks.
+        train_count: number of training images.
+
+    Raises:
+        RecipeError: the network reduces the micro-batch to one value per channel.
+    """
+    assert recipe.epochs is not None
+    local_images = _batch_images(recipe, train_count) // runtime.world_size
+    if local_images // min(recipe.accumulate, local_images) > 1:
+        return
+    image_size = min(recipe.train_size(epoch) for epoch in range(recipe.epochs))
+    image, _ = _blank_batch(1, image_size, recipe.channels or 3, runtime)
+    try:
+        with torch.no_grad(), in_mode(deepcopy(model), training=True) as copy:
+            copy(normalize(image, recipe.preprocessing()))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise RecipeError(
+            "Batch norm needs more than one value per channel, but this network reduces 1 image of "
+            f"{image_size} px to a single one. Use a larger --batch-size, a smaller accumulate, or "
+            "larger images (--image-size)"
+        ) from error
+
+
+def _batch_images(recipe: Recipe, train_count: int) -> int:
+    """Return the number of images of a batch, on all ranks together."""
+    assert recipe.batch_size is not None
+    return min(train_count, recipe.batch_size)
+
+
 def fill_threads(
-    model: nn.Module, recipe: Recipe, runtime: Runtime, *, recorded: Recipe | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    runtime: Runtime,
+    train_count: int,
+    *,
+    recorded: Recipe | None = None,
 ) -> Recipe:
     """Fill in the number of compute threads, and use it from here on.
 
@@ -59,7 +100,7 @@ def fill_threads(
         recipe = recipe.with_settings({"threads": recorded.threads})
     elif recipe.threads is None:
         is_measured = most > 1 and not is_given and runtime.device.type == "cpu"
-        step = _usual_step(model, recipe, runtime) if is_measured else None
+        step = _usual_step(model, recipe, runtime, train_count) if is_measured else None
         count = most if step is None else fewest_fast_threads(step, most)
         recipe = recipe.with_settings({"threads": count})
     if recipe.threads is not None:
@@ -114,18 +155,19 @@ def fewest_fast_threads(
     return min(count for count, value in medians.items() if value <= limit)
 
 
-def _usual_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Callable[[], None]:
+def _usual_step(
+    model: nn.Module, recipe: Recipe, runtime: Runtime, train_count: int
+) -> Callable[[], None]:
     """Return a training step on a copy of the network, at the median training image size."""
     copy = deepcopy(model)
     assert recipe.epochs is not None
-    assert recipe.batch_size is not None
     image_sizes = sorted(recipe.train_size(epoch) for epoch in range(recipe.epochs))
     return _training_step(
         shallow_model(copy, recipe),
         make_optimizer(copy, recipe),
         recipe=recipe,
         runtime=runtime,
-        count=-(-recipe.batch_size // recipe.accumulate),
+        count=-(-_batch_images(recipe, train_count) // recipe.accumulate),
         image_size=image_sizes[len(image_sizes) // 2],
     )
 
@@ -147,7 +189,6 @@ def estimate_seconds(
         val_count: number of validation images.
 
     Raises:
-        RecipeError: the micro-batches are too small for batch norm.
         TrainingError: the device runs out of memory.
     """
     assert recipe.epochs is not None
@@ -158,7 +199,7 @@ def estimate_seconds(
     copy = revert_sync_bn(deepcopy(model))
     optimizer = make_optimizer(copy, recipe)
     epoch_batches = max(1, train_count // recipe.batch_size)
-    local_images = -(-min(train_count, recipe.batch_size) // runtime.world_size)
+    local_images = -(-_batch_images(recipe, train_count) // runtime.world_size)
     micro_batches = min(recipe.accumulate, local_images)
 
     step_seconds = 0.0
@@ -202,19 +243,10 @@ def _training_step(
     images, labels = _blank_batch(count, image_size, recipe.channels or 3, runtime)
 
     def step() -> None:
-        try:
-            inputs = normalize(images, recipe.preprocessing())
-            with runtime.autocast():
-                logits = model(inputs.contiguous(memory_format=runtime.memory_format))
-            loss = F.cross_entropy(logits.float(), labels)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise RecipeError(
-                "Batch norm needs more than one value per channel, but this network reduces "
-                f"{pluralize(count, 'image')} of {image_size} px to a single one. Use a larger "
-                "--batch-size, a smaller accumulate, or larger images (--image-size)"
-            ) from error
+        inputs = normalize(images, recipe.preprocessing())
+        with runtime.autocast():
+            logits = model(inputs.contiguous(memory_format=runtime.memory_format))
+        loss = F.cross_entropy(logits.float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

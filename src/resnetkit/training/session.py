@@ -204,7 +204,8 @@ def set_up(
     model, model_options, runtime = initial_network(  # runtime gets the memory layout
         recipe, dataset.classes, runtime, load_weights=not is_resumed
     )
-    recipe = measure.fill_threads(model, recipe, runtime, recorded=recorded)
+    measure.check_batch_norm(model, recipe, runtime, len(data.train))
+    recipe = measure.fill_threads(model, recipe, runtime, len(data.train), recorded=recorded)
     identity = run_identity(data, recipe)
     check_ranks_agree(identity, runtime)
     model = distributed.convert_sync_bn(model, recipe)
