@@ -152,9 +152,10 @@ def test_responses_are_taken_after_the_norm():
 def test_the_four_nets_do_what_the_documents_say(tmp_path):
     """Batch norm alone: an exploding gradient. Shortcuts alone: NaN. Both: the net trains."""
     from resnetkit.data.digits import write_digits
+    from resnetkit.data.preprocessing import Preprocessing
     from resnetkit.study.images import training_tensors
 
-    images, labels = training_tensors(write_digits(tmp_path / "digits", 16), gradients.SIDE)
+    images, labels = training_tensors(write_digits(tmp_path / "digits", 16), Preprocessing(16, 16))
     plain, residual, bare, unheld = gradients.nets(images, labels, steps=40, seed=0)
     assert plain.before[0].gradient > 50 * plain.before[-2].gradient
     assert residual.before[0].gradient < 10 * residual.before[-2].gradient
@@ -162,3 +163,11 @@ def test_the_four_nets_do_what_the_documents_say(tmp_path):
     assert bare.losses[-1] == pytest.approx(math.log(10), abs=0.05)
     assert unheld.before[-2].activation > 1000 * unheld.before[0].activation
     assert math.isnan(unheld.losses[-1])
+
+
+def test_every_class_has_an_output():
+    images, labels = torch.randn(24, 3, 16, 16), torch.arange(24) % 12
+    for found in (gradients.stacks, gradients.nets):
+        for signal in found(images, labels, steps=1, seed=0):
+            assert len(signal.losses) == 1
+    assert len(gradients.trained_responses(images, labels, steps=1, seed=0)) == 4

@@ -9,9 +9,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from resnetkit.data.folder import read_dataset
+from resnetkit.data.transforms import normalize
 from resnetkit.errors import OutputError, RecipeError
+from resnetkit.models.weights import modelfile
 from resnetkit.study import degradation, figures, runs, shortcuts
 from resnetkit.study.runs import Net, Outcome
 
@@ -61,6 +67,29 @@ def test_a_comparison_can_be_continued(split_folder, tmp_path, capfd):
     for name in ("model", "seed"):
         with pytest.raises(RecipeError, match=f"--set {name}=... cannot be used in a study"):
             compare(split_folder, tmp_path / "other", **{name: "0"})
+    for settings in ({"val_split": 0}, {"patience": 2}):
+        with pytest.raises(RecipeError, match=r"A study compares .* (above 0|to null)"):
+            compare(split_folder, tmp_path / "other", **settings)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_responses_of_gray_networks_are_measured_on_gray_images(split_folder, tmp_path):
+    """The images are prepared as for training: cropped, with the recipe's range of values."""
+    for path in split_folder.rglob("*.png"):
+        with Image.open(path) as image:
+            gray = np.asarray(image.convert("L")).astype(np.uint16) * 16
+        Image.fromarray(gray).save(path)
+    more = {"channels": 1, "resize_size": 20, "value_range": [0, 4095]}
+    comparison, found = compare(split_folder, tmp_path / "out", nets=NETS[:1], **more)
+    (deviations,) = degradation.response_deviations(comparison, found)
+    network, header = modelfile.read(found[0].folder / "last.safetensors")
+    assert network.conv1.in_channels == 1
+    train = read_dataset(split_folder).splits["train"]
+    pixels = [header.preprocessing.pixels(train.path(i)) for i in range(len(train))]
+    crops = torch.stack([header.preprocessing.crop(each) for each in pixels])
+    inputs = normalize(crops, header.preprocessing)
+    expected = network.train().bn1(network.conv1(inputs)).std().item()
+    assert deviations.values[0] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow

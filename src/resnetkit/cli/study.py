@@ -130,12 +130,14 @@ def gradients(
     format: OUTPUT_FORMAT = OutputFormat.table,
 ) -> None:
     """Measure how residual connections change activations and gradients by layer."""
+    from ..data.preprocessing import Preprocessing
     from ..storage import write_json
     from ..study import figures
     from ..study import gradients as study_gradients
     from ..study.images import resolve_data, training_tensors
 
-    images, labels = training_tensors(resolve_data(data, out), study_gradients.SIDE)
+    preprocessing = Preprocessing(study_gradients.SIDE, study_gradients.SIDE)
+    images, labels = training_tensors(resolve_data(data, out), preprocessing)
     stacks = study_gradients.stacks(images, labels, steps=steps, seed=seed)
     nets = study_gradients.nets(images, labels, steps=steps, seed=seed)
     responses = study_gradients.trained_responses(images, labels, steps=steps, seed=seed)

@@ -75,8 +75,7 @@ def table6(comparison: Comparison, outcomes: Sequence[Outcome], device: str) -> 
 
 def response_deviations(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[Responses]:
     """Return figure 7 for the trained nets of the first seed, on one batch of training images."""
-    assert comparison.recipe.image_size is not None
-    images, _ = training_tensors(comparison.data, comparison.recipe.image_size, most=128)
+    images, _ = training_tensors(comparison.data, comparison.recipe.preprocessing(), most=128)
     deviations = []
     for outcome in outcomes:
         if outcome.seed == comparison.seeds[0]:

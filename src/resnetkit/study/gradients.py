@@ -235,6 +235,10 @@ def measure_training(
     return Signal(net, before, after=after, losses=losses)
 
 
+def _class_count(labels: Tensor) -> int:
+    return int(labels.max()) + 1
+
+
 @randomness.preserve_generators()
 def stacks(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal]:
     """Measure the stacks of linear layers, which have no norm."""
@@ -249,6 +253,7 @@ def stacks(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal
             activation=activation,
             gain=gain,
             residual=residual,
+            classes=_class_count(labels),
         )
         signals.append(
             measure_training(net, network, images, labels, steps=steps, lr=0.003, seed=seed)
@@ -263,7 +268,7 @@ def nets(images: Tensor, labels: Tensor, steps: int, seed: int) -> list[Signal]:
     for net, name, has_norm in NETS:
         options: dict[str, Any] = {} if has_norm else {"norm_layer": nn.Identity}
         torch.manual_seed(seed)
-        network = get_model(name, width=WIDTH, **options)
+        network = get_model(name, width=WIDTH, num_classes=_class_count(labels), **options)
         signals.append(
             measure_training(net, network, images, labels, steps=steps, lr=0.05, seed=seed)
         )
@@ -291,7 +296,7 @@ def trained_responses(images: Tensor, labels: Tensor, steps: int, seed: int) -> 
     measured = []
     for name in RESPONDING:
         torch.manual_seed(seed)
-        network = get_model(name, width=WIDTH)
+        network = get_model(name, width=WIDTH, num_classes=_class_count(labels))
         fit(network, images, labels=labels, steps=steps, lr=0.05, seed=seed)
         measured.append(responses(name, network, images=images[:BATCH]))
     return measured

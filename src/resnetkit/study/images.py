@@ -41,16 +41,18 @@ def resolve_data(data: str, out: Path) -> Path:
     return Path(data)
 
 
-def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, Tensor]:
+def training_tensors(
+    data: Path, preprocessing: Preprocessing, most: int = 2048
+) -> tuple[Tensor, Tensor]:
     """Return training images of a folder and their labels, with the classes shuffled.
 
     Args:
         data: a folder or manifest.
-        size: side of the images in pixels.
+        preprocessing: how an image becomes the input of a network.
         most: the maximum number of images to return.
 
     Returns:
-        Normalized float32 images (N, 3, size, size) and int64 labels (N,).
+        Normalized float32 images (N, C, size, size) and int64 labels (N,).
 
     Raises:
         DataError: the folder has no split to train on.
@@ -61,8 +63,7 @@ def training_tensors(data: Path, size: int, most: int = 2048) -> tuple[Tensor, T
         raise DataError(
             f"{data} has no training images, only the splits {', '.join(dataset.splits)}"
         )
-    preset = Preprocessing(size, size)
-    images = Images(split, preset)
+    images = Images(split, preprocessing)
     order = randomness.permutation(0, 0, len(split))[:most]
-    tensors = stack([preset.crop(images[int(i)]) for i in order])
-    return normalize(tensors, preset).contiguous(), images.labels()[torch.from_numpy(order)]
+    tensors = stack([preprocessing.crop(images[int(i)]) for i in order])
+    return normalize(tensors, preprocessing).contiguous(), images.labels()[torch.from_numpy(order)]

@@ -117,7 +117,8 @@ def compare(
         settings: values for fields of the recipe.
 
     Raises:
-        RecipeError: an unknown recipe or field, or a field that the study sets.
+        RecipeError: an unknown recipe or field, a field that the study sets, or a recipe whose
+            runs cannot be compared.
         OutputError: ``out`` holds runs on different images or with a different recipe.
         Interrupted: a signal asked to stop; everything is saved.
     """
@@ -129,6 +130,7 @@ def compare(
             "the seeds from --seeds"
         )
     recipe = recipe.with_settings({**settings, "model": nets[0].model})
+    _check_comparable(recipe)
     runtime = pick(device, recipe.precision)
     images = resolve_data(data, out)
     dataset = folder.read_dataset(images)
@@ -143,6 +145,21 @@ def compare(
     return comparison, [
         read_outcome(comparison, net, seed=seed) for net in nets for seed in comparison.seeds
     ]
+
+
+def _check_comparable(recipe: Recipe) -> None:
+    """Check that all runs have validation images and the same number of epochs.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    if recipe.val_split == 0:
+        raise RecipeError("A study compares validation errors: set val_split above 0")
+    if recipe.patience is not None:
+        raise RecipeError(
+            "A study compares networks after the same number of epochs, so they cannot stop "
+            f"early: patience is {recipe.patience}. Set it to null"
+        )
 
 
 def _start_or_continue(
