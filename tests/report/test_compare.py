@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -12,15 +13,18 @@ from scipy import stats
 from resnetkit import evaluate, train
 from resnetkit.errors import ModelFileError, OutputError, RecipeError
 from resnetkit.report import compare
-from resnetkit.report.html import format_percent
+from resnetkit.report.html import curve_panels, format_percent
 from resnetkit.report.record import read_record
 from resnetkit.report.sources import write_report
 
 
-@pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 61), (0, 5)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(0, 0), (3, 3), (1, 9), (40, 61), (0, 5), (0, 2000), (24_800, 25_200), (100_000, 101_000)],
+)
 def test_mcnemar_equals_the_binomial_test(first, second):
     theirs = stats.binomtest(first, first + second).pvalue if first + second else 1
-    assert compare.Duel("a", "b", first, second).p_value == pytest.approx(theirs)
+    assert compare.Duel("a", "b", first, second).p_value == pytest.approx(theirs, rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,18 @@ def test_the_last_model_is_reported_as_itself(other, trained, tmp_path):
     page = file.read_text(encoding="utf-8")
     assert "<bdi>last.safetensors and short</bdi>" in page
     assert re.search(r"<td>epoch of the model</td><td[^>]*>6</td><td[^>]*>1</td>", page)
+
+
+def test_every_compared_run_has_its_own_line(trained):
+    """A style of each run is a color of the page, and no two runs share one."""
+    names = [str(number) for number in range(12)]
+    (panel, _) = curve_panels([read_record(trained)] * 12, names)
+    styles = [line.style for line in panel["series"]]
+    assert len(set(styles)) == 12
+    css = (Path(compare.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    for style in set(" ".join(styles).split()):
+        assert f"svg .{style} " in css
+        assert f".legend .{style} i" in css
 
 
 def test_without_the_data_the_recorded_metrics_are_compared(trained, other, tmp_path):

@@ -59,6 +59,27 @@ def test_images_are_drawn(tmp_path):
     assert not np.array_equal(marked, unmarked)
 
 
+def test_long_captions_do_not_overlap():
+    images = [np.zeros((8, 8, 3), np.uint8)] * 2
+    figure = plots._draw_images(
+        images, ["x" * plots.MAX_CAPTION] * 2, title="t", marked=(), columns=8
+    )
+    plots.FigureCanvasAgg(figure).draw()
+    left, right = (axes.title.get_window_extent() for axes in figure.axes[:2])
+    assert left.x1 < right.x0
+
+
+def test_the_grid_shortens_its_captions(tmp_path, monkeypatch):
+    seen = []
+    real = plots._draw_images
+    monkeypatch.setattr(
+        plots, "_draw_images", lambda i, lines, **more: seen.append(lines) or real(i, lines, **more)
+    )
+    image = np.zeros((8, 8, 3), np.uint8)
+    plots.save_image_grid([image] * 2, ["x" * 200, "short"], tmp_path / "p.png", "title")
+    assert seen == [["x" * (plots.MAX_CAPTION - 1) + "…", "short"]]
+
+
 def test_the_reliability_diagram_draws_its_bins(tmp_path):
     bins = [
         {"from": 0.0, "to": 0.5, "pictures": 0, "confidence": None, "accuracy": None},

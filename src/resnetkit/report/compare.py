@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb
+from math import exp, lgamma, log
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,12 @@ class Duel:
         """
         total = self.only_first + self.only_second
         fewer = min(self.only_first, self.only_second)
-        tail: int = sum(comb(total, k) for k in range(fewer + 1))
-        return min(1.0, float(2 * tail / 2**total))
+        # Logarithms, because the binomial coefficients of many images are huge numbers.
+        tail = sum(
+            exp(lgamma(total + 1) - lgamma(k + 1) - lgamma(total - k + 1) - total * log(2))
+            for k in range(fewer + 1)
+        )
+        return min(1.0, 2 * tail)
 
 
 def write_comparison(

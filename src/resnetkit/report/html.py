@@ -27,6 +27,7 @@ MAX_ERRORS = 24
 MAX_UNSURE = 12
 MAX_DOUBTFUL = 24
 MAX_CONFUSIONS = 12
+COLORS = 8  # of compared runs, in page.css
 SUSPECTS = "suspects.html"  # the run's page about its training labels
 SPLIT_LABELS = {"train": "training (augmented images)", "val": "validation"}
 
@@ -181,7 +182,7 @@ def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[d
             for split, label in splits.items():
                 if f"{split}_{what}" not in record.history[0]:  # no validation
                     continue
-                style = f"s{i}" if names else split
+                style = f"s{i % COLORS}" + " dashed" * (i >= COLORS) if names else split
                 values = [row[f"{split}_{what}"] for row in record.history]
                 series.append(Line(names[i] if names else label, style, x=epochs, y=values))
         if series:

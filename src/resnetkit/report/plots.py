@@ -18,6 +18,7 @@ BLUE = "#1f5fa8"
 ORANGE = "#d9721a"
 GRAY = "#666666"
 MAX_LETTERS = 30  # letters of a name shown next to the matrix
+MAX_CAPTION = 18  # letters below an image, which is about as wide
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -30,6 +31,10 @@ def _save(figure: Figure, path: Path) -> None:
             metadata={"Software": None},  # it would differ between matplotlib versions
             bbox_inches=None if figure.get_layout_engine() else "tight",
         )
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def save_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -92,9 +97,7 @@ def save_confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, title
 
     Colors show shares of the row; numbers are counts.
     """
-    short = [
-        name if len(name) <= MAX_LETTERS else name[: MAX_LETTERS - 1] + "…" for name in classes
-    ]
+    short = [_shorten(name, MAX_LETTERS) for name in classes]
     with figure_fonts([title, *short]) as (title, *names):
         _save(_draw_confusion_matrix(matrix, names, title=title), path)
 
@@ -173,7 +176,8 @@ def save_image_grid(
         marked: which captions to draw in orange, for example those of wrong answers.
         columns: images per row.
     """
-    with figure_fonts([title, *captions]) as (title, *lines):
+    short = [_shorten(caption, MAX_CAPTION) for caption in captions]
+    with figure_fonts([title, *short]) as (title, *lines):
         _save(_draw_images(images, lines, title=title, marked=marked, columns=columns), path)
 
 
