@@ -163,6 +163,8 @@ def test_patience_stops_early(flat_folder, small, tmp_path, capsys):
     run = train(flat_folder, out=tmp_path / "run", **settings)
     assert len(run.history) < 30
     assert "No improvement in the last 2 epochs; stopped early" in capsys.readouterr().err
+    train(flat_folder, out=tmp_path / "one", **{**settings, "patience": 1})
+    assert "No improvement in the last 1 epoch; stopped early" in capsys.readouterr().err
     again = train(flat_folder, out=tmp_path / "run", resume=True, **settings)
     assert again.history == run.history
 

@@ -15,7 +15,7 @@ def test_seeds_are_numbers_and_ranges():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3, 1,7-8") == [3, 1, 7, 8]
     assert parse_seeds("3", fewest=1) == [3]
-    for wrong in ("", "a", "1", "1,1", "4-0", "-3", "0-2,1"):
+    for wrong in ("", "a", "1", "1,1", "4-0", "-3", "0-2,1", "0-99999999999"):
         with pytest.raises(RecipeError, match="--seeds takes"):
             parse_seeds(wrong)
 

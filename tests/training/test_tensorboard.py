@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from resnetkit import train
+from resnetkit.errors import RecipeError
 
 
 def test_tensorboard_reads_the_rows_of_the_history(flat_folder, small, tmp_path):
@@ -26,3 +27,10 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'pip install "resnetkit[tensorboard]"' in done.stderr
+
+
+def test_without_tensorboard_there_is_no_run_folder(flat_folder, small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RecipeError, match="TensorBoard is not installed"):
+        train(flat_folder, out=tmp_path / "run", tensorboard=True, **small)
+    assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from ..evaluation.evaluate import BATCH_SIZE, predict_logits
 from ..evaluation.metrics import accuracy_and_loss
 from ..progress import bar, say
 from ..runtime import Runtime, connected, pick, pytorch_defaults, restored_threads
+from ..text import pluralize
 from .checkpoint import Checkpoints, Snapshot
 from .distributed import launch_command, sync_gradients
 from .initial_weights import network_name, resolve_recipe
@@ -37,7 +38,7 @@ from .run_files import begin_run, finish_run, format_epoch, write_epoch
 from .schedule import learning_rate
 from .session import Session, set_up
 from .state import State
-from .tensorboard import TensorBoardLogger
+from .tensorboard import TensorBoardLogger, writer_class
 
 
 @pytorch_defaults()  # ignore the caller's dtype, device and autocast
@@ -86,6 +87,8 @@ def train(
         TrainingError: the loss is not finite, or the saved state belongs to a different run.
         Interrupted: a signal stopped the run, after everything was saved.
     """
+    if tensorboard:
+        writer_class()  # an error if it is not installed, before there is a run folder
     # Start a run, or continue one where it stopped. `open_run`, below, reads the images, makes the
     # network, the optimizer and the loader, and restores `session.state` from what was saved.
     session, run_folder, saved = open_run(
@@ -159,8 +162,8 @@ def train(
             if signal:
                 stop(session, run_folder, checkpoints, signal)
         runtime.on_main(checkpoints.finish)  # wait for the last save
-    if state.epoch < session.epochs:
-        say(f"No improvement in the last {patience} epochs; stopped early.")
+    if patience is not None and state.epoch < session.epochs:
+        say(f"No improvement in the last {pluralize(patience, 'epoch')}; stopped early.")
 
     # Evaluate the saved file, through the code that `resnet evaluate` runs, and write the report.
     return runtime.on_main(finish_run, run_folder, session)

@@ -19,6 +19,9 @@ from .loop import train
 from .recipe import load_recipe
 from .run import Run
 
+MAX_SEEDS = 10_000
+"""Maximum number of seeds in a range; each is a run."""
+
 
 @dataclass(frozen=True)
 class SeedSweep:
@@ -44,7 +47,8 @@ def parse_seeds(text: str, fewest: int = 2) -> list[int]:
     [0, 1, 2, 7]
 
     Raises:
-        RecipeError: the text is malformed, repeats a seed, or has fewer than ``fewest`` seeds.
+        RecipeError: the text is malformed, repeats a seed, or has too many or fewer than ``fewest``
+            seeds.
     """
     seeds: list[int] = []
     for piece in text.split(","):
@@ -53,6 +57,8 @@ def parse_seeds(text: str, fewest: int = 2) -> list[int]:
             raise RecipeError(f"--seeds takes numbers, as in 0-4 or 1,5,7; got {text!r}")
         first = int(match[1])
         last = int(match[2] or match[1])
+        if last - first >= MAX_SEEDS:
+            raise RecipeError(f"--seeds takes up to {MAX_SEEDS:,} seeds; got {text!r}")
         seeds += range(first, last + 1)
     if len(seeds) < fewest or len(set(seeds)) < len(seeds):
         expected = "two or more different numbers" if fewest == 2 else "different numbers"

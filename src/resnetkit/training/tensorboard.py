@@ -9,6 +9,21 @@ from typing import Any
 from ..errors import RecipeError
 
 
+def writer_class() -> Any:
+    """Return TensorBoard's class that writes event files.
+
+    Raises:
+        RecipeError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RecipeError(
+            'TensorBoard is not installed: pip install "resnetkit[tensorboard]"'
+        ) from error
+    return SummaryWriter
+
+
 class TensorBoardLogger:
     """Writes the history as TensorBoard event files.
 
@@ -20,16 +35,7 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._writer: Any = None
-        if folder is None:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RecipeError(
-                'TensorBoard is not installed: pip install "resnetkit[tensorboard]"'
-            ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer: Any = None if folder is None else writer_class()(str(folder))
 
     def __enter__(self) -> TensorBoardLogger:
         return self
