@@ -375,7 +375,11 @@ def define_a_type(program, marker):
 
 
 HOSTILE = {
-    "pickled weight": ("weights/model_weights_config.json", in_json(pickle_a_weight), "is a pickle"),
+    "pickled weight": (
+        "weights/model_weights_config.json",
+        in_json(pickle_a_weight),
+        "is a pickle",
+    ),
     "pickled input": ("sample_inputs/model.pt", lambda data, marker: pickled(marker), "damaged"),
     "file": ("models/model.json", in_json(open_a_file), "from_file"),
     "size": ("models/model.json", in_json(compute_a_size), "__import__"),

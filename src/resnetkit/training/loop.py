@@ -89,8 +89,8 @@ def train(
     """
     if tensorboard:
         writer_class()  # an error if it is not installed, before there is a run folder
-    # Start a run, or continue one where it stopped. `open_run`, below, reads the images, makes the
-    # network, the optimizer and the loader, and restores `session.state` from what was saved.
+    # Start a run, or resume one where it left off. `open_run`, below, reads the images, builds the
+    # network, the optimizer and the loader, and restores `session.state` from the saved state.
     session, run_folder, saved = open_run(
         data, recipe, out, device, workers, resume, show_plan, corrections, settings
     )
@@ -98,7 +98,7 @@ def train(
     patience = full_recipe.patience  # epochs without improvement, or None
     runtime = session.runtime  # device, precision, rank
     state = session.state  # all that training updates: weights, moments, epoch, batch, history, ...
-    # Only now, because `open_run` rejects a command that asks for something else.
+    # Only now, because `open_run` rejects a command with other settings than the saved run's.
     if saved is not None and runtime.on_main(run_folder.is_finished):
         say(f"{run_folder.path} is already finished; nothing was changed.")
         return runtime.on_main(run_folder.result, full_recipe, state.history)
@@ -111,28 +111,28 @@ def train(
         runtime.on_main(checkpoints.lock)  # no other process may write to this run
         while state.epoch < session.epochs and not state.has_stopped_improving(patience):
             # Train for one epoch, or for the rest of it if the run stopped at `state.batch`.
-            image_size = full_recipe.train_size(state.epoch)
-            # Adds losses to `state.tally`, one step late; an error names the images of the batch.
+            image_size = full_recipe.train_size(state.epoch)  # may grow from epoch to epoch
+            # Adds the losses of all ranks to `state.tally`, one step late: to read the loss of the
+            # latest step, the CPU would wait for the GPU.
             pending = Outcomes(state, session.data.train.split, runtime)
             label = f"epoch {state.epoch + 1}/{session.epochs}"
             progress = bar(label, session.batch_count(state.epoch), state.batch)
             with progress as advance, explain_out_of_memory(full_recipe, runtime):
-                # From `state.batch` on. Shuffling and augmentation depend only on the seed and the
-                # position.
+                # From `state.batch` on, with the images on the device, as uint8. Shuffling and
+                # augmentation depend only on the seed and the position.
                 for batch in session.batches(image_size):
                     session.set_training_phase()  # model.train(); layers may unfreeze in mid-epoch
                     lr = learning_rate(full_recipe, state.step, session.steps)
                     outcome = training_step(
                         state, batch, full_recipe, runtime, lr, session.class_weights
                     )
-                    if state.ema is not None:
+                    if state.ema is not None:  # the averaged weights are validated and saved
                         is_last = state.step + 1 == session.steps
                         state.ema.update(state.model, state.step, is_last)
-                    pending.add(outcome, batch.indices)
-                    state.end_step()
+                    pending.add(outcome, batch.indices)  # indices of the whole batch
+                    state.end_step()  # counts the batch and the step; a resumed run starts there
                     # All ranks must save or stop at the same step. The main rank decides when to
-                    # save; a signal on any rank stops them all. The exchange also reads the loss of
-                    # the previous step. To read this one, the CPU would wait for the GPU.
+                    # save; a signal on any rank stops them all.
                     save_due, signal = pending.exchange(checkpoints.is_due(), interrupts.received)
                     if save_due or signal:
                         save(session, checkpoints, pending)
@@ -147,9 +147,9 @@ def train(
             scores = runtime.on_main(validate, session)
             seconds = time.perf_counter() - started
             row = epoch_row(session, image_size, scores)
-            # The model is kept if its accuracy is the highest so far, or within two standard errors
-            # of it: such a gap is noise, and later weights have settled more. Without validation
-            # images, it is always kept.
+            # `end_epoch` counts the epoch, and decides whether to keep the model: if its accuracy
+            # is the highest so far, or within two standard errors of it. Such a gap is noise, and
+            # later weights have settled more. Without validation images, it is always kept.
             is_kept = state.end_epoch(row, val_seconds=seconds, val_images=len(session.data.val))
             if runtime.is_main:
                 write_epoch(run_folder, session, row, is_kept)  # the history; the model if kept
@@ -158,14 +158,15 @@ def train(
             # A run that is killed before this line trains from its last save again, and writes the
             # same files again.
             save(session, checkpoints, pending)
-            _, signal = pending.exchange(False, interrupts.received)  # received since the last step
+            # No loss is pending, so the ranks only exchange signals received since the last step.
+            _, signal = pending.exchange(False, interrupts.received)
             if signal:
                 stop(session, run_folder, checkpoints, signal)
         runtime.on_main(checkpoints.finish)  # wait for the last save
     if patience is not None and state.epoch < session.epochs:
         say(f"No improvement in the last {pluralize(patience, 'epoch')}; stopped early.")
 
-    # Evaluate the saved file, through the code that `resnet evaluate` runs, and write the report.
+    # Evaluate the saved model with the same code as `resnet evaluate`, and write the report.
     return runtime.on_main(finish_run, run_folder, session)
 
 
@@ -192,18 +193,19 @@ def training_step(
         class_weights: ``(classes,)`` float32, the weight of each class in the loss.
 
     Returns:
-        Loss, number of correct images, and margins, on the device. The CPU does not wait
-        for them.
+        Loss and number of correct images of each micro-batch, ``(parts, 2)``, and the margin of
+        each of this rank's images, ``(n,)``; on the device. The CPU does not wait for them.
     """
     set_learning_rate(state.optimizer, lr)
     # The network may draw random numbers too, for dropout. They are f(seed, step, rank).
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
-    # Mixing moves weight between images, but keeps the total.
+    # Mixing moves weight between images of the batch, but keeps the total.
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
     images, targets, local_labels = rank_inputs(state, batch, recipe, runtime)
 
-    parts = min(recipe.accumulate, len(labels) // runtime.world_size)  # the same on all ranks
+    # The last batch may be too short for `accumulate` parts. All ranks must have the same number.
+    parts = min(recipe.accumulate, len(labels) // runtime.world_size)
     micro_batches = zip(
         images.tensor_split(parts),
         targets.tensor_split(parts),
@@ -213,7 +215,7 @@ def training_step(
     totals = []
     margins = []
     for number, (micro_images, micro_targets, micro_labels) in enumerate(micro_batches, 1):
-        with sync_gradients(state.forward, is_last=number == parts):
+        with sync_gradients(state.forward, is_last=(number == parts)):
             with runtime.autocast():
                 logits = state.forward(micro_images)  # (n, classes); the model, perhaps in DDP
             loss = F.cross_entropy(
@@ -230,6 +232,7 @@ def training_step(
         totals.append(torch.stack([loss.detach(), correct.float()]))
         margins.append(label_margins(logits, micro_labels))  # low for mislabeled images
 
+    # Always, not only to clip: our optimizers call PyTorch's kernels, which do not unscale.
     state.scaler.unscale_(state.optimizer)  # type: ignore[arg-type]
     if recipe.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
@@ -262,7 +265,9 @@ def rank_inputs(
 
 
 def save(session: Session, checkpoints: Checkpoints, pending: Outcomes) -> None:
-    """Check that the loss and the weights are finite, and save the state. All ranks must call this.
+    """Check that loss and weights are finite, and start saving the state in the background.
+
+    All ranks must call this.
 
     Args:
         session: its state is saved.
@@ -311,7 +316,7 @@ def validate(session: Session) -> dict[str, float]:
         batch_size = max(BATCH_SIZE, 2 * recipe.micro_batch_size(runtime.world_size))
         options = {"precision": runtime.precision, "batch_size": batch_size}
     model = session.evaluated_model()  # the EMA weights if there are any
-    with explain_out_of_memory(recipe, runtime):
+    with explain_out_of_memory(recipe, runtime):  # in eval mode, without gradients
         logits = predict_logits(model, images, runtime.device, session.workers, **options)
     accuracy, loss = accuracy_and_loss(logits, images.labels())
     return {"val_loss": loss, "val_accuracy": accuracy}
