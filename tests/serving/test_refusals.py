@@ -162,7 +162,7 @@ def test_too_many_images_and_damaged_forms(server):
 def test_a_form_of_lines_that_begin_like_a_boundary_is_refused_unparsed(monkeypatch):
     monkeypatch.setattr("resnetkit.serving.body.MultipartParser", None)
     body, kind = form(("a.png", b"\r\n--XXa" * 100))
-    with pytest.raises(Refusal, match="may hold 64 images"):
+    with pytest.raises(Refusal, match="at most 64 images"):
         split_images(body, kind, 64)
 
 

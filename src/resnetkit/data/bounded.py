@@ -44,7 +44,7 @@ class BoundedFile:
             if self._left < 0:
                 raise ImageError(
                     "its header has too many segments, chunks or comments to be intact. If another "
-                    "program shows the image, save it again there"
+                    "program opens the image, save it again from there"
                 )
         return data
 
@@ -54,7 +54,7 @@ class BoundedFile:
 
 
 def _steps(data: bytes) -> int:
-    """Return how many steps it takes to parse a part of a header."""
+    """Return how many steps it takes to parse this part of a header."""
     # For each EXIF segment, Pillow copies all earlier ones. It decompresses each color profile.
     if data.startswith(b"Exif\0\0") or data[4:] == b"iCCP":
         return _COSTLY

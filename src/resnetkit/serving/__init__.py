@@ -1,6 +1,6 @@
-"""A model over HTTP: one process, one engine, one bounded queue. Works without PyTorch.
+"""Serve a model over HTTP: one process, one engine, one bounded queue. Works without PyTorch.
 
-A request goes through these files in order: protocol.py (bytes, deadlines), guard.py (access),
-app.py (routes), body.py (the images), queue.py (room, order), decoding.py (pixels), engine.py
+A request passes through these files in order: protocol.py (bytes, deadlines), guard.py (access),
+app.py (routes), body.py (images), queue.py (admission, order), decoding.py (pixels), engine.py
 (batches).
 """

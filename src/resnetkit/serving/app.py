@@ -1,4 +1,4 @@
-"""The routes of the server."""
+"""The server's routes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PARAMETERS = ("top_k", "coverage", "false_alarms", "explain")
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a request for predictions."""
+    """The options of a prediction request."""
 
     top_k: int = 5
     coverage: float | None = None
@@ -51,11 +51,11 @@ class Options:
 
 
 class Service:
-    """Answers requests about one model.
+    """Answers HTTP requests for one model.
 
     Attributes:
-        is_stopping: set once the server has been asked to stop: nothing new is admitted.
-        active: requests whose images are admitted and whose answers are not complete.
+        is_stopping: whether the server has been asked to stop; if so, it admits no new images.
+        active: the number of requests that are waiting for answers to their images.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Service:
         self._metrics = counted
         self._bounds = bounds
         self._memory = BodyMemory(bounds)
-        # Image headers are read separately from decoding, so that a full queue is noticed at once.
+        # Separate from the decoders, so that a request learns at once that the queue is full.
         self._headers = DaemonPool(cores(), "headers")
         self._uncertainty = lru_cache(maxsize=64)(served.resolve_uncertainty)
         self.is_stopping = False
@@ -75,11 +75,11 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether images are accepted."""
+        """Whether the server accepts images."""
         return self._engine.ready and not self.is_stopping
 
     def close(self) -> None:
-        """Stop the threads of the service."""
+        """Stop the service's threads."""
         self._headers.close()
 
     def application(self) -> Starlette:
@@ -104,7 +104,7 @@ class Service:
                 Exception: _failed,
             },
         )
-        # A redirect would have an absolute URL with http:, even after a proxy with TLS.
+        # A redirect would contain an absolute http:// URL, even behind a TLS proxy.
         application.router.redirect_slashes = False
         return application
 
@@ -141,10 +141,10 @@ class Service:
         return "starting" if self._engine.starts <= 1 else "engine_crashed"
 
     def refusal_before_reading(self, seconds: float | None) -> Refusal | None:
-        """Return why any prediction request would be refused now; None if it would be accepted.
+        """Return the refusal that any prediction request would get now; None if it has a chance.
 
         Args:
-            seconds: the request's deadline; None for the default one.
+            seconds: the request's deadline in seconds; None for the default.
         """
         seconds = self._bounds.deadline_seconds if seconds is None else seconds
         try:
@@ -170,7 +170,7 @@ class Service:
             await body.read(request)
             received = time.monotonic()
             self._metrics.observe("receive", received - start)
-            if seconds is None:  # the time of an upload depends on the client
+            if seconds is None:  # the default excludes the upload, whose time depends on the client
                 deadline = received + self._bounds.deadline_seconds
             kind = request.headers.get("content-type", "")
             reading = self._headers.submit(partial(self._check_images, body, kind))
@@ -190,10 +190,10 @@ class Service:
         return _json(rows[0] if len(rows) == 1 else rows)
 
     def _options(self, request: Request) -> Options:
-        """Return the parameters of a request.
+        """Return the options in a request's query parameters.
 
         Raises:
-            Refusal: 400, if one is unknown or not valid for this model.
+            Refusal: 400 if a parameter is unknown, or not valid for this model.
         """
         given = request.query_params
         for name in given:
@@ -228,17 +228,17 @@ class Service:
         return Options(top_k, coverage, false_alarms, explain=text == "true")
 
     def _seconds(self, request: Request) -> float | None:
-        """Return the deadline that a request sets, if any."""
+        """Return the deadline in seconds that a request sets; None if it sets none."""
         text = request.headers.get("x-deadline-ms")
         if text is None:
             return None
         most = round(1000 * self._bounds.most_deadline_seconds)
         if not (text.isdecimal() and text.isascii() and 1 <= int(text[:9]) <= most):
-            raise Refusal(400, "bad_deadline", f"X-Deadline-Ms must be from 1 to {most}")
+            raise Refusal(400, "bad_deadline", f"X-Deadline-Ms must be between 1 and {most}")
         return int(text[:9]) / 1000
 
     def _check_images(self, body: Body, content_type: str) -> list[tuple[Upload, int | Refusal]]:
-        """Return the images in a body, each with its number of pixels, or why it is refused."""
+        """Return the images in a body, each with its pixel count or its refusal."""
         contents, body.contents = body.contents, b""
         uploads = split_images(contents, content_type, self._bounds.request_images)
         return [(upload, self._check_image(upload.contents)) for upload in uploads]
@@ -253,7 +253,7 @@ class Service:
             return Refusal(
                 422,
                 "too_many_pixels",
-                f"The image has {width} x {height} pixels; at most {most:,} are decoded",
+                f"The image has {width} x {height} pixels; the limit is {most:,}",
             )
         return width * height
 
@@ -264,12 +264,12 @@ class Service:
         options: Options,
         deadline: float,
     ) -> list[Any]:
-        """Return the outputs for each image; if one of several is refused, its refusal.
+        """Return each image's outputs or, if the request has several images, its refusal.
 
         Raises:
             Refusal: 503 if the queue is full, 504 if the deadline passed, 500 if the engine
                 crashed, 422 if the only image is damaged.
-            ClientGone: nobody is waiting for the answer anymore.
+            ClientGone: the client closed the connection.
         """
         answers = _Answers(len(checked))
         tickets = []
@@ -297,7 +297,7 @@ class Service:
             self._queue.withdraw(tickets)
 
     def _row(self, name: str, answer: Any, options: Options) -> dict[str, Any]:
-        """Return the JSON line of `resnet predict` for an image."""
+        """Return the JSON object that `resnet predict` prints for an image."""
         if isinstance(answer, Refusal):
             return Prediction(name, (), self._served.digest, error=answer.message).to_dict()
         shares = answer["probabilities"]
@@ -327,7 +327,7 @@ def _refuse_not_finite(answer: Any) -> Any:
 
 
 class _Answers:
-    """The answers for the images of one request, which other threads deliver."""
+    """Collects the answers to one request's images, which other threads deliver."""
 
     def __init__(self, count: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -341,7 +341,7 @@ class _Answers:
             self._loop.call_soon_threadsafe(self.settle, position, answer)
 
     def settle(self, position: int, answer: Any) -> None:
-        """Deliver an answer in the loop's thread."""
+        """Deliver an answer from the event loop's thread."""
         self.found[position] = answer
         self._left -= 1
         if self._left == 0 and not self.complete.cancelled():
@@ -349,11 +349,11 @@ class _Answers:
 
 
 async def _by_deadline(request: Request, future: asyncio.Future[Any], deadline: float) -> Any:
-    """Return the result of a future, or cancel it.
+    """Return a future's result, or cancel the future and raise.
 
     Raises:
         Refusal: 504 if the deadline passed.
-        ClientGone: nobody is waiting for the answer anymore.
+        ClientGone: the client closed the connection.
     """
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -370,7 +370,7 @@ async def _by_deadline(request: Request, future: asyncio.Future[Any], deadline: 
 
 
 async def _disconnected(request: Request) -> None:
-    """Return when the client has closed the connection."""
+    """Wait until the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -382,25 +382,25 @@ def _checked(answer: Any, is_only: bool) -> Any:
     elif isinstance(answer, MemoryError):
         answer = Refusal(503, "memory", "There is not enough memory", retry_after=1)
     elif isinstance(answer, BaseException) and not isinstance(answer, Refusal):
-        raise Refusal(500, "engine_crashed", "The engine crashed while it computed this request")
+        raise Refusal(500, "engine_crashed", "The engine crashed while processing this request")
     if isinstance(answer, Refusal) and is_only:
         raise answer
     return answer
 
 
 def _image_refusal(error: ImageError, contents: bytes | None) -> Refusal:
-    """Return why an image is refused.
+    """Return the refusal for an image that cannot be read.
 
     Args:
         error: the decoder's error.
-        contents: the file, if it is not yet known to be an image.
+        contents: the bytes of the file; None if they are already known to be an image.
     """
     message = str(error).removeprefix(f"{UNNAMED}: ").removeprefix(f"{UNNAMED} ")
     if isinstance(error.__cause__, MemoryError):
         return Refusal(503, "memory", message, retry_after=1)
     if contents is not None and (not has_known_signature(contents) or error.passing):
         return Refusal(415, "not_an_image", f"Not an image: {message}")
-    return Refusal(422, "broken_image", f"A broken image: {message}")
+    return Refusal(422, "broken_image", f"The image is damaged: {message}")
 
 
 def _bad_parameter(message: str) -> Refusal:
@@ -408,7 +408,7 @@ def _bad_parameter(message: str) -> Refusal:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """Return the response for our refusals, and for Starlette's: unknown paths and methods."""
+    """Return the response to a refusal, ours or Starlette's (unknown path or method)."""
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         reason = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")
@@ -422,18 +422,18 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Report that our own code failed; Starlette raises the error again, so that it is logged."""
+    """Report a failure in our own code; Starlette re-raises the error, so that it is logged."""
     return await _refused(request, Refusal(500, "internal_error", "The server failed; see its log"))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
     """Return a response that nobody reads: the client is gone. The status is for the log."""
-    is_damaged = getattr(request.state, "is_damaged", False)  # the protocol has answered 400
+    is_damaged = getattr(request.state, "is_damaged", False)  # already answered with 400
     request.state.reason = "bad_http" if is_damaged else "client_gone"
     return Response(status_code=400 if is_damaged else 499)
 
 
 def _json(content: Any, status: int = 200) -> Response:
-    # Class names may hold lone surrogates; as escapes, JSON can carry them.
+    # Class names may contain lone surrogates, which JSON can carry only as escapes.
     text = json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(text + b"\n", status, media_type="application/json")

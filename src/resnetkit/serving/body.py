@@ -1,4 +1,4 @@
-"""The body of a request -> the bytes of its images, within the limits."""
+"""Extract the images from the body of a request, within the limits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Upload(NamedTuple):
-    """One image of a request: the name that the client gave, and its bytes."""
+    """One image in a request: the name that the client gave it, and its bytes."""
 
     name: str
     contents: bytes
 
 
 class BodyMemory:
-    """Counts the bytes of all bodies in memory, so that together they stay bounded."""
+    """Counts the bytes of all bodies in memory, and limits their total."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -34,23 +34,23 @@ class BodyMemory:
 
     @contextmanager
     def body(self) -> Iterator[Body]:
-        """Yield an empty body, whose bytes count until the context ends."""
+        """Yield an empty body, whose bytes are counted until the context ends."""
         body = Body(self, self._bounds)
         try:
             yield body
         finally:
-            body.contents = b""  # a thread may not have come to it yet
+            body.contents = b""  # no thread may have taken the contents yet
             self._bytes -= body.size
 
     def add(self, size: int) -> None:
         """Count more bytes.
 
         Raises:
-            Refusal: 503, if they are too many.
+            Refusal: 503 if the total exceeds the limit.
         """
         if self._bytes + size > self._bounds.bodies_bytes:
             raise Refusal(
-                503, "memory", "Too many bytes are being uploaded. Try again later", retry_after=1
+                503, "memory", "The memory for uploads is full. Try again later", retry_after=1
             )
         self._bytes += size
 
@@ -59,8 +59,8 @@ class Body:
     """The body of one request.
 
     Attributes:
-        size: the bytes that have arrived.
-        contents: the whole body, once it is read.
+        size: how many bytes have arrived.
+        contents: the whole body, once it has been read.
     """
 
     def __init__(self, memory: BodyMemory, bounds: Bounds) -> None:
@@ -73,9 +73,8 @@ class Body:
         """Read the whole body.
 
         Raises:
-            Refusal: 413 if it is too large, which is known from ``Content-Length`` or after
-                `Bounds.body_bytes` have arrived; 408 if it is too slow; 503 if it does not fit into
-                memory.
+            Refusal: 413 if ``Content-Length``, or what has arrived, exceeds `Bounds.body_bytes`;
+                408 if the body arrives too slowly; 503 if there is no memory for it.
             ClientGone: the client closed the connection.
         """
         length = request.headers.get("content-length", "")
@@ -113,11 +112,12 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
 
     Args:
         body: the bytes of an image, or a multipart form with one part per image.
-        content_type: the header ``Content-Type``; anything but ``multipart/form-data`` is ignored.
+        content_type: the header ``Content-Type``; unless it is ``multipart/form-data``, the body is
+            taken as one image.
         most: the maximum number of images.
 
     Raises:
-        Refusal: 400 if the form is damaged or has no parts, 413 if it has too many.
+        Refusal: 400 if the form is damaged or has no parts, 413 if it has too many parts.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -125,7 +125,7 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:
         raise Refusal(400, "bad_form", "A multipart form needs a boundary of 1 to 70 characters")
-    # The parser is slow for lines that only begin like a boundary.
+    # The parser is slow on lines that merely begin like a boundary.
     if body.count(b"\r\n--" + boundary) > most + 1:
         raise _too_many_images(most)
     form = _Form(most)
@@ -144,7 +144,7 @@ def split_images(body: bytes, content_type: str, most: int) -> list[Upload]:
 
 def _too_many_images(most: int) -> Refusal:
     return Refusal(
-        413, "too_many_images", f"A request may hold {most} images. Send several requests"
+        413, "too_many_images", f"A request can have at most {most} images. Send several requests"
     )
 
 

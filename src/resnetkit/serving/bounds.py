@@ -7,29 +7,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bounds:
-    """The limits of a server.
+    """The limits that a server enforces.
 
     Args:
         body_bytes: the largest body of a request.
-        bodies_bytes: the total bytes of all bodies in memory.
-        header_bytes: the request line and the headers of a request.
-        request_images: images in one request.
-        image_pixels: an image whose header claims more is refused before it is decoded.
-        queue_images: images that are accepted and not yet answered.
-        queue_pixels: their pixels. An image counts for its own pixels until it is decoded, then for
-            those of the network's input.
+        bodies_bytes: the total size of all bodies in memory.
+        header_bytes: the total size of a request's first line and headers.
+        request_images: the most images in one request.
+        image_pixels: the most pixels in an image. If a header claims more, the image is refused
+            before it is decoded.
+        queue_images: the most images that can be accepted and not yet answered.
+        queue_pixels: the most pixels in those images. An image counts with its own pixels until it
+            is decoded, then with those of the network's input.
         batch_images: the largest batch.
-        batch_seconds: the longest time for a batch; sizes that take longer at startup are not used.
-        connections: open connections.
-        header_seconds: from the first byte of a request, or a new connection, to its last header.
-        body_seconds: from the headers to the end of the body.
+        batch_seconds: the longest time for a batch; batch sizes that take longer at startup are not
+            used.
+        connections: the most open connections.
+        header_seconds: the longest time from the first byte of a request, or from opening a new
+            connection, to the last header.
+        body_seconds: the longest time from the last header to the end of the body.
         write_seconds: the longest time that a client may take to read the response.
         idle_seconds: how long a connection without a request stays open.
         deadline_seconds: the time to answer a request that has no ``X-Deadline-Ms``.
         most_deadline_seconds: the largest deadline that a request can set.
         stuck_seconds: a batch that takes longer is treated as a crash of the engine.
         notice_seconds: how long the server keeps listening after a signal to stop, so that load
-            balancers see that it is not ready.
+            balancers can see that it is not ready.
         stop_seconds: the longest time to answer accepted requests after a signal to stop.
     """
 

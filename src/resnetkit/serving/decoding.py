@@ -1,6 +1,6 @@
-"""Threads that read the headers of images and decode admitted ones. The codecs release the GIL.
+"""Threads that read image headers and decode admitted images. The codecs release the GIL.
 
-All are daemons: a process that ends does not wait for them, as it does for those of an executor.
+All are daemon threads: at exit, Python does not wait for them, as it does for an executor's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .served import Served
 
 
 class DaemonPool:
-    """Daemon threads that call functions. A call that is cancelled before it starts is skipped."""
+    """Daemon threads that call functions. A call that is canceled before it starts is skipped."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
@@ -28,13 +28,13 @@ class DaemonPool:
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Return a future of what a function will return."""
+        """Queue a call, and return a future for its result."""
         future: Future[Any] = Future()
         self._calls.put((future, call))
         return future
 
     def close(self) -> None:
-        """End each thread after its call."""
+        """End the threads after the calls that are already queued."""
         for _ in range(self._threads):
             self._calls.put(None)
 
@@ -46,7 +46,7 @@ class DaemonPool:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del item, future, call  # hold no body while waiting
+            del item, future, call  # keep no body in memory while waiting
 
 
 class Decoders:
@@ -79,4 +79,4 @@ class Decoders:
             self._metrics.observe("decode", time.monotonic() - start)
             height, width = self._served.input_size(inputs)
             self._queue.put_decoded(ticket, inputs, height * width, shown)
-            del inputs, shown, ticket  # hold no image while waiting
+            del inputs, shown, ticket  # keep no image in memory while waiting

@@ -1,4 +1,4 @@
-"""The engine: a thread that computes batches, and another that restarts it after a crash."""
+"""The engine: one thread computes batches, and another restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .queue import Queue, Ticket
 from .served import Compute, Served
 
 LONGEST_PAUSE = 30.0
-"""Seconds between attempts to start an engine that keeps crashing."""
+"""Maximum number of seconds between attempts to restart an engine that keeps crashing."""
 
 
 FAST = 0.98
 """A batch size is fast if it reaches this share of the fastest size's images per second."""
 
 PLATEAU = 4
-"""If a size this many times as large is no faster, even larger ones are not measured."""
+"""Measuring stops at a size this many times the smallest fast size."""
 
 
 def smallest_fast(latencies: dict[int, float]) -> int:
@@ -35,17 +35,17 @@ def smallest_fast(latencies: dict[int, float]) -> int:
 
 
 class EngineError(Exception):
-    """The engine crashed while it computed this image."""
+    """The engine crashed, or got stuck, while processing this image."""
 
 
 class Engine:
-    """Computes the images in the queue, one batch at a time.
+    """Runs the model on the images in the queue, one batch at a time.
 
-    Before it is ready, the model is verified, and batches of 1, 2, 4, ... images are measured until
-    larger ones are no faster; see `smallest_fast`. Sizes that take longer than
+    Before it is ready, the engine verifies the model, and times batches of 1, 2, 4, ... images
+    until larger ones are no faster; see `smallest_fast`. Sizes that take longer than
     `Bounds.batch_seconds` are ruled out. If the engine crashes, or a batch takes longer than
     `Bounds.stuck_seconds`, the batch fails, and a new engine starts. Waiting images keep their
-    places.
+    places in the queue.
 
     Args:
         served: the model.
@@ -73,16 +73,16 @@ class Engine:
         self._worker: _Worker | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="engine", daemon=True)
         self.latencies: dict[int, float] = {}
-        """Measured seconds for each batch size."""
+        """The measured time of a batch in seconds, by batch size."""
         self.batch_images = 1
-        """The largest batch size that is used."""
+        """The largest batch size in use."""
         self.failure: BaseException | None = None
-        """Why the first start failed."""
+        """The error that made the first start fail, if any."""
         self.starts = 0
 
     @property
     def ready(self) -> bool:
-        """Whether the engine computes the images in the queue."""
+        """Whether the engine is taking images from the queue."""
         worker = self._worker
         return worker is not None and worker.ready and not worker.is_stuck()
 
@@ -91,7 +91,7 @@ class Engine:
         self._supervisor.start()
 
     def stop(self, timeout: float) -> bool:
-        """Stop after the current batch; return whether it ended in time."""
+        """Stop after the current batch; return whether the engine ended in time."""
         self._stopping.set()
         self._supervisor.join(timeout)
         return not self._supervisor.is_alive()
@@ -122,9 +122,9 @@ class Engine:
             pause = 0.0 if was_ready else min(LONGEST_PAUSE, max(1.0, 2 * pause))
 
     def measure(self, compute: Compute) -> None:
-        """Measure batch sizes and select the largest to use; after a restart, only run them.
+        """Time batch sizes and select the largest to use; after a restart, only warm up each size.
 
-        Every size that is used runs here, because the first batch of a size takes longer.
+        Every size in use is run here, because the first batch of a size takes longer than others.
         """
         example = self._served.example()
         if not self.latencies:
@@ -137,7 +137,7 @@ class Engine:
             list(compute([example] * images))
 
     def _measure_doubled(self, compute: Compute, example: Any) -> dict[int, float]:
-        """Return the seconds of batches of 1, 2, 4, ... images, the better of two runs each."""
+        """Return the seconds per batch of 1, 2, 4, ... images, each the faster of two runs."""
         measured: dict[int, float] = {}
         images = 1
         while images <= self._bounds.batch_images:
@@ -180,10 +180,10 @@ class Engine:
             worker.end()
             if not worker.stop.is_set():
                 self._queue.end_batch(is_complete=True)
-            del batch, plain, answers  # hold no image while waiting
+            del batch, plain, answers  # keep no image in memory while waiting
 
     def _finish(self, worker: _Worker, tickets: list[Ticket], answers: list[Any]) -> None:
-        if not worker.stop.is_set():  # else they have failed already
+        if not worker.stop.is_set():  # otherwise they have already failed
             self._queue.finish(tickets, answers)
 
     def _answer(self, compute: Compute, batch: list[Ticket]) -> dict[Ticket, dict[str, Any]]:
@@ -198,7 +198,7 @@ class Engine:
     def _explain(
         self, tickets: list[Ticket], answers: dict[Ticket, dict[str, Any]], worker: _Worker
     ) -> None:
-        """Explain and answer the images for which somebody is still waiting, one by one."""
+        """Explain and answer, one by one, the images that a client is still waiting for."""
         for position, ticket in enumerate(tickets):
             worker.begin(tickets[position:])  # each explanation has its own time limit
             if not self._queue.is_wanted(ticket):
@@ -221,7 +221,7 @@ class Engine:
 
 
 class _Worker:
-    """One life of the engine: a thread, and the batch that it computes."""
+    """The engine from one start to its end: a thread, and the batch that it is computing."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -251,7 +251,7 @@ class _Worker:
         return since is not None and time.monotonic() - since > seconds
 
     def retire(self) -> None:
-        """Fail the batch; a stuck thread ends when its computation does."""
+        """Fail the current batch; a stuck thread ends when its computation does."""
         self.stop.set()
         self._engine.fail(self._batch)
         self._batch = []

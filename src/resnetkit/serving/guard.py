@@ -1,4 +1,4 @@
-"""Access control by host name, origin and token; strict headers; a log line per request."""
+"""Check host name, origin and token; add security headers; log each request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page may load only its own files, and show images that the user chose."""
+"""The page may load only its own files and the images that the user chose."""
 
 HEADERS = {
     "content-security-policy": POLICY,
@@ -42,7 +42,7 @@ either."""
 PAGE_FILES = "/page/"
 
 PROBED = ("/live", "/ready", "/metrics")
-"""Paths that other programs poll every few seconds; successful requests are not logged."""
+"""Paths that monitoring polls every few seconds; successful requests to them are not logged."""
 
 PREDICTS = re.compile(rb"POST /predict[ ?]")
 DEADLINE = re.compile(r"[1-9][0-9]{0,4}")
@@ -50,21 +50,21 @@ REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Guard:
-    """Wraps the application: checks each request, sets headers, logs and counts the answer.
+    """Wraps the application: checks each request, sets headers, and logs and counts the answer.
 
     Args:
         app: the application.
         hosts: the names in ``Host`` that are accepted besides IP addresses and ``localhost``.
             Without this check, a web page could reach the server through a host name that
             resolves to this machine (DNS rebinding).
-        token: the token that ``Authorization: Bearer`` must hold, if any.
+        token: the token that ``Authorization: Bearer`` must carry, if any.
         metrics: the server's metrics.
         log: the log, which gets a line per request.
-        is_stopping: whether the server has been asked to stop.
+        is_stopping: returns whether the server has been asked to stop.
         refusal_before_reading: see `Service.refusal_before_reading`.
 
     Raises:
-        RecipeError: a name is not valid.
+        RecipeError: a host name is not valid.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class Guard:
             self._record(scope, exchange)
 
     def refuse_early(self, request: bytes) -> bytes | None:
-        """Return the refusal of a request that a busy server cannot serve, else None.
+        """Return the response to a prediction request that a busy server refuses, else None.
 
         Under overload, most requests are refused, and each refusal takes time away from the engine.
-        A refusal from here skips the parser and the application.
+        Refusing here skips the parser and the application.
 
         Args:
             request: the first bytes of a request.
@@ -176,7 +176,7 @@ class Guard:
     def _check(self, path: str, headers: dict[str, str]) -> None:
         if "content-length" in headers and "transfer-encoding" in headers:
             message = "Send Content-Length or Transfer-Encoding, not both"
-            raise Refusal(400, "bad_http", message)  # a proxy may use the other one
+            raise Refusal(400, "bad_http", message)  # a proxy may go by the other one
         host = headers.get("host", "")
         name = _host_name(host)
         if name is None or not (name in self._hosts or _is_address(name)):
@@ -228,7 +228,7 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer with our headers."""
+        """Send part of the answer, with our headers added."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.reason = self.scope["state"].get("reason", self.reason)
@@ -236,8 +236,8 @@ class _Exchange:
             for name, value in {**HEADERS, "x-request-id": self.id}.items():
                 headers.setdefault(name.encode(), value.encode())
             headers.setdefault(b"cache-control", b"no-store")
-            # The rest of a body would be read as the next request. When the server stops, clients
-            # should move to another server.
+            # An unread rest of the body would be taken for the next request. When the server stops,
+            # clients should move to another server.
             if self._unread or self._is_stopping():
                 headers[b"connection"] = b"close"
             message["headers"] = list(headers.items())
@@ -265,7 +265,7 @@ def refusal_content(refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_headers(refusal: Refusal) -> dict[str, str]:
-    """Return the headers that belong to a refusal."""
+    """Return the extra headers for a refusal."""
     if refusal.status == 401:
         return {"www-authenticate": "Bearer"}
     if refusal.retry_after is None:
@@ -298,7 +298,7 @@ def _host_name(host: str) -> str | None:
 
 
 def _own_name(host: str) -> str:
-    """Return a name of this server as it is compared with the header ``Host``.
+    """Normalize one of this server's names for comparison with the header ``Host``.
 
     >>> _own_name("Photos.Example.:8443"), _own_name("::1")
     ('photos.example', '::1')
@@ -306,8 +306,8 @@ def _own_name(host: str) -> str:
     name = host if _is_address(host) else _host_name(host)
     if name is None:
         raise RecipeError(
-            f"{host!r} is not a host name. Write it as in a URL, without http:// and path: "
-            "photos.example"
+            f"{host!r} is not a host name. Write it as in a URL, without http:// or a "
+            "path: photos.example"
         )
     return name
 

@@ -1,6 +1,6 @@
-"""Log lines as JSON on standard output, written by a thread so that a slow reader blocks nothing.
+"""Write log lines as JSON to standard output, in a thread so that a slow reader blocks nothing.
 
-They identify requests by id, and never contain the content or name of an image, or a token.
+The lines identify requests by id, and never contain a token, or an image's content or name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_LINES = 10_000
 
 
 class JsonLog:
-    """Writes log lines; also a destination for the log records of libraries.
+    """Writes log lines, including those that `JsonHandler` makes from libraries' log records.
 
     Args:
         stream: where the lines go.
@@ -33,7 +33,7 @@ class JsonLog:
         self._thread.start()
 
     def event(self, event: str, level: str = "info", **fields: Any) -> None:
-        """Log an event; values of None are left out."""
+        """Log an event; fields that are None are left out."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         content = {"time": now, "level": level, "event": event, **fields}
         if self._lost:
@@ -53,7 +53,7 @@ class JsonLog:
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody reads the log, or disk full
+            with contextlib.suppress(OSError, ValueError):  # no reader, or the disk is full
                 self._stream.write(line)
                 self._stream.flush()
 

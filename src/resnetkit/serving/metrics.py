@@ -1,4 +1,4 @@
-"""The metrics that Prometheus reads. Labels have few values, and clients cannot invent new ones."""
+"""The metrics that Prometheus scrapes. Labels have few values; requests cannot add new ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from .queue import Queue
 
 STAGES = ("receive", "wait", "decode", "queue", "compute", "explain", "request")
-"""The body arrives; an image waits to be decoded, is decoded, waits for the engine; a batch is
-computed; an image is explained; a request from its headers to its answer."""
+"""In order: a body arrives; an image waits to be decoded, is decoded, and waits for the engine; a
+batch is computed; an image is explained. ``request`` is a whole request, from its headers to its
+answer."""
 
 PATHS = ("/", "/predict", "/classes", "/model", "/live", "/ready", "/metrics", "/docs")
 """The paths that are counted separately; all others share one count."""
@@ -49,7 +50,9 @@ class Metrics:
             "resnetkit_ready", "1 if the server accepts images.", registry=self.registry
         )
         images = Gauge(
-            "resnetkit_queue_images", "Admitted images without an answer.", registry=self.registry
+            "resnetkit_queue_images",
+            "Admitted images without an answer yet.",
+            registry=self.registry,
         )
         images.set_function(lambda: queue.images)
         pixels = Gauge(
@@ -58,7 +61,7 @@ class Metrics:
         pixels.set_function(lambda: queue.pixels)
         dropped = Gauge(
             "resnetkit_dropped_images",
-            "Images that were dropped because their deadline passed or their client left.",
+            "Images that were dropped because their deadline passed or their client disconnected.",
             registry=self.registry,
         )
         dropped.set_function(lambda: queue.dropped)
@@ -78,5 +81,5 @@ class Metrics:
         self._refusals.labels(reason).inc()
 
     def render(self) -> bytes:
-        """Return the metrics as text."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The API description: an OpenAPI document, and a page made from it."""
+"""The API description: an OpenAPI document, and a page generated from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .. import __version__
 
 _ROW: dict[str, Any] = {
     "type": "object",
-    "description": "A JSON line of `resnet predict`.",
+    "description": "The JSON object that `resnet predict` prints for an image.",
     "required": ["source", "class", "probability", "top", "model", "error"],
     "properties": {
         "source": {"type": "string", "description": "The name of the file in the form."},
@@ -22,7 +22,10 @@ _ROW: dict[str, Any] = {
                 "properties": {"class": {"type": "string"}, "probability": {"type": "number"}},
             },
         },
-        "model": {"type": "string", "description": "12 hex digits of the model file's SHA-256."},
+        "model": {
+            "type": "string",
+            "description": "The first 12 hex digits of the model file's SHA-256.",
+        },
         "error": {"type": ["string", "null"], "description": "Why this image has no answer."},
         "set": {
             "type": "array",
@@ -33,11 +36,11 @@ _ROW: dict[str, Any] = {
         "strangeness": {
             "type": "number",
             "description": "With false_alarms: the share of validation images that are less "
-            "strange.",
+            "strange than this one.",
         },
         "explanation": {
             "type": "string",
-            "description": "With explain=true: a Grad-CAM overlay, as a data URL of a PNG.",
+            "description": "With explain=true: a Grad-CAM overlay, as a PNG data URL.",
         },
     },
 }
@@ -57,7 +60,7 @@ _REFUSALS = {
     408: "The body arrived too slowly.",
     413: "The body is too large, or has too many images or pixels.",
     415: "The body is not an image.",
-    421: "The host name is not one that the server answers to.",
+    421: "The server does not answer to this host name.",
     422: "The image is damaged, or has too many pixels.",
     500: "The engine crashed, or the model's output is NaN or infinite.",
     503: "The queue is full, or the server is not ready. See Retry-After.",
@@ -81,7 +84,7 @@ def schema() -> dict[str, Any]:
                     "summary": "Classify images.",
                     "parameters": [
                         _parameter("top_k", {"type": "integer", "minimum": 1, "default": 5},
-                                   "The number of classes per image."),
+                                   "How many classes to return for each image."),
                         _parameter("coverage", {"type": "number", "exclusiveMinimum": 0,
                                                 "exclusiveMaximum": 1},
                                    "Add the set of classes that includes the true one with this "
@@ -89,7 +92,7 @@ def schema() -> dict[str, Any]:
                         _parameter("false_alarms", {"type": "number", "exclusiveMinimum": 0,
                                                     "exclusiveMaximum": 1},
                                    "Call an image unknown if it is stranger than all but this "
-                                   "share of the images of known classes."),
+                                   "share of the images from known classes."),
                         _parameter("explain", {"type": "boolean", "default": False},
                                    "Add a Grad-CAM overlay; model files only."),
                         {**_parameter("X-Deadline-Ms", {"type": "integer", "minimum": 1,
@@ -120,9 +123,9 @@ def schema() -> dict[str, Any]:
                 }
             },
             "/classes": _get("The class names, in the order of the logits."),
-            "/model": _get("The model's description of itself, and the limits of the server."),
+            "/model": _get("The model's metadata, and the server's limits."),
             "/live": _get("200 while the process runs."),
-            "/ready": _get("200 while images are accepted, else 503."),
+            "/ready": _get("200 while the server accepts images, else 503."),
             "/metrics": _get("Metrics for Prometheus.", "text/plain"),
             "/openapi.json": _get("This document."),
         },
@@ -152,7 +155,7 @@ def _get(summary: str, kind: str = "application/json") -> dict[str, Any]:
 
 
 def page() -> str:
-    """Return the document as a page that loads nothing from the network."""
+    """Return the document as an HTML page, which loads nothing from other servers."""
     document = schema()
     sections = [
         _section(path, method, operation)

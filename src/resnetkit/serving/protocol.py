@@ -1,4 +1,4 @@
-"""Deadlines where uvicorn waits without limit: for headers, and for clients to read answers.
+"""Deadlines where uvicorn would wait forever: for headers, and for clients to read answers.
 
 The application limits the time for bodies; see body.py.
 
@@ -19,21 +19,21 @@ from .bounds import Bounds
 from .metrics import Metrics
 
 READ_BYTES = 16 * 2**10
-"""Bytes to read at once. Two such pieces may arrive after a body is found to be too large."""
+"""Maximum bytes per read. Two more reads may follow after a body is found to be too large."""
 
 LINGER_BYTES = 32 * 2**10
 LINGER_SECONDS = 2.0
-"""How much is still read, and for how long, after an answer to a request whose body is not read. A
-connection that is closed with unread bytes is reset, and a client may lose the answer."""
+"""How many bytes are still read and discarded, and for how long, after a request with a large body
+is refused. Closing a connection with unread bytes resets it, and the client may lose the answer."""
 
 BODY_LINGER_SECONDS = 10.0
-"""How long the rest of a body within the limit is still read: most clients send all of a photo
-before they look for the answer."""
+"""How long the rest of a body within the size limit is still read: most clients send the whole
+photo before they read the answer."""
 
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
 
 LAST_SECONDS = 1.0
-"""How long connections without a request may still send one when the server stops."""
+"""How long connections without a request may still send one once the server is stopping."""
 
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\n"
@@ -55,8 +55,8 @@ class DeadlineProtocol(H11Protocol):
         self._received = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer for the headers."""
-        transport.set_write_buffer_limits(0)  # report as soon as the peer stops reading
+        """Start the header timer."""
+        transport.set_write_buffer_limits(0)  # call pause_writing as soon as the peer stops reading
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         self._closing = _ClosingTransport(self, transport)
         super().connection_made(self._closing)
@@ -82,7 +82,7 @@ class DeadlineProtocol(H11Protocol):
         self._received += len(data)
         try:
             super().data_received(data)
-        except h11.ProtocolError:  # damaged data in the middle of an answer
+        except h11.ProtocolError:  # malformed data while an answer is being sent
             self.metrics.count_refusal("bad_http")
             self._closing.abort()
             return
@@ -105,7 +105,7 @@ class DeadlineProtocol(H11Protocol):
             self.metrics.count_refusal("bad_http")
         if cycle is not None and not cycle.response_complete:
             cycle.scope["state"]["is_damaged"] = True  # the application counts and logs it
-            cycle.disconnected = True  # its body is damaged: nothing else can be answered
+            cycle.disconnected = True  # its body is malformed, and has no other answer
             cycle.message_event.set()
             if cycle.response_started:
                 self._closing.abort()
@@ -116,7 +116,7 @@ class DeadlineProtocol(H11Protocol):
         """Close the connection after the answer to its request.
 
         A new connection, or one that has sent part of a request, has `LAST_SECONDS` to send the
-        rest, and is answered too. The application asks clients to close after the answer.
+        rest, and is still answered. Answers then ask clients to close the connection.
         """
         self._closing.hurry()
         is_new = self.cycle is None
@@ -128,7 +128,7 @@ class DeadlineProtocol(H11Protocol):
     def _shut_down_idle(self) -> None:
         try:
             super().shutdown()
-        except h11.LocalProtocolError:  # it is closing already
+        except h11.LocalProtocolError:  # already closing
             self._closing.abort()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -152,7 +152,7 @@ class DeadlineProtocol(H11Protocol):
         super().resume_writing()
 
     def cut(self, reason: str) -> None:
-        """End the connection at once."""
+        """Count a refusal, and end the connection at once."""
         self.metrics.count_refusal(reason)
         self._closing.abort()
 
@@ -169,7 +169,7 @@ class DeadlineProtocol(H11Protocol):
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def body_length(self) -> int | None:
-        """Return the length that the last request gives for its body, if any."""
+        """Return the ``Content-Length`` of the last request, if any."""
         lengths = [int(value) for name, value in self.headers or () if name == b"content-length"]
         return lengths[0] if lengths else None
 
@@ -202,9 +202,10 @@ class DeadlineProtocol(H11Protocol):
 
 
 class _ClosingTransport(asyncio.Transport):
-    """A transport that closes in two steps while the peer is still sending.
+    """A transport that closes in two steps if the peer is still sending.
 
-    First it closes our side and discards what arrives, within `DeadlineProtocol.patience`.
+    It first closes our side and discards incoming bytes, within the limits that
+    `DeadlineProtocol.patience` returns; then it closes the connection.
     """
 
     def __init__(self, protocol: DeadlineProtocol, transport: asyncio.Transport) -> None:
@@ -236,13 +237,13 @@ class _ClosingTransport(asyncio.Transport):
         self._timer = self._protocol.loop.call_later(seconds, self.abort)
 
     def hurry(self) -> None:
-        """Close within `LAST_SECONDS` if only the rest of a body is still awaited."""
+        """Close within `LAST_SECONDS` if all that is left is to discard the rest of a body."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._protocol.loop.call_later(LAST_SECONDS, self.abort)
 
     def discard(self, size: int) -> bool:
-        """Return whether to discard incoming bytes; close after the last of them."""
+        """Return whether to discard incoming bytes; close at once if they exceed the limit."""
         if self._left is None:
             return False
         self._left -= size
@@ -287,13 +288,13 @@ def protocol_class(
     metrics: Metrics,
     refuse_early: Callable[[bytes], bytes | None] = lambda request: None,
 ) -> type[DeadlineProtocol]:
-    """Return the protocol class with its limits, as uvicorn expects it.
+    """Return a protocol class with the limits built in, as uvicorn expects a class.
 
     Args:
         bounds: the limits.
         metrics: the server's metrics.
         refuse_early: given the first bytes of a request, returns the whole response if the request
-            will be refused regardless of the rest.
+            will be refused regardless of the rest, else None.
     """
 
     class Protocol(DeadlineProtocol):

@@ -1,4 +1,4 @@
-"""The bounded queue: admitted images wait here to be decoded, and decoded ones for the engine."""
+"""The bounded queue: admitted images wait here for a decoder, and decoded ones for the engine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .bounds import Bounds
 from .refusals import DEADLINE_PASSED, Refusal
 
 SMOOTHING = 0.2
-"""The weight of the newest measurement in the measured times."""
+"""The weight of the newest measurement in the moving averages."""
 
 
 MARGIN = 0.8
-"""An image is admitted if the measured wait takes at most this share of the time it has."""
+"""An image is admitted if its expected wait is at most this share of the time to its deadline."""
 
 
 @dataclass(eq=False)
@@ -26,14 +26,14 @@ class Ticket:
 
     Args:
         contents: the bytes of its file.
-        pixels: the pixels that it counts for.
-        deadline: the time after which its answer is useless, as in `time.monotonic`.
+        pixels: how many pixels it counts as.
+        deadline: when its answer becomes useless, on the clock of `time.monotonic`.
         deliver: called once with the outputs or an exception, from any thread. Not called if the
             image was withdrawn or its deadline passed.
         wants_explanation: whether a Grad-CAM overlay is requested.
         inputs: the decoded image, as the model expects it.
         shown: the decoded image as the overlay shows it, if one is requested.
-        since: when it was admitted, and later when it was decoded.
+        since: when it was admitted or, once it is decoded, when it was decoded.
         taken: when its decoding began.
     """
 
@@ -51,12 +51,12 @@ class Ticket:
 class Queue:
     """Admitted images: at most `Bounds.queue_images`, with at most `Bounds.queue_pixels` in total.
 
-    An image counts from its admission to its answer. An image past its deadline, or whose client is
-    gone, is dropped before it is decoded or run through the network. Thread-safe.
+    An image counts from its admission until it is answered. If its deadline has passed, or its
+    client is gone, it is dropped instead of being decoded or run through the network. Thread-safe.
 
     Args:
         bounds: the limits.
-        decoders: the number of threads that decode.
+        decoders: the number of decoding threads.
     """
 
     def __init__(self, bounds: Bounds, decoders: int = 1) -> None:
@@ -69,8 +69,8 @@ class Queue:
         self._closed = False
         self._pixels = 0
         self._encoded_pixels = 0
-        self._seconds_per_pixel = 0.0  # of a decoder
-        self._seconds_per_image = 0.0  # of the engine
+        self._seconds_per_pixel = 0.0  # for one decoder
+        self._seconds_per_image = 0.0  # for the engine
         self._busy_since: float | None = None
         self._batch_images = 1
         self.dropped = 0
@@ -82,7 +82,7 @@ class Queue:
 
     @property
     def pixels(self) -> int:
-        """The pixels that they count for."""
+        """How many pixels those images count as."""
         return self._pixels
 
     def retry_after(self) -> float:
@@ -103,13 +103,13 @@ class Queue:
         """Raise if images cannot be admitted now.
 
         Args:
-            images: their number.
+            images: how many images.
             pixels: their total number of pixels.
-            deadline: the time after which their answers are useless.
+            deadline: when their answers become useless.
 
         Raises:
-            Refusal: 503; 504 if the deadline has passed; or 413 for several images with more pixels
-                than may ever wait.
+            Refusal: 504 if the deadline has passed; 413 if several images together have more pixels
+                than the queue can hold; 503 if there is no room now, or the wait is too long.
         """
         left = deadline - time.monotonic()
         if left <= 0:
@@ -127,7 +127,7 @@ class Queue:
         if self.images and self._pixels + pixels > most:
             raise self._refusal("queue_full", f"Images with {self._pixels:,} pixels are waiting")
         if self.retry_after() > MARGIN * left:
-            raise self._refusal("too_busy", "The waiting images take longer than the deadline")
+            raise self._refusal("too_busy", "The waiting images will take longer than the deadline")
 
     def _refusal(self, reason: str, message: str) -> Refusal:
         seconds = self.retry_after()
@@ -137,7 +137,7 @@ class Queue:
         """Admit images, all or none.
 
         Raises:
-            Refusal: 503, 504 or 413, as in `check_room`.
+            Refusal: for the same reasons as in `check_room`.
         """
         pixels = sum(ticket.pixels for ticket in tickets)
         deadline = min(ticket.deadline for ticket in tickets)
@@ -150,7 +150,7 @@ class Queue:
             self._changed.notify_all()
 
     def withdraw(self, tickets: Iterable[Ticket]) -> None:
-        """Forget images that nobody is waiting for anymore."""
+        """Drop images whose answers nobody is waiting for anymore."""
         with self._changed:
             for ticket in tickets:
                 self.dropped += self._release(ticket)
@@ -179,7 +179,7 @@ class Queue:
         Args:
             ticket: the image.
             inputs: the decoded image.
-            pixels: the number of pixels that it counts for from now on.
+            pixels: how many pixels it counts as from now on.
             shown: the image as the overlay shows it, if one is requested.
         """
         with self._changed:
@@ -198,14 +198,14 @@ class Queue:
             self._changed.notify_all()
 
     def take_batch(self, images: int, pixels: int, stop: threading.Event) -> list[Ticket]:
-        """Wait for decoded images, and return those available, without a fixed delay.
+        """Wait until there are decoded images, and return them without waiting for more.
 
-        `end_batch` ends the batch.
+        The caller must end the batch with `end_batch`.
 
         Args:
-            images: the largest number.
-            pixels: the largest total number of pixels; a single image may have more.
-            stop: once this is set and `wake` is called, the batch is empty.
+            images: the maximum number of images.
+            pixels: the maximum total number of pixels; a single image may have more.
+            stop: once this is set and `wake` is called, an empty batch is returned.
         """
         batch: list[Ticket] = []
         with self._changed:
@@ -226,7 +226,7 @@ class Queue:
         return batch
 
     def end_batch(self, is_complete: bool) -> None:
-        """Note that the engine no longer computes its batch; measure it if it is complete."""
+        """Note that the engine is done with its batch; time only a batch that is complete."""
         with self._changed:
             if is_complete and self._busy_since is not None:
                 seconds = (time.monotonic() - self._busy_since) / self._batch_images
@@ -239,11 +239,11 @@ class Queue:
             return self._is_wanted(ticket)
 
     def finish(self, tickets: Sequence[Ticket], answers: Sequence[Any]) -> None:
-        """Deliver answers, or the exceptions in their place, and make room."""
+        """Deliver answers, or exceptions in their place, and make room in the queue."""
         wanted = []
         with self._changed:
             for ticket, answer in zip(tickets, answers, strict=True):
-                ticket.contents = b""  # its request may hold the ticket for longer
+                ticket.contents = b""  # its request may keep the ticket for longer
                 ticket.inputs = ticket.shown = None
                 if self._release(ticket):
                     wanted.append((ticket, answer))
@@ -251,12 +251,12 @@ class Queue:
             ticket.deliver(answer)
 
     def wake(self) -> None:
-        """Make `take_batch` check its ``stop``."""
+        """Make `take_batch` check its event ``stop``."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Release all threads that are waiting."""
+        """Close the queue, and release all threads that are waiting on it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -276,5 +276,5 @@ class Queue:
 
 
 def _smooth(average: float, newest: float) -> float:
-    """Return the moving average with the newest measurement, which is the first if it is 0."""
+    """Update a moving average with a measurement; 0 means that there is no average yet."""
     return average + SMOOTHING * (newest - average) if average else newest

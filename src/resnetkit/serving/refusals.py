@@ -12,7 +12,7 @@ class Refusal(Exception):
         status: the HTTP status.
         reason: one word for programs and metrics, such as ``queue_full``.
         message: what is wrong, what was expected, and what to do.
-        retry_after: seconds after which another attempt may succeed; None if it will not.
+        retry_after: seconds after which another attempt may succeed; None if none will.
     """
 
     def __init__(

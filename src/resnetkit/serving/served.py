@@ -1,4 +1,4 @@
-"""The two kinds of models that the server accepts, behind one interface.
+"""The two kinds of model that the server accepts, behind one interface.
 
 Only `ModelFile` needs PyTorch, and imports it inside its methods.
 """
@@ -36,20 +36,20 @@ class Served(Protocol):
     can_explain: bool
 
     def describe(self) -> dict[str, Any]:
-        """Return the file's description of itself."""
+        """Return the file's metadata."""
         ...
 
     def resolve_uncertainty(
         self, coverage: float | None, false_alarms: float | None
     ) -> Uncertainty | None:
-        """Check and resolve a request for coverage or false alarms."""
+        """Resolve ``coverage`` and ``false_alarms`` for this model; None if neither is given."""
         ...
 
     def prepare(self, contents: bytes) -> Any:
         """Decode an image into the model's input. Several threads may call it at once.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         ...
 
@@ -65,7 +65,7 @@ class Served(Protocol):
         """Check the model before it serves, and return what was checked.
 
         Raises:
-            ArtefactError: its answers are not the expected ones.
+            ArtefactError: the model's answers are not the expected ones.
         """
         ...
 
@@ -74,10 +74,10 @@ class Served(Protocol):
         ...
 
     def show(self, contents: bytes) -> np.ndarray:
-        """Decode an image for `explain`; only if ``can_explain``. As thread-safe as `prepare`.
+        """Decode an image for `explain`; only if ``can_explain``. Thread-safe, like `prepare`.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         ...
 
@@ -87,7 +87,7 @@ class Served(Protocol):
         Args:
             inputs: the result of `prepare`.
             shown: the result of `show`.
-            target: the class that is explained.
+            target: the index of the class to explain.
         """
         ...
 
@@ -97,11 +97,11 @@ def open_served(path: Path, *, device: str = "auto", engine: str = "auto") -> Se
 
     Args:
         path: the file. For an exported file, PyTorch is not imported unless it is a ``.pt2``.
-        device: for a model file, where it runs.
-        engine: for a model file, what runs it.
+        device: the device that runs a model file.
+        engine: the engine that runs a model file.
 
     Raises:
-        ModelFileError: it is not a valid model.
+        ModelFileError: the file is not a valid model.
         RecipeError: the device or engine is not available, or does not apply.
     """
     if not is_artefact(path):
@@ -124,12 +124,12 @@ class ExportedFile:
     def __init__(self, path: Path) -> None:
         self._predictor = ExportedPredictor(path)
         self._sha256 = sha256(path)
-        self._is_verified = False  # the runtime was verified and does not serve yet
+        self._is_verified = False  # the runtime is verified but not yet serving
         self.classes = self._predictor.classes
         self.digest = self._predictor.digest
 
     def describe(self) -> dict[str, Any]:
-        """Return the file's description of itself, without its recipe and calibration data."""
+        """Return the file's metadata, without its recipe and calibration data."""
         manifest = self._predictor.manifest
         return {
             "file": self._predictor.path.name,
@@ -151,7 +151,7 @@ class ExportedFile:
     def resolve_uncertainty(
         self, coverage: float | None, false_alarms: float | None
     ) -> Uncertainty | None:
-        """Check and resolve a request for coverage or false alarms."""
+        """Resolve ``coverage`` and ``false_alarms`` for this model; None if neither is given."""
         return _resolve_uncertainty(self._predictor, coverage, false_alarms)
 
     def prepare(self, contents: bytes) -> np.ndarray:
@@ -159,7 +159,7 @@ class ExportedFile:
         return self._predictor.prepare(contents)
 
     def example(self) -> np.ndarray:
-        """Return a gray image of the size that images are resized to."""
+        """Return a gray image of the usual size of an input."""
         manifest = self._predictor.manifest
         sizes = manifest.preprocessing
         side = sizes.crop_size if manifest.entrance == "crop" else sizes.resize_size
@@ -170,7 +170,7 @@ class ExportedFile:
         return inputs.shape[0], inputs.shape[1]
 
     def verify(self) -> str:
-        """Predict the golden images, and raise if any answer differs from the recorded one."""
+        """Classify the golden images, and raise if any answer differs from the recorded one."""
         from ..export.verify import verify
 
         artefact = self._predictor.artefact
@@ -216,7 +216,7 @@ class ExportedFile:
 class ModelFile:
     """A model file, run by PyTorch, OpenVINO or ONNX Runtime in fp32.
 
-    In bf16, an answer could depend on the images it is batched with.
+    In bf16, an image's answer could depend on the other images in its batch.
     """
 
     can_explain = True
@@ -236,7 +236,7 @@ class ModelFile:
         self.digest = self._predictor.digest
 
     def describe(self) -> dict[str, Any]:
-        """Return the file's description of itself, without its recipe and calibration data."""
+        """Return the file's metadata, without its recipe and calibration data."""
         header = self._predictor.header
         return {
             "file": self._predictor.path.name,
@@ -258,7 +258,7 @@ class ModelFile:
     def resolve_uncertainty(
         self, coverage: float | None, false_alarms: float | None
     ) -> Uncertainty | None:
-        """Check and resolve a request for coverage or false alarms."""
+        """Resolve ``coverage`` and ``false_alarms`` for this model; None if neither is given."""
         return _resolve_uncertainty(self._predictor, coverage, false_alarms)
 
     def prepare(self, contents: bytes) -> Any:
@@ -266,7 +266,7 @@ class ModelFile:
         return self._predictor.prepare(contents)
 
     def example(self) -> Any:
-        """Return a gray image of the size of the network's input."""
+        """Return a gray image with the size of the network's input."""
         import torch
 
         sizes = self._predictor.preprocessing
@@ -284,8 +284,8 @@ class ModelFile:
     def start(self) -> Compute:
         """Start a new engine for the network that is already in memory.
 
-        After a crash it is ``eager``, which starts at once: an export for another runtime can take
-        10 seconds.
+        After a crash, the new engine is ``eager``, which starts at once: exporting the network for
+        another runtime can take 10 seconds.
         """
         import matplotlib  # noqa: F401  imported now, not during the first explanation
 
@@ -300,7 +300,7 @@ class ModelFile:
         return shown_crop(contents, self._predictor.preprocessing)
 
     def explain(self, inputs: Any, shown: np.ndarray, target: int) -> bytes:
-        """Return the crop that the network sees under its Grad-CAM map, as a PNG."""
+        """Return the crop that the network sees, overlaid with its Grad-CAM map, as a PNG."""
         from PIL import Image
 
         from ..evaluation.explain import heat_map
@@ -316,7 +316,7 @@ class ModelFile:
 def _resolve_uncertainty(
     predictor: Predictor | ExportedPredictor, coverage: float | None, false_alarms: float | None
 ) -> Uncertainty | None:
-    """Check and resolve a request; errors do not reveal where the model file is."""
+    """Check the parameters of a request; errors do not reveal the model file's folder."""
     try:
         return predictor.resolve_uncertainty(coverage, false_alarms)
     except ResnetkitError as error:

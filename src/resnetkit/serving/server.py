@@ -37,13 +37,13 @@ FLUSH_SECONDS = 3
 
 
 class Server:
-    """A model over HTTP.
+    """Serves a model over HTTP.
 
     Args:
         served: the model.
         host: the address to listen on.
         port: the port; 0 for any free one.
-        allowed_hosts: names of this server in ``Host``, besides addresses and ``localhost``.
+        allowed_hosts: names accepted in ``Host``, besides IP addresses and ``localhost``.
         token: the token that clients must send, if any.
         bounds: the limits.
         log: the log to write to.
@@ -92,7 +92,7 @@ class Server:
         """Ask the server to stop; any thread may call this."""
         self._stop.set()
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has stopped
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
                 self._loop.call_soon_threadsafe(self._stop_now.set)
 
     def run(self, listening: Callable[[str, int], None] = lambda host, port: None) -> bool:
@@ -174,7 +174,7 @@ class Server:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Stop at the first SIGINT or SIGTERM. Only the main thread gets signals."""
+        """Stop at the first SIGINT or SIGTERM. Only the main thread can handle signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -207,7 +207,7 @@ class _Uvicorn(uvicorn.Server):
         """Stop listening, and answer every client that has connected by then.
 
         When a socket is closed, the operating system resets connections that are waiting to be
-        accepted. So new ones are kept out, and those that are waiting are accepted first.
+        accepted. So new connections are kept out, and the waiting ones are accepted first.
         """
         loop = asyncio.get_running_loop()
         waiting: list[socket.socket] = []
@@ -255,8 +255,8 @@ def _ignore_new_connections(listener: socket.socket) -> None:
     """Make the system ignore new connections from now on; Linux only.
 
     A client that connects between the last accept and the close would be reset. If it is ignored,
-    its system tries again after a second, and the closed port refuses it. The filter is a program
-    of one instruction for the kernel's packet filter: accept 0 bytes of every packet.
+    its operating system retries after a second, and the closed port refuses it. The filter is a
+    one-instruction program for the kernel's packet filter: accept 0 bytes of every packet.
     """
     if sys.platform == "linux":
         program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0
@@ -268,7 +268,7 @@ def _ignore_new_connections(listener: socket.socket) -> None:
 
 @contextlib.contextmanager
 def _library_logs(log: JsonLog) -> Iterator[None]:
-    """Log errors of uvicorn and asyncio as JSON."""
+    """Log errors from uvicorn and asyncio as JSON."""
     handler = JsonHandler(log)
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
     before = [(logger.level, logger.propagate) for logger in loggers]

@@ -12,13 +12,13 @@ SHORTEST = 16
 
 
 def read_token(file: Path | None) -> str | None:
-    """Return the token in a file, else in the environment, else None.
+    """Return the token from a file, or else from the environment; None if there is none.
 
     A token on the command line would be visible to every user of the machine.
 
     Raises:
-        RecipeError: the token is shorter than `SHORTEST` characters, or has some that a header
-            cannot carry.
+        RecipeError: the token has fewer than `SHORTEST` characters, or has a character that is not
+            allowed in the header.
         OSError: the file cannot be read.
     """
     if file is None and not os.environ.get(VARIABLE):

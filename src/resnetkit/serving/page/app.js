@@ -18,7 +18,7 @@ const byId = (id) => document.getElementById(id);
 const server = new Server(askToken);
 const enqueue = lanes(PARALLEL);
 let model; // what /model returned
-let photos = []; // as they are shown: the newest first
+let photos = []; // in the order on the page: newest first
 
 // Messages
 
@@ -102,7 +102,7 @@ function clear() {
   byId("files").focus();
 }
 
-// Sets of classes, and photos of none of the classes
+// Sets of classes, and photos that belong to none of the classes
 
 function offerSettings() {
   for (const [name, values] of [["coverage", COVERAGES], ["false_alarms", FALSE_ALARMS]]) {
@@ -115,7 +115,7 @@ function offerSettings() {
   }
 }
 
-/** The model has too few calibration images for a value: stop offering it. */
+/** Stop offering a value for which the model has too few calibration images. */
 function refuseSetting(parameters, reason) {
   const name = SETTINGS.find((one) => reason.startsWith(one) && one in parameters);
   if (!name || byId(name).value !== parameters[name]) return; // another photo was refused first

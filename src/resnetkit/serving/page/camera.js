@@ -44,7 +44,7 @@ async function openCamera() {
   const wish = { width: { ideal: 1920 }, height: { ideal: 1080 }, facingMode: "environment" };
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: wish });
-    // It may have been closed, and opened again, while the user was being asked.
+    // The dialog may have been closed and reopened while the user was being asked.
     if (turn !== opened || !byId("camera").open) return stop(stream);
     video().srcObject = stream;
     await video().play();

@@ -1,4 +1,4 @@
-// Files from a dialog, the clipboard, or wherever on the page they are dropped.
+// Files from a dialog, the clipboard, or dropped anywhere on the page.
 
 const HIDDEN = /^\.|^Thumbs\.db$/i;
 

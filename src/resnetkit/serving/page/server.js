@@ -1,4 +1,4 @@
-// Requests to the server: they carry the token, wait while it is busy, and explain failures.
+// Requests to the server: they carry the token, wait while the server is busy, and explain failures.
 
 import { text } from "./texts.js";
 
@@ -33,7 +33,7 @@ export class Server {
     return this.#token !== null;
   }
 
-  /** Return what the model says about itself, and the limits of the server. */
+  /** Return the model's metadata and the server's limits. */
   async model(onWait) {
     const model = await this.#request("model", {}, onWait);
     // People wait longer than the programs that the default is meant for.

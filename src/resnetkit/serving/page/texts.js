@@ -1,4 +1,4 @@
-// The words of the page, in the browser's language.
+// The page's texts, in the browser's language.
 
 const ENGLISH = {
   title: (architecture) => `${architecture}: which class is it?`,
@@ -15,7 +15,7 @@ const ENGLISH = {
   noCamera: (reason) => `The camera could not be started: ${reason}`,
   taken: (name) => `${name} was added.`,
   token: "Token",
-  tokenHint: "The server asks for a token. It stays in this tab and is forgotten on reload.",
+  tokenHint: "The server requires a token. Your token stays in this tab and is forgotten on reload.",
   tokenWrong: "The server does not accept this token. Try another one.",
   use: "Use token",
   needsToken: "Waiting for the token",
@@ -23,7 +23,7 @@ const ENGLISH = {
   progress: (done, total) => `${done} of ${total} done`,
   coverage: "Set of classes",
   falseAlarms: "Unknown (false alarms)",
-  falseAlarmsHint: "Photos of none of the classes are called unknown, and so is this share of the others.",
+  falseAlarmsHint: "Photos that belong to none of the classes are called unknown, and so is this share of the others.",
   off: "off",
   set: (share) => `With ${share} probability, one of:`,
   emptySet: "none",
@@ -143,7 +143,7 @@ const isChinese = navigator.language.toLowerCase().startsWith("zh");
 export const language = isChinese ? "zh-CN" : "en";
 export const text = isChinese ? CHINESE : ENGLISH;
 
-/** Fill in the words of a document, or of a copy of a template. */
+/** Fill in the texts in a document or in a copy of a template. */
 export function translate(root) {
   for (const element of root.querySelectorAll("[data-text]")) {
     const words = text[element.dataset.text];
