@@ -1,4 +1,4 @@
-"""The flow: a package imports only from its own folder and from packages above it in the list."""
+"""A package imports only from its own folder and from packages above it in the list."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PACKAGES = [
     "", "data", "models", "evaluation", "report", "training", "inference", "export", "serving",
     "scale", "study", "cli",
 ]  # fmt: skip
-# Root modules are above every package, and import each other only in this order.
+# Root modules rank above every package; each may import only those before it in this list.
 ROOT_MODULES = [
     "errors", "distribution", "signals", "randomness", "limits", "processes", "hosts", "runtime",
     "text", "progress", "storage", "prefetch", "calibration",
 ]  # fmt: skip
-ENTRANCES = {"__init__", "__main__"}  # they import packages lazily
+ENTRANCES = {"__init__", "__main__"}  # these import packages lazily
 
 
 def imports(path: Path) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""PyTorch settings of the calling program change no result, and are kept."""
+"""The calling program's PyTorch settings change no result, and are left as they were."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def answers(model, images):
     found = [predictor(images[0]).top, [one.top for one in predictor(images)]]
     for workers in (0, 2):
         for answer in predictor.stream(images, features=True, workers=workers):
-            assert state() == before  # between two answers too
+            assert state() == before  # even between two answers
             found.append(answer.features.tolist())
     found.append(evaluate(model, images[0].parents[1], "all", device="cpu", crops=10).metrics)
     logits = evaluate(model, images[0].parents[1], "all", device="cpu", workers=0).logits
@@ -104,7 +104,7 @@ def everything(data, small, checkpoint, out):
 
 @pytest.fixture(scope="module")
 def plainly():
-    """Results with PyTorch's defaults, filled in by the first test."""
+    """The results with PyTorch's default settings, filled in by the first test."""
     return {}
 
 

@@ -11,7 +11,7 @@ from resnetkit.models.blocks import BasicBlock
 
 
 def pass_through(inplace: bool) -> tuple[int, list[torch.Tensor]]:
-    """Return the bytes a ResNet-18 keeps for backward, besides weights; scores and gradients."""
+    """Return the bytes that a ResNet-18 saves for backward, without weights; scores, gradients."""
     torch.manual_seed(0)
     network = get_model("resnet18", num_classes=10).train()
     for module in network.modules():
@@ -76,7 +76,7 @@ def test_weights_of_v1_load_into_v15_and_give_other_scores():
 
 def test_zero_init_makes_a_block_the_identity():
     network = get_model("resnet18", zero_init_residual=True).eval()
-    x = torch.rand(1, 64, 8, 8)  # not negative, as after a ReLU
+    x = torch.rand(1, 64, 8, 8)  # no negative values, as after a ReLU
     with torch.no_grad():
         assert torch.equal(network.layer1[1](x), x)
         assert not torch.equal(get_model("resnet18").eval().layer1[1](x), x)

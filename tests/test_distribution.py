@@ -1,4 +1,4 @@
-"""A missing package leads to one line that says what to type."""
+"""A missing package causes a one-line error that says what to type."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ COMMANDS = {
     "bench": "model.safetensors",
     "study": "tables",
 }
-# These start without PyTorch, and may need it for their input.
+# These commands start without PyTorch, but may need it for some inputs.
 NEEDLESS = {"check", "serve", "shard", "verify"}
 
 
@@ -106,7 +106,7 @@ for name in {resnetkit.__all__}:
 
 @pytest.fixture
 def installed(monkeypatch):
-    """The names of the distributions that seem to be installed."""
+    """The names of the distributions that appear to be installed; a test can add some."""
     names: set[str] = set()
     monkeypatch.setattr(
         importlib.metadata, "distributions", lambda name: [name] if name in names else []

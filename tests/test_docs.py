@@ -45,7 +45,7 @@ def parameters(name: str, **options: object) -> str:
 
 
 def computed() -> dict[str, str]:
-    """Return every computed number of the walk as the text writes it."""
+    """Return every computed number in the walk, formatted as in the text."""
     blocks = {row.what: row.derived for row in tables.blocks().rows}
     numbers = {
         what: f"{value:,}" if isinstance(value, int) else f"{value:,.1f} M"
@@ -130,7 +130,7 @@ def test_make_layer_step_by_step(path):
 
 @pytest.mark.parametrize("path", WALKS, ids=lambda path: path.name)
 def test_measured_numbers_are_those_of_the_recorded_runs(path):
-    """The text quotes the results in docs/figures, which the commands wrote."""
+    """The text quotes the results in docs/figures, which `resnet study` wrote."""
     text = path.read_text(encoding="utf-8")
     runs = json.loads((FIGURES / "degradation.json").read_text(encoding="utf-8"))["outcomes"]
     for net in dict.fromkeys(one["net"] for one in runs):
@@ -194,7 +194,7 @@ def test_every_figure_says_how_it_was_made(path):
     assert len(captions) == text.count("](figures/") == len(list(FIGURES.glob("*.svg")))
     for caption in captions:
         assert "`resnet study " in caption
-        # The hardware (cores, a GPU, or any hardware), the versions and the date.
+        # The caption names the hardware (cores, a GPU or other), the versions and the date.
         assert re.search(r"\bcores?\b|\bGPU\b|\bhardware\b|核|硬件", caption), caption
         assert re.search(r"\btorch \d+\.\d+", caption), caption
         assert re.search(r"\d{4}-\d\d-\d\d", caption), caption

@@ -19,7 +19,7 @@ NAMES = ["alpha", "alpha", "beta"]
 
 
 def meet_in_threads(store, size, *, seconds=10.0, ranks=None):
-    """Let ranks meet; return the peers or the error of each."""
+    """Let ranks meet; return the peers, or the error, that each rank gets."""
 
     def meet(rank):
         threading.current_thread().name = str(rank)
@@ -67,7 +67,7 @@ def test_a_difference_names_the_holders_of_each_value():
 def test_all_ranks_meet_and_those_of_a_restart_do_not_read_older_keys():
     store = HashStore()
     tokens = set()
-    for size in (3, 2, 4, 2):  # torchrun restarts with other numbers of ranks
+    for size in (3, 2, 4, 2):  # torchrun may restart with another number of ranks
         peers = meet_in_threads(store, size)
         with closing(peers):
             assert len({each.token for each in peers}) == 1

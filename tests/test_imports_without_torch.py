@@ -91,7 +91,7 @@ def test_full_pixels_are_decoded_without_torch(tmp_path):
     image.save(tmp_path / "plain.jpg")
     image.save(tmp_path / "plain.png")
     exif = image.getexif()
-    exif[0x0112] = 6  # shown turned by 90 degrees
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees
     image.save(tmp_path / "rotated.jpg", exif=exif)
     paths = [tmp_path / name for name in ("plain.jpg", "plain.png", "rotated.jpg")]
     shapes = run_without_torch(DECODE, *paths).splitlines()
@@ -104,7 +104,7 @@ def test_sets_and_strangeness_without_torch_equal_those_of_torch_in_float64(tmp_
         rng.normal(size=shape).astype(np.float32) for shape in ((40, 5), (40, 16), (5, 16), (3, 16))
     )
     logits = 2 * logits.round(1)
-    logits[0] = (1, 3, 3, 1, 3)  # equal logits keep the order of the classes
+    logits[0] = (1, 3, 3, 1, 3)  # classes with equal logits keep their order
     directions = np.linalg.qr(directions.T)[0].T * np.float32(0.9)
 
     x, f, m, d = (
@@ -116,7 +116,7 @@ def test_sets_and_strangeness_without_torch_equal_those_of_torch_in_float64(tmp_
     strangeness = 0.75 * distances - torch.logsumexp(x, 1)
     known = np.linspace(float(strangeness.min()), float(strangeness.max()), 11)[1:-1]
     conformal = np.linspace(0.1, 2.0, 9).tolist()
-    limit = conformal[7]  # of rank 0.8 * (9 + 1)
+    limit = conformal[7]  # the score with rank 0.8 * (9 + 1)
     sets = -torch.log_softmax(x, 1) <= limit
 
     calibration = Calibration(

@@ -44,7 +44,7 @@ def test_a_timeout_error_of_the_function_is_not_a_stuck_thread():
 
 @pytest.fixture
 def dead(monkeypatch):
-    """Files that block until the test is over: {name: how often}, and the opened names."""
+    """Files that block until the test ends, as {name: how often}, and the names opened so far."""
     over, asked, gave_up = threading.Event(), [], []
     monkeypatch.setattr(prefetch, "STUCK", 0.3)
     monkeypatch.setattr(prefetch, "PATIENCE", 0.3)
@@ -66,7 +66,7 @@ def dead(monkeypatch):
 def test_a_file_that_never_arrives_is_named_and_retried_once(flat_folder, dead, capsys):
     waiting, asked = dead
     split = folder.read_dataset(flat_folder).splits["all"]
-    waiting["003.png"] = 10**9  # of each of the three classes
+    waiting["003.png"] = 10**9  # in each of the three classes
     with pytest.raises(DataError, match=r"trying again did not help; .*blue/003\.png.* network"):
         scan(split, Preprocessing(32, 32), 2, lambda text: None)
     message = capsys.readouterr().err.replace("\n", " ")
@@ -82,11 +82,11 @@ def test_a_file_that_arrives_at_the_second_try_is_used(flat_folder, dead):
     found = scan(split, Preprocessing(32, 32), 2, lambda text: None)
     assert found.digests == expected
     assert not found.unreadable
-    assert asked.count("003.png") == 2 * 3 + 1  # headers, then the files, and one of them again
+    assert asked.count("003.png") == 2 * 3 + 1  # headers, files, and one retry
 
 
 def test_a_batch_of_slow_files_is_not_stuck(monkeypatch, capsys):
-    """Each file takes almost as long as the limit, which restarts with every file."""
+    """Each file takes almost as long as the limit, but the clock restarts with every file."""
     now = [0.0]
     monkeypatch.setattr(prefetch, "STUCK", 1.0)
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: now[0])

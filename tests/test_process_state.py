@@ -176,7 +176,7 @@ def differences(program: str, tmp_path: Path, *arguments: Path) -> dict[str, str
     source = str(Path(resnetkit.__file__).parents[1])
     own = {"HOME": str(tmp_path / "home"), "TORCH_HOME": str(tmp_path / "torch")}
     own |= {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "PYTHONPATH": source}
-    own |= {"GOMP_SPINCOUNT": "10000"}  # keeps two threads fast while other tests run
+    own |= {"GOMP_SPINCOUNT": "10000"}  # keeps threads fast while other tests run
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + program, *map(str, arguments)],
         cwd=tmp_path / "here",

@@ -34,7 +34,7 @@ class Writes(list):
 
 
 def test_a_message_is_written_with_its_newline(monkeypatch):
-    """So that the output of another process cannot get in between."""
+    """One write keeps another process's output from getting in between."""
     for rank, expected in (("0", "resnet: one\ntwo\n"), ("1", "resnet: process 1: one\n")):
         writes = Writes()
         monkeypatch.setenv("WORLD_SIZE", "2")

@@ -85,7 +85,7 @@ def test_the_reference_has_every_public_name():
     import resnetkit
     from resnetkit import models
 
-    made = {*models.builders.__all__, "darknet53", *models.weights.__all__}  # by directives
+    made = {*models.builders.__all__, "darknet53", *models.weights.__all__}  # via directives
     for page, module, left in (("python", resnetkit, set()), ("models", models, made)):
         text = (ROOT / "docs" / "reference" / f"{page}.md").read_text(encoding="utf-8")
         named = re.findall(r"^\.\. auto\w+:: (?:resnetkit\.)?(\w+)$", text, re.M)
@@ -137,7 +137,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, caplog):
 
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO, logger="resnetkit")  # a block silences messages: restore them
-    write_digits(Path("demo/digits"))  # as `resnet demo`, with fewer epochs
+    write_digits(Path("demo/digits"))  # like `resnet demo`, but with fewer epochs
     resnetkit.train("demo/digits", recipe="demo", epochs=2, out="demo/run")
     for path in GUIDES:
         for block in blocks(path, "python"):

@@ -106,7 +106,7 @@ def test_fp32_is_not_tf32_and_the_settings_are_restored():
         assert tf32() == ["ieee"] * 3
         raise KeyError
     assert tf32() == before
-    first, second = runtime.full_fp32(SECOND), runtime.full_fp32(SECOND)  # of two threads
+    first, second = runtime.full_fp32(SECOND), runtime.full_fp32(SECOND)  # as in two threads
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -128,7 +128,7 @@ def test_cudnn_is_tuned_only_inside_the_context(cards):
 
 
 def test_nccl_waits_for_minutes_and_gloo_for_as_long_as_the_main_rank_works(cards, monkeypatch):
-    """One group for tensors on GPUs, and one for `on_main` and `gather`."""
+    """Tensors on GPUs use one process group; `on_main` and `gather` use the other."""
     store = mock.MagicMock()
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

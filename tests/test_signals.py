@@ -39,7 +39,7 @@ def outcome(module, number, first, second, again):
         process.send_signal(number)
         if again:
             time.sleep(1)
-            assert process.poll() is None  # the first is left to Python's handlers
+            assert process.poll() is None  # the first signal is left to Python's handlers
             process.send_signal(number)
         _, stderr = process.communicate(timeout=100)
     return process.returncode, stderr

@@ -1,6 +1,6 @@
 """Run ``resnet`` in its own process, forked from one that has already imported PyTorch.
 
-Importing PyTorch takes seconds of processor time, and the tests run the command a hundred times.
+Importing PyTorch takes seconds of CPU time, and the tests run the command a hundred times.
 PyTorch is loaded before the command can set variables for it, such as GOMP_SPINCOUNT.
 """
 
@@ -31,7 +31,7 @@ def resnet(*arguments, cwd=None, input=None, text=False, **environment):
         cwd: the folder it runs in.
         input: standard input.
         text: whether ``stdout`` and ``stderr`` are strings, not bytes.
-        environment: further variables; any but COLUMNS needs a new Python process.
+        environment: extra variables; any except COLUMNS requires a new Python process.
     """
     arguments = [str(argument) for argument in arguments]
     is_new = not set(environment) <= READ_LATE or os.name != "posix"

@@ -1,4 +1,4 @@
-"""The model file and the images of a finished run."""
+"""The model file and the images from a finished run."""
 
 from __future__ import annotations
 

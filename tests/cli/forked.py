@@ -21,4 +21,4 @@ if __name__ == "__main__":
     try:
         runpy.run_module("resnetkit", run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # multiprocessing skips them
+        atexit._run_exitfuncs()  # multiprocessing skips exit handlers

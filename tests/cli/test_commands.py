@@ -376,7 +376,7 @@ def test_a_full_terminal_shows_a_live_bar(model, images):
 
 @pytest.mark.slow
 def test_demo(tmp_path):
-    """It takes under 90 s on two free cores; multiply-adds are counted, as other load varies."""
+    """Count multiply-adds rather than time (under 90 s on two idle cores), which varies."""
     done = resnet("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     last = done.stdout.decode().rsplit("test accuracy ", 1)[1]
@@ -395,7 +395,7 @@ def test_demo(tmp_path):
             assert second.poll() is None
             time.sleep(0.1)
         second.terminate()
-    assert {path: path.stat().st_mtime_ns for path in before} == before  # it overwrote nothing
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is overwritten
 
 
 def test_columns_stay_in_line_whatever_the_script(trained):

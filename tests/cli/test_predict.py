@@ -186,7 +186,7 @@ def test_bench(model):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_images(model, images, tmp_path):
-    """Ten times as many images take no more memory, except for the list of their names."""
+    """Ten times as many images take no more memory, apart from the list of their names."""
     source = next((images / "red").glob("*.png"))
 
     def peak(count):

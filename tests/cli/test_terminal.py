@@ -89,7 +89,7 @@ def test_a_full_disk_under_standard_output_is_named():
 
 
 def test_a_typed_path_stays_on_one_line(tmp_path):
-    """This holds for every message of the command, whose own line breaks stay."""
+    """Every message escapes line breaks in names, but keeps those of its own text."""
     name = "no\nphotos\x1b[31m"
     photos = tmp_path / "is\nthere"
     (photos / "cat").mkdir(parents=True)

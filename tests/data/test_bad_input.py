@@ -1,6 +1,6 @@
 """Every broken file and every file that is not an image is named in an error.
 
-Decoding runs in a separate process with limited memory; if that dies, the test fails.
+Decoding runs in a separate process with limited memory; if that process dies, the test fails.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def interlaced_png() -> bytes:
 
 
 def frame(jpeg: bytes, **changes: int) -> bytes:
-    """Return a JPEG with changes to its frame header: kind, precision, height or width."""
+    """Return a JPEG whose frame header has another kind, precision, height or width."""
     at = jpeg.index(b"\xff\xc0")
     fields = list(struct.unpack(">BBHBHH", jpeg[at : at + 9]))
     for name, value in changes.items():
@@ -332,7 +332,7 @@ def test_damaged_images_are_read_or_named(tmp_path):
 
 @pytest.fixture
 def strange(tmp_path):
-    """Yield the folder of special files that are named like images, and {name: error}."""
+    """Yield a folder of special files with names like those of images, and {name: error}."""
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     here = os.getcwd()
@@ -344,7 +344,7 @@ def strange(tmp_path):
     (tmp_path / "dangling.jpg").symlink_to("nowhere")
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(files.MAX_BYTES + 1)  # sparse
+        file.truncate(files.MAX_BYTES + 1)  # a sparse file
     yield (
         tmp_path,
         {
@@ -379,7 +379,7 @@ def test_impossible_file_names():
 def test_a_file_without_read_permission(tmp_path, monkeypatch):
     (path,) = put(tmp_path, {"secret.jpg": saved(photo(), "JPEG")})
     path.chmod(0)
-    if os.access(path, os.R_OK):  # root may read everything
+    if os.access(path, os.R_OK):  # root can read everything
 
         def refuse(self, *arguments):
             raise PermissionError(13, "Permission denied", str(self))

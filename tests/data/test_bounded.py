@@ -1,4 +1,4 @@
-"""Headers that would keep a decoder busy for minutes are refused; much metadata is not."""
+"""Headers that would keep a decoder busy for minutes are refused; a lot of metadata is not."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_millions_of_parts_are_refused_after_a_bounded_number_of_reads(contents,
     monkeypatch.setattr(decode, "io", SimpleNamespace(BytesIO=count))
     with pytest.raises(ImageError, match="too many segments, chunks or comments"):
         decode.stored_size(contents)
-        decode.decode(contents)  # its end has too many
+        decode.decode(contents)  # for files whose excess is at the end
     assert all(file.reads <= STEPS + len(contents) // 64 for file in opened)
 
 
@@ -87,7 +87,7 @@ def test_costly_parts_are_refused_early(kind):
 
 
 def test_much_metadata_is_read():
-    """A profile of 16 MB, depth maps as extended XMP, EXIF in several segments."""
+    """A 16 MB color profile, depth maps as extended XMP, EXIF in several segments."""
     metadata = (
         b"".join(segment(0xE2, b"ICC_PROFILE\0%c\xff" % n + bytes(60_000)) for n in range(1, 256))
         + segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(65_000)) * 1000

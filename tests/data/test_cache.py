@@ -23,7 +23,7 @@ PRESET = Preprocessing(32, 32)
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The folder of the disk cache in a test."""
+    """The folder of a test's disk cache."""
     monkeypatch.setenv("RESNETKIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pixels"
 
@@ -56,7 +56,7 @@ def scan(split, preset=PRESET, workers=2, advance=lambda text: None):
 
 
 def only_file(found, home):
-    """Return the one file of the cache; check that all images equal a fresh decode."""
+    """Return the only file in the cache; check that all images equal a fresh decode."""
     for index in range(len(found.images)):
         expected = PRESET.pixels(found.images.split.path(index))
         assert np.array_equal(found.images[index], expected)
@@ -120,7 +120,7 @@ def test_a_later_run_uses_the_file_and_decodes_nothing(split, home, little_memor
     assert f"Using the cached pixels in {file}" in capsys.readouterr().err
     assert again.digests == first.digests
     assert file.read_bytes() == before[1]
-    assert file.stat().st_mtime_ns >= (home.parent / "now").stat().st_mtime_ns  # counts as used
+    assert file.stat().st_mtime_ns >= (home.parent / "now").stat().st_mtime_ns  # marked as used
     only_file(again, home)
 
 
@@ -146,7 +146,7 @@ def test_different_data_or_decoders_use_different_files(
 ):
     scan(split)
     preset = PRESET
-    if change == "an image":  # of the same length, and with the same modification time
+    if change == "an image":  # with the same length and modification time
         path = split.path(9)
         times = path.stat().st_atime_ns, path.stat().st_mtime_ns
         other = path.read_bytes()
@@ -260,7 +260,7 @@ def test_unused_files_are_removed(split, home, little_memory):
         os.utime(home / name, (time.time() - days * 86400,) * 2)
     scan(split)
     assert {file.name for file in home.glob(f"{old}*")} == set()
-    assert (home / "mine.pixels").exists()  # not ours
+    assert (home / "mine.pixels").exists()  # not a name of ours
     assert (home / f"{new}.pixels").exists()
 
 
@@ -308,7 +308,7 @@ def test_runs_that_start_together_share_one_file(flat_folder, split, home):
 
 @pytest.mark.slow
 def test_a_run_killed_while_it_writes_leaves_no_file_that_is_used(flat_folder, split, home):
-    """It dies at the 20th image; the next run writes the file again."""
+    """The run dies at the 20th image; the next one writes the file again."""
     dying = RUN.replace(
         "found =",
         """

@@ -11,7 +11,7 @@ WIDE = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
 def random_image(mode):
-    """Return 37 x 29 random pixels, including transparency and wide numbers."""
+    """Return 37 x 29 random pixels, including transparent ones and those wider than 8 bits."""
     rng = np.random.default_rng(5)
     if mode.startswith(("I", "F")):
         wide = rng.integers(0, 60_000, (29, 37))

@@ -37,7 +37,7 @@ def test_verdicts_relabel_and_drop(dataset, write):
         ["=red/2.png", "=red", "green", 2.8, "keep", ""],
         ["green/é,1.png", "green", "blue", 2.7, "", ""],
     )
-    assert "'=red/1.png" in file.read_text(encoding="utf-8")  # no spreadsheet runs it
+    assert "'=red/1.png" in file.read_text(encoding="utf-8")  # escaped, so no spreadsheet runs it
     corrections = read_corrections(file, dataset)
     assert corrections.relabeled == {"blue/1.png": 1, "blue/2.png": 2}
     assert corrections.dropped == {"=red/1.png"}
@@ -154,7 +154,7 @@ def test_identity_tells_corrections_apart(dataset, write):
 
 
 def test_split_files_of_split_files_find_the_photos(tmp_path, flat_folder):
-    """A run on the split.csv of another run records that file as its data."""
+    """A run on the split.csv from another run records that file as its data."""
     runs = [tmp_path / "one", tmp_path / "two"]
     sources = [flat_folder, runs[0] / "split.csv"]
     for run, data in zip(runs, sources, strict=True):

@@ -51,7 +51,7 @@ def test_modes_become_rgb(tmp_path, mode):
 def test_transparency_is_composited_over_white(tmp_path):
     image = Image.new("RGBA", (4, 2), (200, 0, 0, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
-    image.putpixel((1, 0), (0, 0, 0, 51))  # a fifth black
+    image.putpixel((1, 0), (0, 0, 0, 51))  # black, 20% opaque
     pixels = decode.decode(save(image, tmp_path, "x.png"))
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels[0, 1].tolist() == [204, 204, 204]
@@ -85,7 +85,7 @@ def test_exif_orientation(tmp_path, orientation):
     "exif",
     [
         b"Exif\0\0no TIFF at all",
-        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0X\0\0\0\0\0\0\0",  # it is "X"
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0X\0\0\0\0\0\0\0",  # the tag is "X"
         b"Exif\0\0II*\0",
     ],
     ids=["damaged", "text", "short"],
@@ -137,7 +137,7 @@ def opened(monkeypatch):
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("size", [(3, 5), (7, 7), (50, 37), (331, 250), (641, 479), (90, 1000)])
 def test_jpegs_have_the_same_bits_as_from_pillow(monkeypatch, opened, size, subsampling, mode):
-    """At every scale of the decoder, so it does not matter which of the two reads a file."""
+    """This holds at every scale of the decoder, so it does not matter which one reads a file."""
     noise = np.random.default_rng(1).integers(0, 40, (size[1], size[0], 3))
     image = Image.fromarray((np.asarray(smooth(*size)) // 2 + noise).astype(np.uint8)).convert(mode)
     for progressive in (False, True):
@@ -264,7 +264,7 @@ TURNED = [
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("kind", "options"), TURNED)
 def test_every_format_is_turned_exactly_once(tmp_path, kind, options, mode):
-    """As `ImageOps.exif_transpose` does it; Pillow itself turns a TIFF while it loads it."""
+    """Rotate like `ImageOps.exif_transpose`; Pillow itself rotates a TIFF while loading it."""
     stored = smooth(90, 60, mode)
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -278,14 +278,14 @@ def test_every_format_is_turned_exactly_once(tmp_path, kind, options, mode):
 
         def check(pixels, upright=upright):
             assert pixels.shape == upright.shape
-            assert np.abs(pixels.astype(int) - upright).mean() < 6  # a wrong turn: over 20
+            assert np.abs(pixels.astype(int) - upright).mean() < 6  # over 20 if rotated wrongly
 
         check(decode.decode(path))
         check(decode.decode_full(path, 60))
         assert decode.image_size(path) == (upright.shape[1], upright.shape[0])
         for loaded in (False, True):
             for full in (False, True):
-                # Given a path, Pillow may map the file.
+                # Given a path, Pillow may memory-map the file.
                 opened = io.BytesIO(path.read_bytes()) if loaded else path
                 with Image.open(opened) as image:
                     if loaded:
@@ -480,7 +480,7 @@ def test_wide_gray_is_as_bright_as_its_numbers_say(tmp_path, mode):
     for scale in (1, 257):
         image = Image.fromarray(shades.astype(np.int32) * scale).convert(mode)
         image.save(tmp_path / "x.tif")
-        for span in ((0, 255 * scale), "image"):  # the guess of older model files agrees here
+        for span in ((0, 255 * scale), "image"):  # what older model files guess
             assert (decode.pixels_from_memory(image, value_range=span) == expected).all()
             assert (decode.decode(tmp_path / "x.tif", value_range=span) == expected).all()
 
@@ -495,7 +495,7 @@ def test_dark_images_of_sixteen_bits_stay_dark(tmp_path):
 
 
 def color_png(values):
-    """Return a 16-bit RGB PNG with ``(H, W)`` uint16 in each of its channels."""
+    """Return a 16-bit RGB PNG with the same ``(H, W)`` uint16 values in every channel."""
     height, width = values.shape
     rows = b"".join(b"\0" + row.repeat(3).astype(">u2").tobytes() for row in values)
 
@@ -532,7 +532,7 @@ def test_every_sixteen_bit_value_keeps_its_upper_eight_bits_however_it_is_read(t
             image, value_range="image"
         )  # I and F have no default range
         assert np.array_equal(guessed, expected), name
-        if name != "F":  # the preset refuses it
+        if name != "F":  # which the preset refuses
             pixels = (preset(image) * 255).round().permute(1, 2, 0).numpy()
             assert np.array_equal(pixels, expected), name
 
@@ -571,7 +571,7 @@ def test_a_range_becomes_black_to_white_and_never_wraps_around(tmp_path, kind, s
         ):
             assert pixels.shape == (48, 64, channels)
             colors = pixels[..., : min(channels, 3)].astype(int)
-            assert np.abs(colors - expected[..., None]).max() <= 1  # a tie in the last bit
+            assert np.abs(colors - expected[..., None]).max() <= 1  # ties may round either way
             assert channels < 4 or (pixels[..., 3] == 255).all()
     assert decode.read_depth(tmp_path / "x.tif").high == pytest.approx(values.max())
     assert decode.read_depth(tmp_path / "x.tif").low == pytest.approx(values.min())
@@ -743,7 +743,7 @@ def test_16_bit_colors_follow_the_value_range(most, kind, deep_png):
     assert (depth.kind, dataset_range([depth])) == ("16-bit", (0, most))
     seen = decode.decode(file, value_range=(0.0, float(most)))
     assert np.abs(seen - narrowed(values, most)).max() <= (1 if values.shape[2] == 4 else 0)
-    for unknown in (None, "image", (0.0, 65535.0)):  # the upper 8 bits, as before
+    for unknown in (None, "image", (0.0, 65535.0)):  # keeps the upper 8 bits
         dark = decode.decode(file, value_range=unknown)
         assert np.abs(dark - narrowed(values >> 8 << 8, 65280)).max() < 2
         assert np.array_equal(dark, decode.decode(file))

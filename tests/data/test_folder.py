@@ -214,7 +214,7 @@ def listed(data, split):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_a_hundred_thousand_files_take_little_memory_and_time(tmp_path):
-    """The limit is a tenth of the 300 MB allowed for a million."""
+    """The memory limit is a tenth of the 300 MB allowed for a million files."""
     for label in range(100):
         (tmp_path / "d" / f"n{label:08d}").mkdir(parents=True)
         for i in range(1000):
@@ -242,7 +242,7 @@ def test_a_split_inside_a_split_is_an_error(tmp_path):
     touch(tmp_path, "train/a/1.png", "train/b/1.png", "train/val/a/2.png", "test/a/3.png")
     with pytest.raises(DataError, match=r"train/val is inside the split train; move it to"):
         folder.read_dataset(tmp_path)
-    touch(tmp_path / "flat", "train/a/1.png", "train/test/1.png")  # test is a class here
+    touch(tmp_path / "flat", "train/a/1.png", "train/test/1.png")  # "test" is a class here
     assert folder.read_dataset(tmp_path / "flat").classes == ("a", "test")
 
 

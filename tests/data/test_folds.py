@@ -38,11 +38,11 @@ def test_each_image_is_in_one_fold_and_no_group_in_two(seed, folds):
     assert set(found.tolist()) == set(range(1, folds + 1))
     fold_by_group = dict(zip(groups, found.tolist(), strict=True))
     assert [fold_by_group[group] for group in groups] == found.tolist()
-    for label in range(len(NAMES)):  # stratified: a fold is off by one group at most
+    for label in range(len(NAMES)):  # stratified, give or take one group
         counts = np.bincount(found[labels == label], minlength=folds + 1)[1:]
         assert counts.max() - counts.min() <= 6
 
-    # The folds divide the images: each is held out once.
+    # Each image is held out exactly once.
     whole = Split(".", [f"{i}.png" for i in range(len(labels))], labels)
     held_out = []
     for number in range(1, folds + 1):
@@ -53,7 +53,7 @@ def test_each_image_is_in_one_fold_and_no_group_in_two(seed, folds):
 
 
 def scikit_learns_folds(labels, groups, folds, seed):
-    """Return the folds of StratifiedGroupKFold, with our order of the groups."""
+    """Return the folds from StratifiedGroupKFold, with the groups in our order."""
     names = sorted(set(groups))
     rng = np.random.Generator(np.random.PCG64(derive(seed, "folds")))
     places = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
@@ -69,16 +69,16 @@ def scikit_learns_folds(labels, groups, folds, seed):
 @pytest.mark.parametrize("seed", [0, 7, 11])
 @pytest.mark.parametrize(("folds", "classes"), [(2, 2), (5, 4), (3, 30)])
 def test_the_folds_are_scikit_learns(seed, folds, classes, monkeypatch):
-    monkeypatch.setattr("resnetkit.data.folds.TABLE", 100)  # several pieces
+    monkeypatch.setattr("resnetkit.data.folds.TABLE", 100)  # several tables
     labels, groups = grouped_images(seed, count=500, classes=classes)
-    groups[::40] = groups[1::40]  # groups with several classes
+    groups[::40] = groups[1::40]  # some groups have several classes
     names = [f"class {i}" for i in range(classes)]
     found = assign_folds(labels, groups, names, folds, seed)
     assert found.tolist() == scikit_learns_folds(labels, groups, folds, seed).tolist()
 
 
 def test_memory_does_not_grow_with_images_times_classes(monkeypatch):
-    count, classes = 2000, 500  # a table of 8 bytes for each pair would take 8 MB
+    count, classes = 2000, 500  # a full table at 8 bytes per entry would take 8 MB
     labels = np.arange(count, dtype=np.int32) % classes
     groups = [f"{i:08x}" for i in range(count)]
     names = [f"class {i}" for i in range(classes)]

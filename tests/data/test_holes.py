@@ -1,4 +1,4 @@
-"""Files with holes of zeros: named as damaged where the format allows it."""
+"""Files with holes of zeros are reported as damaged where the format allows."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_copies_of_an_image_are_augmented_independently(flat_folder, workers):
 
 
 def test_balanced_batches_contain_every_class(flat_folder):
-    for number in range(2, 16):  # one class of 2 images and two of 16
+    for number in range(2, 16):  # leaves one class of 2 images and two of 16
         (flat_folder / "blue" / f"{number:03d}.png").unlink()
     split = split_of(flat_folder)
     loader = Loader(Images(split, PRESET), 6, 0, sampling="balanced")
@@ -159,5 +159,5 @@ def test_workers_start_no_compute_threads(flat_folder):
         [sys.executable, "-c", THREADS, str(flat_folder)],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # The 3 workers, and up to 3 from the previous loop. Compute threads would be 9 more.
+    # The 3 workers, and up to 3 from the previous loop. Compute threads would add 9 more.
     assert 1 <= int(done.stdout) <= 6

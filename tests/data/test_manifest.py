@@ -59,7 +59,7 @@ def test_a_quote_without_its_partner_is_named(tmp_path):
 
 @pytest.mark.parametrize("opening", ['"5 inch', '"ok" inch'])
 def test_a_quote_hides_no_rows(tmp_path, opening):
-    """Without its partner, a quote in a column that is not used would take the rows after it."""
+    """An unmatched quote, even in an unused column, would swallow the rows after it."""
     rows = [f"{number}.png,{number % 2},ok\n" for number in range(8)]
     rows[3] = f"3.png,1,{opening}\n"
     with pytest.raises(DataError, match=r"m\.csv, line \d: .* unmatched double quote"):
@@ -116,7 +116,7 @@ def test_an_id_of_two_files_is_an_error(tmp_path):
 
 
 def test_every_row_is_an_image_or_counted(tmp_path):
-    """The row of a missing file is kept; reading the file reports it."""
+    """The row of a missing file is kept; the error comes when the file is read."""
     text = "path,label\ngone,a\n1.png,b\nnotes.txt,a\n._1.png,a\nbare,a\n"
     data = folder.read_dataset(write(tmp_path, text, "1.png", "notes.txt", "bare"))
     assert list(data.splits["all"].paths) == ["gone", "bare", "1.png"]
@@ -153,7 +153,7 @@ def test_names_that_are_not_utf_8(tmp_path):
     ids=["semicolons", "sep and semicolons", "sep", "Unicode text", "pandas and trailing commas"],
 )
 def test_what_spreadsheets_write(tmp_path, text, encoding):
-    """The line with the columns decides how the file is read."""
+    """The header line decides how the file is read."""
     write(tmp_path, "", "x/1.png", "x/2.png").write_bytes(text.encode(encoding))
     data = folder.read_dataset(tmp_path / "m.csv")
     assert data.classes == ("ca,t", "d\u00f6g")
@@ -168,7 +168,7 @@ def test_the_line_of_an_error_counts_all_lines(tmp_path):
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
 def test_composed_and_decomposed_paths_are_one(tmp_path, on_disk):
-    """A list made on macOS names files that another disk stores composed, and vice versa."""
+    """A manifest from macOS may decompose names that another disk composes, or vice versa."""
     name = {form: unicodedata.normalize(form, "caf\u00e9/1.png") for form in ("NFC", "NFD")}
     other = name["NFD" if on_disk == "NFC" else "NFC"]
     file = write(tmp_path, f"path,label\n{other},a\n2.png,b\n", name[on_disk], "2.png")

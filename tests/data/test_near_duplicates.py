@@ -81,7 +81,7 @@ def test_images_of_one_color_are_flat():
 
 
 def test_only_few_pairs_of_many_images_are_compared(monkeypatch):
-    """30,000 random hashes, then 30,000 equal ones. All pairs would be half a billion."""
+    """30,000 random hashes, then 30,000 equal ones: either way, half a billion pairs in all."""
     compared = []
 
     def counting(function, argument):

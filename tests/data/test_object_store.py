@@ -52,7 +52,7 @@ UNSIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request,
 
 
 class Proxy(ThreadingHTTPServer):
-    """Forwards requests to the server, and spoils some of the answers.
+    """Forwards requests to the server, and corrupts some of the answers.
 
     Args:
         target: host and port of the server.
@@ -90,7 +90,7 @@ class Proxy(ThreadingHTTPServer):
             return fault
 
     def handle_error(self, request, address):
-        pass  # the client left
+        pass  # the client disconnected
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self):
-        # Google's API escapes the slashes of a key, which the server does not understand. Without
+        # Google's API escapes the slashes in a key, which the server does not understand. Without
         # credentials, the server returns nothing.
         path, _, query = self.path.partition("?")
         path = quote(unquote(path)) + (f"?{query}" if query else "")
@@ -226,7 +226,7 @@ URL = "s3://photos/packed"
 
 
 def ranges(proxy):
-    """Return the ranges of tars that were requested, in order."""
+    """Return the ranges of tar files that were requested, in order."""
     return [span for method, path, span in proxy.log if path.endswith(".tar") and method == "GET"]
 
 
@@ -250,7 +250,7 @@ def test_an_image_is_read_by_one_range_and_kept(store, packed):
     assert span == f"bytes={start}-{start + 511 + int(opened.sizes[5])}"
     with files.open_file(split.path(5)) as file:
         assert file.read(4) == contents[:4]
-    assert len(ranges(store)) == 1  # from the disk
+    assert len(ranges(store)) == 1  # the second read was from disk
 
 
 def test_every_image_arrives_once_whatever_the_store_does(store, packed):
@@ -342,7 +342,7 @@ def test_predict_lists_a_prefix_as_a_folder(store, tmp_path):
         (root / name).write_bytes(name.encode())
     make_output(root / "drawn")
     upload(store, root, "some/prefix")
-    upload(store, root, "some/prefix-two")  # begins with the same letters
+    upload(store, root, "some/prefix-two")  # starts with the same letters as the prefix
     url = "s3://photos/some/prefix"
     notes = {"local": [], "remote": []}
     expected = list(expand_sources([str(root)], notes["local"].append))
@@ -371,7 +371,7 @@ def test_bulk_prediction_knows_the_versions_of_objects(store, packed, flat_folde
                            expand_sources([str(flat_folder)])]  # fmt: skip
     for url, item in found.items():
         contents = files.read_file(Path(url))
-        assert item.version == hashlib.md5(contents).hexdigest()  # how S3 makes entity tags
+        assert item.version == hashlib.md5(contents).hexdigest()  # how S3 computes entity tags
         assert (item.size, item.image) == (len(contents), url)
     requests = [line for line in store.log if line[0] == "HEAD"]
     assert requests == []
@@ -403,7 +403,7 @@ def pa_table(paths):
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 def test_bulk_prediction_on_a_prefix(store, flat_folder, tmp_path, tiny_model):
-    """The rows are those of the folder; nothing is predicted twice; no credential is anywhere."""
+    """The rows equal the folder's; no image is predicted twice; no credential leaks anywhere."""
     from pyarrow import parquet
 
     upload(store, flat_folder, "flat")
@@ -425,7 +425,7 @@ def test_bulk_prediction_on_a_prefix(store, flat_folder, tmp_path, tiny_model):
     again = resnet(*on_ray, cwd=tmp_path)
     assert again.returncode == 3
     table = parquet.read_table(tmp_path / "rows").to_pylist()
-    assert len(table) == 49  # only the changed object has a second row, of its new version
+    assert len(table) == 49  # a second row only for the changed object
     assert sorted(row["error"] is None for row in table if row["source"] == changed) == [
         False,
         True,
@@ -489,7 +489,7 @@ def test_a_run_holds_no_credentials(store, packed, tmp_path):
 
 
 def shown_by(error):
-    """Return everything that a traceback with causes, a log or a debugger shows about an error."""
+    """Return all that a traceback with causes, a log or a debugger shows about an error."""
     seen = []
     while error is not None:
         seen += [*traceback.format_exception(error), repr(error), repr(vars(error))]
@@ -680,7 +680,7 @@ def test_a_prefix_must_be_empty_at_any_depth(store, split_folder):
 
 
 def test_markers_of_folders_are_no_objects(store, flat_folder):
-    """Web consoles create them for a new folder."""
+    """Web consoles create an empty object with a trailing slash for a new folder."""
     s3 = client(store)
     for key in ("new/", "new/red/", "new/red/inner/", "empty/"):
         s3.put_object(Bucket="photos", Key=key, Body=b"")
@@ -743,14 +743,14 @@ def test_images_are_read_ahead_in_order_and_within_bounds(store, packed, monkeyp
         found.append(index)
         files.read_file(split.path(index))
     assert found == order.tolist()
-    assert len(ranges(store)) == len(split)  # none twice
+    assert len(ranges(store)) == len(split)  # none was read twice
     assert not remote_images._started._futures
     assert remote_images._started._bytes == 0
 
 
 @pytest.mark.parametrize("batch_size", [12, 5])
 def test_the_last_batches_of_a_pass_are_read_ahead_and_once(store, packed, monkeypatch, batch_size):
-    """As many batches as the loader prepares at once, or a few more."""
+    """These are as many batches as the loader prepares at once, or a few more."""
     monkeypatch.setenv("RESNETKIT_OBJECT_CACHE_GB", "0")
     split = folder.read_dataset(URL).splits["train"]
     real = object_store.read
@@ -815,13 +815,13 @@ def test_the_cache_is_bounded_and_removes_the_oldest(tmp_path):
     for number in range(300):
         kept.put(*entry(number))
         os.utime(kept._file(entry(number)[0]), (number, number))
-        assert kept.get(entry(0)[0]) == entry(0)[1]  # used all the time
+        assert kept.get(entry(0)[0]) == entry(0)[1]  # used again and again
     assert total(tmp_path) <= 400_000
     assert kept.get(entry(299)[0]) == entry(299)[1]
     assert kept.get(entry(1)[0]) is None
     kept.put(*entry(1000, 500_000))  # larger than the cache
     assert total(tmp_path) <= 400_000
-    ObjectCache(tmp_path, 100_000).put(*entry(2000))  # made smaller
+    ObjectCache(tmp_path, 100_000).put(*entry(2000))  # a smaller limit
     assert total(tmp_path) <= 100_000
 
 
@@ -899,7 +899,7 @@ def test_killed_processes_leave_no_wrong_bytes(tmp_path):
             victim.join()
     time.sleep(1)
     for process in running:
-        assert process.is_alive()  # no assertion of theirs failed
+        assert process.is_alive()  # none of its assertions failed
         process.kill()
         process.join()
     complete = [path for path in tmp_path.glob("??/*") if not path.name.startswith(".")]

@@ -37,7 +37,7 @@ def test_crops_are_resized_as_by_pytorch():
         for image, (top, left, h, w), mine in zip(images, boxes, ours, strict=True):
             box = image[None, :, top : top + h, left : left + w].float()
             theirs = F.interpolate(box, (size, size), mode="bilinear", antialias=True)[0]
-            assert (mine.float() - theirs).abs().max() <= 0.51  # rounded
+            assert (mine.float() - theirs).abs().max() <= 0.51  # rounding to whole numbers
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (30, 64), (8, 60)])
@@ -71,7 +71,7 @@ def test_an_epoch_has_the_same_images_and_labels_as_the_loader(images):
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(crop_padding=4)])
 def test_a_batch_is_a_function_of_its_position(images, augmentation):
-    """Even if the epoch starts in the middle, or two ranks share it."""
+    """This holds even if the epoch starts in the middle, or two ranks share the batch."""
     loader = ResidentLoader(CPU, images, 16, 0)
     whole = list(loader.training(augmentation, 24, 0, 3))
     assert all(b.images.shape == (16, 3, 24, 24) and b.images.dtype == torch.uint8 for b in whole)
@@ -82,7 +82,7 @@ def test_a_batch_is_a_function_of_its_position(images, augmentation):
                              strict=True):  # fmt: skip
         shared = torch.cat([split.images[split.lead :] for split in splits])
         assert torch.equal(shared, other.images)
-        assert torch.equal(splits[0].images[0], other.images[-1])  # to be mixed in
+        assert torch.equal(splits[0].images[0], other.images[-1])  # the image to mix in
     assert not torch.equal(next(loader.training(augmentation, 24, 1, 3)).images, whole[0].images)
 
 

@@ -37,7 +37,7 @@ def test_balanced_shows_every_class_equally_often_at_every_point():
         assert max(counts) - min(counts) <= 1
     for label, own in ((0, 50), (1, 3), (2, 20), (4, 7)):
         times = Counter(rows[shown == label, 0].tolist())
-        assert len(times) == min(own, 20)  # all images of a small class
+        assert len(times) == min(own, 20)  # every image in a small class
         assert max(times.values()) - min(times.values()) <= 1
     first = [LABELS[order(balanced=True, epoch=epoch)[0, 0]] for epoch in range(40)]
     assert set(first) == {0, 1, 2, 4}

@@ -79,7 +79,7 @@ def test_the_same_images_give_the_same_bytes(split_folder, packed, tmp_path):
     os.utime(next((split_folder / "train" / "red").iterdir()), (1, 1))
     write_shards(split_folder, tmp_path / "again", size=1, workers=0)
     assert contents(tmp_path / "again") == contents(packed)
-    write_shards(packed, tmp_path / "repacked", size=1)  # shards are a dataset, too
+    write_shards(packed, tmp_path / "repacked", size=1)  # shards are a valid dataset to pack
     assert contents(tmp_path / "repacked") == contents(packed)
 
 
@@ -289,7 +289,7 @@ def test_a_file_in_place_of_a_packed_image_is_refused(packed):
 
 
 def test_a_name_that_this_disk_does_not_allow_is_found(flat_folder, tmp_path, monkeypatch):
-    """As after packing on a disk with other limits."""
+    """This happens if the disk where the dataset was packed allows longer names."""
     names = [f"{number}{'x' * 260}.png" for number in range(48)]
     monkeypatch.setattr("resnetkit.data.shard_writer._inner_paths", lambda dataset: names)
     write_shards(flat_folder, tmp_path / "packed")
@@ -379,7 +379,7 @@ def test_a_shard_of_another_size_is_named(packed):
 
 
 def test_a_shard_that_is_replaced_is_opened_again(packed, tmp_path):
-    """Shards stay open between images."""
+    """Shards are kept open between images, so a replaced one must be noticed."""
     image = packed / "train" / "blue" / "000.png"
     whole = files.read_file(image)
     good = packed / "train-000000.tar"
@@ -478,7 +478,7 @@ def test_a_damaged_or_foreign_index_is_refused(packed):
     for wrong in (whole[:-1], b"", whole[:-1] + b"x", b"\x80\x04N.", b"\xff" * 100):
         index.write_bytes(wrong)
         edit_manifest(packed, index_sha256=hashlib.sha256(wrong).hexdigest())
-        if wrong != whole[:-1] + b"x":  # valid, with a digest that no image has
+        if wrong != whole[:-1] + b"x":  # valid, but an image's digest is wrong
             with pytest.raises(DataError, match="is not a valid index"):
                 folder.read_dataset(packed)
     index.unlink()
@@ -500,7 +500,7 @@ def test_tars_without_our_index_are_not_taken_for_a_dataset(tmp_path):
 
 
 def test_the_index_is_compact(tmp_path):
-    """At 400 bytes per image, a million images need 0.4 GB while they are read."""
+    """At 400 bytes per image, an index of a million images takes 0.4 GB while it is read."""
     count = 50_000
     paths = Paths(
         f"train/n{row // 1000:08d}/n{row // 1000:08d}_{row:08d}.JPEG" for row in range(count)
@@ -524,7 +524,7 @@ def test_the_index_is_compact(tmp_path):
         index_sha256=hashlib.sha256((tmp_path / "index.safetensors").read_bytes()).hexdigest(),
     ).write(tmp_path / "shards.json")
     with (tmp_path / "train-000000.tar").open("wb") as file:
-        file.truncate(1024 * count + 1024)  # takes no space
+        file.truncate(1024 * count + 1024)  # sparse: takes no space
     del arrays, paths, text, lengths
     tracemalloc.start()
     try:

@@ -54,7 +54,7 @@ def test_common_split_names_are_splits(tmp_path, train, other, split):
     assert set(data.splits) == {"train", split}
     assert data.splits[split].paths[0] == f"{other}/a/0.png"
     noted = any(f"{other} as {split}" in note for note in data.notes)
-    assert noted == (other.lower() != "test")  # this name needs no note
+    assert noted == (other.lower() != "test")  # the name "test" needs no note
 
 
 def test_a_split_folder_inside_one_of_the_same_name(tmp_path):
@@ -85,7 +85,7 @@ def test_other_names_are_classes(tmp_path, name):
             ["part1/a/1.png", "part1/b/1.png", "part2/a/1.png", "part2/b/1.png"],
             "contain the same folders",
         ),
-        (  # a small split lacks a class
+        (  # the smaller split lacks a class
             [f"{part}/{name}/1.png" for part in ("holdout", "rest") for name in "abc"][1:],
             "contain the same folders, 'a', 'b', 'c'",
         ),
@@ -185,7 +185,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
         "train"
     ].labels.tolist() == [0, 1]
     touch(tmp_path / "both", f"{composed}/1.png", f"{decomposed}/2.png", "tea/1.png")
-    if len(os.listdir(tmp_path / "both")) == 3:  # some disks merge them
+    if len(os.listdir(tmp_path / "both")) == 3:  # some disks merge the two names
         with pytest.raises(DataError, match="Are they one class"):
             folder.read_dataset(tmp_path / "both")
 
@@ -295,7 +295,7 @@ def create(root, tree):
             if not path.exists():
                 path.write_bytes(b"x")
         except (FileExistsError, NotADirectoryError):
-            continue  # a file of that name exists
+            continue  # a file with that name exists
     return root
 
 
@@ -306,7 +306,7 @@ def test_every_file_is_an_image_or_counted(tree):
         root = create(Path(name), tree)
         try:
             found = folder.survey(root)
-        except DataError:  # ambiguous, or no images
+        except DataError:  # the tree is ambiguous, or has no images
             return
         taken = {p for split in found.splits.values() for paths in split.values() for p in paths}
         files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}

@@ -51,7 +51,7 @@ def test_the_range_of_a_dataset(tmp_path, name):
     split = folder.read_dataset(write(tmp_path / "d", kind, low, high)).splits["all"]
     found = find_value_range([split], 2)
     assert found == (expected if expected is None else pytest.approx(expected))
-    # All images share one range, so equal numbers become equal brightness.
+    # All images share one range, so equal values become equally bright.
     preset = Preprocessing(40, 40, value_range=found)
     seen = np.stack([preset.pixels(split.path(i))[..., 0] for i in range(len(split))])
     span = found or (0, {np.uint8: 255, np.uint16: 65535}[kind])
@@ -93,7 +93,7 @@ def test_the_model_file_carries_the_range(tmp_path, small, capsys):
     assert header.preprocessing.value_range == (0, 4095)
     assert header.recipe["value_range"] == [0, 4095]
     assert evaluate(run.model, root, "val").metrics["accuracy"] == run.metrics["accuracy"]
-    # The same prediction as for the image converted to 8 bits by NumPy.
+    # The prediction is the same as for an image that NumPy converted to 8 bits.
     image = stripes(5, *KINDS["12 bits in 16"][:3])
     plain = np.rint(np.asarray(image) * (255 / 4095)).astype(np.uint8)
     predictor = load(run.model)
@@ -105,7 +105,7 @@ def test_the_model_file_carries_the_range(tmp_path, small, capsys):
 
 
 def test_models_older_than_value_ranges_still_guess(tmp_path, trained):
-    """Their recipe has no value_range, and each image has its own range."""
+    """The recipe in such a model has no value_range, and each image has its own range."""
     fractions = Image.fromarray(np.full((9, 9), 0.5, np.float32))
     with pytest.raises(Exception, match="value_range"):
         load(trained / "model.safetensors")(fractions)

@@ -11,7 +11,7 @@ import pytest
 
 
 class Command:
-    """A running command, and the processes below it as Linux shows them."""
+    """A running command, and its descendant processes as Linux lists them."""
 
     def __init__(self, *arguments: object, cwd: Path | None = None) -> None:
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Command:
         return found
 
     def listening(self) -> set[str]:
-        """Return the addresses, in hex, that these processes listen on."""
+        """Return the addresses, in hex, that the command's processes listen on."""
         addresses = set()
         for name in ("tcp", "tcp6"):
             rows = Path("/proc/net", name).read_text().splitlines()[1:]
@@ -71,7 +71,7 @@ def command_line(pid: int) -> str:
 
 @pytest.fixture
 def start():
-    """Return a function that starts a command, which is killed at the end."""
+    """Return a function that starts a command, which is killed after the test."""
     started = []
 
     def start(*arguments: object, cwd: Path | None = None) -> Command:

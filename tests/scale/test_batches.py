@@ -1,4 +1,4 @@
-"""Answers for batches of a table equal those of the predictor."""
+"""Answers for batches from a table equal the predictor's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answers_in(rows):
 
 
 def values(column):
-    """Return the values of a column of a frame, in which NaN stands for None."""
+    """Return a data frame column's values, with None for each NaN."""
     return [None if pd.isna(value) else value for value in column]
 
 
@@ -123,7 +123,7 @@ def test_class_names_that_are_not_utf8(trained, paths, tmp_path):
 
 
 def test_threads_are_those_of_the_caller(tiny_model, paths):
-    """In its own process, because the number of compute threads is process-wide."""
+    """Run in a separate process, because the number of compute threads is process-wide."""
     code = (
         "import sys, torch\nfrom resnetkit.scale import BatchPredictor\n"
         "rows = BatchPredictor(sys.argv[1], threads=3, device='cpu').answer(sys.argv[2:])\n"

@@ -1,4 +1,4 @@
-"""What sources name: images, their versions, and blocks of bounded size."""
+"""What sources expand to: images, their versions, and blocks of bounded size."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_parquet_with_bytes(photos, tmp_path, kind):
     names = [f"{tmp_path}/in/{file}.parquet#jpeg:{row}" for file, row in places]
     assert [item.source for item in items[46:50]] == names
     assert opened(items) == contents + contents[:5]
-    some = [items[i] for i in (3, 4, 29, 30, 47, 50)]  # the others have rows already
+    some = [items[i] for i in (3, 4, 29, 30, 47, 50)]  # the other images already have rows
     assert opened(some) == [*(contents[i] for i in (3, 4, 29, 30, 47)), contents[2]]
 
 
@@ -113,7 +113,7 @@ def test_two_columns_of_a_file_are_different_images(tmp_path):
     parquet.write_table(pa.table({"a": [b"1", b"2"], "bytes": [b"3", b"4"]}), file)
     items = listed(f"{file}#a", file, f"{file}#bytes")
     sources = [f"{file}#a:0", f"{file}#a:1", f"{file}:0", f"{file}:1"]
-    assert [item.source for item in items] == [*sources, *sources[2:]]  # as without #bytes
+    assert [item.source for item in items] == [*sources, *sources[2:]]  # the same as without #bytes
     assert opened(items) == [b"1", b"2", b"3", b"4"]
 
 

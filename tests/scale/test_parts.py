@@ -1,4 +1,4 @@
-"""A folder of parts: one row per image, one model, one writer."""
+"""An output folder of parts: one row per image, one model, one writer."""
 
 from __future__ import annotations
 

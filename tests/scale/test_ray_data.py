@@ -1,4 +1,4 @@
-"""Bulk prediction on Ray: the rows of ``resnet predict``, also after kills."""
+"""Bulk prediction on Ray gives the rows of ``resnet predict``, even after kills."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXACT = ("--engine", "eager", "--precision", "fp32", "--device", "cpu")
 
 
 def rows_in(folder):
-    """Return the rows of a folder by source; no source may have two rows."""
+    """Return the rows in a folder by source; no source may have two rows."""
     rows = parquet.read_table(folder).to_pylist() if list(folder.glob("part-*")) else []
     by_source = {row.pop("source"): row for row in rows}
     assert len(by_source) == len(rows)
@@ -48,7 +48,7 @@ def local_rows(*arguments, cwd=None):
 
 
 def check_equal(found, expected):
-    """Check that rows are equal, except for the rounding of probabilities in another batch."""
+    """Check that rows are equal, except for differences in rounding between batches."""
     assert found.keys() == expected.keys()
     for source, wanted in expected.items():
         row = {**found[source]}
@@ -150,7 +150,7 @@ def test_kills(start, tiny_model, save, tmp_path):
         for pid in [pid for pid, name in names.items() if victim in name][:1]:
             os.kill(pid, signal.SIGKILL)
         codes[victim], _, errors = running.finish()
-        check = rows_in(out)  # never two rows for an image
+        check = rows_in(out)  # checks that no image has two rows
         assert check
         if victim == "MapWorker":
             assert codes[victim] == 0, errors

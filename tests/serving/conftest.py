@@ -38,7 +38,7 @@ class Reply(NamedTuple):
 
 
 class Running:
-    """A server that is running, and its log."""
+    """A running server, and its log."""
 
     def __init__(self, server: Server, log: io.StringIO) -> None:
         self.server = server
@@ -56,7 +56,7 @@ class Running:
         body: Any = None,
         **headers: str,
     ) -> Reply:
-        """Send one request. Underscores in the names of headers stand for hyphens."""
+        """Send one request. Underscores in header names stand for hyphens."""
         connection = http.client.HTTPConnection(*self.address, timeout=20)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -71,7 +71,7 @@ class Running:
         return socket.create_connection(self.address, timeout=20)
 
     def send(self, content: bytes) -> bytes:
-        """Send bytes, and return everything that arrives until the server closes."""
+        """Send bytes, and return everything that arrives until the server closes the connection."""
         with self.open() as connection:
             connection.sendall(content)
             return read_all(connection)
@@ -105,7 +105,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> float:
 
 @contextmanager
 def running(served: Any, ready: bool = True, **options: Any) -> Iterator[Running]:
-    """Run a server in a thread. Options of `Bounds` and of `Server` may be mixed."""
+    """Run a server in a thread. `Bounds` and `Server` options may be mixed."""
     names = Bounds.__dataclass_fields__
     bounds = replace(QUICK, **{k: v for k, v in options.items() if k in names})
     rest = {k: v for k, v in options.items() if k not in names}
@@ -126,7 +126,7 @@ def running(served: Any, ready: bool = True, **options: Any) -> Iterator[Running
 
 
 class FakeServed:
-    """A model without a network: an image's answer is its mean color, after a time you choose."""
+    """A model without a network: an image's answer is its mean color, after a delay you choose."""
 
     classes = ("red", "green", "blue")
     digest = "0" * 12
@@ -195,7 +195,7 @@ def png(color: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (8,
 
 
 def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
-    """Return the body and the type of a multipart form."""
+    """Return the body and the content type of a multipart form."""
     parts = [
         b'--XX\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n%s\r\n'
         % (name.encode(), contents)
@@ -206,7 +206,7 @@ def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
 
 @pytest.fixture(scope="session")
 def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as ONNX, for images of any size."""
+    """The tiny model exported to ONNX, for images of any size."""
     from resnetkit.export.export import export
 
     path = tmp_path_factory.mktemp("exported") / "tiny.onnx"

@@ -1,4 +1,4 @@
-"""The command `resnet serve`: it starts, says where it listens, and stops cleanly."""
+"""`resnet serve` starts, says where it listens, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ def test_another_address_says_what_that_means(exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(5))
 def test_sigterm_under_load_answers_what_was_accepted(exported, attempt):
-    """20 clients send image after image; every request ends with an answer or a refusal.
+    """20 clients keep sending images; every request ends with an answer or a refusal.
 
-    On Linux, no connection is reset: not even one made at the moment the port closes.
+    On Linux, no connection is reset, not even one made at the moment the port closes.
     """
     with served(exported) as command:
         counts: dict[object, int] = {}
@@ -189,7 +189,7 @@ def test_a_body_that_never_ends_does_not_keep_the_server(exported):
 
 @pytest.mark.slow
 def test_a_log_that_nobody_reads_blocks_nothing(exported):
-    """The pipe of the log fills up; lines are lost, requests are not."""
+    """The log's pipe fills up; log lines are lost, but no requests."""
     with served(exported) as command:
         for _ in range(1500):
             assert command.request("GET", "/classes")[0] == 200

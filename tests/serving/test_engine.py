@@ -26,7 +26,7 @@ from .conftest import QUICK, FakeServed, Reply, Running, form, png, running, wai
 
 
 class Explaining(FakeServed):
-    """A model whose explanations take a time you choose."""
+    """A model whose explanations take as long as you choose."""
 
     can_explain = True
 
@@ -66,7 +66,7 @@ def ask(
 
 
 def kill(server: Running) -> None:
-    """End the thread of the engine, wherever it is."""
+    """Kill the engine's thread, whatever it is doing."""
     ident = ctypes.c_ulong(server.server.engine._worker.thread.ident)
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     assert raise_in(ident, ctypes.py_object(SystemExit)) == 1
@@ -95,7 +95,7 @@ def test_a_crash_fails_its_batch_and_a_new_engine_starts(fake, crash):
 
 
 def test_an_engine_that_is_killed_is_noticed_and_started_again(fake):
-    """Its thread ends wherever it is: here, while it waits for images."""
+    """Here, the engine's thread dies while it waits for images."""
     with running(fake) as server:
         worker = server.server.engine._worker
         kill(server)
@@ -106,7 +106,7 @@ def test_an_engine_that_is_killed_is_noticed_and_started_again(fake):
 
 
 class SlowStart(FakeServed):
-    """An engine that needs a while to start again."""
+    """An engine that takes a while to restart."""
 
     starts = 0
 
@@ -212,14 +212,14 @@ def test_explanations_do_not_hold_up_other_answers():
         wait_for(lambda: len(replies) == 2, 5)
         assert fake.batches == [1, 3]
         assert fake.explained <= 1
-        wait_for(lambda: server.server.queue.images <= 1)  # the first explanation does not wait
+        wait_for(lambda: server.server.queue.images <= 1)  # not delivered all at once
         assert fake.explained <= 2
         for thread in (*threads, *explained):
             thread.join()
 
 
 class Broken(FakeServed):
-    """A model that fails when it is checked."""
+    """A model that fails its verification."""
 
     def verify(self):
         raise ArtefactError("does not answer its golden images")
@@ -246,7 +246,7 @@ def test_a_model_file_starts_again_without_an_export_and_with_the_same_answers(t
 
 
 class Measured(FakeServed):
-    """A network whose batches take a fixed time and 20 ms per image."""
+    """A network whose batches take a fixed time plus 20 ms per image."""
 
     def __init__(self, fixed: float):
         super().__init__()
@@ -271,7 +271,7 @@ def test_batches_are_as_large_as_their_measured_time_allows():
         fake.crash = RuntimeError("broken")
         server.request(body=png())
         server.wait_ready()
-        assert fake.sizes == [1, *range(1, before + 1)]  # a restart only runs them
+        assert fake.sizes == [1, *range(1, before + 1)]  # a restart runs each size once, untimed
         assert engine.batch_images == before
 
 
@@ -339,7 +339,7 @@ def test_the_runtime_that_was_verified_is_the_first_to_serve(exported, monkeypat
     )
     served = open_served(exported)
     served.verify()
-    for starts in (1, 2):  # the second after a crash
+    for starts in (1, 2):  # the second is after a crash
         (answer,) = served.start()([served.example()])
         assert answer["probabilities"].sum() == pytest.approx(1, abs=1e-5)
         assert len(started) == starts
@@ -347,7 +347,7 @@ def test_the_runtime_that_was_verified_is_the_first_to_serve(exported, monkeypat
 
 @pytest.mark.slow
 def test_memory_is_flat(exported):
-    """After 500 requests with images of several sizes, 500 more need hardly any more memory."""
+    """After 500 requests with images of several sizes, another 500 need hardly any more memory."""
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("reads /proc")

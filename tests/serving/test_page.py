@@ -61,7 +61,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def explaining(trained: Path) -> Iterator[Running]:
-    """A server of a model file: it has heat maps and sets of classes."""
+    """A server for a model file, which offers heat maps and sets of classes."""
     with running(open_served(trained / "model.safetensors", engine="eager"), batch_images=2) as one:
         yield one
 
@@ -143,7 +143,7 @@ def test_two_files_are_answered_as_by_the_server(open_page, server):
         }
         assert bars == {one["class"]: pytest.approx(one["probability"]) for one in row["top"]}
         assert "drawn" in card.get_attribute("class")
-    wait_for(lambda: "two.jpg: " in page.locator("#status").inner_text())  # what is read out
+    wait_for(lambda: "two.jpg: " in page.locator("#status").inner_text())  # what is read aloud
     assert page.locator("#progress").inner_text() == "2 of 2 done"
     # An exported file has neither gradients nor, here, calibration data.
     assert not page.locator(".why:visible, #coverage:visible").count()
@@ -280,10 +280,11 @@ def download(page: Any) -> str:
 def expected_csv(
     server: Running, files: list[tuple[str, bytes]], found: str, query: str = ""
 ) -> str:
-    """Return the file that `resnet predict --format csv` writes for the answers of the server.
+    """Return the file that `resnet predict --format csv` writes for the server's answers.
 
-    The page may have computed its images in one batch; this function never does. That changes the
-    last bits of a number, so a number within 1e-4 of the one in `found` is replaced by it.
+    The server may have computed several images in one batch; this function never does. Batching
+    changes the last bits of a number, so a number within 1e-4 of the one in `found` is replaced by
+    the latter.
     """
     digest = server.request("GET", "/model").json["model"]
     lines = []
@@ -303,7 +304,7 @@ def expected_csv(
 
 def test_the_csv_file_has_the_rows_of_predict(open_page, server):
     files = [
-        ("=1+1.png", photo(1)),  # a formula for a spreadsheet
+        ("=1+1.png", photo(1)),  # a spreadsheet would run it as a formula
         ("'@x.png", photo(2)),
         ('comma, "quote".png', photo(3)),
         ("花.png", photo(4)),

@@ -128,7 +128,7 @@ def test_coverage_adds_a_set_of_classes(trained):
 
 
 def test_an_image_is_answered_alike_whatever_it_is_batched_with(exported):
-    """The same photo alone, and within batches of 2 to 8 others of its size."""
+    """Compare a photo's answer alone with its answer in batches of 2 to 8 photos of its size."""
     photos = [photo(seed) for seed in range(8)]
     expected = {n: ExportedPredictor(exported)(one).to_dict() for n, one in enumerate(photos)}
     with running(open_served(exported)) as server:
@@ -142,7 +142,7 @@ def test_an_image_is_answered_alike_whatever_it_is_batched_with(exported):
                 differences += [abs(mine[name] - alone[name]) for name in alone]
         assert max(differences) < 1e-4
         total = server.metric("resnetkit_batch_images_sum")
-        assert total > server.metric("resnetkit_batch_images_count")  # there were batches
+        assert total > server.metric("resnetkit_batch_images_count")  # images shared batches
 
 
 def test_what_waits_while_the_engine_is_busy_is_one_batch():
@@ -213,7 +213,7 @@ def test_the_page_and_its_files(server):
         assert "default-src 'none'" in reply.headers["content-security-policy"]
         assert "<style" not in text
         assert " style=" not in text
-        assert "http" not in text.replace("http-equiv", "")  # nothing comes from elsewhere
+        assert "http" not in text.replace("http-equiv", "")  # nothing is loaded from elsewhere
         files = re.findall(r'(?:href|src)="/?(page/[^"]+)"', text)
         assert files
         for name in files:

@@ -27,7 +27,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n
 
 
 def trickle(connection: socket.socket, content: bytes, seconds: float) -> float:
-    """Send one byte at a time until the server closes; return how long that took."""
+    """Send one byte at a time until the server hangs up; return how long that took."""
     start = time.monotonic()
     connection.settimeout(0.05)
     for position in range(len(content)):
@@ -90,7 +90,7 @@ def test_a_body_that_never_ends_is_answered_and_cut(fake):
 
 
 def test_a_client_that_does_not_read_is_cut():
-    """It asks for more than the system's buffers hold, and reads nothing."""
+    """The client requests more than the system's buffers hold, and reads nothing."""
     with running(FakeServed(), **SLOW) as server, server.open() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         request = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -104,7 +104,7 @@ def test_a_client_that_does_not_read_is_cut():
 
 
 def test_a_client_that_leaves_a_small_rest_is_cut(monkeypatch):
-    """Its answers fit into our own buffer, and the connection is closing already."""
+    """The unread answers fit into our own buffer, and the connection is already closing."""
     original = DeadlineProtocol.connection_made
 
     def small_buffers(self, transport):
@@ -125,7 +125,7 @@ RUBBISH = [
     b"GET / HTTP/9.9\r\n\r\n",
     b"\r\n" * 100 + b"\0",
     b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    b"GET /live HTTP/1.1\r\n\r\n",  # no host
+    b"GET /live HTTP/1.1\r\n\r\n",  # no Host header
     b"GET /live HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     b"GET /live HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
     b"GET /live HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 20_000 + b"\r\n",
@@ -157,7 +157,7 @@ def test_rubbish_is_refused_or_cut(fake, rubbish):
 
 @pytest.mark.slow
 def test_rubbish_after_a_request_is_refused_or_cut(fake):
-    """Pipelined: after a request that is answered, and after one that is being computed."""
+    """The rubbish is pipelined after answered requests, or after one that is being computed."""
     with running(fake, **SLOW) as server:
         image = png()
         for rubbish in RUBBISH:
@@ -181,7 +181,7 @@ def test_a_damaged_later_chunk_is_one_refusal(fake):
 
 @pytest.mark.parametrize("kind", ["length", "chunked"])
 def test_a_photo_that_is_being_sent_does_not_cost_the_refusal(kind):
-    """Most clients read the answer only when they have sent everything."""
+    """Most clients read the answer only after they have sent everything."""
     fake = FakeServed()
     fake.blocked.clear()
     piece = bytes(2**16)
@@ -275,7 +275,7 @@ def all_connections(server: Running) -> list[str]:
 
 @pytest.mark.parametrize("sent", [b"", b"GET /cla"])
 def test_a_connection_from_before_the_end_is_answered(fake, sent):
-    """Its request arrives when the server is no longer listening."""
+    """The request arrives on that connection after the server has stopped listening."""
     with running(fake) as server, server.open() as connection:
         connection.sendall(sent)
         time.sleep(0.1)
@@ -297,7 +297,7 @@ def can_connect(server: Running) -> bool:
 
 
 def test_connections_that_nobody_accepted_yet_are_answered():
-    """The event loop of a busy server may get to them only when it stops."""
+    """A busy server's event loop may get to such connections only when the server stops."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -315,7 +315,7 @@ def test_connections_that_nobody_accepted_yet_are_answered():
         server = _Uvicorn(config)
         server.lifespan = config.lifespan_class(config)
         await server.startup([listener])
-        asyncio.get_running_loop().remove_reader(listener)  # nothing is accepted anymore
+        asyncio.get_running_loop().remove_reader(listener)  # no more connections are accepted
         clients = [socket.create_connection(listener.getsockname()[:2]) for _ in range(5)]
         for client in clients:
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

@@ -64,7 +64,7 @@ def test_images_leave_in_order_within_the_limits_of_a_batch():
         queue.put_decoded(one, f"image of {size}", size)
     assert queue.take_batch(images=2, pixels=100, stop=stop) == tickets[:2]
     assert queue.take_batch(images=9, pixels=20, stop=stop) == tickets[2:3]
-    assert queue.take_batch(images=9, pixels=20, stop=stop) == tickets[3:4]  # more by itself
+    assert queue.take_batch(images=9, pixels=20, stop=stop) == tickets[3:4]  # alone over the limit
     assert queue.take_batch(images=9, pixels=20, stop=stop) == tickets[4:]
     queue.finish(tickets, [None] * 6)
     assert (queue.images, queue.pixels) == (0, 0)
@@ -113,7 +113,7 @@ def test_images_that_take_longer_than_earlier_ones_are_noticed_before_they_are_d
     queue = Queue(Bounds())
     take(queue, [ticket()])
     queue.admit([ticket() for _ in range(20)])
-    queue.admit([ticket(seconds=1)])  # nothing is known yet
+    queue.admit([ticket(seconds=1)])  # nothing has been measured yet
     time.sleep(0.1)
     with pytest.raises(Refusal, match="longer than the deadline"):
         queue.admit([ticket(seconds=1)])
@@ -128,7 +128,7 @@ def test_images_that_decode_slowly_make_others_wait_too():
     time.sleep(0.1)
     queue.put_decoded(one, "pixels", 1)
     queue.admit([ticket(pixels=100) for _ in range(20)])
-    assert 1 < queue.retry_after() < 3  # 20 images of 0.1 s and two decoders
+    assert 1 < queue.retry_after() < 3  # 20 images at 0.1 s each, two decoders
     with pytest.raises(Refusal, match="longer than the deadline"):
         queue.admit([ticket(seconds=0.5)])
     queue.withdraw(list(queue._encoded)[10:])

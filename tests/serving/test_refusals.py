@@ -39,7 +39,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 
 def memory() -> int:
-    """Return the peak of this process's memory in bytes, since `reset_peak`."""
+    """Return this process's peak memory in bytes since `reset_peak`."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return 1024 * int(line.split()[1])
@@ -86,7 +86,7 @@ def test_a_bomb_is_refused_without_its_memory(server, size):
 
 
 def test_a_webp_bomb_is_refused_without_its_memory(server):
-    """16383 x 16383, which the header claims twice."""
+    """The image's two headers both claim 16383 x 16383 pixels."""
     canvas = struct.pack("<I", 16382)[:3] * 2
     vp8x = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + canvas
     vp8l = b"VP8L" + struct.pack("<I", 6) + b"\x2f" + struct.pack("<I", 16382 | 16382 << 14) + b"\0"
@@ -106,7 +106,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent():
         reply = server.request(body=bytes(200_001))
         assert (reply.status, reply.json["reason"]) == (413, "body_too_large")
         head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n"
-        # A client that asks first is told at once.
+        # A client that asks before it sends the body is refused at once.
         answer = server.send(head + b"Expect: 100-continue\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"100 Continue" not in answer
@@ -195,7 +195,7 @@ def test_a_thread_that_reads_headers_does_not_keep_the_process():
 
 
 def test_an_upload_slower_than_the_deadline(fake):
-    """The default deadline begins when the body is complete, one of the client before."""
+    """The default deadline starts after the upload; one that the client sets starts before it."""
     body = png()
     with running(fake, deadline_seconds=0.3) as server:
         for header, status in ((b"", b"200"), (b"X-Deadline-Ms: 300\r\n", b"504")):
@@ -354,7 +354,7 @@ def test_a_wrong_name_of_the_server_is_refused(fake):
 
 
 def test_a_path_with_a_slash_too_many_is_not_redirected(fake):
-    """The new URL would begin with http:// even after a proxy with TLS."""
+    """The new URL would begin with http://, even behind a TLS proxy."""
     with running(fake) as server:
         reply = server.request(path="/predict/", body=png())
         assert (reply.status, reply.json["reason"]) == (404, "not_found")
@@ -459,7 +459,7 @@ def test_too_many_connections_are_refused(fake):
 
 
 def test_a_busy_server_refuses_before_it_reads(fake):
-    """The refusal of a full queue has the form of every refusal, and the id of the request."""
+    """A refusal for a full queue looks like any other, and carries the id of the request."""
     fake.blocked.clear()
     with running(fake, queue_images=1) as server:
         waiting = threading.Thread(target=lambda: server.request(body=png()))

@@ -43,7 +43,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.slow
 def test_two_thousand_mutated_uploads(exported):
-    """Each is answered or refused; the server stays ready and returns to an empty queue."""
+    """Each upload is answered or refused; the server stays ready, and its queue empties."""
     rng = random.Random(0)
     seeds = [
         encoded("JPEG"), encoded("JPEG", progressive=True), encoded("PNG"), encoded("WEBP"),
