@@ -69,7 +69,7 @@ def scikit_learns_folds(labels, groups, folds, seed):
 @pytest.mark.parametrize("seed", [0, 7, 11])
 @pytest.mark.parametrize(("folds", "classes"), [(2, 2), (5, 4), (3, 30)])
 def test_the_folds_are_scikit_learns(seed, folds, classes, monkeypatch):
-    monkeypatch.setattr("resnetkit.data.folds.TABLE", 100)  # several tables
+    monkeypatch.setattr("resnetkit.data.folds.TABLE", 100)  # several pieces
     labels, groups = grouped_images(seed, count=500, classes=classes)
     groups[::40] = groups[1::40]  # some groups have several classes
     names = [f"class {i}" for i in range(classes)]
