@@ -67,7 +67,7 @@ class Service:
         self._metrics = counted
         self._bounds = bounds
         self._memory = BodyMemory(bounds)
-        # Separate from the decoders, so that a request learns at once that the queue is full.
+        # Image headers have their own threads, so that busy decoders do not delay a refusal.
         self._headers = DaemonPool(cores(), "headers")
         self._uncertainty = lru_cache(maxsize=64)(served.resolve_uncertainty)
         self.is_stopping = False
@@ -141,7 +141,7 @@ class Service:
         return "starting" if self._engine.starts <= 1 else "engine_crashed"
 
     def refusal_before_reading(self, seconds: float | None) -> Refusal | None:
-        """Return the refusal that any prediction request would get now; None if it has a chance.
+        """Return the refusal that any prediction request would get now, or None.
 
         Args:
             seconds: the request's deadline in seconds; None for the default.

@@ -176,7 +176,7 @@ class Guard:
     def _check(self, path: str, headers: dict[str, str]) -> None:
         if "content-length" in headers and "transfer-encoding" in headers:
             message = "Send Content-Length or Transfer-Encoding, not both"
-            raise Refusal(400, "bad_http", message)  # a proxy may go by the other one
+            raise Refusal(400, "bad_http", message)  # a proxy may rely on the other one
         host = headers.get("host", "")
         name = _host_name(host)
         if name is None or not (name in self._hosts or _is_address(name)):
@@ -236,7 +236,7 @@ class _Exchange:
             for name, value in {**HEADERS, "x-request-id": self.id}.items():
                 headers.setdefault(name.encode(), value.encode())
             headers.setdefault(b"cache-control", b"no-store")
-            # An unread rest of the body would be taken for the next request. When the server stops,
+            # The unread part of a body would be read as the next request. When the server stops,
             # clients should move to another server.
             if self._unread or self._is_stopping():
                 headers[b"connection"] = b"close"

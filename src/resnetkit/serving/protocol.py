@@ -105,7 +105,7 @@ class DeadlineProtocol(H11Protocol):
             self.metrics.count_refusal("bad_http")
         if cycle is not None and not cycle.response_complete:
             cycle.scope["state"]["is_damaged"] = True  # the application counts and logs it
-            cycle.disconnected = True  # its body is malformed, and has no other answer
+            cycle.disconnected = True  # the body is malformed: no other answer is possible
             cycle.message_event.set()
             if cycle.response_started:
                 self._closing.abort()

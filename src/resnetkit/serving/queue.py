@@ -226,7 +226,7 @@ class Queue:
         return batch
 
     def end_batch(self, is_complete: bool) -> None:
-        """Note that the engine is done with its batch; time only a batch that is complete."""
+        """Note that the engine is done with its batch; only a complete batch counts as timed."""
         with self._changed:
             if is_complete and self._busy_since is not None:
                 seconds = (time.monotonic() - self._busy_since) / self._batch_images

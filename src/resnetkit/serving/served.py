@@ -97,8 +97,8 @@ def open_served(path: Path, *, device: str = "auto", engine: str = "auto") -> Se
 
     Args:
         path: the file. For an exported file, PyTorch is not imported unless it is a ``.pt2``.
-        device: the device that runs a model file.
-        engine: the engine that runs a model file.
+        device: for a model file, the device that runs it.
+        engine: for a model file, the engine that runs it.
 
     Raises:
         ModelFileError: the file is not a valid model.
@@ -316,7 +316,7 @@ class ModelFile:
 def _resolve_uncertainty(
     predictor: Predictor | ExportedPredictor, coverage: float | None, false_alarms: float | None
 ) -> Uncertainty | None:
-    """Check the parameters of a request; errors do not reveal the model file's folder."""
+    """Resolve ``coverage`` and ``false_alarms``; errors do not reveal the model file's folder."""
     try:
         return predictor.resolve_uncertainty(coverage, false_alarms)
     except ResnetkitError as error:
