@@ -26,12 +26,13 @@ def test_results_and_errors_come_in_order(workers):
 
 def test_at_most_two_results_per_worker_are_prefetched():
     begun = []
+    before = threading.enumerate()
     results = prefetch_map(lambda x: begun.append(x), range(100), 2)
     next(results)
     time.sleep(0.2)
     assert len(begun) <= 5
     results.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "worker"]
+    assert not {*threading.enumerate()} - {*before}
 
 
 def test_a_timeout_error_of_the_function_is_not_a_stuck_thread():

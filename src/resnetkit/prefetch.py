@@ -97,6 +97,7 @@ class Pool(Generic[Item, Result]):
             future, item = task
             if future.set_running_or_notify_cancel():
                 self._compute(future, item)
+            del task, future, item  # keep nothing in memory while waiting
 
     def _compute(self, future: Future[Result], item: Item) -> None:
         try:
@@ -148,10 +149,14 @@ class Pool(Generic[Item, Result]):
         names = sorted({name for name, since in current if time.monotonic() - since > STUCK / 2})
         return f"; being read: {', '.join(names)}" if names else ""
 
-    def close(self) -> None:
-        """Stop the threads and wait for them, except those that are blocked on a file."""
+    def release(self) -> None:
+        """Stop the threads after the items that are already queued, without waiting for them."""
         for _ in self.threads:
             self.tasks.put(None)
+
+    def close(self) -> None:
+        """Stop the threads and wait for them, except those that are blocked on a file."""
+        self.release()
         for thread in self.threads:
             while thread.is_alive():
                 _, since = _reading.get(thread.ident or 0, ("", time.monotonic()))

@@ -484,7 +484,7 @@ def test_a_run_holds_no_credentials(store, packed, tmp_path):
     trained = resnet("train", URL, *arguments, "--out", tmp_path / "run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert f"resnet evaluate {tmp_path}/run/model.safetensors {URL} --split val" in trained.stdout
-    assert "kept in" in trained.stderr
+    assert "cached in" in trained.stderr
     assert_no_credentials(tmp_path, trained.stdout, trained.stderr)
 
 

@@ -123,19 +123,32 @@ def test_images_that_take_longer_than_earlier_ones_are_noticed_before_they_are_d
 
 def test_images_that_decode_slowly_make_others_wait_too():
     queue = Queue(Bounds(), decoders=2)
-    queue.admit([ticket(pixels=100)])
+    queue.admit([ticket(pixels=1_000_000)])
     one = queue.take_encoded()
-    time.sleep(0.1)
+    one.taken -= 10
     queue.put_decoded(one, "pixels", 1)
-    queue.admit([ticket(pixels=100) for _ in range(20)])
-    assert 1 < queue.retry_after() < 3  # 20 images at 0.1 s each, two decoders
+    queue.admit([ticket(pixels=1_000_000) for _ in range(20)])
+    assert 100 < queue.retry_after() < 110  # 20 images of 10 s each, and two decoders
     with pytest.raises(Refusal, match="longer than the deadline"):
-        queue.admit([ticket(seconds=0.5)])
+        queue.admit([ticket(seconds=50)])
     queue.withdraw(list(queue._encoded)[10:])
-    assert 0.5 < queue.retry_after() < 1.5
-    for _ in range(10):
-        queue.take_encoded()
+    assert 50 < queue.retry_after() < 60
+    taken = [queue.take_encoded() for _ in range(10)]
+    assert queue.retry_after() > 50  # being decoded is not decoded
+    queue.finish(taken, [ValueError()] * 10)
     assert queue.retry_after() == 0
+    assert queue._undecoded == 0
+
+
+def test_tiny_images_do_not_raise_the_expected_wait_for_photos():
+    """At the rate of an image of 1 pixel that took 0.4 ms, a photo would take more than an hour."""
+    queue = Queue(Bounds())
+    queue.admit([ticket(pixels=1)])
+    one = queue.take_encoded()
+    one.taken = time.monotonic() - 0.0004
+    queue.put_decoded(one, "pixels", 1)
+    queue.admit([ticket(pixels=12_000_000)])
+    assert queue.retry_after() < 10
 
 
 def test_only_the_time_of_the_engine_counts_per_image():

@@ -188,8 +188,8 @@ def test_a_header_that_takes_long_ends_at_the_deadline_and_stops_nobody(monkeypa
 
 def test_a_thread_that_reads_headers_does_not_keep_the_process():
     code = (
-        "import time; from resnetkit.serving.decoding import DaemonPool; "
-        "DaemonPool(1, 'headers').submit(lambda: time.sleep(60)); time.sleep(0.5)"
+        "import time; from resnetkit.prefetch import Pool; "
+        "Pool(lambda call: call(), 1).submit(lambda: time.sleep(60)); time.sleep(0.5)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=40)
 

@@ -152,10 +152,7 @@ def _scan_to_disk(
         results = prefetch_map(reader, in_order(split), workers)
         for index, (digest, pixels) in enumerate(results):
             if digest and digests[index] and digest != digests[index]:
-                raise DataError(
-                    f"{split.path(index)} was changed while the images were being read. Start "
-                    "again once nothing else is writing to them"
-                )
+                raise _changed(split, index)
             if digest != digests[index]:
                 yield None  # one of the two reads failed; the image is read again below
             elif isinstance(pixels, ImageError):
@@ -188,10 +185,19 @@ def _scan_to_disk(
     missing = np.flatnonzero(kept.buffer < 0)
     retry = [int(row) for row in missing if row not in errors]
     for index, (digest, pixels) in zip(retry, prefetch_map(reader, retry, workers), strict=True):
+        if digest and digests[index] and digest != digests[index]:
+            raise _changed(split, index)
         digests[index] = digests[index] or digest
         if isinstance(pixels, ImageError):
             unreadable[index] = reader.with_path(index, str(pixels))
     return Scan(Images(split, preprocessing, kept=kept), digests, unreadable=unreadable)
+
+
+def _changed(split: Split, index: int) -> DataError:
+    return DataError(
+        f"{split.path(index)} was changed while the images were being read. Start again once "
+        "nothing else is writing to them"
+    )
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     except csv.Error as error:
         raise DataError(
             f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for an unmatched double "
-            "quote in this line or an earlier one"
+            "quote, or text after a closing one, in this line or an earlier one"
         ) from error
 
 

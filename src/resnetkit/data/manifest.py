@@ -91,7 +91,8 @@ def read_manifest(
         except csv.Error as error:
             raise DataError(
                 f"{file}, line {rows.line_num}: not valid CSV ({error}). Look for an "
-                "unmatched double quote in this line or an earlier one"
+                "unmatched double quote, or text after a closing one, in this line or an earlier "
+                "one"
             ) from error
         except UnicodeDecodeError as error:  # only in UTF-16, where invalid bytes are not escaped
             raise DataError(

@@ -198,7 +198,10 @@ def _below(prefix: str, found: Iterable[Any]) -> list[tuple[str, Any]]:
     """
     start = len(prefix) + 1 if prefix else 0
     below = [(meta["path"][start:], meta) for meta in found]
-    folders = {key.rpartition("/")[0] for key, _ in below} | {""}
+    folders = {""}
+    for key, _ in below:
+        while (key := key.rpartition("/")[0]) not in folders:
+            folders.add(key)
     return [(key, meta) for key, meta in below if meta["size"] or key not in folders]
 
 

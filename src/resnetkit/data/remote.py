@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -68,10 +67,10 @@ class read_ahead(Iterator[Item]):
     """
 
     def __init__(self, items: Iterable[Item], paths: Callable[[Item], Iterable[object]]) -> None:
-        self._source = iter(items)
-        self._paths = paths
-        self._pending: deque[Item] = deque()
         self._pool: Pool[str, bytes] | None = None
+        self._pending: deque[Item] = deque()
+        self._paths = paths
+        self._source = iter(items)
 
     def __next__(self) -> Item:
         while not self._pending or (self._pool is not None and _started.has_room()):
@@ -100,7 +99,9 @@ class read_ahead(Iterator[Item]):
             self._pool = None
 
     def __del__(self) -> None:
-        self.close()
+        if self._pool is not None:  # any thread may be here, so it waits for none
+            _started.drop(self._pool)
+            self._pool.release()
 
 
 def in_order(split: Split, indices: Iterable[int] | None = None) -> Iterator[int]:
@@ -118,7 +119,7 @@ class _Started:
     """Images that are being read ahead or waiting to be used. Shared by all threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection while it is held may call `drop`
         self._futures: dict[str, tuple[Future[bytes], Pool[str, bytes]]] = {}
         self._bytes = 0
 
@@ -196,8 +197,13 @@ def _find_shards(url: str) -> tuple[shards.Shards, int] | None:
     """Open the shards that a URL leads into, as for a path on this machine."""
     root = url.rpartition("/")[0]
     while root.count("/") >= 2:  # the root of a bucket may also have shards
-        with suppress(object_store.ObjectNotFound):
+        try:
             shards.open_shards(Path(root))
             return shards.find_opened(url)
+        except object_store.ObjectNotFound:
+            pass
+        except DataError:  # credentials for a prefix may not be valid for the bucket's root
+            if root.count("/") > 2:
+                raise
         root = root.rpartition("/")[0]
     return None

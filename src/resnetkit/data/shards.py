@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -175,10 +175,13 @@ class Shards:
         Raises:
             DataError: there is such a file; the message names it.
         """
-        others = set(os.listdir(self.root)) - {shard.name for shard in self.manifest.shards}
+        try:
+            others = set(os.listdir(self.root)) - {shard.name for shard in self.manifest.shards}
+        except OSError as error:
+            raise DataError(f"{self.root}: {error.strerror}") from error
         others -= {SHARDS, INDEX, storage.MARKER}
-        for path in self.paths if others else ():
-            if path.split("/", 1)[0] in others and os.path.lexists(self.root / path):
+        for path in chain.from_iterable(map(self._paths_in, others)):
+            if os.path.lexists(self.root / path):
                 raise DataError(
                     f"{self.root / path} was put into a folder of shards, where a packed image has "
                     "the same path. Move the file elsewhere"
@@ -249,6 +252,17 @@ class Shards:
         place = bisect_left(self.by_path, wanted, key=self.paths.encoded)
         row = int(self.by_path[place]) if place < len(self.by_path) else -1
         return row if row >= 0 and self.paths.encoded(row) == wanted else None
+
+    def _paths_in(self, name: str) -> Iterator[str]:
+        """Yield the packed paths that are ``name``, or in a folder of this name."""
+        if self.find(name) is not None:
+            yield name
+        folder = os.fsencode(name) + b"/"
+        for row in self.by_path[bisect_left(self.by_path, folder, key=self.paths.encoded) :]:
+            path = self.paths.encoded(int(row))
+            if not path.startswith(folder):
+                return
+            yield os.fsdecode(path)
 
     def open_image(self, row: int, name: str, is_path: bool) -> BinaryIO:
         """Open an image.

@@ -19,9 +19,6 @@ from .artefact import OUTPUTS, Artefact
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 """``(N, H, W, C)`` uint8 -> the requested values by name. Threads may share one."""
 
-_torch_lock = Lock()
-"""Held while PyTorch runs a program, because its number of threads is that of the process."""
-
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 
 
@@ -184,10 +181,12 @@ def _start_torch(artefact: Artefact, names: Sequence[str], threads: int, optimiz
                 self.found[nodes[node.name]] = value.numpy()
             return value
 
+    lock = Lock()  # the number of threads, which is set and restored, is process-wide
+
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         inputs = torch.from_numpy(images)
         recorder = Recorder()
-        with _torch_lock, restored_threads(), torch.inference_mode():
+        with lock, restored_threads(), torch.inference_mode():
             torch.set_num_threads(threads)
             answers = recorder.run(inputs) if nodes else module(inputs)
         values = {name: value.numpy() for name, value in zip(OUTPUTS, answers, strict=True)}

@@ -82,8 +82,8 @@ def _evaluate_record(
         )
     split = split or ("val" if data is None else None)
     evaluation = evaluate(record.file, source, split, device=device, workers=workers)
-    if data is not None:
+    if data is not None or record.corrections is None:
         return evaluation
-    # The note on where the paths of a run's split.csv lead names folders of this machine.
-    notes = tuple(note for note in evaluation.notes if str(source) not in note)
+    # The run's split.csv was read; its paths lead to the images by a folder of this machine.
+    notes = tuple(note for note in evaluation.notes if not note.startswith("the paths in "))
     return replace(evaluation, notes=notes)

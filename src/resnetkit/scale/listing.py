@@ -176,14 +176,19 @@ def _parquet_files(argument: str, expand: Expand) -> tuple[list[str], str | None
             found = sorted(
                 str(file)
                 for file in Path(path).rglob("*.parquet")
-                if not any(name.startswith((".", "_")) for name in file.relative_to(path).parts)
+                if not any(map(_is_hidden, file.relative_to(path).parts))
             )
     elif path.endswith(".parquet"):
         found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-    files = [file for file in found if not os.path.basename(file).startswith((".", "_"))]
+    files = [file for file in found if not _is_hidden(os.path.basename(file))]
     if mark and not files:
         raise RecipeError(f"{argument}: there is no Parquet file at {path}")
     return files, column or None
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether Spark and Hive skip a file or folder; ``_year=2024`` is a partition."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 def _read_parquet(path: str, column: str | None, versions: _Versions) -> Iterator[Item]:

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,10 +25,10 @@ from ..data.decode import UNNAMED, has_known_signature, stored_size
 from ..errors import ImageError, ModelFileError, RecipeError, did_you_mean, sentences
 from ..inference.prediction import NOT_FINITE, Prediction
 from ..limits import cores
+from ..prefetch import Pool
 from . import metrics, openapi
 from .body import Body, BodyMemory, Upload, split_images
 from .bounds import Bounds
-from .decoding import DaemonPool
 from .engine import Engine
 from .guard import refusal_content, refusal_headers
 from .queue import Queue, Ticket
@@ -36,6 +36,9 @@ from .refusals import DEADLINE_PASSED, ClientGone, Refusal
 from .served import Served
 
 PAGE = Path(__file__).parent / "page"
+
+Checked = tuple[Upload, int | Refusal]
+"""An image in a body, with its pixel count or its refusal."""
 PAGE_BASE = ("resnetkit.export", "page_base")  # shared with the web page that export writes
 PARAMETERS = ("top_k", "coverage", "false_alarms", "explain")
 
@@ -68,7 +71,8 @@ class Service:
         self._bounds = bounds
         self._memory = BodyMemory(bounds)
         # Image headers have their own threads, so that busy decoders do not delay a refusal.
-        self._headers = DaemonPool(cores(), "headers")
+        # They are daemon threads, so that none of them delays the end of the process.
+        self._headers: Pool[Callable[[], list[Checked]], list[Checked]] = Pool(_call, cores())
         self._uncertainty = lru_cache(maxsize=64)(served.resolve_uncertainty)
         self.is_stopping = False
         self.active = 0
@@ -80,7 +84,7 @@ class Service:
 
     def close(self) -> None:
         """Stop the service's threads."""
-        self._headers.close()
+        self._headers.release()
 
     def application(self) -> Starlette:
         """Return the routes as an ASGI application."""
@@ -237,7 +241,7 @@ class Service:
             raise Refusal(400, "bad_deadline", f"X-Deadline-Ms must be between 1 and {most}")
         return int(text[:9]) / 1000
 
-    def _check_images(self, body: Body, content_type: str) -> list[tuple[Upload, int | Refusal]]:
+    def _check_images(self, body: Body, content_type: str) -> list[Checked]:
         """Return the images in a body, each with its pixel count or its refusal."""
         contents, body.contents = body.contents, b""
         uploads = split_images(contents, content_type, self._bounds.request_images)
@@ -437,3 +441,7 @@ def _json(content: Any, status: int = 200) -> Response:
     # Class names may contain lone surrogates, which JSON can carry only as escapes.
     text = json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(text + b"\n", status, media_type="application/json")
+
+
+def _call(function: Callable[[], list[Checked]]) -> list[Checked]:
+    return function()

@@ -1,52 +1,13 @@
-"""Threads that read image headers and decode admitted images. The codecs release the GIL.
-
-All are daemon threads: at exit, Python does not wait for them, as it does for an executor's.
-"""
+"""Threads that decode admitted images. The codecs release the GIL."""
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
 
 from .metrics import Metrics
 from .queue import Queue
 from .served import Served
-
-
-class DaemonPool:
-    """Daemon threads that call functions. A call that is canceled before it starts is skipped."""
-
-    def __init__(self, threads: int, name: str) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
-        self._calls = queue.SimpleQueue()
-        self._threads = threads
-        for number in range(threads):
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
-
-    def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Queue a call, and return a future for its result."""
-        future: Future[Any] = Future()
-        self._calls.put((future, call))
-        return future
-
-    def close(self) -> None:
-        """End the threads after the calls that are already queued."""
-        for _ in range(self._threads):
-            self._calls.put(None)
-
-    def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
-            future, call = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:
-                    future.set_exception(error)
-            del item, future, call  # keep no body in memory while waiting
 
 
 class Decoders:

@@ -53,6 +53,7 @@ class DeadlineProtocol(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._received = 0
+        self._is_stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the header timer."""
@@ -118,6 +119,7 @@ class DeadlineProtocol(H11Protocol):
         A new connection, or one that has sent part of a request, has `LAST_SECONDS` to send the
         rest, and is still answered. Answers then ask clients to close the connection.
         """
+        self._is_stopping = True
         self._closing.hurry()
         is_new = self.cycle is None
         if (is_new or self.conn.trailing_data[0]) and not self._closing.is_closing():
@@ -179,9 +181,12 @@ class DeadlineProtocol(H11Protocol):
         Args:
             length: the length of the whole body, if known.
         """
-        if length is not None and length > self.bounds.body_bytes:
-            return LINGER_BYTES, LINGER_SECONDS
+        is_too_long = length is not None and length > self.bounds.body_bytes
+        if is_too_long or self.conn.their_state is h11.ERROR:  # only a valid body has an end
+            return LINGER_BYTES, LAST_SECONDS if self._is_stopping else LINGER_SECONDS
         size = LINGER_BYTES + max(0, self.bounds.body_bytes - self._received)
+        if self._is_stopping:
+            return size, LAST_SECONDS
         return size, max(LINGER_SECONDS, min(BODY_LINGER_SECONDS, self.bounds.body_seconds))
 
     def _start_header_timer(self) -> None:

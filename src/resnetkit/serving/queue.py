@@ -16,6 +16,9 @@ SMOOTHING = 0.2
 """The weight of the newest measurement in the moving averages."""
 
 
+FEW_PIXELS = 250_000
+"""Decoding an image takes at least as long as for this many pixels."""
+
 MARGIN = 0.8
 """An image is admitted if its expected wait is at most this share of the time to its deadline."""
 
@@ -35,6 +38,7 @@ class Ticket:
         shown: the decoded image as the overlay shows it, if one is requested.
         since: when it was admitted or, once it is decoded, when it was decoded.
         taken: when its decoding began.
+        undecoded: the pixels, at least `FEW_PIXELS`, that the decoders have yet to decode.
     """
 
     contents: bytes = field(repr=False)
@@ -46,6 +50,7 @@ class Ticket:
     shown: Any = field(default=None, repr=False)
     since: float = field(default_factory=time.monotonic)
     taken: float = 0.0
+    undecoded: int = 0
 
 
 class Queue:
@@ -68,7 +73,7 @@ class Queue:
         self._decoded: deque[Ticket] = deque()
         self._closed = False
         self._pixels = 0
-        self._encoded_pixels = 0
+        self._undecoded = 0  # pixels, as in `Ticket.undecoded`
         self._seconds_per_pixel = 0.0  # for one decoder
         self._seconds_per_image = 0.0  # for the engine
         self._busy_since: float | None = None
@@ -92,7 +97,7 @@ class Queue:
         """
         if not self.images:
             return 0.0
-        decoding = self._encoded_pixels * self._seconds_per_pixel / self._decoders
+        decoding = self._undecoded * self._seconds_per_pixel / self._decoders
         seconds = self._seconds_per_image
         since = self._busy_since
         if since is not None:  # the current images may take longer than earlier ones
@@ -145,7 +150,9 @@ class Queue:
             self.check_room(len(tickets), pixels, deadline)
             self._admitted.update(tickets)
             self._encoded.extend(tickets)
-            self._encoded_pixels += pixels
+            for ticket in tickets:
+                ticket.undecoded = max(ticket.pixels, FEW_PIXELS)
+                self._undecoded += ticket.undecoded
             self._pixels += pixels
             self._changed.notify_all()
 
@@ -158,7 +165,6 @@ class Queue:
                 kept = [ticket for ticket in waiting if ticket in self._admitted]
                 waiting.clear()
                 waiting.extend(kept)
-            self._encoded_pixels = sum(ticket.pixels for ticket in self._encoded)
 
     def take_encoded(self) -> Ticket | None:
         """Wait for an image to decode; return None once the queue is closed."""
@@ -166,7 +172,6 @@ class Queue:
             while not self._closed:
                 while self._encoded:
                     ticket = self._encoded.popleft()
-                    self._encoded_pixels -= ticket.pixels
                     if self._is_wanted(ticket):
                         ticket.taken = time.monotonic()
                         return ticket
@@ -186,8 +191,10 @@ class Queue:
             if ticket not in self._admitted:
                 return
             now = time.monotonic()
-            seconds = (now - ticket.taken) / max(1, ticket.pixels)
+            seconds = (now - ticket.taken) / ticket.undecoded
             self._seconds_per_pixel = _smooth(self._seconds_per_pixel, seconds)
+            self._undecoded -= ticket.undecoded
+            ticket.undecoded = 0
             self._pixels += pixels - ticket.pixels
             ticket.pixels = pixels
             ticket.inputs = inputs
@@ -272,6 +279,7 @@ class Queue:
             return False
         self._admitted.discard(ticket)
         self._pixels -= ticket.pixels
+        self._undecoded -= ticket.undecoded
         return True
 
 

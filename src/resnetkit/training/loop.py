@@ -204,7 +204,7 @@ def training_step(
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
     images, targets, local_labels = rank_inputs(state, batch, recipe, runtime)
 
-    # The last batch may be too short for `accumulate` parts. All ranks must have the same number.
+    # Very few images may not fill `accumulate` parts. All ranks have the same number of parts.
     parts = min(recipe.accumulate, len(labels) // runtime.world_size)
     micro_batches = zip(
         images.tensor_split(parts),

@@ -21,7 +21,7 @@ from ..runtime import Runtime
 from .distributed import revert_sync_bn
 from .optimizer import Optimizer
 from .out_of_memory import explain_out_of_memory
-from .param_groups import make_optimizer
+from .param_groups import make_optimizer, set_trainable
 from .recipe import Recipe
 from .shallow import shallow_model
 
@@ -51,13 +51,17 @@ def check_batch_norm(model: nn.Module, recipe: Recipe, runtime: Runtime, train_c
         RecipeError: the network reduces the micro-batch to one value per channel.
     """
     assert recipe.epochs is not None
+    if recipe.sync_bn and runtime.world_size > 1:  # the batch of all ranks is normalized together
+        return
     local_images = _batch_images(recipe, train_count) // runtime.world_size
     if local_images // min(recipe.accumulate, local_images) > 1:
         return
     image_size = min(recipe.train_size(epoch) for epoch in range(recipe.epochs))
     image, _ = _blank_batch(1, image_size, recipe.channels or 3, runtime)
     try:
-        with torch.no_grad(), in_mode(deepcopy(model), training=True) as copy:
+        copy = deepcopy(model)
+        set_trainable(copy, recipe, step=1, steps=1)  # all but frozen layers
+        with torch.no_grad():
             copy(normalize(image, recipe.preprocessing()))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

@@ -123,7 +123,7 @@ def _cache_name(url: str) -> str:
 def hash_in_name(name: str) -> str:
     """Return the first digits of the SHA-256 that a published file name ends with; "" if none.
 
-    Decimal digits alone are more often a date than a hash, and no published file has them.
+    Decimal digits alone are more often a date than a hash. None of our published files ends so.
     """
     match = re.search(r"-(?!\d+\.)([0-9a-f]{8,64})\.[^.]+$", name)
     return match[1] if match else ""
