@@ -88,7 +88,7 @@ def test_the_full_16_bits_may_be_mixed_with_8_bits(tmp_path):
 def test_the_model_file_carries_the_range(tmp_path, small, capsys):
     root = write(tmp_path / "d", *KINDS["12 bits in 16"][:3])
     run = train(root, out=tmp_path / "run", **small)
-    assert "0 becomes black and 4,095 white" in capsys.readouterr().err
+    assert "0 becomes black and 4,095 becomes white" in capsys.readouterr().err
     header = modelfile.read_header(run.model)
     assert header.preprocessing.value_range == (0, 4095)
     assert header.recipe["value_range"] == [0, 4095]

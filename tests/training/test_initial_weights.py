@@ -45,7 +45,7 @@ from resnetkit.training.recipe import Recipe, load_recipe
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """Register a network, ``tiny``, with one published file; return the file, in the cache."""
+    """Register a network, ``tiny``, with one published file; return the cached file."""
     torch.manual_seed(5)
     tensors = {**get_model("cifar_resnet20", width=4).state_dict()}
     torch.save(tensors, tmp_path / "tiny.pth")
@@ -232,7 +232,7 @@ def test_rows_of_the_head_are_matched_by_name(trained, capsys):
     head, before = _loaded(file, ["x", names[2], "y"])
     assert torch.equal(head, torch.stack([before[0], row[names[2]], before[2]]))
     text = " ".join(capsys.readouterr().err.split())
-    assert "1 of 3 rows of the head are kept, matched by name; the rows of x, y are new" in text
+    assert "1 of 3 rows of the head are kept, matched by name; the rows for x, y are new" in text
     head, before = _loaded(file, ["x", "y", "z"])
     assert torch.equal(head, before)
     assert "the head is new, because the file has other classes" in " ".join(
@@ -428,7 +428,7 @@ def test_what_is_left_to_train_is_checked_before_a_run_begins():
     for recipe, message in (
         (Recipe(freeze=("layer9",)), "unknown layer 'layer9'; expected conv1, bn1, layer1"),
         (Recipe(freeze=splits), "names every layer of the network"),
-        (Recipe(freeze=("fc",), head_share=0.1), "freeze names fc, .* Set head_share=0 too"),
+        (Recipe(freeze=("fc",), head_share=0.1), "freeze names fc, .* Set head_share=0"),
     ):
         with pytest.raises(RecipeError, match=message):
             make_optimizer(_net(), recipe)

@@ -217,8 +217,8 @@ def test_unreadable_images_stop_the_run_before_it_starts(flat_folder, small, tmp
     ("broken", "message"),
     [
         ("train/red", r"No image of class 'red' can be read.*The first error.*red/000\.png"),
-        ("train", r"No image of train can be read\. The first error: .*blue/000\.png"),
-        ("validation", r"No image of val can be read\. The first error: .*blue/100\.png"),
+        ("train", r"No image in train can be read\. The first error: .*blue/000\.png"),
+        ("validation", r"No image in val can be read\. The first error: .*blue/100\.png"),
     ],
 )
 def test_too_few_readable_images_are_an_error(split_folder, small, tmp_path, broken, message):
@@ -234,15 +234,15 @@ def test_micro_batches_too_small_for_batch_norm_are_an_error_before_the_run(
 ):
     settings = {**small, "model": "resnet18", "model_options": {"width": 4}, "image_size": 64}
     settings["train_sizes"] = [0.5, 0.5]
-    with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one\. .* --batch-size"):
+    with pytest.raises(RecipeError, match=r"1 image of 32 px to a single value\. .* --batch-size"):
         train(flat_folder, out=tmp_path / "run", **{**settings, "accumulate": 8})
     # The second of two micro-batches has a single image.
     uneven = {**settings, "batch_size": 3, "accumulate": 2}
     for options in ({}, {"show_plan": False}):
-        with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one"):
+        with pytest.raises(RecipeError, match=r"1 image of 32 px to a single value"):
             train(flat_folder, out=tmp_path / "run", **options, **uneven)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RecipeError, match=r"1 image of 32 px to a single one"):
+    with pytest.raises(RecipeError, match=r"1 image of 32 px to a single value"):
         find_lr(flat_folder, **{**settings, "batch_size": 1})
 
 

@@ -75,7 +75,7 @@ def test_a_recipe_as_text():
         "area, not mirrored"
     )
     assert plan.describe_augmentation(load_recipe("paper-cifar10")) == (
-        "random squares of the image with 4 px of black around it, mirrored at random"
+        "random squares from the image with 4 px of black around it, mirrored at random"
     )
     assert "scaled to 1.14 to 2.14 times" in plan.describe_augmentation(
         load_recipe("paper-imagenet")

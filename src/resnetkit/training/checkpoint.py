@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}|\.(\d{6,}|manifest\.json)\.\w{8,}|\.tmp\w{6}")
-"""Names of the half-written files of `storage.temporary` and safetensors that a kill leaves."""
+"""Names of the half-written files that `storage.temporary` and safetensors leave when killed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Snapshot:
     Args:
         tensors: weights, buffers and moments, by name.
         values: everything else, as JSON; ``step``, ``epoch`` and ``batch`` give the position.
-        generation: the file it was read from.
+        generation: the file that the snapshot was read from, if any.
     """
 
     tensors: dict[str, Tensor]
@@ -54,10 +54,10 @@ class Checkpoints:
     """Saves snapshots to a folder, one at a time, in a background thread.
 
     Args:
-        folder: ``state/`` of the run.
+        folder: the run's ``state/`` folder.
         seconds: time between saves; see `is_due`.
-        resumed: the snapshot that the run resumes. Its generation is kept until there are two newer
-            ones; a newer generation that turned out to be damaged is removed.
+        resumed: the snapshot that the run resumes from. Its generation is kept until there are two
+            newer ones; a newer generation that turned out to be damaged is removed.
     """
 
     def __init__(self, folder: Path, seconds: float, resumed: Snapshot | None = None) -> None:
@@ -100,7 +100,7 @@ class Checkpoints:
         """
         self.wait()
         self._last_save = time.monotonic()
-        # Each save gets a new thread: copying tensors gives a thread its own pool of compute
+        # Use a new thread for each save: a thread that copies tensors gets its own pool of compute
         # threads. While that pool exists, OpenMP treats the machine as oversubscribed, and training
         # runs at half speed.
         writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -111,7 +111,7 @@ class Checkpoints:
         """Wait until the last snapshot is on disk.
 
         Raises:
-            OutputError: it could not be written.
+            OutputError: the snapshot could not be written.
         """
         pending = self._pending
         self._pending = None
@@ -168,9 +168,9 @@ def write_generation(folder: Path, snapshot: Snapshot, previous: Path | None = N
 
 
 def _remove_generations(folder: Path, keep: set[Path | None]) -> None:
-    """Remove all other generations, and the unfinished files of killed runs.
+    """Remove all generations except ``keep``, and the unfinished files that killed runs left.
 
-    Other files are left alone, such as the ``.nfs...`` file that remains when an open file is
+    Other files are left alone, such as the ``.nfs...`` file that NFS leaves when an open file is
     removed.
     """
     for path in folder.iterdir():
@@ -192,7 +192,7 @@ def read_newest(folder: Path) -> Snapshot | None:
     If the newest generation is damaged, print a message and read the one before it.
 
     Raises:
-        TrainingError: there are generations, and none can be read.
+        TrainingError: there are generations, but none can be read.
     """
     problems = []
     for _, digest, path in list_generations(folder):
@@ -220,7 +220,7 @@ def _read_generation(path: Path, digest: str) -> Snapshot:
     with safe_open(path, "pt") as file:
         values = json.loads(file.metadata()["values"])
         names = file.keys()
-        # Clone, because a tensor backed by the file would keep it open, so that it could not be
-        # removed.
+        # Clone, because a tensor backed by the file would keep the file open, and Windows does not
+        # remove open files.
         tensors = {name: file.get_tensor(name).clone() for name in names}
     return Snapshot(tensors, values, path)

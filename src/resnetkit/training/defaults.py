@@ -26,11 +26,11 @@ class DeviceDefaults(NamedTuple):
     """Defaults for one type of device.
 
     Args:
-        batch_sizes: the minimum and maximum number of images per step, over all processes
-            together; see `fill_batch_size`.
-        images_shown: images shown over the whole run. This determines the number of epochs, within
-            `EPOCHS`.
-        largest_size: limit on the image side in pixels; see `fill_image_size`.
+        batch_sizes: the minimum and maximum number of images per step, summed over all processes;
+            see `fill_batch_size`.
+        images_shown: number of images shown to the network over the whole run. It determines the
+            number of epochs, within the limits of `EPOCHS`.
+        largest_size: upper limit on the image side in pixels; see `fill_image_size`.
     """
 
     batch_sizes: tuple[int, int]
@@ -43,9 +43,10 @@ DEVICE_DEFAULTS = {
     "mps": DeviceDefaults(batch_sizes=(64, 64), images_shown=80_000, largest_size=192),
     "cuda": DeviceDefaults(batch_sizes=(128, 128), images_shown=160_000, largest_size=224),
 }
-"""Defaults by type of device. A GPU idles with small batches, so its batches are larger. It also
-sees more images, which makes up for some of the steps lost to larger batches. Only the CPU row was
-measured (benchmarks/speed_cpu_2026-11-20.md, benchmarks/defaults_cpu_2026-11-29.md)."""
+"""Defaults by type of device. Small batches leave a GPU idle, so its batches are larger. A run on a
+GPU also shows more images, which makes up for some of the steps lost to larger batches. Only the
+defaults for CPUs were measured (benchmarks/speed_cpu_2026-11-20.md,
+benchmarks/defaults_cpu_2026-11-29.md)."""
 
 FEW_IMAGES = 1000
 """With fewer training images than this, ``trivial_augment: few`` turns on TrivialAugment."""
@@ -54,7 +55,7 @@ STEPS_PER_EPOCH = 190
 """Approximate number of steps per epoch, within the limits of `DEVICE_DEFAULTS`.
 
 With a few thousand images, training needs the many steps that small batches give. With 24,000
-images or more, batches of 128 reach the same accuracy in the same number of epochs and half the
+images or more, batches of 128 reach the same accuracy in the same number of epochs and in half the
 time.
 """
 
@@ -75,10 +76,10 @@ def fill_defaults(
         recipe: the recipe, with its weights resolved.
         dataset: the images and their classes.
         runtime: the device.
-        recorded: the recipe of the run being resumed, which keeps its input channels.
+        recorded: the recipe of the run being resumed; its number of input channels is kept.
 
     Raises:
-        DataError: there are no training images, or nothing says which values are black and white.
+        DataError: there are no training images, or no single range of values fits all images.
         RecipeError: the recipe and its network differ in the number of channels.
     """
     recipe = fill_network(recipe, dataset, runtime)
@@ -107,11 +108,12 @@ def fill_network(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
 def fill_channels(recipe: Recipe, dataset: Dataset, *, recorded: Recipe | None = None) -> Recipe:
     """Fill in ``channels``, and set the network's ``in_channels`` option to match.
 
-    A network with random weights has one input channel if all training images are stored as
-    grayscale. Otherwise it has three, unless the recipe says otherwise.
+    If the recipe does not set the number, a network with random weights has one input channel if
+    all training images are stored as grayscale. Any other network has three.
 
     Raises:
-        RecipeError: both are set and differ, or images cannot have this number of channels.
+        RecipeError: ``channels`` and ``in_channels`` are both set and differ, or images cannot have
+            this number of channels.
     """
     options = dict(recipe.model_options)
     channels = options.get("in_channels", recipe.channels)
@@ -157,7 +159,7 @@ def fill_value_range(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Fill in the values that become black and white in images with more than 8 bits.
 
     Raises:
-        DataError: the images are of different kinds.
+        DataError: the images are of different kinds, so no single range of values fits.
     """
     splits = [dataset.splits[name] for name in ("train", "all", "val") if name in dataset.splits]
     if recipe.value_range is not None or not splits:
@@ -178,8 +180,8 @@ def fill_image_size(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recip
     split = dataset.splits.get("train") or dataset.splits.get("all")
     if split is None:
         raise DataError(
-            f"{shown(dataset.root)} has only {', '.join(dataset.splits)}: there are no training "
-            "images"
+            f"{shown(dataset.root)} has no training images, only the splits "
+            f"{', '.join(dataset.splits)}"
         )
     if image_size is None:
         sides = [min(size) for size in image_sizes(split, permutation(0, 0, len(split))[:200])]
@@ -215,7 +217,7 @@ def fill_length(
             open, whatever device that run was on.
 
     Raises:
-        RecipeError: epochs and steps are both set, and disagree.
+        RecipeError: epochs and steps are both set, but disagree.
     """
     if recorded is not None:
         values: dict[str, Any] = {"batch_size": recipe.batch_size or recorded.batch_size}
@@ -248,27 +250,28 @@ def fill_epochs(
 ) -> Recipe:
     """Fill in the number of epochs.
 
-    With ``steps``, it is the number of epochs needed for that many steps; the last one may be cut
-    short. Otherwise, it is enough epochs to show ``images_shown`` images (see `DEVICE_DEFAULTS`),
-    or `PRETRAINED_SHARE` of them if the network starts from trained weights, within `EPOCHS`.
+    With ``steps``, it is the number of epochs needed for that many steps; the last epoch may be cut
+    short. Otherwise, it is the number needed to show ``images_shown`` images (see
+    `DEVICE_DEFAULTS`), or `PRETRAINED_SHARE` of them if the network starts from trained weights,
+    within the limits of `EPOCHS`.
 
     Args:
         recipe: the recipe; its batch size is filled in.
         images: number of training images.
         runtime: the device.
         is_resumed: whether the run is resumed. Its recipe then has both epochs and steps. If they
-            no longer agree, the data changed, which a later check reports.
+            no longer agree, the data has changed, and a later check reports it.
 
     Raises:
-        RecipeError: epochs and steps are both set, and disagree.
+        RecipeError: epochs and steps are both set, but disagree.
     """
     if recipe.steps is not None:
         assert recipe.batch_size is not None
         epochs = math.ceil(recipe.steps / max(1, images // recipe.batch_size))
         if recipe.epochs not in (None, epochs) and not is_resumed:
             raise RecipeError(
-                f"epochs is {recipe.epochs}, but {recipe.steps} steps with batches of "
-                f"{recipe.batch_size} of these {images} images take {epochs} epochs. Set epochs or "
+                f"epochs is {recipe.epochs}, but with {images} images and a batch size of "
+                f"{recipe.batch_size}, {recipe.steps} steps take {epochs} epochs. Set epochs or "
                 "steps to null"
             )
         return recipe.with_settings({"epochs": epochs, "steps": recipe.steps})

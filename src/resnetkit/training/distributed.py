@@ -56,14 +56,14 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
 
 
 def check_image_count(count: int, runtime: Runtime) -> None:
-    """Check that every rank gets at least one image of every batch.
+    """Check that every rank gets at least one image from every batch.
 
     Raises:
         DataError: there are fewer training images than processes.
     """
     if count < runtime.world_size:
         raise DataError(
-            f"{pluralize(count, 'training image')} cannot be split over {runtime.world_size} "
+            f"{pluralize(count, 'training image')} cannot be split across {runtime.world_size} "
             f"processes. Start torchrun with --nproc-per-node {max(1, count)} or less"
         )
 
@@ -95,9 +95,9 @@ def wrap_model(
 
     Args:
         model: the network, or its first blocks.
-        recipe: its ``compile`` is used.
+        recipe: the resolved recipe.
         runtime: device and ranks.
-        previous: the wrapper of the previous step. It is reused only if the same parameters are
+        previous: the wrapper from the previous step. It is reused only if the same parameters are
             trained, because `DistributedDataParallel` waits for the gradients of the parameters
             that were trained when it was created.
     """
@@ -188,7 +188,7 @@ def sync_gradients(network: nn.Module, is_last: bool) -> AbstractContextManager[
 
 
 def launch_command(runtime: Runtime) -> str:
-    """Return what to type before ``train`` to start this many processes."""
+    """Return the command to put before ``train`` to start this many processes."""
     if runtime.world_size == 1:
         return "resnet"
     return f"torchrun --standalone --nproc-per-node {runtime.world_size} -m resnetkit"

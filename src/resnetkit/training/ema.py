@@ -1,7 +1,7 @@
 """EMA: an exponential moving average of the weights over the steps (Polyak averaging).
 
-It often classifies better than the network at any single step, especially while the learning rate
-is high.
+The averaged weights often classify better than the weights of any single step, especially while
+the learning rate is high.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, is_last: bool = False) -> None:
-        """Move the EMA toward the weights of ``model`` after a step (0-based), if one is due.
+        """Move the EMA toward the weights of ``model`` after a step (0-based), if an update is due.
 
-        After the last step, one is always due, so that the EMA includes the final weights.
+        After the last step, an update is always due, so that the EMA includes the final weights.
         """
         if step % self.every and not is_last:
             return

@@ -44,7 +44,7 @@ class CrossValidation:
         runs: one run per fold.
         final: the run of the final network, which was trained on all images.
         evaluation: the out-of-fold predictions of all images, sorted by path.
-        folds: the fold of each image of ``evaluation``, from 1.
+        folds: the fold of each image in ``evaluation``, from 1.
         summary: the content of ``folds.json``.
     """
 
@@ -56,8 +56,8 @@ class CrossValidation:
     summary: dict[str, Any]
 
 
-@machine.connected()  # torchrun's ranks
-@machine.restored_threads()  # the caller's number of threads is restored
+@machine.connected()  # connects torchrun's ranks
+@machine.restored_threads()  # restores the caller's number of threads
 def train_folds(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -72,43 +72,45 @@ def train_folds(
 ) -> CrossValidation:
     """Cross-validate a recipe, then train the final network on all images.
 
-    Each image belongs to one fold (`data.folds.assign_folds`: stratified, exact and near duplicates
-    together, f(seed, contents)). For each fold, a network is trained on the other folds, in
-    ``fold-1``, ``fold-2``, ..., and predicts the images of its fold. All runs use the settings that
-    were filled in for the first. The training and validation splits are pooled; a test split is
-    left out, and the final network is evaluated on it.
+    Each image belongs to one fold. The folds are stratified, keep exact and near duplicates
+    together, and are f(seed, contents); see `data.folds.assign_folds`. For each fold, a network is
+    trained on the other folds and predicts the images in this one; its run folder is ``fold-1``,
+    ``fold-2``, ... All runs use the settings that were filled in for the first. The training and
+    validation splits are pooled; a test split is left out, and the final network is evaluated on
+    it.
 
     The final network, in ``final``, is trained on all images with the same recipe and number of
     epochs. No images are left to select its best epoch, so it keeps the last one. The folds are
     therefore judged by their last epoch too: their accuracy is that of the procedure that produces
     the final network, and no image is used both to select an epoch and to measure accuracy. The
-    final network has seen ``K / (K - 1)`` times as many images as each fold, so it is usually a
-    little better.
+    final network has seen ``K / (K - 1)`` times as many images as the network of each fold, so it
+    is usually a little better.
 
     The accuracy is computed over all out-of-fold predictions together. Its interval is Wilson's,
-    with copies counted as `evaluation.intervals.grouped_interval` does. It says how much the
-    accuracy may vary with the choice of images. The standard deviation between folds is no
-    substitute: the folds share most of their training images, so their accuracies are not
-    independent, and no unbiased estimate of the variance can be made from them (Bengio and
-    Grandvalet 2004, JMLR 5:1089). This interval does not cover how much the network varies with its
-    training images either, so it is a little too narrow for small datasets (Bates, Hastie and
-    Tibshirani 2023, doi:10.1080/01621459.2023.2197686).
+    with copies counted as in `evaluation.intervals.grouped_interval`. It says how much the accuracy
+    may vary with the choice of images. The standard deviation between folds is not a substitute:
+    the folds share most of their training images, so their accuracies are not independent and give
+    no unbiased estimate of the variance (Bengio and Grandvalet 2004, JMLR 5:1089). Wilson's
+    interval does not cover how much the network varies with its training images, so it is a little
+    too narrow for small datasets (Bates, Hastie and Tibshirani 2023,
+    doi:10.1080/01621459.2023.2197686).
 
     Args:
-        data: as in `train`. With ``resume``, the folder of a cross-validation works too.
+        data: as in `train`. With ``resume``, it can also be the folder of a cross-validation.
         recipe: as in `train`.
-        folds: number of folds, at least 2; by default 5, or as before if resumed.
+        folds: number of folds, at least 2; by default 5, or the recorded number if resumed.
         out: the folder; by default ``runs/<data>-<model>-folds``. ``folds.json`` is written last.
         device: as in `train`.
         workers: as in `train`.
-        resume: continue with the fold in which it stopped; finished folds do not change.
+        resume: continue with the fold in which training stopped; finished folds do not change.
         tensorboard: as in `train`.
         settings: as in `train`; ``fold``, ``val_split`` and ``patience`` are not allowed.
 
     Raises:
         RecipeError: a setting cannot be combined with folds, or there are fewer than two folds.
-        DataError: a class has fewer images than there are folds, not counting copies. Also
-            everything that `train` raises.
+        DataError: a class has fewer images than there are folds, not counting copies.
+
+    It also raises the same errors as `train`.
     """
     if resume and is_cross_validation(data):
         first = RunFolder(Path(data) / "fold-1")
@@ -150,10 +152,10 @@ def train_folds(
         for number in range(1, folds + 1):
             runs.append(train_one(number, f"fold-{number}", fold=(number, folds)))
             runtime.on_main(storage.make_output, path)  # not earlier: `train` may refuse to start
-            # The first run has filled in everything, so that all folds have the same settings.
+            # Reuse the recipe that the first run filled in: all folds need the same settings.
             recipe = runs[0].folder / "recipe.yaml"
             steps = runs[0].recipe.steps
-            settings = {} if steps is None else {"steps": steps}  # the epochs follow from it
+            settings = {} if steps is None else {"steps": steps}  # they determine the epochs
         final = train_one(folds + 1, FINAL, fold=None, val_split=0)
     except Interrupted as error:
         command = f"{launch_command(runtime)} train --resume {shlex.quote(str(path))}"
@@ -197,12 +199,12 @@ def pool_folds(
 
     Args:
         dataset: all images.
-        runs: the run of each fold.
+        runs: one run per fold.
         device: as in `train`.
         workers: as in `train`.
 
     Returns:
-        The predictions of all images, sorted by path; the fold of each image; and its group.
+        The predictions of all images, sorted by path; the fold of each image; its group.
     """
     pooled = pool_validation(dataset)
     root = pooled.splits["all" if "all" in pooled.splits else "train"].root
@@ -365,7 +367,7 @@ def _check_settings(folds: int, recipe: str | Path | None, settings: dict[str, A
         raise RecipeError(f"--folds must be at least 2; got {folds}")
     for key in ("fold", "val_split"):
         if key in settings:
-            raise RecipeError(f"--folds makes the splits itself: remove {key}")
+            raise RecipeError(f"--folds creates the splits itself. Remove {key}")
     if load_recipe(recipe or "finetune").with_settings(settings).patience is not None:
         raise RecipeError(
             "--folds cannot be combined with patience. The final network has no validation images, "

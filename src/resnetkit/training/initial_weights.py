@@ -1,7 +1,7 @@
 """The initial weights of a run: random numbers, a published file, or a local file.
 
-`resolve_recipe` decides once, before anything else is done. From then on, the recipe names the
-weights and their SHA-256, never ``auto``.
+`resolve_recipe` chooses the weights once, before anything else happens. From then on, the recipe
+names the weights and their SHA-256, never ``auto``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STARTER_MODEL = "resnet18_starter"
 def network_name(recipe: str | Path | None, settings: dict[str, Any]) -> str:
     """Return the name of the network, without downloading anything.
 
-    It is part of the name of the run folder.
+    The name of the run folder includes it.
     """
     loaded = load_recipe(recipe or "finetune").with_settings(settings)
     file = Path(loaded.weights).expanduser()
@@ -51,13 +51,13 @@ def resolve_recipe(
 ) -> Recipe:
     """Load a recipe, apply the settings, and resolve its weights.
 
-    The weights of the result are ``none``, or name a file with its SHA-256.
+    The resulting recipe has the weights ``none``, or names the weights and their SHA-256.
 
     Args:
         recipe: a built-in name or a YAML file. None means ``finetune`` if there are weights to
             start from, else ``fast``.
-        settings: other values for its fields. ``weights: auto`` uses published weights if they are
-            in the cache or can be downloaded without a long wait.
+        settings: new values for fields of the recipe. ``weights: auto`` uses published weights if
+            they are in the cache or can be downloaded without a long wait.
         recorded: the recipe of the run being resumed; ``auto`` means the weights of that run.
 
     Raises:
@@ -79,7 +79,7 @@ def resolve_recipe(
 def _recorded_weights(recorded: Recipe, wanted: Recipe) -> dict[str, Any]:
     """Return the fields of a recorded recipe that a resumed run keeps.
 
-    The weights bring their network with them, except for what ``wanted`` says about it.
+    The network of the weights is kept too, except for the fields that ``wanted`` sets.
     """
     fields: dict[str, Any] = {
         "weights": recorded.weights,
@@ -96,7 +96,7 @@ def _recorded_weights(recorded: Recipe, wanted: Recipe) -> dict[str, Any]:
 
 
 def _resolve_weights(recipe: Recipe, weights: str) -> dict[str, Any] | None:
-    """Return the recipe fields for some weights; None if ``auto`` finds none."""
+    """Return the recipe fields that describe the weights; None if ``auto`` finds no weights."""
     model = recipe.model or DEFAULT_MODEL
     if weights != "auto":
         return _weights_fields(recipe, model, weights, brief=False)
@@ -143,7 +143,7 @@ def _weights_fields(recipe: Recipe, model: str, weights: str, *, brief: bool) ->
 
 
 def _published_member(model: str, weights: str) -> WeightsEnum | None:
-    """Return the published weights of this name; None if it is a file or an address."""
+    """Return the published weights of this name; None if the name is a file or a URL."""
     if weights.startswith(f"{Starter_Weights.__name__}."):
         return Starter_Weights.verify(weights)
     return resolve_weights(weights, get_model_weights(model) if list_weights(model) else None)
@@ -154,19 +154,19 @@ def _weights_file(model: str, weights: str, *, brief: bool) -> Path:
 
     Args:
         model: the name of the network.
-        weights: a published name, a file or an address.
-        brief: give up quickly if the server of published weights does not answer.
+        weights: a published name, a file or a URL.
+        brief: give up quickly if the server with the published weights does not respond.
     """
     member = _published_member(model, weights)
     return resolve_file(weights) if member is None else member.file(brief=brief)
 
 
 def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network with random weights, f(seed), and the options that rebuild it.
+    """Build the network with random weights, f(seed); return it and the options that rebuild it.
 
     Raises:
-        RecipeError: ``model_options`` has an unknown option, a value that is not valid, or an
-            option that removes the head or changes the number of classes.
+        RecipeError: ``model_options`` has an unknown option, an invalid value, or an option that
+            removes the head or changes the number of classes.
     """
     assert recipe.model is not None
     if recipe.model_options.get("include_top", True) is not True:
@@ -191,7 +191,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
         init_options["zero_init_residual"] = True
     torch.default_generator.manual_seed(recipe.seed)  # enough, because the model is on the CPU
     try:
-        get_skeleton(recipe.model, **options)  # only for its errors, which name the options
+        get_skeleton(recipe.model, **options)  # checks the options: its errors name them
         model = get_model(recipe.model, **options, **init_options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model_options of {recipe.model}: {error}") from error
@@ -210,10 +210,10 @@ def initial_network(
         load_weights: whether to load the recipe's weights file, if it has one.
 
     Returns:
-        The network, the options that rebuild it, and ``runtime`` with its memory layout.
+        The network, the options that rebuild it, and ``runtime`` with the network's memory layout.
 
     Raises:
-        RecipeError, TrainingError, WeightsError: as in `make_network` and `load_initial_weights`.
+        RecipeError, TrainingError, WeightsError: see `make_network` and `load_initial_weights`.
     """
     network, options = make_network(recipe, len(classes))
     if load_weights:
@@ -226,12 +226,12 @@ def initial_network(
 def load_initial_weights(network: nn.Module, recipe: Recipe, classes: Sequence[str]) -> None:
     """Copy the recipe's weights into the network.
 
-    Rows of the head are matched by class name. Classes that the weights do not name keep their
-    random rows.
+    The rows of the head are matched by class name. Classes that the weights do not name keep the
+    random rows of the new head.
 
     Raises:
         TrainingError: the file changed since the recipe was resolved.
-        WeightsError: the weights are not available, or do not fit.
+        WeightsError: the weights are not available, or do not fit the network.
     """
     if recipe.weights == "none":
         return
@@ -255,7 +255,7 @@ def load_initial_weights(network: nn.Module, recipe: Recipe, classes: Sequence[s
 
 
 def _logit_names(path: Path, recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
-    """Return the class names of the weights' logits; None if they are unknown."""
+    """Return the class of each logit of the trained network; None if the names are unknown."""
     if modelfile.is_model_file(path):
         return list(modelfile.read_header(path).classes)
     member = _published_member(str(recipe.model), recipe.weights)
@@ -317,10 +317,10 @@ def _match_head(
     if not kept:
         return tensors, f"the head is new, because the file has other classes ({_first_few(names)})"
     if len(kept) == len(classes):
-        return tensors, "the head is kept: its rows were matched with these classes by name"
+        return tensors, "the head is kept: its rows were matched to these classes by name"
     new = [name for name, row in zip(classes, rows, strict=True) if row is None]
     return tensors, (
-        f"{len(kept)} of {len(classes)} rows of the head are kept, matched by name; the rows of "
+        f"{len(kept)} of {len(classes)} rows of the head are kept, matched by name; the rows for "
         f"{_first_few(new)} are new"
     )
 
@@ -330,10 +330,10 @@ def _first_few(names: Sequence[str]) -> str:
 
 
 def shareable_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as stored in the model file, without private details.
+    """Return the recipe as the model file stores it, without private details.
 
-    Of the weights, only the name of the file is kept, or the address without user, password and
-    query. The SHA-256 identifies the file.
+    For the weights, only the file name is kept, or the URL without user name, password and query.
+    The SHA-256 identifies the file.
     """
     weights = recipe.weights
     if weights.startswith(("https://", "http://")):

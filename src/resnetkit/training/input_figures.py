@@ -18,7 +18,7 @@ from .recipe import Recipe
 def draw_inputs(folder: Path, prepared: PreparedData, recipe: Recipe) -> None:
     """Write ``train_batch.png`` and ``val_batch.png``, with up to 16 images each.
 
-    There is no ``val_batch.png`` without validation images.
+    ``val_batch.png`` is written only if there are validation images.
     """
     classes = prepared.dataset.classes
     assert recipe.batch_size is not None
@@ -32,7 +32,7 @@ def draw_inputs(folder: Path, prepared: PreparedData, recipe: Recipe) -> None:
     batches = loader.training(recipe.augmentation(), recipe.train_size(0), recipe.seed, 0)
     batch = next(batches)
     captions = [classes[label] for label in batch.labels]
-    title = "Training images of the first epoch, as the network sees them"
+    title = "Training images in the first epoch, as the network sees them"
     plots.save_image_grid(_to_arrays(batch.images), captions, folder / "train_batch.png", title)
 
     val = prepared.val

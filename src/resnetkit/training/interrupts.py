@@ -30,7 +30,7 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             self._watchdog.__enter__()
             for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # ignored by background jobs
+                if signal.getsignal(number) != signal.SIG_IGN:  # background jobs ignore it
                     self._handlers[number] = signal.signal(number, self._record)
         return self
 
@@ -42,7 +42,7 @@ class Interrupts:
         self.received = number
         self._watchdog.acknowledge()
         self._restore_handlers()
-        say("Finishing this step and saving. Repeat to stop at once.")
+        say("Finishing this step and saving. Send the signal again to stop at once.")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

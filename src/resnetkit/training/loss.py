@@ -11,15 +11,15 @@ from .recipe import Recipe
 
 
 def class_weights(recipe: Recipe, counts: Sequence[int], device: torch.device) -> Tensor | None:
-    """Return the weight of each class in the loss; None if all classes count the same.
+    """Return the weight of each class in the loss; None if all classes have the same weight.
 
-    The weights are defined as in scikit-learn's ``balanced``: total / (classes * count), with a
-    mean of 1 over the images.
+    The weights are defined as in scikit-learn's ``balanced``: total / (classes * count), so that
+    their mean over the images is 1.
 
     Args:
         recipe: its ``class_weights`` is "none" or "balanced".
-        counts: number of training images of each class.
-        device: where to put the weights, ``(classes,)`` float32.
+        counts: number of training images in each class.
+        device: the device for the weights, ``(classes,)`` float32.
     """
     if recipe.class_weights == "none":
         return None

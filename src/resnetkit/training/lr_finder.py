@@ -1,4 +1,4 @@
-"""The learning-rate finder: a short run with a growing learning rate, and a suggestion.
+"""The learning-rate finder: a short run at increasing rates, and the rate that it suggests.
 
 Smith, arXiv:1506.01186, section 3.3: raise the rate once from far too low to far too high, and
 watch the loss. It falls while the rate is useful, and rises when the rate is too high.
@@ -61,13 +61,13 @@ def find_lr(
 ) -> LearningRates:
     """Train for up to 120 steps at rates from 1e-6 to 3, and suggest the largest useful rate.
 
-    The suggestion is a third of the rate with the lowest smoothed loss. Nothing is written.
+    The suggestion is a third of the rate with the lowest smoothed loss. Nothing is written to disk.
 
     Args:
-        data, recipe, device, workers, settings: as in `train`; ``head_share`` is 0.
+        data, recipe, device, workers, settings: as in `train`; ``head_share`` is set to 0.
 
     Raises:
-        RecipeError, DataError: as in `train`; or there is more than one process.
+        RecipeError, DataError: see `train`. RecipeError also if there is more than one process.
         TrainingError: the loss never fell.
     """
     if processes.world_size() > 1:
@@ -93,7 +93,7 @@ def find_lr(
 
 
 def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> LearningRates:
-    """Smooth the losses of single steps, and suggest a rate.
+    """Smooth the losses of the individual steps, and suggest a rate.
 
     Raises:
         TrainingError: the loss never fell.
@@ -107,7 +107,7 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> LearningRat
     if lowest < 3:
         raise TrainingError(
             f"The loss never fell at rates from {LOWEST:g} to {HIGHEST:g}. Check the images and "
-            "their classes (`train_batch.png` of a run shows them)"
+            "their classes (`train_batch.png` in a run folder shows them)"
         )
     return LearningRates(tuple(rates), tuple(smooth), rates[lowest] / 3)
 

@@ -1,4 +1,4 @@
-"""The margin of each training image, averaged over the run: small where a label is wrong.
+"""The margin of each training image, averaged over the run: small if its label is wrong.
 
 The margin of an image is the logit of its label minus the greatest other logit. Similar images pull
 against a wrong label, so the margin stays small until the network memorizes the image. The mean

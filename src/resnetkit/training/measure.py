@@ -35,7 +35,7 @@ THREADS_ROUNDS = 7
 """Maximum number of rounds; each round times every thread count once."""
 
 THREADS_GAIN = 0.1
-"""How much slower a step with fewer compute threads may be than the fastest, as a share."""
+"""How much slower than the fastest step a step with fewer threads may be, as a share."""
 
 
 def check_batch_norm(model: nn.Module, recipe: Recipe, runtime: Runtime, train_count: int) -> None:
@@ -68,13 +68,13 @@ def check_batch_norm(model: nn.Module, recipe: Recipe, runtime: Runtime, train_c
             raise
         raise RecipeError(
             "Batch norm needs more than one value per channel, but this network reduces 1 image of "
-            f"{image_size} px to a single one. Use a larger --batch-size, a smaller accumulate, or "
-            "larger images (--image-size)"
+            f"{image_size} px to a single value. Use a larger --batch-size, a smaller accumulate, "
+            "or larger images (--image-size)"
         ) from error
 
 
 def _batch_images(recipe: Recipe, train_count: int) -> int:
-    """Return the number of images of a batch, on all ranks together."""
+    """Return the number of images in a batch, summed over all ranks."""
     assert recipe.batch_size is not None
     return min(train_count, recipe.batch_size)
 
@@ -92,7 +92,7 @@ def fill_threads(
     Training steps with 1, 2, 4, ... threads take turns for at most `THREADS_SECONDS`. The result is
     the smallest number whose median step is within `THREADS_GAIN` of the fastest: a small network
     gains little from more threads, and threads that wait for each other slow down every other
-    process. If steps take too long for that, it is the number of cores that the first step got.
+    process. If steps take too long to compare, the first step decides; see `fewest_fast_threads`.
 
     Nothing is measured if the number is given: by the recipe, by OMP_NUM_THREADS, by torchrun, or
     by the run being resumed (``recorded``).
@@ -100,7 +100,7 @@ def fill_threads(
     most = min(torch.get_num_threads(), cores())
     is_given = runtime.world_size > 1 or "OMP_NUM_THREADS" in os.environ
     if recorded is not None and recipe.threads is None:
-        # Recipes of older runs have no number; `State.restore` sets theirs.
+        # Recipes from older runs do not record a thread count; `State.restore` sets it.
         recipe = recipe.with_settings({"threads": recorded.threads})
     elif recipe.threads is None:
         is_measured = most > 1 and not is_given and runtime.device.type == "cpu"
@@ -120,13 +120,13 @@ def fewest_fast_threads(
 ) -> int:
     """Return the fewest compute threads that are nearly as fast as any; see `fill_threads`.
 
-    If steps take too long to compare, the first step decides: the result is the number of cores the
-    process got, its CPU time over elapsed time. On an idle machine that is `most`. It is less
-    if other processes are busy: threads waiting for one that is not running make a step several
-    times slower.
+    If steps take too long to compare, the first step decides: the result is about the number of
+    cores that the process got, which is its CPU time divided by the elapsed time. On an idle
+    machine, that is ``most``. If other processes are busy, it is less, because a step becomes
+    several times slower when threads wait for one that is not running.
 
     Args:
-        step: runs a step of training.
+        step: runs a training step.
         most: the maximum number of threads to try.
         clock: returns seconds, like `time.perf_counter`.
         cpu_clock: returns the CPU seconds of all threads, like `time.process_time`.
@@ -182,8 +182,8 @@ def estimate_seconds(
     """Estimate the seconds that a run will take, from a few steps of training and evaluation.
 
     The steps run on a copy of the network, so the network and every RNG stay unchanged. Each
-    process measures its own share of a batch, in the micro-batches of ``accumulate``, eagerly and
-    without communication, because ranks measure different numbers of steps.
+    process measures its own share of a batch, split into ``accumulate`` micro-batches. The steps
+    run eagerly, and without communication, because ranks measure different numbers of steps.
 
     Args:
         model: the network, on its device.
@@ -243,7 +243,7 @@ def _training_step(
     count: int,
     image_size: int,
 ) -> Callable[[], None]:
-    """Return a function that trains on ``count`` blank images."""
+    """Return a function that runs a training step on ``count`` blank images."""
     images, labels = _blank_batch(count, image_size, recipe.channels or 3, runtime)
 
     def step() -> None:
@@ -265,7 +265,7 @@ def _evaluation_step(model: nn.Module, recipe: Recipe, runtime: Runtime) -> Call
     images, _ = _blank_batch(EVAL_BATCH_SIZE, recipe.image_size, channels, runtime)
 
     def step() -> None:
-        # A shallow network shares its modules with the whole one, which is trained next.
+        # Restore the modes: a shallow network shares its modules with the full one, measured next.
         with torch.inference_mode(), in_mode(model, training=False):
             inputs = normalize(images, recipe.preprocessing())
             model(inputs.contiguous(memory_format=runtime.memory_format))
@@ -283,9 +283,9 @@ def _blank_batch(
 
 
 def _median_seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
-    """Return the median seconds of a step, over up to ``times`` steps in a quarter of a second.
+    """Return the median time of a step in seconds.
 
-    It runs one warm-up step first.
+    After a warm-up step, it times up to ``times`` steps within a quarter of a second.
     """
     step()
     seconds: list[float] = []

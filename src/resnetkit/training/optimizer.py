@@ -16,8 +16,8 @@ class Optimizer:
     """Adam, AdamW (Loshchilov and Hutter, arXiv:1711.05101) or SGD with momentum.
 
     It calls PyTorch's fused kernels, once per parameter group, and is bit-identical to the
-    classes in `torch.optim`. Those would add two seconds to every start, because creating the first
-    one imports PyTorch's compiler.
+    classes in `torch.optim`. Those would add two seconds to every startup, because creating the
+    first one imports PyTorch's compiler.
 
     The CPU kernels read tensors in memory order (torch 2.15). A gradient whose order differs from
     its parameter's would silently be added to the wrong weights, and one that is channels_last
@@ -25,8 +25,8 @@ class Optimizer:
 
     Args:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-        groups: each with its ``params``, its ``weight_decay``, and its ``scale``, a factor on the
-            learning rate.
+        groups: the parameter groups, each with ``params``, ``weight_decay`` and ``scale``, a factor
+            on the learning rate.
         lr: the initial learning rate; `set_learning_rate` changes it.
         momentum: momentum of SGD.
         nesterov: whether SGD uses Nesterov momentum.

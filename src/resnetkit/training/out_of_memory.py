@@ -11,7 +11,7 @@ from ..errors import TrainingError
 from ..runtime import Runtime
 from .recipe import Recipe
 
-# MPS and the CPU raise a plain RuntimeError; so do cuBLAS and cuDNN for their own memory.
+# MPS and the CPU raise a plain RuntimeError; so do cuBLAS and cuDNN if they cannot get memory.
 _TEXTS = ("out of memory", "DefaultCPUAllocator", "_STATUS_ALLOC_FAILED")
 
 

@@ -1,8 +1,8 @@
 """The outcomes of training steps, read one step late.
 
-Reading a number from a GPU waits for the GPU, which then idles because nothing new is queued. So
-the copy of a step's outcome to the CPU starts as soon as the step is queued, and the outcome is
-read after the next step is queued.
+Reading a number from a GPU means waiting for the GPU, which then idles because nothing new is
+queued. So the copy of a step's outcome to the CPU starts as soon as the step is queued, and the
+outcome is read after the next step is queued.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
     """The measurements of a training step on one rank.
 
     Args:
-        totals: ``(micro-batches, 2)`` float32: loss and number of correct images of each.
+        totals: ``(micro-batches, 2)`` float32: loss and number of correct images in each.
         margins: ``(n,)`` float32, the margin of each image; see `label_margins`.
     """
 
@@ -42,18 +42,18 @@ class _Pending:
     """An outcome on its way to the CPU."""
 
     step: int
-    indices: np.ndarray  # (N,), images of the whole batch
+    indices: np.ndarray  # (N,), of all images in the batch
     read_totals: Callable[[], Tensor]
     read_margins: Callable[[], Tensor]
 
 
 class Outcomes:
-    """The outcomes of an epoch's steps, which are added to the tally and margins of the state.
+    """The outcomes of an epoch's steps, which are added to the tally and margins in the state.
 
     Args:
         state: the state of the run.
         split: the training images, to name them in errors.
-        runtime: this rank, and what connects it to the others.
+        runtime: this rank and its connection to the others.
     """
 
     def __init__(self, state: State, split: Split, runtime: Runtime) -> None:
@@ -67,7 +67,7 @@ class Outcomes:
         """Start copying the outcome of the current step to the CPU.
 
         Args:
-            outcome: as `training_step` returns it.
+            outcome: the result of `training_step`.
             indices: ``(N,)``, indices into the training split, for the whole batch.
         """
         self._pending.append(_Pending(self.state.step, indices, *map(machine.read_later, outcome)))
@@ -129,7 +129,7 @@ class Outcomes:
         fp32_hint = " or --set precision=fp32" if self.runtime.precision == "fp16" else ""
         raise TrainingError(
             f"The loss is {losses[failed[0]]} at step {outcome.step + 1}. A lower learning rate "
-            f"(--lr){fp32_hint} usually helps. Earlier saves are kept. Images of this "
+            f"(--lr){fp32_hint} usually helps. Earlier saves are kept. Images in this "
             f"batch{ranks}: {names}"
         )
 
@@ -137,7 +137,7 @@ class Outcomes:
 def _padded_margins(outcome: _Pending, ranks: int) -> list[float]:
     """Return the margins of this rank, padded with zeros to the length of the longest share.
 
-    All ranks must gather the same number of values, and the lengths of shares can differ by one.
+    All ranks must gather the same number of values, but their shares can differ in length by one.
     """
     margins: list[float] = outcome.read_margins().tolist()
     longest = -(-len(outcome.indices) // ranks)

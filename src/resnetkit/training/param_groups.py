@@ -17,10 +17,11 @@ from .recipe import Recipe
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """Return the recipe's optimizer, with two parameter groups for each layer.
 
-    One group holds the weights, which decay. The other holds norms and biases: decaying the scale
-    of a norm, or a bias, regularizes nothing (He et al., arXiv:1812.01187, section 3.1). The
-    learning rate of a layer is ``layer_decay`` times that of the layer above it, which is nearer to
-    the head (Howard and Ruder, arXiv:1801.06146, section 3.2).
+    One group holds the weights, which decay. The other holds norms and biases, which decay only
+    with ``decay_norms``: decaying the scale of a norm, or a bias, regularizes nothing (He et al.,
+    arXiv:1812.01187, section 3.1). The learning rate of a layer is ``layer_decay`` times that of
+    the layer above it, which is nearer to the head (Howard and Ruder, arXiv:1801.06146, section
+    3.2). If ``layer_decay`` is 1, all layers share the two groups.
 
     Raises:
         RecipeError: ``freeze`` names a layer that the network does not have, or leaves nothing to
@@ -64,7 +65,7 @@ def _check_frozen(model: nn.Module, recipe: Recipe) -> None:
     if recipe.head_share and names[-1] in recipe.freeze:
         raise RecipeError(
             f"freeze names {names[-1]}, the only layer that head_share trains at first. Set "
-            "head_share=0 too"
+            "head_share=0"
         )
 
 
@@ -87,8 +88,8 @@ def set_trainable(model: nn.Module, recipe: Recipe, step: int, steps: int) -> No
     Args:
         model: the network.
         recipe: its ``freeze``, ``head_share`` and ``shallow_share`` are used.
-        step: from 0.
-        steps: number of steps of the run.
+        step: the step, from 0.
+        steps: number of steps in the run.
     """
     head = _layers(model)[-1]
     only_head = step < recipe.head_share * steps

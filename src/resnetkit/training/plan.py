@@ -20,7 +20,7 @@ FEW_IMAGES = 30
 """Training images per class below which a note asks for more."""
 
 SMALL_BATCH = 8
-"""Images at once below which batch norm estimates mean and variance poorly."""
+"""Number of images per forward pass below which batch norm estimates mean and variance poorly."""
 
 
 def describe_plan(
@@ -40,7 +40,7 @@ def describe_plan(
         runtime: device, precision and ranks.
         model: the network.
         workers: threads that read images.
-        seconds: the expected time of the run.
+        seconds: the expected duration of the run.
     """
     dataset = prepared.dataset
     train = prepared.train.split
@@ -99,10 +99,10 @@ def describe_augmentation(recipe: Recipe) -> str:
     'crops of 50% to 100% of the area, mirrored at random'
     """
     if recipe.crop_padding is not None:
-        crop = f"random squares of the image with {recipe.crop_padding} px of black around it"
+        crop = f"random squares from the image with {recipe.crop_padding} px of black around it"
     elif recipe.scale_jitter is not None:
         least, most = recipe.scale_jitter
-        crop = f"random squares of the image scaled to {least:.2f} to {most:.2f} times their side"
+        crop = f"random squares from the image scaled to {least:.2f} to {most:.2f} times their side"
     else:
         crop = f"crops of {recipe.crop_scale[0]:.0%} to {recipe.crop_scale[1]:.0%} of the area"
     words = [crop, "mirrored at random" if recipe.flip else "not mirrored"]
@@ -184,8 +184,8 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
     if recipe.value_range is not None:
         low, high = recipe.value_range
         lines.append(
-            f"In images with more than 8 bits, {low:,g} becomes black and {high:,g} white, "
-            f"here and wherever the model is used (--set value_range=[{low:g},{high:g}])."
+            f"In images with more than 8 bits, {low:,g} becomes black and {high:,g} becomes "
+            f"white, here and wherever the model is used (--set value_range=[{low:g},{high:g}])."
         )
     if prepared.conflicting:
         count = len(prepared.conflicting)
@@ -208,7 +208,7 @@ def _notes_on_data(prepared: PreparedData, recipe: Recipe) -> list[str]:
 
 
 def _note_on_batch_norm(recipe: Recipe, runtime: Runtime, model: nn.Module) -> list[str]:
-    """Return a note if each process has too few images for batch norm; else an empty list."""
+    """Return a note if each process has too few images for batch norm, else an empty list."""
     ranks = runtime.world_size
     count = recipe.micro_batch_size(ranks)
     has_local_norms = any(  # SyncBatchNorm is not a BatchNorm2d
@@ -225,13 +225,17 @@ def _note_on_batch_norm(recipe: Recipe, runtime: Runtime, model: nn.Module) -> l
 
 
 def _names_may_be_mirrored(classes: tuple[str, ...]) -> bool:
-    """Return whether class names contain left or right, or are all digits or letters."""
+    """Return whether mirroring an image may change its class, judging by the class names.
+
+    It may if a name contains the word "left" or "right", or if all names are single letters or
+    numbers.
+    """
     words = {word for name in classes for word in re.split(r"[\W_]+", name.lower())}
     return bool(words & {"left", "right"}) or all(re.fullmatch(r"[A-Za-z]|\d+", n) for n in classes)
 
 
 def _class_table(classes: tuple[str, ...], train: Split, val: Split, most: int = 30) -> list[str]:
-    """Return a table of images per class. If there are many, it shows the smallest classes."""
+    """Return a table of images per class. If there are many classes, show only the smallest."""
     counts = list(zip(classes, train.counts(len(classes)), val.counts(len(classes)), strict=True))
     shown = counts if len(counts) <= most else sorted(counts, key=lambda row: row[1])[:most]
     width = max(len("class"), *(display_width(name) for name, _, _ in shown))

@@ -26,13 +26,13 @@ from .recipe import Recipe
 from .run import RunFolder
 
 MAX_SIZES = 1000
-"""Maximum number of files whose sizes are compared. All contents are compared later, once read."""
+"""Maximum number of files whose sizes are compared. The contents of all are compared once read."""
 
 CLOCK_SECONDS = 5.0
 """Difference between clocks, in seconds, above which a warning is printed."""
 
 LOW_DISK = 2**30
-"""Free bytes below which a warning is printed. A large network saves a gigabyte."""
+"""Free bytes below which a warning is printed. A run with a large network saves a gigabyte."""
 
 
 def check_hosts(
@@ -44,7 +44,7 @@ def check_hosts(
     given: Mapping[str, Any],
     is_resumed: bool,
 ) -> None:
-    """Compare the commands, files and processors of all ranks; do nothing with one rank.
+    """Compare the commands, files and processors of all ranks; do nothing if there is only one.
 
     Args:
         dataset: the images, as this rank lists them.
@@ -52,10 +52,10 @@ def check_hosts(
         run_folder: the run folder; only the main rank needs it.
         runtime: this rank.
         given: the arguments given on this host.
-        is_resumed: whether the weights come from a saved state rather than their file.
+        is_resumed: whether the weights come from a saved state rather than the weights file.
 
     Raises:
-        TrainingError: they differ; the message says which host has what.
+        TrainingError: the ranks differ; the message says which host has what.
     """
     if runtime.world_size == 1:
         return
@@ -91,7 +91,7 @@ def _warn_of_full_disk(folder: Path) -> None:
 
 
 def describe_images(dataset: Dataset) -> str:
-    """Return a dataset's counts, with digests of its file names and of the sizes of some files."""
+    """Describe a dataset: its counts, and digests of its file names, labels and some file sizes."""
     names, sizes = blake2b(digest_size=4), blake2b(digest_size=4)
     for name, split in dataset.splits.items():
         names.update(f"{name}\n".encode())
@@ -113,7 +113,7 @@ def describe_images(dataset: Dataset) -> str:
 
 
 def check_ranks_agree(identity: dict[str, Any], runtime: Runtime) -> None:
-    """Check that all ranks have the same recipe and images, once each has read the images.
+    """Check that all ranks have the same recipe and images, after each has read the images.
 
     Args:
         identity: recipe and data, as `run_identity` returns them.

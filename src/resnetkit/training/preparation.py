@@ -29,10 +29,10 @@ class PreparedData:
     Args:
         dataset: the classes and all splits.
         train: the images to train on.
-        val: the images to validate on; empty with ``val_split`` 0.
-        digests: the digest of each image of ``train`` and ``val``, in their order.
-        made_split: whether the validation split was made here.
-        skipped: messages about images that cannot be read.
+        val: the images to validate on; empty if ``val_split`` is 0.
+        digests: the digest of each image in ``train`` and ``val``, in the same order.
+        made_split: whether `prepare` made the validation split.
+        skipped: messages about images that were skipped because they cannot be read.
         conflicting: paths of images with an exact copy in another class.
         notes: other remarks for the user.
         corrections: the changes that `correct` made; None if there are none.
@@ -47,15 +47,15 @@ class PreparedData:
     conflicting: tuple[str, ...]
     notes: tuple[str, ...] = ()
     groups: dict[str, str] = field(default_factory=dict)
-    """The group of each path, if the recipe has a fold; see `folds.merge_groups`."""
+    """The group of each path, if the recipe sets a fold; see `folds.merge_groups`."""
     corrections: Corrections | None = None
 
 
 def prepare(dataset: Dataset, recipe: Recipe, workers: int) -> PreparedData:
     """Read every image of the training and validation splits once, and make the split if needed.
 
-    With a ``fold``, or with ``val_split`` 0, training and validation images are pooled, so images
-    of the dataset's validation split are trained on too.
+    If ``fold`` is set or ``val_split`` is 0, the training and validation splits are pooled, so the
+    run also trains on images from the dataset's validation split.
 
     Raises:
         DataError: images cannot be read (the message names them all), or a class has too few.
@@ -150,7 +150,7 @@ def correct(prepared: PreparedData, corrections: Corrections) -> PreparedData:
     images, except for dropped ones.
 
     Raises:
-        DataError: a class has no image left to train on.
+        DataError: a class has no training image left, or no validation image is left.
     """
     dataset = prepared.dataset
     splits = {name: corrections.apply(split) for name, split in dataset.splits.items()}
@@ -206,8 +206,8 @@ def _group_similar_images(
 ) -> tuple[list[str], tuple[str, ...]]:
     """Return the group of each image, and notes. Splitting never divides a group.
 
-    A group holds exact copies, and images of one class that look nearly the same. ``largest`` is
-    as in `keep_together`.
+    A group holds exact copies, and images of one class that look nearly the same. See
+    `keep_together` for ``largest``.
     """
     if len(images) > MAX_COMPARED:
         return digests, (
@@ -234,7 +234,7 @@ def _check_enough_left(dataset: Dataset, name: str, readable: Split, *, found: S
         return
     first = next(iter(found.unreadable.values()))
     if not len(readable):
-        raise DataError(f"No image of {name} can be read. The first error: {first}")
+        raise DataError(f"No image in {name} can be read. The first error: {first}")
     counts_before = dataset.splits[name].counts(len(dataset.classes))
     counts_now = readable.counts(len(dataset.classes))
     lost = [

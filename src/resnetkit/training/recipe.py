@@ -65,7 +65,7 @@ class Recipe(BaseModel):
     weights_prefix: str | None = Field(
         None,
         description="if the weights file holds several networks: the prefix of the parameter names "
-        "of the one to use",
+        "that belong to the one to use",
     )
     weights_head: str | None = Field(
         None,
@@ -81,8 +81,8 @@ class Recipe(BaseModel):
     )
     shallow_share: Share = Field(
         0.0,
-        description="share of the steps, at the start, that skip the blocks that begin as "
-        "the identity",
+        description="share of the steps, at the start, that skip the blocks that are initialized "
+        "as the identity",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
@@ -90,7 +90,7 @@ class Recipe(BaseModel):
         "farther from the head",
     )
     zero_init_residual: bool = Field(
-        True, description="start every block of a ResNet as the identity, or as a projection"
+        True, description="initialize every ResNet block as the identity, or as a projection"
     )
     # The images
     image_size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
@@ -117,19 +117,19 @@ class Recipe(BaseModel):
     )
     crop_padding: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="cut random squares of the image with this many black pixels around it, "
-        "instead of crops by crop_scale",
+        description="cut random squares from the image with this many black pixels around it, "
+        "instead of cropping by crop_scale",
     )
     scale_jitter: tuple[Factor, Factor] | None = Field(
         None,
-        description="cut random squares of the image scaled to a shorter side between these "
-        "multiples of the training size, instead of crops by crop_scale",
+        description="cut random squares from the image scaled to a shorter side between these "
+        "multiples of the training size, instead of cropping by crop_scale",
     )
     flip: bool = Field(True, description="mirror half of the images, at random")
     trivial_augment: bool | Literal["few"] = Field(
         False,
-        description="augment each image with TrivialAugment; few: with fewer than 1,000 training "
-        "images",
+        description="augment each image with TrivialAugment; few: only if there are fewer than "
+        "1,000 training images",
     )
     erasing: Share = Field(0.0, description="share of the images in which a random box is erased")
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0 is off")
@@ -139,8 +139,8 @@ class Recipe(BaseModel):
     )
     repeats: Positive = Field(
         1,
-        description="repeated augmentation: copies of an image in a batch, each augmented "
-        "differently; batches and epochs then hold fewer different images",
+        description="repeated augmentation: number of copies of each image in a batch, each "
+        "augmented differently; batches and epochs then hold fewer distinct images",
     )
     channels: Literal[1, 3, 4] | None = Field(
         None,
@@ -156,7 +156,7 @@ class Recipe(BaseModel):
     val_split: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.15,
         description="share of the images that is set aside for validation if there is no "
-        "validation split; 0: train on all images, including those of a validation split, and keep "
+        "validation split; 0: train on all images, including those in a validation split, and keep "
         "the last epoch",
     )
     fold: tuple[Positive, Positive] | None = Field(
@@ -176,12 +176,12 @@ class Recipe(BaseModel):
     steps: Positive | None = Field(None, description="length of the run, instead of epochs")
     batch_size: Positive | None = Field(
         None,
-        description="images per step, over all processes together; by default 64 on an Apple GPU, "
+        description="images per step, summed over all processes; by default 64 on an Apple GPU, "
         "128 on a CUDA GPU, and on a CPU the power of two from 16 to 128 with about 190 steps per "
         "epoch; at most the number of training images",
     )
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = Field(0.005, description="the highest learning rate")
+    lr: Annotated[float, Field(gt=0)] = Field(0.005, description="the peak learning rate")
     momentum: Share = Field(0.9, description="momentum of SGD")
     nesterov: bool = Field(True, description="use Nesterov momentum with SGD")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
@@ -204,7 +204,7 @@ class Recipe(BaseModel):
         "none", description="balanced: the rarer a class, the more its images count in the loss"
     )
     accumulate: Positive = Field(
-        1, description="number of parts to compute a batch in; more parts save memory"
+        1, description="number of parts that a batch is split into; more parts save memory"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="limit on the total norm of the gradients"
@@ -225,7 +225,9 @@ class Recipe(BaseModel):
         description="compute threads of each process; by default measured. A resumed run keeps "
         "its number, because a different one changes the last bits of the result",
     )
-    channels_last: bool = Field(True, description="store feature maps as (N, H, W, C): faster")
+    channels_last: bool = Field(
+        True, description="store feature maps as (N, H, W, C), which is faster"
+    )
     compile: bool = Field(
         False, description="compile the training step with torch.compile; needs a C++ compiler"
     )
@@ -330,8 +332,8 @@ class Recipe(BaseModel):
     def train_size(self, epoch: int) -> int:
         """Return the side of the training images in an epoch (0-based), in pixels.
 
-        It grows linearly until halfway, in steps of 16 px (8 px if image_size is at most 64), a
-        multiple of most of the network's strides.
+        It grows linearly until halfway through the run, in steps of 16 px (8 px if image_size is at
+        most 64), which are multiples of most of the network's strides.
         """
         assert self.image_size is not None
         assert self.epochs is not None

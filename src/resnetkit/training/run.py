@@ -40,9 +40,9 @@ class Run:
         model: the model file of the kept epoch.
         recipe: the resolved recipe.
         history: one row per epoch, as in ``history.csv``.
-        metrics: metrics of the kept model on the validation split, as in ``metrics.json``. With
-            ``val_split`` 0, the last row of the history, and ``split`` is None.
-        train_seconds: seconds of all epochs, validation included.
+        metrics: metrics of the kept model on the validation split, as in ``metrics.json``. If
+            ``val_split`` is 0, they are the last row of the history, and ``split`` is None.
+        train_seconds: total duration of all epochs in seconds, including validation.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class RunFolder:
 
     @property
     def suspects(self) -> Path:
-        """The training labels that look wrong."""
+        """The file that lists the training labels that look wrong."""
         return self.path / "suspects.csv"
 
     @classmethod
@@ -98,11 +98,11 @@ class RunFolder:
         """Return the run folder, and the saved state to resume if there is one.
 
         Args:
-            out: the folder. By default the first free one of ``runs/name``, ``runs/name-2``, ...;
-                with ``resume``, the last one that was started on ``data``.
+            out: the folder. By default, the first free one among ``runs/name``, ``runs/name-2``,
+                ...; with ``resume``, the last one that was started on ``data``.
             name: the name under ``runs/``.
             resume: continue the run in the folder if it has a saved state.
-            data: the photos, which tell apart runs with the same name.
+            data: the photos, to tell apart runs with the same name.
 
         Raises:
             OutputError: the folder holds something that cannot be resumed.
@@ -149,7 +149,10 @@ class RunFolder:
         return cls(path, is_resumed=True), saved
 
     def _has_lost_its_state(self) -> bool:
-        """Return whether this run must have saved a state: after 3 epochs or 10 minutes."""
+        """Return whether this run must have saved a state, which is then lost.
+
+        A run has saved a state by the time it has recorded 3 epochs or 10 minutes of training.
+        """
         file = self.path / "timings.csv"
         if not is_run(self.path) or not file.is_file():
             return False
@@ -161,7 +164,7 @@ class RunFolder:
         return len(seconds) >= 3 or sum(seconds) >= 600
 
     def recorded_recipe(self) -> Recipe | None:
-        """Return the recipe that the run in this folder was started with; None without a run."""
+        """Return the recipe that this folder's run was started with; None if there is no run."""
         return load_recipe(self.path / "recipe.yaml") if is_run(self.path) else None
 
     def recorded_corrections(self) -> Path | None:
@@ -170,7 +173,9 @@ class RunFolder:
         return file if is_run(self.path) and file.is_file() else None
 
     def claim(self) -> None:
-        """Create the folder: the named one, or the first free one of ``runs/name``, ``-2``, ...
+        """Create the folder that the user named, or the first free one.
+
+        The free one is the first of ``runs/name``, ``runs/name-2``, ... that does not exist.
 
         Raises:
             OutputError: the folder cannot be created.
@@ -216,9 +221,9 @@ class RunFolder:
         )
 
     def extend_hint(self, data: str | os.PathLike[str], recipe: Recipe, saved: Snapshot) -> str:
-        """Return why this finished run does not go on, and the command that trains it for longer.
+        """Return why this finished run cannot continue, and the command that trains it for longer.
 
-        It is empty for a fold, which must be trained as long as the other folds.
+        The hint is empty for a fold, which must be trained as long as the other folds.
 
         Args:
             data: the photos.
@@ -242,7 +247,7 @@ class RunFolder:
         ]
         if (self.path / CORRECTIONS).is_file():
             words.append(f"--corrections {shlex.quote(str(self.path / CORRECTIONS))}")
-        # These fields described the weights that this run started from.
+        # Reset the fields that describe the weights that this run started from.
         if before.weights_prefix is not None:
             words.append("--set weights_prefix=null")
         if before.weights_head is not None:
@@ -298,7 +303,7 @@ class RunFolder:
         storage.write_json(self.path / name, value)
 
     def write_rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a CSV file, atomically. The keys of the first row are the header."""
+        """Write a CSV file, atomically. The keys of the first row become the header."""
         files.write_rows(self.path / name, list(rows[0]), (row.values() for row in rows))
 
     def write_split(self, dataset: Dataset, groups: Mapping[str, str]) -> None:
@@ -306,7 +311,7 @@ class RunFolder:
 
         Args:
             dataset: the images.
-            groups: the group of each path, which becomes a fourth column; empty without folds.
+            groups: the group of each path, written as a fourth column; empty without folds.
         """
         rows = [
             {"path": path, "label": dataset.classes[label], "split": name}
@@ -341,8 +346,9 @@ def _numbered_paths(name: str) -> Iterator[Path]:
 def _runs_to_resume(runs: Sequence[Path], data: str | os.PathLike[str]) -> list[Path]:
     """Return the runs that may be resumed on these photos.
 
-    These are the runs started on ``data``. If there are none, they are the runs whose photos are
-    gone, because the photos may have been moved; else the folders that hold no run yet.
+    These are the runs that were started on ``data``. If there are none, they are the runs whose
+    photos no longer exist, because the photos may have been moved. If there are none of those
+    either, they are the folders that do not hold a run yet.
     """
     same_data = [run for run in runs if is_run(run) and recorded_data(run) == absolute(data)]
     no_run = [run for run in runs if not is_run(run)]
@@ -379,17 +385,17 @@ def recorded_arguments(
     recipe: str | Path | None,
     resume: bool,
 ) -> tuple[Path, str | Path, str] | None:
-    """Return the folder, recipe and data for resuming a run; None if there is none to resume.
+    """Return the folder, recipe and data for resuming a run; None if there is no run to resume.
 
     Args:
         path: the run folder, or photos.
         out: the folder that the user named, if any.
         recipe: the recipe that the user named, which takes precedence. If it differs from the
             recorded one, restoring the state lists the differences.
-        resume: without it, the path names photos.
+        resume: whether to resume a run; if not, ``path`` names photos.
 
     Raises:
-        OutputError: ``out`` is another folder.
+        OutputError: ``out`` is a different folder.
     """
     if not (resume and is_run(path)):
         return None

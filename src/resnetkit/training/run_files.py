@@ -25,7 +25,7 @@ from .session import Session
 from .suspects import write_suspects
 
 MAX_DIGESTS = 1_500_000
-"""Maximum number of digests in a model file, at 22 bytes each: 31 MiB of the header's 64."""
+"""Maximum number of digests in a model file. They take 22 bytes each: 31 of the header's 64 MiB."""
 
 
 def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:
@@ -54,7 +54,7 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
             run.write_split(session.data.dataset, session.data.groups)
         if session.data.corrections is not None:
             run.write_corrections(session.data.corrections, session.data.dataset.classes)
-        # From here on, the folder is a run: resuming it finds its split and its corrections.
+        # recipe.yaml marks the folder as a run, so it follows the files that resuming reads.
         run.write_text("recipe.yaml", session.recipe.to_yaml())
         draw_inputs(run.path, session.data, session.recipe)
     return run
@@ -90,7 +90,7 @@ def finish_run(run: RunFolder, session: Session) -> Run:
     modelfile.write(run.last, state.evaluated.state_dict(), header)
     title = f"{run.path.name}: {recipe.model}, recipe {recipe.name}"
     plots.save_curves(state.history, run.path / "curves.png", title)
-    write_suspects(run, session)  # before the report, which links to the page
+    write_suspects(run, session)  # before the report, which links to the suspects page
     split = session.data.val.split
     if not len(split):
         run.write_json("metrics.json", {"split": None, **state.history[-1]})
@@ -148,7 +148,7 @@ def describe_splits(digests: dict[str, list[str]]) -> dict[str, Any]:
     """Return the count and the digests of each split.
 
     Digests that do not fit in the header are left out, those of the training images first, because
-    the validation images of a flat folder can be identified only by their digests.
+    the validation images in a flat folder can be identified only by their digests.
     """
     splits = {}
     room = MAX_DIGESTS

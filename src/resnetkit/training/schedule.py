@@ -19,8 +19,8 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
     Args:
         recipe: its ``schedule``, ``lr``, ``warmup`` and ``milestones`` are used.
-        step: from 0.
-        steps: number of steps of the run.
+        step: the step, from 0.
+        steps: number of steps in the run.
     """
     warmup_steps = recipe.warmup * steps
     if recipe.schedule != "constant" and step < warmup_steps:

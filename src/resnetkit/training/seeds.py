@@ -20,7 +20,7 @@ from .recipe import load_recipe
 from .run import Run
 
 MAX_SEEDS = 10_000
-"""Maximum number of seeds in a range; each is a run."""
+"""Maximum number of seeds in a range. Each seed is a run."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SeedSweep:
         folder: holds a run folder for each seed, and ``seeds.json``.
         runs: one run per seed.
         mean: mean validation accuracy of the runs.
-        deviation: sample standard deviation of their accuracies.
+        deviation: sample standard deviation of the runs' accuracies.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ def train_seeds(
     corrections: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> SeedSweep:
-    """Train once per seed, into ``seed-0``, ``seed-1``, ... of one folder.
+    """Train once per seed, into ``seed-0``, ``seed-1``, ... inside one folder.
 
     All runs use the number of compute threads that was measured for the first.
 
@@ -96,8 +96,10 @@ def train_seeds(
         settings: as in `train`; ``seed`` is not allowed.
 
     Raises:
-        RecipeError: ``seed`` is given too, or there are fewer than two different seeds. Also
-            everything that `train` raises.
+        RecipeError: ``seed`` is also set, ``val_split`` is 0, or there are fewer than two different
+            seeds.
+
+    It also raises the same errors as `train`.
     """
     if "seed" in settings:
         raise RecipeError("Set --seed or --seeds, not both")

@@ -44,17 +44,17 @@ class Session:
         recipe: the resolved recipe, with no field left open.
         runtime: device, precision, memory layout and rank.
         data: the images to train on and to validate on.
-        model: the network under its plain parameter names, in the form that is saved and evaluated.
+        model: the network with its plain parameter names, in the form that is saved and evaluated.
         model_options: the options that rebuild the network.
         optimizer: updates the parameters of ``model``.
         state: everything that changes from step to step: weights, moments, position.
-        loader: makes the batches of this rank.
-        class_weights: ``(classes,)`` float32 on the device; None if all classes count the same.
-        workers: threads that read images.
+        loader: yields the batches for this rank.
+        class_weights: ``(classes,)`` float32 on the device; None if all have the same weight.
+        workers: number of threads that read images.
 
     Attributes:
         epochs, steps: the length of the run.
-        epoch_batches: batches in a whole epoch.
+        epoch_batches: number of batches in a full epoch.
     """
 
     recipe: Recipe
@@ -104,7 +104,7 @@ class Session:
         """Set which layers the current step trains, and their modes, if the phase has changed.
 
         A run may start with a phase that trains only the new head (``head_share``), and with one
-        that skips the blocks that start as the identity (``shallow_share``).
+        that skips the blocks initialized as the identity (``shallow_share``).
         """
         only_head = self.state.step < self.recipe.head_share * self.steps
         is_shallow = self.state.step < self.recipe.shallow_share * self.steps
@@ -125,7 +125,7 @@ class Session:
         Blocks that were skipped in every step so far change no logit, so they are skipped here too.
         """
         model = self.state.evaluated
-        # "<=" because `step` already counts the last step: the one that ends a phase was shallow.
+        # "<=", because `step` already counts the last step, and the phase ends with a shallow one.
         if self.state.step <= self.recipe.shallow_share * self.steps:
             return shallow_model(model, self.recipe)
         return model
@@ -172,25 +172,25 @@ def set_up(
     Args:
         dataset: the images and their classes.
         recipe: the recipe, with its weights resolved.
-        runtime: device and ranks; the recipe decides the precision.
+        runtime: device and ranks; the recipe sets the precision.
         workers: threads that read images; None for one per core.
         corrections: the labels to change and the images to leave out.
         recorded: the recipe of the run in the folder, if there is one.
-        is_resumed: whether the weights come from a saved state; if so, none are loaded here.
+        is_resumed: whether the weights come from a saved state; if so, no weights file is loaded.
 
     Raises:
         RecipeError, DataError, WeightsError: the recipe does not fit the data or the machine.
         TrainingError: the weights file changed since the run began.
     """
-    # Resolve the precision, then fill in the recipe fields that depend only on the files.
+    # Resolve the precision, then fill in the fields that can be filled before the images are read.
     runtime = runtime.with_precision(recipe.precision)
     recipe = defaults.fill_defaults(recipe, dataset, runtime, recorded=recorded)
     distributed.check_recipe(recipe, runtime)
     if workers is None:
         workers = default_workers()
 
-    # The images are read once; batch size and epochs depend on how many can be read. A run that
-    # starts over in its folder keeps only the number of threads, which affects nothing but the last
+    # Read the images once; batch size and epochs depend on how many of them can be read. A run that
+    # starts over in its folder keeps only its number of threads, which affects nothing but the last
     # bits of the result.
     data = prepare(dataset, recipe, workers)
     if corrections is not None:
@@ -201,7 +201,7 @@ def set_up(
     )
 
     # The initial weights are f(seed), or come from a file.
-    model, model_options, runtime = initial_network(  # runtime gets the memory layout
+    model, model_options, runtime = initial_network(  # sets the memory layout of runtime
         recipe, dataset.classes, runtime, load_weights=not is_resumed
     )
     measure.check_batch_norm(model, recipe, runtime, len(data.train))

@@ -31,7 +31,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def _to_number(value: Any) -> Any:
-    """Return text as a number if it is one: YAML 1.1 reads ``1e-4`` as text."""
+    """Convert text to a number if possible, because YAML 1.1 reads ``1e-4`` as text."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -1,4 +1,4 @@
-"""Growing depth: training starts without the blocks that begin as the identity.
+"""Growing depth: training starts without the blocks that are initialized as the identity.
 
 Zero-init makes every block without a projection start as y = x (Goyal et al., arXiv:1706.02677,
 section 5.1). Skipping these blocks for the first part of a run changes no output and saves their
@@ -31,7 +31,7 @@ def shallow_model(model: nn.Module, recipe: Recipe) -> nn.Module:
     if not recipe.shallow_share:
         return model
     if not isinstance(model, ResNet):
-        raise RecipeError(f"shallow_share is for ResNets; {recipe.model} is not one")
+        raise RecipeError(f"shallow_share works only for ResNets; {recipe.model} is not one")
     shallow = copy(model)
     shallow._modules = dict(model._modules)
     for name in model.stages:
@@ -40,7 +40,7 @@ def shallow_model(model: nn.Module, recipe: Recipe) -> nn.Module:
         for number, block in enumerate(stage[1:], 1):
             if not _is_identity(block):
                 raise RecipeError(
-                    "shallow_share skips blocks that start as the identity, and "
+                    "shallow_share skips blocks that start as the identity, but "
                     f"{name}.{number} does not. shallow_share needs random weights (--weights "
                     "none), zero_init_residual, and shortcut A or B"
                 )

@@ -20,7 +20,7 @@ from .optimizer import Optimizer
 from .recipe import Recipe
 
 SMALLEST_SCALE = 2.0**-10
-"""The smallest useful scale of the loss in fp16. It starts at 2^16; each overflow halves it."""
+"""The smallest useful loss scale in fp16. It starts at 2^16, and each overflow halves it."""
 
 POSITION = ("epoch", "batch", "step", "history", "timings")
 """The fields of the state that are saved and restored unchanged."""
@@ -28,7 +28,7 @@ POSITION = ("epoch", "batch", "step", "history", "timings")
 
 @dataclass
 class Tally:
-    """Mean loss and accuracy over the images of an epoch so far."""
+    """Mean loss and accuracy over the images seen so far in an epoch."""
 
     seen: int = 0
     correct: int = 0
@@ -72,13 +72,13 @@ class State:
     `resnetkit.randomness`.
 
     Args:
-        model: the network under its plain parameter names.
+        model: the network with its plain parameter names.
         optimizer: its state holds the moments.
         identity: recipe and data, as `run_identity` returns them.
         ema: the averaged weights, if the recipe has them.
         margins: the margins of the training images; None if the recipe mixes images.
         scaler: scales the loss in fp16; see `Runtime.scaler`.
-        network: the module that the training step calls; None for ``model``.
+        network: the module that the training step calls; None means ``model``.
         world_size: number of ranks.
         epoch: the next epoch, from 0.
         batch: the next batch within that epoch, from 0.
@@ -173,13 +173,12 @@ class State:
         """Check that steps in fp16 are not all being skipped.
 
         Raises:
-            TrainingError: the scale of the loss was halved repeatedly, and the gradients still
-                overflow.
+            TrainingError: the loss scale was halved repeatedly, and the gradients still overflow.
         """
         scale = self.scaler.get_scale()
         if scale < SMALLEST_SCALE:
             raise TrainingError(
-                "The gradients overflow fp16 at every scale of the loss. The scale fell to "
+                "The gradients overflow fp16 at every loss scale. The scale fell to "
                 f"{scale:g}, and every step on the way was skipped. Train in fp32 (--set "
                 "precision=fp32), or lower the learning rate (--lr)"
             )
@@ -210,7 +209,7 @@ class State:
             snapshot: a saved state.
             extend_hint: how to train the run for longer, if it is finished; included in the error
                 if only epochs or steps differ.
-            new_split: how the split differs from that of the run, if the images are the same.
+            new_split: how the split differs from the recorded one, if the images are the same.
 
         Raises:
             TrainingError: the snapshot belongs to a different run; the differences are listed.
@@ -261,7 +260,7 @@ class State:
             elif snapshot.values["step"]:
                 say(
                     "The saved state has no margins, because an older version wrote it. The search "
-                    "for wrong labels uses only the margins of the remaining steps."
+                    "for wrong labels uses only the margins from the remaining steps."
                 )
                 return
 
@@ -272,7 +271,7 @@ class State:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        """Return the names in a state file, and the tensors: weights, moments, margins."""
+        """Return the tensors to save, with their names: weights, moments and margins."""
         tensors = [(f"model.{name}", tensor) for name, tensor in self.model.state_dict().items()]
         if self.ema is not None:
             ema_tensors = self.ema.model.state_dict()
@@ -299,7 +298,7 @@ def check_same_run(
         extend_hint, new_split: as in `State.restore`.
 
     Raises:
-        TrainingError: they differ; the differences are listed.
+        TrainingError: the identities differ; the differences are listed.
     """
     before = {
         **saved,

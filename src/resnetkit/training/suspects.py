@@ -45,8 +45,8 @@ def write_suspects(run: RunFolder, session: Session) -> None:
     note = ""
     if session.state.margins is None:
         note = (
-            "MixUp or CutMix blended the images, so training recorded no margins. Wrong labels are "
-            "searched for with the final network and nearest neighbors, which find fewer."
+            "MixUp or CutMix blended the images, so training recorded no margins. The search for "
+            "wrong labels uses the final network and nearest neighbors instead, and finds fewer."
         )
         say(note)
     suspects = search_labels(run, session).suspects()
@@ -60,7 +60,7 @@ def write_suspects(run: RunFolder, session: Session) -> None:
     classes = session.data.dataset.classes
     report.write_suspects(run.suspects, suspects, images, classes)
     if suspects:
-        # With corrections, the run's split.csv has the corrected labels, and the data does not.
+        # With corrections, the run's split.csv has the corrected labels, but the data does not.
         is_corrected = run.recorded_corrections() is not None
         data = str(run.path / "split.csv") if is_corrected else recorded_data(run.path)
         report.write_suspects_page(
@@ -84,7 +84,7 @@ def search_labels(run: RunFolder, session: Session) -> LabelScores:
     model, _ = modelfile.read(run.model)
     layout = memory_format(model, runtime.device, runtime.precision)
     model = model.to(runtime.device, memory_format=layout)  # type: ignore[call-overload]
-    # Use the preprocessing of evaluation: training may decode images at a larger size, to crop.
+    # Use the evaluation preprocessing: training may decode images at a larger size to crop from.
     images = replace(session.data.train, preprocessing=recipe.preprocessing())
     features, logits = predict_features(
         model,

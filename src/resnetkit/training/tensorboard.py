@@ -10,7 +10,7 @@ from ..errors import RecipeError
 
 
 def writer_class() -> Any:
-    """Return TensorBoard's class that writes event files.
+    """Return the TensorBoard class that writes event files.
 
     Raises:
         RecipeError: tensorboard is not installed.
@@ -28,7 +28,7 @@ class TensorBoardLogger:
     """Writes the history as TensorBoard event files.
 
     Args:
-        folder: where the files go; None writes nothing.
+        folder: where the files go; if None, nothing is written.
 
     Raises:
         RecipeError: tensorboard is not installed.
