@@ -39,7 +39,7 @@ def test_calibration_error_matches_counting(answers):
 
 
 def test_bins_include_their_upper_edge():
-    logits = torch.tensor([[0.0, 0.0], [200.0, 0.0]])  # 1/2 and 1
+    logits = torch.tensor([[0.0, 0.0], [200.0, 0.0]])  # probabilities 1/2 and 1
     rows = reliability(logits, torch.tensor([0, 0]), bins=2)["bins"]
     assert [row["pictures"] for row in rows] == [1, 1]
     assert rows[1]["accuracy"] == 1.0
@@ -58,7 +58,7 @@ def test_temperature_minimises_the_loss(answers):
     )
     found = fit_temperature(logits, labels)
     assert found == pytest.approx(theirs.x, rel=1e-4)
-    assert found == pytest.approx(3, rel=0.1)  # how the logits were made
+    assert found == pytest.approx(3, rel=0.1)  # the logits are three times too large
     after = reliability(logits / found, labels)["ece"]
     assert after < reliability(logits, labels)["ece"] / 4
 

@@ -115,7 +115,7 @@ def test_files_are_explained(trained, tmp_path):
         next(explain(trained / "model.safetensors", files, classes="gren"))
     several = explain(trained / "model.safetensors", files, classes=["green", "red"])
     assert [next(several).target, next(several).target] == ["green", ""]
-    with pytest.raises(RecipeError, match=r"more images than classes: 2\. Name one class"):
+    with pytest.raises(RecipeError, match=r"more images than classes \(2\)\. Name one class"):
         next(several)
 
 

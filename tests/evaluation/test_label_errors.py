@@ -108,7 +108,7 @@ def test_small_classes_and_datasets(made):
     values, _, _ = made
     labels = values["labels"].copy()
     labels[labels == 2] = 1
-    labels[[3, 50, 51]] = 2  # a class of three images, so none has three neighbors of its class
+    labels[[3, 50, 51]] = 2  # a class of three images, so none has three neighbors in its class
     _, expected = reference(labels, values["features"], values["margins"])
     found = score_labels(**{**values, "labels": labels})
     np.testing.assert_allclose(found.scores, expected, rtol=1e-9)

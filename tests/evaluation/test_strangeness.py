@@ -53,7 +53,7 @@ def test_distance_and_greatest_logit_count_the_same_in_training():
     logits = logits_of(features).astype(float)
     model = fit(features, labels)
     expected = (logits.max(1) - logits.mean(1)).mean()
-    # Of m images of a class, each is m / (m - 1) times as far from the mean of the others.
+    # Of m images in a class, each is m / (m - 1) times as far from the mean of the others.
     sizes = np.bincount(labels)[labels]
     distances = model.distances(features) * sizes / (sizes - 1)
     assert model.scale * distances.mean() == pytest.approx(expected)

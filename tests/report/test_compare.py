@@ -132,7 +132,7 @@ def test_the_last_model_is_reported_as_itself(other, trained, tmp_path):
 
 
 def test_every_compared_run_has_its_own_line(trained):
-    """A style of each run is a color of the page, and no two runs share one."""
+    """Each run has a style that the page defines, and no two runs share one."""
     names = [str(number) for number in range(12)]
     (panel, _) = curve_panels([read_record(trained)] * 12, names)
     styles = [line.style for line in panel["series"]]

@@ -125,7 +125,7 @@ def test_minutes_determine_the_epochs_once(split_folder, tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs Unix signals")
 def test_a_killed_study_resumes_to_the_same_result(split_folder, tmp_path):
-    """Kill the study as a command, then resume it in this process, where PyTorch is loaded."""
+    """Kill the command, then resume the study in this process, where PyTorch is loaded."""
     command = [
         *(sys.executable, "-m", "resnetkit", "study", "shortcuts", "--data", split_folder),
         *("--recipe", "study-digits", "--device", "cpu", "--workers", "0", "--seeds", "0"),

@@ -1,4 +1,4 @@
-"""Two real processes on this machine, started by torchrun, against one.
+"""Two real processes on this machine, started by torchrun, compared with one.
 
 Each test that starts them runs a short script or the command itself under `torchrun`.
 """
@@ -194,7 +194,7 @@ def test_two_processes_compute_what_one_does(flat_folder, tmp_path, script, mixi
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_like_any_other(flat_folder, tmp_path):
     out = tmp_path / "run"
-    gray = ["--channels", "1"]  # the image that DDP is prepared with must have one channel too
+    gray = ["--channels", "1"]  # the image that prepares DDP must also have one channel
     done = run(torchrun("-m", "resnetkit", "train", flat_folder, "--out", out, *FLAGS, *gray))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 3/3") == 1  # only the main rank prints

@@ -207,7 +207,8 @@ def test_a_cross_validation_is_not_resumed_as_a_run(finished):
 def test_resuming_a_finished_cross_validation_changes_nothing(finished, capsys):
     data, found = finished
     before = {p: p.read_bytes() for p in found.folder.rglob("*") if p.is_file()}
-    assert tree.output(str(found.folder)) == tree.OUTPUTS  # not a class, even among photos
+    # Even among photos, the folder is not taken for a class.
+    assert tree.output(str(found.folder)) == tree.OUTPUTS
     again = train_folds(found.folder, resume=True)
     assert capsys.readouterr().err.count("already finished") == 4
     assert {p: p.read_bytes() for p in found.folder.rglob("*") if p.is_file()} == before

@@ -1,7 +1,7 @@
 """Several hosts, simulated on one machine.
 
 A host is a network namespace with its own address. Its processes also have their own host name and
-/etc/hosts, and at some paths they may see other files than the processes of the other host.
+/etc/hosts, and at some paths they may see different files from the processes on the other host.
 """
 
 from __future__ import annotations

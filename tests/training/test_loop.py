@@ -132,7 +132,7 @@ def test_the_first_steps_equal_a_plain_loop(split_folder, small, tmp_path, steps
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
-    """Without batch norm, a batch computed in parts gives the same update; class weights too."""
+    """Without batch norm, a batch in parts gives the same update, even with class weights."""
     recipe = load_recipe("fast").with_settings(
         {"image_size": 16, "resize_size": 16, "optimizer": "sgd", "precision": "fp32"}
     )

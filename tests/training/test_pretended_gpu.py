@@ -34,9 +34,10 @@ READS = (
     aten.nonzero.default,
     aten.is_nonzero.default,
 )
-INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)  # from the CPU too
+# These operations accept indices on the CPU.
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 CAPABILITY = (8, 0)
-WAITS = []  # operations for which the CPU would have waited for a real GPU
+WAITS = []  # operations in which the CPU would have waited for a real GPU
 
 
 class Stream:
@@ -68,7 +69,7 @@ DRIVER = {
 
 
 class Pretended(torch.Tensor):
-    """A tensor without memory (``meta``) to PyTorch, and on a GPU to Python.
+    """A tensor without memory (``meta``) for PyTorch, and one on a GPU for Python.
 
     The values are in ``held``, on the CPU.
     """

@@ -28,7 +28,7 @@ SMALLER = {
     "checkpoint_seconds": 0,
 }
 NETWORKS = {"resnet50": 4, "resnet34": 4, "resnet18": 4, "cifar_resnet20": 8}  # and their widths
-BATCHES = 5  # of 8 of the 42 training images
+BATCHES = 5  # of 8 images each, from 42 training images
 
 
 class Stop(Exception):

@@ -40,7 +40,8 @@ def test_a_run_for_each_seed_and_their_mean(flat_folder, small, tmp_path, capsys
     accuracies = [run.metrics["accuracy"] for run in found.runs]
     assert found.mean == statistics.mean(accuracies)
     assert found.deviation == statistics.stdev(accuracies)
-    assert tree.output(str(tmp_path / "all")) == tree.OUTPUTS  # not a class, even among photos
+    # Even among photos, the folder is not taken for a class.
+    assert tree.output(str(tmp_path / "all")) == tree.OUTPUTS
     written = json.loads((tmp_path / "all" / "seeds.json").read_text())
     assert written == {
         "seeds": [0, 3],

@@ -29,7 +29,7 @@ from .strangeness import FeatureModel, balanced_indices, fit_count
 from .views import Views, batch_count
 
 MOST_OVERLAP = 0.01
-"""Largest share of the validation images that may also be training images. Copies are common."""
+"""Largest share of the validation images that may also be training images: copies are common."""
 
 
 def _ignore(text: str) -> None:
@@ -55,9 +55,9 @@ def write_calibration(
 
     Args:
         model_file: the model file.
-        validation: its evaluation on the validation split, with features.
-        train: the images it was trained on, with the preprocessing of the model file. Only a
-            bounded number of them is read; see `balanced_indices`.
+        validation: the model's evaluation on the validation split, with features.
+        train: the images that the model was trained on, with the preprocessing of the model file.
+            Only a bounded number of them is read; see `balanced_indices`.
         out: the file to write; it may be ``model_file``.
         seed: the seed for selecting the training images.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -106,7 +106,7 @@ def add_calibration(
 ) -> None:
     """Fit the `Calibration` of a model file on a dataset, and write a copy of the file with it.
 
-    This is for files without calibration data: converted ones, and those of older versions.
+    This is for model files without calibration data: converted ones, and those from older versions.
 
     Args:
         model_file: the model file, which is not changed.
@@ -132,13 +132,13 @@ def add_calibration(
     overlap = sum(file_digest(val.path(i)) in trained_on for i in range(len(val)))
     if overlap > MOST_OVERLAP * len(val):
         raise DataError(
-            f"{model_file} was trained on {overlap} of the {len(val)} validation images of {data}. "
+            f"{model_file} was trained on {overlap} of the {len(val)} validation images in {data}. "
             "It is overconfident on them, so the calibration would promise too much. Name the "
-            "dataset "
-            "with the split that the model was trained on, or one with other validation images"
+            "dataset with the split that the model was trained on, or one with other validation "
+            "images"
         )
     train = select_split(dataset, "train", header).samples
-    # Training may have set aside its validation images from the folder ``train``.
+    # Training may have taken its validation images from the folder ``train``.
     held_out = set(val.paths)
     train = train.select(np.array([i for i, p in enumerate(train.paths) if p not in held_out], int))
     counts = train.counts(len(header.classes))
@@ -163,8 +163,8 @@ def add_calibration(
     features = validation.features.shape[1]
     if not has_room(len(header.classes), features):
         raise DataError(
-            f"{len(header.classes):,} classes of {features:,} features are too many for the header "
-            f"of a model file, which holds up to {MAX_NUMBERS:,} numbers"
+            f"{len(header.classes):,} classes with {features:,} features each are too many for the "
+            f"header of a model file, which holds up to {MAX_NUMBERS:,} numbers"
         )
     write_calibration(
         model_file,

@@ -65,7 +65,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     The loss is convex in 1 / T. Its slope, the mean of the expected logit minus the true logit,
     is monotonic, so bisection finds its zero to a relative precision of 1e-9. Dividing all logits
-    by T changes the confidence but no answer.
+    by T changes the confidence but not the answers.
 
     Args:
         logits: ``(n, classes)``.

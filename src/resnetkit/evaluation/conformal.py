@@ -1,10 +1,10 @@
 """Split conformal sets: sets of classes that include the true class with a chosen probability.
 
-The score of a class is -log of its probability. A class belongs to the set of a new image if its
-score is not above a limit, which is a quantile of the scores of the true classes of the validation
-images. For any network, the set then includes the true class with at least the chosen probability
-(the coverage), on average over new images from the same source as the validation images. (The kept
-epoch was selected by its accuracy on the same images, which can weaken this promise slightly.)
+The score of a class is -log of its probability. A class belongs to the set for a new image if its
+score is not above a limit, which is a quantile of the true-class scores on the validation images.
+For any network, the set then includes the true class with at least the chosen probability (the
+coverage), on average over new images from the same source as the validation images. (The kept
+epoch was selected by its accuracy on the same images, which can weaken this guarantee slightly.)
 
 These are the sets of Sadinle, Lei and Wasserman (LAC, arXiv:1609.00451). Their score is
 1 - probability, which sorts images the same way. The rank of the quantile follows Angelopoulos and
@@ -51,7 +51,7 @@ def true_scores(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def summarize_scores(scores: np.ndarray, most: int) -> list[float]:
     """Sort scores and return at most ``most`` of them, rounded up to `DIGITS` digits.
 
-    If there are more scores, those of evenly spaced ranks are kept, including the largest; see
+    If there are more scores, those at evenly spaced ranks are kept, including the largest; see
     `kept_rank`. Like `score_limit`, rounding up errs on the safe side: no set gets smaller, and no
     image is considered stranger.
 
@@ -81,7 +81,7 @@ def kept_rank(number: int, count: int, *, kept: int) -> int:
 
 
 def score_limit(scores: Sequence[float], count: int, coverage: float) -> float | None:
-    """Return the conformal quantile: the largest score in a set with this coverage.
+    """Return the conformal quantile: the largest score allowed in a set with this coverage.
 
     It is the score of rank ceil((n + 1) * coverage) among the n images, or of the next rank that is
     kept.
@@ -94,7 +94,7 @@ def score_limit(scores: Sequence[float], count: int, coverage: float) -> float |
     Returns:
         The limit; None if n images are too few, because the rank would be n + 1.
     """
-    # Without the tolerance, a product such as 0.95 * 20 = 19.000000000000004 would skip a rank.
+    # Without the tolerance, a product such as 100 * 0.55 = 55.00000000000001 would skip a rank.
     rank = math.ceil((count + 1) * coverage - 1e-9)
     if rank > count:
         return None
@@ -104,7 +104,7 @@ def score_limit(scores: Sequence[float], count: int, coverage: float) -> float |
 
 
 def largest_coverage(count: int) -> float:
-    """Return the largest coverage that this many images can promise: n / (n + 1)."""
+    """Return the largest coverage that this many images can guarantee: n / (n + 1)."""
     return count / (count + 1)
 
 

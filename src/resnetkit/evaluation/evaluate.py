@@ -26,7 +26,7 @@ from .selection import read_dataset_for, select_split
 from .views import Views, batch_count, predict_views, scale_preprocessing
 
 BATCH_SIZE = 64
-"""Images per evaluation batch, during training and after it, so that both give the same bits."""
+"""Images per evaluation batch, both during and after training, so that both give the same bits."""
 
 
 def _ignore(text: str) -> None:
@@ -45,7 +45,7 @@ class Evaluation:
         metrics: the content of ``metrics.json``.
         notes: remarks for the user.
         features: ``(n, C)`` float32, the inputs of the last layer, if they were requested.
-        data: the dataset that `evaluate` was given; None if it was given only the images.
+        data: the dataset that was passed to `evaluate`; None if only images were evaluated.
     """
 
     samples: Split
@@ -118,7 +118,7 @@ def predict_features(
     hook = head.register_forward_pre_hook(
         lambda _, inputs: pending.append(runtime.read_later(inputs[0].float()))
     )
-    with hook:  # removes it at the end
+    with hook:  # removes the hook at the end
         logits = predict_logits(
             model, images, device, workers, advance, batch_size=batch_size, precision=precision
         )
@@ -147,12 +147,12 @@ def evaluate(
 
     Args:
         model_file: a model file that training or ``convert`` wrote.
-        data: a folder or manifest, as for training. Classes are matched by name; folders named by
-            WordNet ids are matched by the published class names of those ids.
+        data: a folder or manifest, as for training. Classes are matched by name; folders named
+            after WordNet ids are matched by the published class names of those ids.
         split: ``train``, ``val``, ``test`` or ``all``; by default test, else val, else all. In a
             flat folder, ``train`` and ``val`` are the images that training used for them,
             identified by content digest.
-        image_size: the input size in pixels, if not the model file's own.
+        image_size: the input size in pixels; by default the model file's own.
         crops: 1 or 10 views of each image, with averaged probabilities; see `Views`.
         flip: average with the mirrored image; see `Views`.
         calibrate: fit a temperature on the validation split and report its effect in

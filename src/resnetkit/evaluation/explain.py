@@ -1,8 +1,8 @@
 """Grad-CAM: where in an image a model finds a class.
 
 Selvaraju et al., arXiv:1610.02391. The feature maps of a layer are summed, each weighted by the
-mean gradient of the class's logit over the map. Negative values, evidence against the class, are
-set to 0.
+mean gradient of the class's logit over the map. Negative values, which are evidence against the
+class, are set to 0.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def grad_cam(
 
 
 def default_layer(model: nn.Module) -> str:
-    """Return the name of the last stage, such as ``layer4``: the last maps before the pooling."""
+    """Return the name of the last stage, such as ``layer4``, whose maps come before the pooling."""
     return str(getattr(model, "stages", ["layer4"])[-1])
 
 
@@ -130,7 +130,7 @@ def explain(
         images: paths of image files, or the bytes of such files.
         layer: as in `grad_cam`.
         classes: the class to explain, or one per image; by default the model's answer.
-        image_size: the input size in pixels, if not the model file's own.
+        image_size: the input size in pixels; by default the model file's own.
         side: side of the returned images and heat maps in pixels.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
@@ -229,7 +229,7 @@ def heat_map(
         layer: as in `grad_cam`.
 
     Raises:
-        RecipeError: as in `grad_cam`.
+        RecipeError: see `grad_cam`.
     """
     with runtime.pytorch_defaults(), runtime.full_fp32(next(model.parameters()).device):
         heat = grad_cam(model, _network_input(model, preprocessing, crop), layer, target)
@@ -239,19 +239,19 @@ def heat_map(
 
 
 def _network_input(model: nn.Module, preprocessing: Preprocessing, crop: Tensor) -> Tensor:
-    """Return ``(1, C, S, S)`` float32 on the device of a model."""
+    """Return a normalized crop, ``(1, C, S, S)`` float32, on the device of the model."""
     device = next(model.parameters()).device
     inputs = normalize(stack([crop]).to(device), preprocessing)
     return inputs.contiguous(memory_format=runtime.memory_format(model, device))
 
 
 def _class_of(number: int, classes: str | Sequence[str] | None) -> str | None:
-    """Return the class to explain in an image (from 0); None for the model's answer."""
+    """Return the class to explain in image ``number`` (from 0); None means the model's answer."""
     if classes is None or isinstance(classes, str):
         return classes
     if number >= len(classes):
         raise RecipeError(
-            f"There are more images than classes: {len(classes)}. Name one class for all images, "
+            f"There are more images than classes ({len(classes)}). Name one class for all images, "
             "or one for each"
         )
     return classes[number]

@@ -15,11 +15,11 @@ from .metrics import probabilities
 
 @dataclass(frozen=True)
 class Finding:
-    """An image of an evaluation.
+    """An image from an evaluation that is worth a look.
 
     Args:
         index: its row in the evaluation.
-        path: as in the dataset.
+        path: its path in the dataset.
         truth: its label.
         suggested: the model's answer, or the class that may be the correct label.
         probability: the probability of ``suggested``, in [0, 1].
@@ -60,7 +60,7 @@ def least_sure(evaluation: Evaluation, limit: int) -> list[Finding]:
 def doubtful_labels(evaluation: Evaluation, limit: int) -> tuple[list[Finding], int]:
     """Return up to ``limit`` labels that are probably wrong, and how many there are in all.
 
-    The rule is confident learning's (Northcutt et al. 2021, arXiv:1911.00068, section 3.1). A class
+    The rule is confident learning (Northcutt et al. 2021, arXiv:1911.00068, section 3.1). A class
     is plausible for an image if its probability is at least the mean probability of this class
     over the images labeled with it. If the most probable plausible class is not the label, the
     label is doubtful. Labels with the largest gap between the probabilities of the two classes
@@ -86,9 +86,9 @@ class Disagreement:
 
     Args:
         index: its row in the evaluations.
-        path: as in the dataset.
+        path: its path in the dataset.
         truth: its label.
-        answers: (class, probability) of each evaluation.
+        answers: (class, probability) from each evaluation.
     """
 
     index: int

@@ -9,10 +9,10 @@ from .metrics import NORMAL_95, wilson_interval
 
 
 def effective_count(groups: Iterable[Hashable]) -> float:
-    """Return how many independent images carry as much information as these, by Kish's formula.
+    """Return how many independent images are as informative as these, by Kish's formula.
 
-    With groups of sizes m it is ``(sum of m)^2 / (sum of m^2)``: the number of images if all groups
-    are single images, and the number of groups if all are of one size (Kish 1965, "Survey
+    For groups of sizes m, it is ``(sum of m)^2 / (sum of m^2)``: the number of images if every
+    group is a single image, and the number of groups if all have the same size (Kish 1965, "Survey
     Sampling", section 8.2: the design effect for a correlation of 1 within groups).
 
     >>> effective_count(["a", "b", "c"]), effective_count(["a", "a", "b", "b"])
@@ -39,7 +39,7 @@ def grouped_interval(
     Args:
         correct: number of images that were classified correctly.
         groups: the group of each image; at least one image.
-        z: standard deviations; the default gives the 95% interval.
+        z: number of standard deviations; the default gives the 95% interval.
     """
     groups = list(groups)
     count = effective_count(groups)

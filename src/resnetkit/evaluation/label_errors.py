@@ -4,7 +4,8 @@ A wrong label shows in two ways. During training, images with correct labels pul
 from the wrong label, so the margin of the image (the logit of its label minus the greatest other
 logit) is negative for a long time. The mean margin over the epochs is the area under the margin
 (Pleiss et al. 2020, arXiv:2001.10528). After training, the images that the network finds most
-similar have other labels. benchmarks/label_errors.py measures how well both find flipped labels.
+similar have other labels. benchmarks/label_errors.py measures how well both signs find flipped
+labels.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ NEIGHBORS = 10
 """Number of neighbors whose labels are compared with an image's label."""
 
 SHOWN = 3
-"""Number of neighbors stored with a suspect."""
+"""Number of neighbors stored with each suspect."""
 
 THRESHOLD = 2.3
-"""A label with a higher score is a suspect. The threshold was chosen so that it flags less than 1%
-of the labels of a clothing dataset without flipped labels."""
+"""A label with a higher score is a suspect. The threshold was chosen to flag fewer than 1% of the
+labels in a clothing dataset in which no labels were flipped."""
 
 MOST_CANDIDATES = 20_000
 """Maximum number of images whose neighbors are searched for: those with the smallest margins."""
@@ -34,11 +35,11 @@ class Suspect:
     """A label that is probably wrong.
 
     Args:
-        index: the image, in the training split.
+        index: index of the image in the training split.
         label: its label.
         suggested: the class that may be the correct one.
         score: how suspect the label is, above `THRESHOLD`; see `score_labels`.
-        neighbors: up to `SHOWN` training images that are most similar, the nearest first.
+        neighbors: the most similar training images, up to `SHOWN` of them, nearest first.
     """
 
     index: int
@@ -103,7 +104,7 @@ def score_labels(
         features: ``(n, C)``, the input of its last layer.
         margins: ``(n,)``, the mean margin of each image in training, nan if it was never shown.
             None if the run mixed its images. Missing margins are replaced by those of the trained
-            network, which find fewer wrong labels, because it may have memorized them.
+            network, which find fewer wrong labels, because the network may have memorized them.
     """
     labels = np.asarray(labels, np.int64)
     margins = np.full(len(labels), np.nan) if margins is None else margins.copy()

@@ -45,7 +45,7 @@ def wilson_interval(correct: float, count: float, z: float = NORMAL_95) -> tuple
     """Return Wilson's score interval for an accuracy of ``correct`` out of ``count`` images.
 
     The default ``z`` gives the 95% interval (Wilson 1927, doi:10.2307/2276774). Counts may be
-    fractions, as `intervals.effective_count` returns them.
+    fractional, like those that `intervals.effective_count` returns.
 
     >>> [round(x, 3) for x in wilson_interval(95, 100)]
     [0.888, 0.978]
@@ -129,7 +129,7 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def _pack_matrix(counts: np.ndarray) -> list[list[int]] | dict[str, Any]:
-    """Return the matrix as rows, or with more than `DENSE` classes as its non-zero cells."""
+    """Return the matrix as rows or, with more than `DENSE` classes, as its non-zero cells."""
     if len(counts) <= DENSE:
         rows: list[list[int]] = counts.tolist()
         return rows
@@ -161,7 +161,7 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def confusions(metrics: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """Return (truth, prediction, count) of the wrong answers, most frequent first.
+    """Return (truth, prediction, count) for each kind of wrong answer, most frequent first.
 
     Args:
         metrics: the result of `compute_metrics`.

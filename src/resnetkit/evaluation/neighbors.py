@@ -1,9 +1,9 @@
-"""Exact nearest neighbors by cosine similarity, in bounded memory, the same for any block size.
+"""Exact nearest neighbors by cosine similarity, in bounded memory.
 
 Matrix products in float32 find the candidates. The rounding of a product depends on the shapes of
 the blocks, so every row whose product is within the error bound of the k-th best is a candidate.
 The similarities of the candidates are then computed in float64, one pair at a time. Only these
-decide the order.
+similarities decide the order, so the result does not depend on the block size.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..errors import DataError
 BLOCK = 4096
 """Number of features compared at a time, with a sixteenth as many queries."""
 
-_QUERIES = 16  # blocks of features are this many times larger than those of queries
+_QUERIES = 16  # blocks of features are this many times larger than blocks of queries
 _FEW = 16  # above this number of candidates per query and block, a partition reduces them
-_PAIRS = 1 << 22  # numbers in the float64 products of the pairs computed at a time
+_PAIRS = 1 << 22  # numbers in the float64 products that are computed at a time
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 
 
@@ -35,7 +35,7 @@ def nearest_neighbors(
     """Find the rows of ``features`` with the highest cosine similarity to each query.
 
     The similarity is dot(x, q) / sqrt(dot(x, x) * dot(q, q)) in float64; it is exactly 1 for equal
-    rows, and 0 if a row is zero. At equal similarity, the lower index comes first. The memory
+    rows, and 0 if either row is zero. At equal similarity, the lower index comes first. The memory
     needed does not grow with the number of features: about 30 MB for C = 256, 200 MB for C = 2,048.
 
     Args:
@@ -55,7 +55,7 @@ def nearest_neighbors(
 
     Raises:
         DataError: the widths differ, or a value is not finite.
-        ValueError: ``k`` or ``block_size`` is below 1, or ``exclude_self`` has another shape.
+        ValueError: ``k`` or ``block_size`` is below 1, or ``exclude_self`` has the wrong shape.
     """
     features = np.asanyarray(features)
     queries = np.asanyarray(queries)
@@ -112,14 +112,14 @@ def _merge_block(
         block: the features.
         query_rows: ``(q, C)``.
         excluded: ``(q,)`` indices.
-        indices: ``(q, K)``, the best of the previous blocks.
+        indices: ``(q, K)``, the best neighbors in the previous blocks.
         similarities: ``(q, K)``; NaN where no neighbor has been found yet.
     """
     queries = _Block(query_rows)
     count, width = indices.shape
-    # The bound on the error of a product of unit vectors in float32, in any order of summation,
-    # including the rounding of the vectors (Higham, Accuracy and Stability of Numerical Algorithms,
-    # 2002, section 3.1): about C * 2**-24.
+    # A bound on the error in a float32 product of two unit vectors, for any order of summation. It
+    # includes the rounding of the vectors, and is about C * 2**-24 (Higham, Accuracy and Stability
+    # of Numerical Algorithms, 2002, section 3.1).
     bound = 1.01 * (query_rows.shape[1] + 4) * _UNIT_ROUNDOFF
     products = queries.units @ block.units.T  # (q, b)
     local = excluded - block.start
@@ -166,7 +166,7 @@ def _merge(
     found: np.ndarray,
     exact: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the K best of each row among ``best`` and further pairs; lower indices win ties."""
+    """Merge new pairs into the K best neighbors of each query; lower indices win ties."""
     indices, similarities = best
     count, width = indices.shape
     known = ~np.isnan(similarities)

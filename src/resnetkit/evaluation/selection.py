@@ -47,11 +47,11 @@ class SelectedSplit:
 def read_dataset_for(header: Trained, data: str | Path) -> folder.Dataset:
     """Read a dataset with the labels of a trained model.
 
-    Classes are matched by name. Folders named by a WordNet id of ImageNet (``n01440764``) are
+    Classes are matched by name. Folders named after a WordNet id of ImageNet (``n01440764``) are
     matched by the published class name of that id.
 
     Raises:
-        DataError: as in `folder.read_dataset`.
+        DataError: see `folder.read_dataset`.
     """
     index = {name: i for i, name in enumerate(header.classes)}
     names = dict(zip(imagenet_ids(), imagenet_classes(), strict=True))
@@ -66,7 +66,7 @@ def select_split(dataset: folder.Dataset, split: str | None, header: Trained) ->
     applies to ``val`` if training took it from the ``train`` folder. A note says how many of the
     images were used for training.
 
-    If training pooled the splits ``train`` and ``val`` (see `Recipe.fold`), this function does too.
+    If training pooled the splits ``train`` and ``val`` (see `Recipe.fold`), so does this function.
 
     Raises:
         DataError: there is no such split, or training set no images aside for validation.

@@ -1,4 +1,4 @@
-"""Strangeness: how far an image is from the training images, and how unlike any known class.
+"""Strangeness: how far an image is from the training images, and how little it fits any class.
 
 It is a distance minus the log-sum-exp of the logits, which is large if the last layer sees a known
 class (the energy score of Liu et al., arXiv:2010.03759). An image of an unknown class may look like
@@ -6,14 +6,14 @@ a known class to the last layer, but its features often differ in another direct
 may be near those of a known class, but no logit is large. Combining the two terms, with a factor
 that makes them comparable, follows ViM (Wang et al., arXiv:2203.10807, section 4).
 
-The distance is measured from the image's features to the nearest class mean. The directions in
-which images of one class differ most count little. Up to a factor, this is the Mahalanobis distance
-with the covariance within classes (Lee et al., arXiv:1807.03888), if that covariance has a few main
+The distance is measured from the image's features to the nearest class mean. Directions in which
+images of one class differ most have little weight. Up to a factor, this is the Mahalanobis distance
+for the within-class covariance (Lee et al., arXiv:1807.03888), if that covariance has a few main
 directions and the same variance in all others, as in probabilistic PCA (Tipping and Bishop 1999,
-doi:10.1111/1467-9868.00196). Compared with a full covariance, it takes little space.
+doi:10.1111/1467-9868.00196). It takes little space compared with a full covariance matrix.
 benchmarks/unknown_cpu_2026-11-29.md compares this measure with others.
 
-The number is meaningful only in comparison with those of validation images: see
+The strangeness of an image is meaningful only in comparison with that of validation images: see
 `share_less_strange` (Bates et al., Testing for Outliers with Conformal p-values, arXiv:2104.08279).
 """
 
@@ -30,13 +30,13 @@ from ..randomness import derive
 from .conformal import class_scores, kept_rank
 
 DIRECTIONS = 32
-"""Number of directions that are modeled; fewer if there are under 128 features or few images."""
+"""Number of directions modeled; fewer if there are fewer than 128 features or few images."""
 
 SMALLEST_SHARE = 1e-6
-"""Lower limit on the share of the squared distance along a direction that counts."""
+"""Smallest share of the squared distance along a direction that is counted."""
 
 IMAGES = 2000
-"""Number of training images used, unless `IMAGES_PER_CLASS` needs more."""
+"""Number of training images used, unless `IMAGES_PER_CLASS` requires more."""
 
 IMAGES_PER_CLASS = 10
 """Number of images used per class if there are many classes and enough images."""
@@ -49,7 +49,7 @@ class FeatureModel:
     Args:
         means: ``(classes, C)`` float32, the mean of each class.
         directions: ``(r, C)`` float32: the main directions within classes. The squared length of
-            each, in [0, 1), is the share of squared distance along it that does not count.
+            each, in [0, 1), is the share of squared distance along it that is left out.
         scale: the factor that turns distances into units of logits.
     """
 
@@ -79,20 +79,20 @@ class FeatureModel:
         variances, vectors = torch.linalg.eigh(covariance)  # ascending
         variances = variances.flip(0).clamp(min=0)
         vectors = vectors.flip(1)
-        # Most directions must be left over, to estimate their common variance from. With few
-        # features or few images, some variances are 0: a ReLU never fires, or there are too few
-        # images to vary.
+        # Most directions must remain, to estimate their common variance. With few features or few
+        # images, some variances are 0, because a ReLU never fires or there are too few images to
+        # vary in every direction.
         rank = min(DIRECTIONS, features.shape[1] // 4, (len(features) - classes) // 4)
         noise = torch.maximum(variances[rank:].mean(), SMALLEST_SHARE * variances[0])
-        # A direction with variance v counts noise / v of the squared distance along it.
+        # Along a direction with variance v, only noise / v of the squared distance is counted.
         left_out = torch.where(variances > noise, 1 - noise / variances, 0.0)[:rank]
         directions = (vectors[:, :rank] * left_out.sqrt()).T
         model = cls(means.float().numpy(), directions.float().numpy(), 1.0)
-        # The scale makes the distance of a training image count, on average, as much as its largest
-        # logit. The mean logit is subtracted because adding a constant to all logits changes
-        # nothing.
+        # Choose the scale so that, on average over the training images, the scaled distance equals
+        # the largest logit. The mean logit is subtracted first, because adding a constant to all
+        # logits changes nothing.
         greatest = float((logits.max(1) - logits.mean(1, dtype=np.float64)).mean())
-        # Each of the m images of a class pulls the mean toward itself. From the mean of the others,
+        # Each of the m images in a class pulls the mean toward itself. From the mean of the others,
         # it would be m / (m - 1) times as far away. The only image of a class has no such distance.
         others = count[targets] - 1
         has_others = others > 0
@@ -121,7 +121,7 @@ class FeatureModel:
         return strangeness
 
     def distances(self, features: np.ndarray) -> np.ndarray:
-        """Return the distances of features ``(n, C)`` to the nearest mean, ``(n,)`` float64."""
+        """Return the distances from features ``(n, C)`` to the nearest mean, ``(n,)`` float64."""
         features = features.astype(np.float64)
         means = self.means.astype(np.float64)
         directions = self.directions.astype(np.float64).T
@@ -132,10 +132,10 @@ class FeatureModel:
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the squared distances of ``(n, d)`` to ``(m, d)``, ``(n, m)``.
+    """Return the squared distances from ``(n, d)`` to ``(m, d)`` points, as ``(n, m)``.
 
-    Matrix products need no memory for the n * m * d differences. The loss to cancellation is small
-    in float64.
+    Matrix products need no memory for the n * m * d differences. In float64, little precision is
+    lost to cancellation.
     """
     squares: np.ndarray = np.square(a).sum(1)[:, None] - 2 * (a @ b.T) + np.square(b).sum(1)
     return squares

@@ -1,4 +1,4 @@
-"""Several views of an image with averaged probabilities, and other image sizes."""
+"""Predictions averaged over several views of an image, and at other image sizes."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def predict_views(
 ) -> Tensor:
     """Return the log of the mean probabilities of the views, ``(n, classes)`` float32 on the CPU.
 
-    The softmax of the result is that mean. The model must be in eval mode. ``advance`` is called
-    after each batch; `batch_count` returns how many there are.
+    The softmax of the result gives the mean probabilities. The model must be in eval mode.
+    ``advance`` is called after each batch; `batch_count` returns how many there are.
 
     Raises:
         ImageError: an image cannot be read.

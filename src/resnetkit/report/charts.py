@@ -21,7 +21,7 @@ RIGHT = 14
 TOP = 12
 BOTTOM = 36
 MAX_NUMBERED = 32  # classes: with more, the counts do not fit in the cells of the matrix
-MAX_LABELED = 100  # classes: with more, the names do not fit next to it
+MAX_LABELED = 100  # classes: with more, the names do not fit next to the matrix
 MAX_CLASSES = 250  # with more, a cell would be smaller than 2.6 pixels
 MAX_CELLS = 12_000  # non-zero cells
 MAX_LETTERS = 22  # letters of a name shown next to the matrix
@@ -29,7 +29,7 @@ MAX_LETTERS = 22  # letters of a name shown next to the matrix
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart, ``y`` over ``x``; ``style`` is a class of the style sheet."""
+    """A line in a chart, ``y`` against ``x``; ``style`` is a class in the style sheet."""
 
     label: str
     style: str
@@ -40,7 +40,7 @@ class Line:
 def line_chart(series: Sequence[Line], xlabel: str, percent: bool) -> Markup:
     """Return a line chart; ``percent`` labels the y axis in percent.
 
-    Values that are not finite are skipped; without any finite value the result is empty.
+    Values that are not finite are skipped; if no value is finite, the result is empty.
     """
     points = [
         (x, y) for line in series for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)
@@ -92,7 +92,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Markup:
     """Return a chart of accuracy by probability, above the number of answers per bin.
 
     Args:
-        bins: as in the metrics.
+        bins: the bins from the metrics.
     """
     width = 380
     upper = 300  # height of the accuracy bars
@@ -218,7 +218,7 @@ def _one_line(name: str) -> str:
 
 
 def _text_width(name: str) -> float:
-    """Estimate the width of a name in pixels: Chinese, Japanese, Korean and emoji are square."""
+    """Estimate the width of a name in pixels; CJK characters and emoji are square."""
     return sum(12.5 if ord(c) >= 0x1100 else 7.0 for c in name)
 
 

@@ -18,7 +18,7 @@ from .html import count_parameters, curve_panels, recipe_rows, render
 from .record import Record
 from .thumbnails import plain_thumbnails
 
-MAX_DISAGREEMENTS = 36  # images shown
+MAX_DISAGREEMENTS = 36  # maximum number of images shown
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Duel:
         """
         total = self.only_first + self.only_second
         fewer = min(self.only_first, self.only_second)
-        # Logarithms, because the binomial coefficients of many images are huge numbers.
+        # Use logarithms, because the binomial coefficients are huge with many images.
         tail = sum(
             exp(lgamma(total + 1) - lgamma(k + 1) - lgamma(total - k + 1) - total * log(2))
             for k in range(fewer + 1)
@@ -134,8 +134,8 @@ def _evaluate_records(
     source = data or records[0].evaluated_data
     if source is None:
         raise RecipeError(
-            f"{records[0].file} is not in a run folder, so its data is unknown. Name it after "
-            "the models"
+            f"{records[0].file} is not in a run folder, so its data is unknown. Name the data "
+            "after the models"
         )
     split = split or ("val" if data is None else None)
     notes: list[str] = []
@@ -183,7 +183,7 @@ def _duels(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[Duel
 
 
 def _class_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Return the F1 of every model for each class, and the last minus the first."""
+    """Return the F1 of each model for each class, and the last model's minus the first's."""
     rows = []
     for per_model in zip(*(item.metrics["per_class"] for item in evaluations), strict=True):
         values = [row["f1"] for row in per_model]

@@ -77,7 +77,7 @@ def write_predictions(
 
 
 def write_rows(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file whose cells no spreadsheet takes for formulas; see `storage.csv_line`.
+    """Write a CSV file whose cells no spreadsheet reads as formulas; see `storage.csv_line`.
 
     Paths that are not UTF-8 keep their bytes.
     """

@@ -1,7 +1,7 @@
 """Find installed fonts for names in any script.
 
 Matplotlib's own font has Latin, Greek, Cyrillic, Hebrew and Arabic, but no Chinese, Japanese or
-Korean. In the HTML report the browser finds the fonts; for a PNG file we have to.
+Korean. In the HTML report, the browser finds the fonts; for a PNG file, we have to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def figure_fonts(texts: Iterable[str]) -> Iterator[list[str]]:
 
     Yields the texts as they can be drawn: on one line, and with a square for each character that
     is missing from all installed fonts. A note on standard error names these characters. A dollar
-    sign is drawn as such: names are not formulas.
+    sign is drawn as is, because names are not formulas.
     """
     plain = ["".join(c if c.isprintable() else " " for c in text) for text in texts]
     families, missing = select_families({c for text in plain for c in text})
@@ -61,9 +61,10 @@ def select_families(characters: set[str]) -> tuple[list[str], set[str]]:
 
 @cache
 def best_font(text: str) -> tuple[str, str]:
-    """Return the font file with the most letters of a text, and the letters it lacks.
+    """Return the font file with the most letters of a text, and the letters that it lacks.
 
-    For drawing with a single font. If the standard font has them all, no other font is opened.
+    This is for drawing with a single font. If the standard font has all letters, no other font is
+    opened.
     """
     letters = {c for c in text if not c.isspace()}
     standard = best = str(font_manager.findfont(STANDARD))

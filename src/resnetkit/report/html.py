@@ -22,12 +22,12 @@ from .charts import Line
 from .record import Record, kept_epoch, read_record
 from .thumbnails import SIDE, explained_thumbnails
 
-# Images shown: with these limits the page takes one or two megabytes.
+# Maximum numbers of images shown. With these, the page takes one or two megabytes.
 MAX_ERRORS = 24
 MAX_UNSURE = 12
 MAX_DOUBTFUL = 24
 MAX_CONFUSIONS = 12
-COLORS = 8  # of compared runs, in page.css
+COLORS = 8  # for compared runs, in page.css
 SUSPECTS = "suspects.html"  # the run's page about its training labels
 SPLIT_LABELS = {"train": "training (augmented images)", "val": "validation"}
 
@@ -145,7 +145,7 @@ def _title(record: Record) -> str:
 
 
 def count_parameters(record: Record) -> int:
-    """Return the number of parameters of the model, counted without its weights."""
+    """Return the number of parameters of the model, without loading its weights."""
     header = record.header
     return sum(p.numel() for p in get_skeleton(header.architecture, **header.options).parameters())
 
@@ -153,7 +153,7 @@ def count_parameters(record: Record) -> int:
 def summarize_run(record: Record, evaluation: Evaluation) -> dict[str, Any]:
     """Return the facts of the report's first paragraph: model, training, evaluation."""
     splits = record.header.data.get("parts", {})
-    is_selected = record.is_kept or not record.is_run  # a model of a run that it did not keep
+    is_selected = record.is_kept or not record.is_run  # False for a model that its run did not keep
     return {
         "parameters": count_parameters(record),
         "trained_on": splits.get("train", {}).get("count"),
@@ -168,8 +168,8 @@ def summarize_run(record: Record, evaluation: Evaluation) -> dict[str, Any]:
 def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return charts of loss and accuracy by epoch.
 
-    For one record without a name they show training and validation; with ``names``, the validation
-    of each record.
+    Without ``names``, they show training and validation for a single record. With ``names``, they
+    show the validation of each record.
     """
     panels = []
     for what in ("loss", "accuracy"):
@@ -192,7 +192,7 @@ def curve_panels(records: Sequence[Record], names: Sequence[str] = ()) -> list[d
 
 
 def model_row(record: Record) -> dict[str, float] | None:
-    """Return the history row of the epoch that the model is from; None without validation."""
+    """Return the history row of the model's epoch; None if there was no validation."""
     if not record.history or "val_accuracy" not in record.history[0]:
         return None
     if record.is_kept:
@@ -245,7 +245,7 @@ def environment_rows(record: Record) -> list[tuple[str, str]]:
 def shorten_path(path: str | Path, parts: int = 1) -> str:
     """Return a path relative to the current folder, or only its last ``parts`` if it is elsewhere.
 
-    A report may be sent to others: they cannot use the rest of the path, and need not see it.
+    A report may be sent to others, who cannot use the rest of the path and need not see it.
     """
     url = object_url(path)
     if url is not None:
@@ -257,9 +257,9 @@ def shorten_path(path: str | Path, parts: int = 1) -> str:
 
 
 def command_rows(record: Record, evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Return (purpose, command) to train, evaluate and predict; see `shorten_path`."""
+    """Return (purpose, command) for training, evaluating and predicting; see `shorten_path`."""
     evaluated = evaluation.data or record.evaluated_data or evaluation.samples.root
-    is_split = Path(evaluated).name == "split.csv"  # of a run, whose folder tells it apart
+    is_split = Path(evaluated).name == "split.csv"  # its run folder tells it apart
     data = shlex.quote(shorten_path(evaluated, 2 if is_split else 1))
     file = shlex.quote(shorten_path(record.file, 2 if record.is_run else 1))
     rows = []

@@ -18,7 +18,7 @@ BLUE = "#1f5fa8"
 ORANGE = "#d9721a"
 GRAY = "#666666"
 MAX_LETTERS = 30  # letters of a name shown next to the matrix
-MAX_CAPTION = 18  # letters below an image, which is about as wide
+MAX_CAPTION = 18  # letters in a caption, about as wide as an image
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The facts about a model file that need no evaluation: its header and its run folder."""
+"""The facts about a model file that need no evaluation, from its header and its run folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Record:
         header: its header.
         history: one row of numbers per epoch; empty outside a run folder.
         environment: the machine, the versions and the data path; None outside a run folder.
-        metrics: on the validation split; None unless this is the kept model of a finished run.
+        metrics: the metrics on the validation split; None unless this is the kept model of a
+            finished run.
     """
 
     file: Path
@@ -53,7 +54,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The name of the run folder if this is its kept model, else of the file."""
+        """The name of the run folder if this is its kept model, else the name of the file."""
         path = self.file.absolute()
         return path.parent.name if self.is_kept else path.name
 
@@ -75,7 +76,7 @@ class Record:
 
 
 def epoch_rank(row: dict[str, Any]) -> tuple[float, float]:
-    """Return the rank of an epoch: validation accuracy, and at equal accuracy the lower loss.
+    """Return the rank of an epoch: by validation accuracy, then by lower validation loss.
 
     Without validation, later epochs rank higher.
     """
@@ -89,17 +90,17 @@ def replaces_kept(
 ) -> bool:
     """Return whether the model of the last epoch replaces the one that a run kept before.
 
-    It does if its validation accuracy is at most two standard errors below the highest so far. With
-    few images, the highest of many accuracies is mostly luck: it is too high, and a later model,
-    trained at lower learning rates, is better on other images. The usual rule allows one standard
-    error (Breiman et al., Classification and Regression Trees, 1984); it still kept early models
-    whose accuracy was too high (benchmarks/which_epoch.py). The standard error adds two images of
-    each outcome, so that it is not 0 if all are correct (Agresti and Coull 1998,
-    doi:10.1080/00031305.1998.10480550).
+    The last model is kept if its validation accuracy is at most two standard errors below the
+    highest so far. With few images, the highest of many accuracies is mostly luck: it is too high,
+    and a later model, trained at lower learning rates, is better on other images. The usual rule
+    allows one standard error (Breiman et al., Classification and Regression Trees, 1984), but it
+    still kept early models whose accuracy was too high (benchmarks/which_epoch.py). The standard
+    error is computed with two more correct and two more wrong images, so that it is not 0 if all
+    are correct (Agresti and Coull 1998, doi:10.1080/00031305.1998.10480550).
 
     Args:
         history: one row per epoch.
-        images: number of validation images. Without any, every epoch replaces the one before it.
+        images: number of validation images. If there are none, every epoch replaces the previous.
         standard_errors: how many standard errors a later accuracy may be below the highest.
     """
     if not images:

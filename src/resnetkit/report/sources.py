@@ -25,10 +25,10 @@ def write_report(
 
     Args:
         sources: run folders and model files, then the data. A run folder records its data.
-        split: as in `evaluate`; for a run's own data by default the validation split.
+        split: as in `evaluate`; for a run's own data, the default is the validation split.
         out: the file to write. By default ``report.html`` in the run folder or the current folder,
-            or ``comparison.html`` in the current folder. The report on another model file of a run
-            is named after it, such as ``report-last.html``.
+            or ``comparison.html`` in the current folder. The report on another model file in a
+            run folder is named after that file, such as ``report-last.html``.
         device: as in `evaluate`.
         workers: as in `evaluate`.
 
@@ -38,7 +38,7 @@ def write_report(
     Raises:
         RecipeError: a model file is outside a run folder and no data is named, or the models to
             compare have different classes.
-        ModelFileError, DataError, ImageError: as in `evaluate`.
+        ModelFileError, DataError, ImageError: see `evaluate`.
         OutputError: the file exists and is not the default one in the run folder.
     """
     records, data = _split_sources(sources)
@@ -84,6 +84,6 @@ def _evaluate_record(
     evaluation = evaluate(record.file, source, split, device=device, workers=workers)
     if data is not None or record.corrections is None:
         return evaluation
-    # The run's split.csv was read; its paths lead to the images by a folder of this machine.
+    # Omit the note on where the paths in a run's split.csv lead: it names folders on this machine.
     notes = tuple(note for note in evaluation.notes if not note.startswith("the paths in "))
     return replace(evaluation, notes=notes)

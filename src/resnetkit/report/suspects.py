@@ -1,4 +1,4 @@
-"""Labels that look wrong: ``suspects.csv``, where the user judges them, and a page of them."""
+"""Labels that look wrong: ``suspects.csv``, where the user judges them, and a page to view them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = (
     *("path", "label", "suggested", "score", "verdict", "new_label"),
     *("neighbor_1", "neighbor_2", "neighbor_3"),
 )
-"""The columns of ``suspects.csv``. `data.corrections` reads it after ``verdict`` is filled in."""
+"""The columns of ``suspects.csv``, which `data.corrections` reads once verdicts are filled in."""
 
 
 def write_suspects(
@@ -33,8 +33,8 @@ def write_suspects(
     Args:
         path: the file.
         suspects: the labels that look wrong.
-        images: the training images, which ``suspects`` index.
-        classes: names of the classes.
+        images: the training images; ``suspects`` contains indices into them.
+        classes: the class names.
     """
     paths = images.split.paths
     rows = []
@@ -60,8 +60,8 @@ def write_suspects_page(
     Args:
         path: the file, next to ``suspects.csv``.
         suspects: the labels that look wrong; the first `MAX_SHOWN` are shown.
-        images: the training images, which ``suspects`` index.
-        classes: names of the classes.
+        images: the training images; ``suspects`` contains indices into them.
+        classes: the class names.
         data: the data of the run, for the command that trains again.
         note: a remark about the search, for the reader.
     """

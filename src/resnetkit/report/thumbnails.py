@@ -125,7 +125,8 @@ def plain_thumbnails(
 ) -> dict[int, str]:
     """Return a thumbnail of each finding as a ``data:`` URI, by index in the split.
 
-    It is the crop that a model with this header sees. Files that can no longer be read are omitted.
+    Each is the crop that a model with this header sees. Files that can no longer be read are left
+    out.
     """
     preprocessing = scale_preprocessing(header.preprocessing, SIDE)
     thumbnails = {}

@@ -1,8 +1,8 @@
 """CIFAR-10: its original archive, unpacked to a folder of PNG images like any other dataset.
 
 60,000 images of 32x32 pixels in ten classes (Krizhevsky, 2009). The archives from its home page,
-https://www.cs.toronto.edu/~kriz/cifar.html, are recognized by their MD5. One of them is downloaded
-if needed.
+https://www.cs.toronto.edu/~kriz/cifar.html, are recognized by their MD5. If needed, one of them is
+downloaded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ORIGINALS = {
 }
 HOME = "https://www.cs.toronto.edu/~kriz"
 VALIDATION = 500  # images per class: section 4.2 trains on 45,000 and validates on 5,000
-RECORD = 1 + 3 * 32 * 32  # a label, then the planes of red, green and blue
+RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 
 
 def download_archive(folder: Path) -> Path:
@@ -69,7 +69,7 @@ def _md5(archive: Path) -> str:
 def unpack(archive: Path, target: Path) -> Path:
     """Unpack an archive to ``target/{train,val,test}/<class>/*.png``, unless ``target`` exists.
 
-    ``<target>.json`` records which archive it was.
+    ``<target>.json`` records which archive was unpacked.
 
     Returns:
         ``target``.
@@ -131,7 +131,7 @@ def _remove_partial(folder: Path) -> None:
 
 
 def is_original(folder: Path) -> bool:
-    """Return whether ``folder`` was unpacked from an archive from CIFAR-10's home page."""
+    """Return whether ``folder`` was unpacked from one of CIFAR-10's original archives."""
     import json
 
     record = _record_path(folder)

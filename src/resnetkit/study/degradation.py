@@ -1,6 +1,6 @@
 """Section 4.2 and figure 6: plain nets get worse with depth; residual nets do not.
 
-The training error already rises, so this is not overfitting but degradation.
+The training error itself rises, so this is degradation rather than overfitting.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def groups(depths: Sequence[int]) -> list[list[str]]:
 
 
 def table6(comparison: Comparison, outcomes: Sequence[Outcome], device: str) -> Table | None:
-    """Return the test errors next to table 6; None unless the images are the original CIFAR-10."""
+    """Return test errors next to those in table 6; None unless the data is the original CIFAR-10."""
     if not cifar10.is_original(comparison.data):
         return None
     rows = []
@@ -74,7 +74,7 @@ def table6(comparison: Comparison, outcomes: Sequence[Outcome], device: str) -> 
 
 
 def response_deviations(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[Responses]:
-    """Return figure 7 for the trained nets of the first seed, on one batch of training images."""
+    """Measure figure 7 for the first seed's trained nets, on one batch of training images."""
     images, _ = training_tensors(comparison.data, comparison.recipe.preprocessing(), most=128)
     deviations = []
     for outcome in outcomes:

@@ -52,7 +52,7 @@ def _by_layer(axes: Any, signals: Sequence[Signal], when: str, what: str) -> Non
 
 
 def stacks(found: Sequence[Signal], path: Path) -> None:
-    """Draw `signals` at initialization, with the gradient with respect to each layer's output."""
+    """Draw `signals` at initialization; the gradient is with respect to each layer's output."""
     signals(found, path, what="backward", after=False)
 
 

@@ -25,7 +25,7 @@ from ..models.modes import in_mode
 
 STACK_DEPTH = 60
 STACK_WIDTH = 64
-# Name, activation, gain g of weights ~ N(0, g^2 / fan_in), whether it has identity shortcuts.
+# Name, activation, gain g in N(0, g^2 / fan_in) for the weights, and whether shortcuts are added.
 STACKS: tuple[tuple[str, type[nn.Module], float, bool], ...] = (
     ("tanh, gain 0.5", nn.Tanh, 0.5, False),
     ("tanh, gain 1", nn.Tanh, 1.0, False),

@@ -44,11 +44,11 @@ def resolve_data(data: str, out: Path) -> Path:
 def training_tensors(
     data: Path, preprocessing: Preprocessing, most: int = 2048
 ) -> tuple[Tensor, Tensor]:
-    """Return training images of a folder and their labels, with the classes shuffled.
+    """Return training images from a folder and their labels, in a fixed random order.
 
     Args:
         data: a folder or manifest.
-        preprocessing: how an image becomes the input of a network.
+        preprocessing: how an image becomes the input to a network.
         most: the maximum number of images to return.
 
     Returns:

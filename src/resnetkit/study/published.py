@@ -1,7 +1,7 @@
 """The numbers in He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 
-Numbers are text, as printed: their digits limit how exactly they can be compared. Nothing here is
-computed, and the study derives nothing from these numbers.
+Numbers are stored as text, as printed: the digits limit how exactly they can be compared. Nothing
+here is computed, and the study derives nothing from these numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TABLE3_ERRORS = {
     "ResNet-34 C": ("24.19", "7.40"),
 }
 
-# Table 6: CIFAR-10; parameters in millions, test error in %. For ResNet-110 it is the best of five
+# Table 6: CIFAR-10; parameters in millions, test error in %. For ResNet-110, it is the best of five
 # runs, whose mean is 6.61 with a standard deviation of 0.16.
 TABLE6_PARAMETERS = {
     20: "0.27",

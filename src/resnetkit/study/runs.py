@@ -43,8 +43,8 @@ class Net:
 class Outcome:
     """A finished run, with its errors (0 to 1) by epoch.
 
-    Training errors are on augmented images, counted while the weights change. Validation errors
-    are on whole images, after the epoch.
+    Training errors are measured on augmented images, while the weights change. Validation errors
+    are measured on unaugmented images, after the epoch.
     """
 
     net: str
@@ -106,11 +106,12 @@ def compare(
 
     Args:
         nets: the networks to compare.
-        data: ``digits``, ``cifar10``, an archive of it, or a folder.
+        data: ``digits``, ``cifar10``, an archive of CIFAR-10, or a folder.
         out: folder for one run per net and seed, and ``study.json`` with their shared settings.
         recipe_name: a built-in recipe or a YAML file; by default `study-digits` for digits and
             `paper-cifar10` for anything else.
-        minutes: train as many epochs as fit, but no more than the recipe has; None trains all.
+        minutes: train as many epochs as fit into this time, at most as many as the recipe sets. If
+            None, train all of them.
         seeds: each net is trained with each seed.
         device: as for `train`.
         workers: as for `train`.
@@ -136,7 +137,7 @@ def compare(
     dataset = folder.read_dataset(images)
     recipe = defaults.fill_defaults(recipe, dataset, runtime)
     recipe = defaults.fill_batch_size(recipe, _training_images(dataset), runtime)
-    recipe = recipe.with_settings({"model": None})  # each run has its own
+    recipe = recipe.with_settings({"model": None})  # each run sets its own
     comparison = Comparison(out, images, nets=tuple(nets), seeds=tuple(seeds), recipe=recipe)
     comparison = _start_or_continue(comparison, minutes, runtime=runtime)
     write_text(out / "recipe.yaml", comparison.recipe.to_yaml())
@@ -151,7 +152,7 @@ def _check_comparable(recipe: Recipe) -> None:
     """Check that all runs have validation images and the same number of epochs.
 
     Raises:
-        RecipeError: they do not.
+        RecipeError: the runs cannot be compared.
     """
     if recipe.val_split == 0:
         raise RecipeError("A study compares validation errors: set val_split above 0")
@@ -173,7 +174,7 @@ def _start_or_continue(
     record = comparison.out / "study.json"
     if record.exists():
         saved = json.loads(record.read_text(encoding="utf-8"))
-        # If a record is older than a recipe field, the field has its default.
+        # If a recipe field was added after the record was written, it has its default.
         written = Recipe.model_validate({}).with_settings({**saved["recipe"], "model": None})
         if minutes is not None:  # timing may now give a different number of epochs
             comparison = _with_settings(comparison, {"epochs": written.epochs})

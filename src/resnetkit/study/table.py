@@ -13,7 +13,7 @@ class Row:
     Args:
         what: name of the value.
         derived: from built modules, or measured.
-        published: as the paper prints it; None if it does not.
+        published: as printed in the paper; None if the paper does not have it.
     """
 
     what: str
@@ -29,7 +29,7 @@ class Row:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether both agree to the digits that the paper prints; None if it prints no value.
+        """Whether both agree to the digits that the paper prints; None if it prints no such value.
 
         >>> Row("GMACs", 3.858, "3.8").agrees, Row("GMACs", 7.57, "7.6").agrees
         (False, True)
