@@ -59,7 +59,7 @@ def groups(depths: Sequence[int]) -> list[list[str]]:
 
 
 def table6(comparison: Comparison, outcomes: Sequence[Outcome], device: str) -> Table | None:
-    """Return test errors next to those in table 6; None unless the data is the original CIFAR-10."""
+    """Return test errors next to those in table 6; None if the data is not original CIFAR-10."""
     if not cifar10.is_original(comparison.data):
         return None
     rows = []

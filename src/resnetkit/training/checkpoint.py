@@ -32,7 +32,8 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 GENERATION = re.compile(r"(\d{6,})-([0-9a-f]{64})\.safetensors")
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}|\.(\d{6,}|manifest\.json)\.\w{8,}|\.tmp\w{6}")
-"""Names of the half-written files that `storage.temporary` and safetensors leave when killed."""
+"""Names of the half-written files of `storage.temporary` and safetensors that remain if the process
+is killed."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _read_generation(path: Path, digest: str) -> Snapshot:
     with safe_open(path, "pt") as file:
         values = json.loads(file.metadata()["values"])
         names = file.keys()
-        # Clone, because a tensor backed by the file would keep the file open, and Windows does not
+        # Clone, because a tensor backed by the file would keep the file open, and Windows cannot
         # remove open files.
         tensors = {name: file.get_tensor(name).clone() for name in names}
     return Snapshot(tensors, values, path)

@@ -79,7 +79,7 @@ def resolve_recipe(
 def _recorded_weights(recorded: Recipe, wanted: Recipe) -> dict[str, Any]:
     """Return the fields of a recorded recipe that a resumed run keeps.
 
-    The network of the weights is kept too, except for the fields that ``wanted`` sets.
+    The network that belongs to the weights is kept as well, except for what ``wanted`` sets.
     """
     fields: dict[str, Any] = {
         "weights": recorded.weights,
@@ -143,7 +143,7 @@ def _weights_fields(recipe: Recipe, model: str, weights: str, *, brief: bool) ->
 
 
 def _published_member(model: str, weights: str) -> WeightsEnum | None:
-    """Return the published weights of this name; None if the name is a file or a URL."""
+    """Return the published weights with this name; None if the name is a file or a URL."""
     if weights.startswith(f"{Starter_Weights.__name__}."):
         return Starter_Weights.verify(weights)
     return resolve_weights(weights, get_model_weights(model) if list_weights(model) else None)
@@ -255,7 +255,7 @@ def load_initial_weights(network: nn.Module, recipe: Recipe, classes: Sequence[s
 
 
 def _logit_names(path: Path, recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
-    """Return the class of each logit of the trained network; None if the names are unknown."""
+    """Return the class names for the logits of the weights file; None if they are unknown."""
     if modelfile.is_model_file(path):
         return list(modelfile.read_header(path).classes)
     member = _published_member(str(recipe.model), recipe.weights)

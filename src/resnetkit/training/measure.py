@@ -35,7 +35,7 @@ THREADS_ROUNDS = 7
 """Maximum number of rounds; each round times every thread count once."""
 
 THREADS_GAIN = 0.1
-"""How much slower than the fastest step a step with fewer threads may be, as a share."""
+"""How much slower than the fastest a step with fewer threads may be, as a share."""
 
 
 def check_batch_norm(model: nn.Module, recipe: Recipe, runtime: Runtime, train_count: int) -> None:

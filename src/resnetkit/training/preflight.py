@@ -26,7 +26,7 @@ from .recipe import Recipe
 from .run import RunFolder
 
 MAX_SIZES = 1000
-"""Maximum number of files whose sizes are compared. The contents of all are compared once read."""
+"""Maximum number of files whose sizes are compared. All contents are compared after reading."""
 
 CLOCK_SECONDS = 5.0
 """Difference between clocks, in seconds, above which a warning is printed."""

@@ -64,13 +64,13 @@ class Recipe(BaseModel):
     )
     weights_prefix: str | None = Field(
         None,
-        description="if the weights file holds several networks: the prefix of the parameter names "
-        "that belong to the one to use",
+        description="prefix of the parameter names of the network to use, if the weights file holds "
+        "several networks",
     )
     weights_head: str | None = Field(
         None,
-        description="if several layers of the weights file could be the head: the name of the "
-        "head, or none",
+        description="name of the head, or none, if several layers in the weights file could be the "
+        "head",
     )
     weights_sha256: str | None = Field(None, description="SHA-256 of the weights file that is used")
     freeze: tuple[str, ...] = Field(

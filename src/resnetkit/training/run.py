@@ -149,9 +149,9 @@ class RunFolder:
         return cls(path, is_resumed=True), saved
 
     def _has_lost_its_state(self) -> bool:
-        """Return whether this run must have saved a state, which is then lost.
+        """Return whether this run must have saved a state that is now missing.
 
-        A run has saved a state by the time it has recorded 3 epochs or 10 minutes of training.
+        Every run has saved a state by the time it has recorded 3 epochs or 10 minutes of training.
         """
         file = self.path / "timings.csv"
         if not is_run(self.path) or not file.is_file():

@@ -25,7 +25,8 @@ from .session import Session
 from .suspects import write_suspects
 
 MAX_DIGESTS = 1_500_000
-"""Maximum number of digests in a model file. They take 22 bytes each: 31 of the header's 64 MiB."""
+"""Maximum number of digests in a model file. At 22 bytes each, they take 31 of the 64 MiB that a
+header may have."""
 
 
 def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) -> RunFolder:
@@ -54,7 +55,7 @@ def begin_run(run: RunFolder, session: Session, data: str | os.PathLike[str]) ->
             run.write_split(session.data.dataset, session.data.groups)
         if session.data.corrections is not None:
             run.write_corrections(session.data.corrections, session.data.dataset.classes)
-        # recipe.yaml marks the folder as a run, so it follows the files that resuming reads.
+        # recipe.yaml marks the folder as a run, so write it after the files that resuming needs.
         run.write_text("recipe.yaml", session.recipe.to_yaml())
         draw_inputs(run.path, session.data, session.recipe)
     return run

@@ -182,7 +182,8 @@ def set_up(
         RecipeError, DataError, WeightsError: the recipe does not fit the data or the machine.
         TrainingError: the weights file changed since the run began.
     """
-    # Resolve the precision, then fill in the fields that can be filled before the images are read.
+    # Resolve the precision, then fill in the recipe fields that do not depend on how many images can
+    # be read.
     runtime = runtime.with_precision(recipe.precision)
     recipe = defaults.fill_defaults(recipe, dataset, runtime, recorded=recorded)
     distributed.check_recipe(recipe, runtime)
@@ -201,7 +202,7 @@ def set_up(
     )
 
     # The initial weights are f(seed), or come from a file.
-    model, model_options, runtime = initial_network(  # sets the memory layout of runtime
+    model, model_options, runtime = initial_network(  # adds the memory layout to runtime
         recipe, dataset.classes, runtime, load_weights=not is_resumed
     )
     measure.check_batch_norm(model, recipe, runtime, len(data.train))
