@@ -4,8 +4,8 @@ A wrong label shows in two ways. During training, images with correct labels pul
 from the wrong label, so the margin of the image (the logit of its label minus the greatest other
 logit) is negative for a long time. The mean margin over the epochs is the area under the margin
 (Pleiss et al. 2020, arXiv:2001.10528). After training, the images that the network finds most
-similar have other labels. benchmarks/label_errors.py measures how well both signs find flipped
-labels.
+similar have other labels. benchmarks/label_errors.py measures how well the two signs find
+flipped labels.
 """
 
 from __future__ import annotations

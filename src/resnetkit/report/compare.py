@@ -45,7 +45,7 @@ class Duel:
         """
         total = self.only_first + self.only_second
         fewer = min(self.only_first, self.only_second)
-        # Use logarithms, because the binomial coefficients are huge with many images.
+        # Use logarithms, because binomial coefficients are huge with many images.
         tail = sum(
             exp(lgamma(total + 1) - lgamma(k + 1) - lgamma(total - k + 1) - total * log(2))
             for k in range(fewer + 1)

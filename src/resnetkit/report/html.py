@@ -259,7 +259,7 @@ def shorten_path(path: str | Path, parts: int = 1) -> str:
 def command_rows(record: Record, evaluation: Evaluation) -> list[tuple[str, str]]:
     """Return (purpose, command) for training, evaluating and predicting; see `shorten_path`."""
     evaluated = evaluation.data or record.evaluated_data or evaluation.samples.root
-    is_split = Path(evaluated).name == "split.csv"  # its run folder tells it apart
+    is_split = Path(evaluated).name == "split.csv"  # every run has one: show its folder
     data = shlex.quote(shorten_path(evaluated, 2 if is_split else 1))
     file = shlex.quote(shorten_path(record.file, 2 if record.is_run else 1))
     rows = []

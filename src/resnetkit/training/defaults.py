@@ -43,9 +43,9 @@ DEVICE_DEFAULTS = {
     "mps": DeviceDefaults(batch_sizes=(64, 64), images_shown=80_000, largest_size=192),
     "cuda": DeviceDefaults(batch_sizes=(128, 128), images_shown=160_000, largest_size=224),
 }
-"""Defaults by type of device. Small batches leave a GPU partly idle, so GPU batches are larger. A run on
-a GPU also shows more images, which makes up for some of the steps lost to larger batches. Only the
-CPU defaults were measured (benchmarks/speed_cpu_2026-11-20.md,
+"""Defaults by type of device. Small batches leave a GPU partly idle, so GPU batches are
+larger. A run on a GPU also shows more images, which makes up for some of the steps lost to larger
+batches. Only the CPU defaults were measured (benchmarks/speed_cpu_2026-11-20.md,
 benchmarks/defaults_cpu_2026-11-29.md)."""
 
 FEW_IMAGES = 1000

@@ -67,7 +67,7 @@ def find_lr(
         data, recipe, device, workers, settings: as in `train`; ``head_share`` is set to 0.
 
     Raises:
-        RecipeError, DataError: see `train`. RecipeError also if there is more than one process.
+        RecipeError, DataError: see `train`; or there is more than one process.
         TrainingError: the loss never fell.
     """
     if processes.world_size() > 1:

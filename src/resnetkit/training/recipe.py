@@ -64,8 +64,8 @@ class Recipe(BaseModel):
     )
     weights_prefix: str | None = Field(
         None,
-        description="prefix of the parameter names of the network to use, if the weights file holds "
-        "several networks",
+        description="prefix of the parameter names of the network to use, if the weights file "
+        "holds several networks",
     )
     weights_head: str | None = Field(
         None,

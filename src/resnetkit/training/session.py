@@ -182,8 +182,8 @@ def set_up(
         RecipeError, DataError, WeightsError: the recipe does not fit the data or the machine.
         TrainingError: the weights file changed since the run began.
     """
-    # Resolve the precision, then fill in the recipe fields that do not depend on how many images can
-    # be read.
+    # Resolve the precision, then fill in the recipe fields that do not depend on how many images
+    # can be read.
     runtime = runtime.with_precision(recipe.precision)
     recipe = defaults.fill_defaults(recipe, dataset, runtime, recorded=recorded)
     distributed.check_recipe(recipe, runtime)
