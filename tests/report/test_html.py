@@ -33,7 +33,7 @@ def test_a_run_ends_with_a_report(trained, page):
     accuracy = html.format_percent(metrics["accuracy"])
     assert f'<div class="big">{accuracy.removesuffix("%")}<small>%</small></div>' in page
     assert "data · cifar_resnet20" in text
-    assert "trained for 6 epochs on 51 images from data, starting from random weights" in text
+    assert "trained for 6 epochs on 51 images from data" in text
     for heading in ("Training", "Confusions", "Doubtful labels", "Recipe and commands"):
         assert heading in text
     assert f"resnet train data --recipe {trained.name}/recipe.yaml" in text
