@@ -388,8 +388,8 @@ def test_all_runs_have_the_settings_of_the_first(flat_folder, tmp_path):
 
 def test_settings_that_folds_do_not_allow(flat_folder, small, tmp_path):
     for settings, message in (
-        ({"val_split": 0.2}, "remove val_split"),
-        ({"fold": [1, 2]}, "remove fold"),
+        ({"val_split": 0.2}, "Remove val_split"),
+        ({"fold": [1, 2]}, "Remove fold"),
         ({"patience": 2}, "cannot be combined with patience"),
         ({"folds": 1}, "must be at least 2; got 1"),
     ):

@@ -113,7 +113,7 @@ def test_a_scale_that_collapses_is_an_error():
     for number in range(27):
         state.check_finite()
         loop.training_step(state, batch(number), recipe, FP16, 0.01)
-    with pytest.raises(TrainingError, match=r"overflow fp16 at every scale.*precision=fp32"):
+    with pytest.raises(TrainingError, match=r"overflow fp16 at every loss scale.*precision=fp32"):
         state.check_finite()
 
 
