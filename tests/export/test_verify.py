@@ -148,7 +148,7 @@ def test_renamed_tensors_are_reported_and_the_answers_still_compared(onnx_file, 
     onnx.save(model, tmp_path / "renamed.onnx")
     report = verify(read_artefact(tmp_path / "renamed.onnx"), threads=1)
     assert report.agrees
-    assert "the file does not show it" in str(report)
+    assert "the file does not expose it" in str(report)
 
 
 @pytest.mark.parametrize("name", ["model.xml", "model.bin"])

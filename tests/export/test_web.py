@@ -241,7 +241,7 @@ def test_16_bits_are_refused_if_the_browser_does_not_know_their_range(open_page,
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((20, 30), 700, np.uint16)).save(deep)
     (decoded,) = answers(open_page("decoder/"), [deep])
-    assert "16 bits per color need the command resnet predict" in decoded[1]
+    assert "For images with 16 bits per color, use the command" in decoded[1]
     (known,) = answers(open_page("page/"), [deep])
     assert known[1] in CLASSES
 

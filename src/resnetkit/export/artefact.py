@@ -122,7 +122,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The first 12 hex digits of the model file's SHA-256, by which rows name the model."""
+        """The first 12 hex digits of the model file's SHA-256, which rows give as the model."""
         return str(self.source.get("sha256", ""))[:12]
 
     def to_json(self) -> str:
@@ -335,8 +335,8 @@ def read_artefact(path: Path) -> Artefact:
     readers = {"onnx": _read_onnx, "openvino": _read_openvino, "torch": _read_torch}
     if not is_artefact(path):
         raise ArtefactError(
-            f"{path} is not an exported model; expected .onnx, .xml or .pt2. `resnet export` makes "
-            "one from a model file"
+            f"{path} is not an exported model; expected .onnx, .xml or .pt2. To write one from a "
+            "model file, use `resnet export`"
         )
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
@@ -363,7 +363,7 @@ def read_artefact(path: Path) -> Artefact:
 
 
 def _read_onnx(path: Path) -> dict[str, str]:
-    """Return the metadata of an ONNX model. Its tensors must be in the file."""
+    """Return the metadata of an ONNX model, whose tensors must be in the same file."""
     if path.stat().st_size == 0:
         raise ArtefactError("the file is empty")
     with path.open("rb") as file:

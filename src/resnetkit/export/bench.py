@@ -26,7 +26,7 @@ def measure_exported(
     """Measure the throughput by batch size, and the latency of one image.
 
     The images are random numbers in memory: reading and decoding files is not measured. Resizing
-    is, if the file does it.
+    is measured if the file does it.
 
     Args:
         file: a file written by `resnet export`.
@@ -35,7 +35,7 @@ def measure_exported(
         size: height and width of the images, if the file resizes them.
 
     Raises:
-        ArtefactError: it is not a valid exported file.
+        ArtefactError: ``file`` is not a valid exported file.
     """
     artefact = read_artefact(Path(file))
     manifest = artefact.manifest
@@ -89,7 +89,7 @@ def exported_bench_table(result: dict[str, Any]) -> str:
 
 
 def _time_runs(run: sessions.Run, images: np.ndarray, seconds: float) -> list[float]:
-    """Return the seconds of each run: as many as fit, at least three, after `WARM_UP` runs."""
+    """Return the time of each run in seconds: at least three runs, after `WARM_UP` runs."""
     for _ in range(WARM_UP):
         run(images)
     found: list[float] = []

@@ -1,4 +1,4 @@
-"""An exported file and photos with known classes -> metrics, without PyTorch."""
+"""Evaluate an exported file on photos with known classes, without PyTorch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def evaluate_exported(
     """Evaluate an exported file on a dataset, as `evaluation.evaluate.evaluate` does.
 
     Raises:
-        ArtefactError: it is not a valid exported file.
+        ArtefactError: ``file`` is not a valid exported file.
         DataError: the split does not exist, or has a class that the model does not know.
         ImageError: an image cannot be read.
     """

@@ -1,4 +1,4 @@
-"""A model file -> a file for another runtime, with preprocessing and golden images."""
+"""Export a model file to another runtime, with its preprocessing and golden images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Export:
 
     Args:
         path: the file.
-        report: how it answered its golden images.
+        report: the result of running it on its golden images.
         notes: remarks for the user.
     """
 
@@ -79,7 +79,7 @@ def export(
             and cropped.
         data: photos with known classes. Some become golden images, and the accuracies of the model
             file and of the exported file are compared on them.
-        golden: ``photos`` uses photos from ``data`` and drawn images, ``made`` only drawn images.
+        golden: ``photos`` uses photos from ``data`` and drawn images; ``made``, only drawn images.
         int8: photos with known classes, to calibrate 8-bit weights and activations on the training
             images and compare the accuracy on the test or validation images; see `quantize`.
         license: the license of the weights, for the file's description.
@@ -139,7 +139,7 @@ def _verified(unproven: Path, model_file: Path) -> Report:
     """Return the report of a file that agrees with its model.
 
     Raises:
-        ArtefactError: it does not agree.
+        ArtefactError: the file does not agree.
     """
     report = verify(read_artefact(unproven))
     if not report.agrees:
@@ -184,7 +184,7 @@ def _compare_accuracies(model_file: Path, exported: Path, data: str | os.PathLik
 
 
 def check_preprocessing(preprocessing: Preprocessing, entrance: str) -> None:
-    """Raise unless a graph can compute the preprocessing.
+    """Raise unless an exported graph can compute the preprocessing.
 
     Raises:
         RecipeError: ``entrance`` is unknown, or the graph cannot apply the filter.
@@ -192,7 +192,7 @@ def check_preprocessing(preprocessing: Preprocessing, entrance: str) -> None:
     if entrance not in ENTRANCES:
         raise RecipeError(f"--input must be image or crop; got {entrance!r}")
     filter_name = preprocessing.interpolation
-    if entrance == "image" and filter_name in ("nearest", "box"):  # rounding selects the pixels
+    if entrance == "image" and filter_name in ("nearest", "box"):  # rounding picks pixels
         raise RecipeError(
             f"The model resizes with {filter_name}, which cannot be exported. Add --input crop, "
             "and resize the images before you pass them to the exported model"

@@ -26,17 +26,17 @@ from .preparation import decode_for, to_crop
 
 NEAR_TIE = 0.004
 """Golden images whose two largest probabilities differ by less than this are near ties: each
-may be off by `TOLERANCES`' 0.001, and the order of two this close says little."""
+may be off by the 0.001 in `TOLERANCES`, so the order of two this close means little."""
 
 PHOTOS = 8
 """Number of photos among the golden images, if there are photos."""
 
 PHOTO_SIDE = 256
-"""The shorter side that these photos are reduced to, so that the file stays small."""
+"""The shorter side in pixels that photos are reduced to, so that the file stays small."""
 
 
 def drawn_images() -> Iterator[tuple[str, bytes]]:
-    """Yield the names and encodings of drawn images, of every kind on which decoders differ."""
+    """Yield the names and encodings of drawn images, one for every kind that decoders differ on."""
     scene = _scene(96, 64)
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -78,9 +78,9 @@ def record(
     """Return golden images with the results of each stage, computed in eager PyTorch and fp32.
 
     Args:
-        images: names and encodings.
-        network: normalized images -> logits, in eval mode on the CPU.
-        manifest: how images become its input.
+        images: the names and encodings of the images.
+        network: maps normalized images to logits; in eval mode, on the CPU.
+        manifest: how images become the network's input.
     """
     preprocessing = manifest.preprocessing
     golden = []

@@ -2,14 +2,15 @@
 
 Every runtime that has antialiased resizing computes it differently, and the web runtimes have none.
 So the graph resizes with two matrix products: one for the width, one for the height. It computes
-the matrices from the size of the images. They are those of Pillow, with which torchvision's
-published accuracies were measured, and contain only the rows of the center crop.
+the matrices from the size of the images. They are the same as Pillow's, because
+torchvision's published accuracies were measured with Pillow, but have only the rows for the center
+crop.
 
 Pillow computes with integers. The graph gets the same levels from float32, which every runtime has
 and which holds integers up to 2^24: weights are multiples of 2^-22, and each is split into two
 integers whose products with levels can be summed without rounding. With the filter ``bilinear``,
-crops equal those of Pillow 12; the weights of the other filters are rounded from float32 instead of
-float64.
+crops equal those from Pillow 12; the weights of the other filters are rounded from float32 instead
+of float64.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class ExportedModel(nn.Module):
     """A network with its preprocessing.
 
     Args:
-        network: normalized images -> logits, in eval mode.
-        preprocessing: how images become its input.
+        network: maps normalized images to logits; in eval mode.
+        preprocessing: how images become the network's input.
         resizes: whether images of any size are resized and cropped. If False, they are already
             crops.
         stages: whether to return the intermediate values too.
@@ -177,18 +178,18 @@ def _axis_weights(
     """Return ``(crop, side)``: the weights of one axis as multiples of 2^-22, integers in float32.
 
     Args:
-        side: pixels of the image.
-        shown: how many of them are resized.
-        first: the first of them.
-        target: their number after resizing.
-        crop: pixels of the crop.
+        side: length of the image on this axis, in pixels.
+        shown: number of these pixels that are resized.
+        first: index of the first pixel that is resized.
+        target: number of pixels after resizing.
+        crop: length of the crop, in pixels.
         interpolation: Pillow's name for the filter.
     """
     spare = target - crop
     half = spare // 2
     odd = spare - 2 * half  # some runtimes lack %
-    # Python rounds half to even: the crop begins at round(spare / 2). A crop that is larger than
-    # the image has the image in its middle.
+    # The crop begins at round(spare / 2), where Python rounds half to even. If the crop is larger
+    # than the image, the image is in the middle of it.
     offset = torch.where(spare < 0, -((-spare) // 2), half + odd * (half - 2 * (half // 2)))
     output = (torch.arange(crop) + offset).unsqueeze(1)  # (crop, 1)
     pixel = (torch.arange(side) - first).unsqueeze(0)  # (1, side)

@@ -1,4 +1,4 @@
-"""Images -> ranked classes, from an exported file and without PyTorch."""
+"""Classify images with an exported file, without PyTorch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_BATCH_PIXELS = 4_000_000
 class ExportedPredictor:
     """An exported file that classifies images: the same calls and answers as `Predictor`.
 
-    Threads may share one.
+    Several threads may share a predictor.
 
     Args:
         file: a file written by `resnet export`.
@@ -41,12 +41,12 @@ class ExportedPredictor:
 
     Attributes:
         path: the file.
-        artefact: its description of itself, and its golden images.
+        artefact: the file's description of itself, and its golden images.
         classes: the class names, in the order of the logits.
         digest: the first 12 hex digits of the SHA-256 of the model file that was exported.
 
     Raises:
-        ArtefactError: it is not a valid exported file.
+        ArtefactError: ``file`` is not a valid exported file.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class ExportedPredictor:
         batch_size: int = BATCH_SIZE,
         stages: tuple[str, ...] = (),
     ) -> Iterator[dict[str, np.ndarray] | ImageError]:
-        """Yield the outputs for each image, or why it cannot be read, in order.
+        """Yield the outputs for each image, or the error if it cannot be read, in order.
 
         The next batches are decoded while the runtime computes.
 
@@ -176,7 +176,7 @@ class ExportedPredictor:
         """Return an image as `run` expects it: ``(H, W, C)`` uint8.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         return read_pixels(image, lambda source: prepare(self.manifest, source))
 
@@ -185,7 +185,7 @@ class ExportedPredictor:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Run prepared images; yield the outputs of each, in order.
 
-        Images of one size run together, within `MAX_BATCH_PIXELS`.
+        Consecutive images of the same size run together, up to `MAX_BATCH_PIXELS`.
 
         Args:
             inputs: results of `prepare`.

@@ -1,4 +1,4 @@
-"""An image -> the input of an exported model, without PyTorch."""
+"""Prepare an image as the input to an exported model, without PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Source = Path | bytes | Image | np.ndarray
 
 
 def prepare(manifest: Manifest, source: Source) -> np.ndarray:
-    """Return an image as the input of an exported model, ``(H, W, C)`` uint8.
+    """Return an image as the input to an exported model, ``(H, W, C)`` uint8.
 
     Raises:
         ImageError: the file cannot be read as an image.

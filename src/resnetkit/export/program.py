@@ -78,7 +78,7 @@ def read_program(path: Path) -> Any:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, bytes]:
-    """Return the contents of the members that are needed, without the folder around them."""
+    """Return the contents of the members that are needed, without the enclosing folder."""
     found: dict[str, bytes] = {}
     left = MAX_FILE
     for info in archive.infolist():
@@ -98,7 +98,7 @@ def _check_tensors(config: bytes) -> None:
 
 
 def _checked(program: bytes) -> bytes:
-    """Check the operations and sizes of a program, and return it without code to run."""
+    """Check the operations and sizes in a program, and return it without executable code."""
     content = json.loads(program)
     content["guards_code"] = []
     if content["graph_module"].get("treespec_namedtuple_fields"):

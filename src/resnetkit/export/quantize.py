@@ -1,5 +1,6 @@
-"""int8 by NNCF: calibrated on training images of every class, per channel, and compared with fp32.
+"""Quantize an exported file to int8 with NNCF, and compare it with fp32.
 
+It is quantized per channel, and calibrated on training images of every class. See
 Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference, arXiv:1712.05877.
 """
@@ -50,7 +51,7 @@ MAX_FALL = 0.003
 SIGNIFICANT = 0.05
 
 MARGIN = 1.5
-"""The tolerance of golden images is this many times the largest difference that was measured."""
+"""The tolerance for golden images is this many times the largest difference that was measured."""
 
 FLOOR = 0.02
 """The tolerance is at least this: OpenVINO computes 8-bit layers in only one way, so no difference
@@ -59,11 +60,11 @@ can be measured."""
 
 @dataclass(frozen=True)
 class Comparison:
-    """An 8-bit file and the fp32 file that it was made from, compared on the same images.
+    """An 8-bit file and the fp32 file it was quantized from, compared on the same images.
 
     Args:
         split: the split of the images.
-        images: their number.
+        images: the number of images.
         before: the accuracy in fp32, in [0, 1].
         after: the accuracy in 8 bits.
         p_value: the p-value of McNemar's exact test.
@@ -115,7 +116,7 @@ def quantize_file(
         target: the final path. A worse file is kept next to it under another name.
 
     Returns:
-        How the golden images were answered, and notes for the user.
+        The result of running the file on its golden images, and notes for the user.
 
     Raises:
         ArtefactError: the 8-bit file is worse.
@@ -179,7 +180,7 @@ def compare(before: Path, after: Path, data: Path) -> Comparison:
 
 
 def calibration_images(samples: Split, count: int = IMAGES) -> list[Path]:
-    """Return a sample with the same number of images of each class, as far as possible.
+    """Return a sample with the same number of images from each class, as far as possible.
 
     The same split always gives the same sample.
     """
@@ -238,7 +239,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _preparation(artefact: Artefact, network: Any) -> list[str]:
-    """Return the names of the operations that make the network's input."""
+    """Return the names of the operations that compute the network's input."""
     wanted = artefact.manifest.stages["normalized"]
     names: list[str] = []
     if artefact.runtime == "onnx":
@@ -268,8 +269,8 @@ def _with_own_answers(
 ) -> tuple[Manifest, list[GoldenImage]]:
     """Return the manifest with the tolerances of an 8-bit file, and golden images with its answers.
 
-    The integer layers are also computed in float, as the file specifies them. Another
-    processor's answers may differ by as much as these do.
+    The integer layers are also computed in float, as the file specifies them. Answers
+    from another processor may differ by as much as these two do.
     """
     artefact = read_artefact(file)
     integer = start(artefact)
@@ -321,7 +322,7 @@ def _save(path: Path, network: Any, manifest: Manifest, golden: Sequence[GoldenI
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Move a file, and the tensors of an OpenVINO file."""
+    """Move a file, and with an OpenVINO file also its tensors."""
     for ending in (".bin", source.suffix):
         if source.with_suffix(ending).is_file():
             os.replace(source.with_suffix(ending), target.with_suffix(ending))

@@ -17,7 +17,7 @@ from . import protobuf
 from .artefact import OUTPUTS, Artefact
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""``(N, H, W, C)`` uint8 -> the requested values by name. Threads may share one."""
+"""Maps images ``(N, H, W, C)`` uint8 to the requested values by name. It is thread-safe."""
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 
@@ -40,7 +40,8 @@ def start(
 
     Raises:
         RecipeError: the runtime is not installed.
-        ArtefactError: it cannot read the file, or the file has no such input, output or stage.
+        ArtefactError: the runtime cannot read the file, or the file has no such input, output or
+            stage.
     """
     package = PACKAGES[artefact.runtime]
     if find_spec(package) is None:
@@ -98,7 +99,7 @@ def _start_onnx(artefact: Artefact, names: Sequence[str], threads: int, optimize
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    # Not ONNX Runtime's own format, which `read_artefact` cannot check.
+    # Refuse ONNX Runtime's own format, which `read_artefact` cannot check.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -166,7 +167,7 @@ def _start_torch(artefact: Artefact, names: Sequence[str], threads: int, optimiz
     known = {node.name for node in module.graph.nodes}
     missing = [name for node, name in nodes.items() if node not in known]
     if missing:
-        raise ArtefactError(f"{artefact.path} does not show the stage {', '.join(missing)}")
+        raise ArtefactError(f"{artefact.path} does not expose the stage {', '.join(missing)}")
 
     class Recorder(torch.fx.Interpreter):
         """Runs the graph and keeps the values of the stages."""

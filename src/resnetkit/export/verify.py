@@ -1,4 +1,4 @@
-"""Answer the golden images of an exported file, and name the stage that disagrees."""
+"""Run an exported file on its golden images, and name the first stage that disagrees."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class StageResult:
     """How one stage of all golden images compares with the recorded values.
 
     Args:
-        stage: a name of `ORDER`.
+        stage: a name in `ORDER`.
         largest: the largest difference.
         images: the number of golden images that were compared.
-        failed: the names of those that differ by more than the tolerance.
+        failed: the names of the images that differ by more than the tolerance.
         note: why the stage was not compared, if it was not.
     """
 
@@ -79,17 +79,17 @@ class Report:
 
 
 def verify(artefact: Artefact, threads: int | None = None, run: Run | None = None) -> Report:
-    """Answer the golden images with the runtime of the file, and compare each stage.
+    """Run the golden images through the file's runtime, and compare each stage.
 
     Args:
         artefact: the file.
-        threads: compute threads of the runtime.
-        run: the runtime of the file, if it is running already. The stages inside the network are
-            then not compared.
+        threads: compute threads for the runtime.
+        run: the file's runtime, if it is already running. The stages ``cropped`` and ``normalized``
+            are then not compared.
 
     Raises:
         ArtefactError: the file has no golden images, or its runtime cannot read it.
-        RecipeError: its runtime is not installed.
+        RecipeError: the runtime is not installed.
     """
     if not artefact.golden:
         raise ArtefactError(f"{artefact.path} has no golden images to verify it with")
@@ -103,16 +103,16 @@ def verify(artefact: Artefact, threads: int | None = None, run: Run | None = Non
 
 
 def _start(artefact: Artefact, threads: int | None) -> tuple[Run, tuple[str, ...]]:
-    """Start the runtime, with two stages if the file exposes them; return the stages too."""
+    """Start the runtime with two intermediate stages, if the file exposes them; return both."""
     wanted = STAGES[:2]
     try:
         return start(artefact, wanted, threads), wanted
-    except ArtefactError:  # someone renamed its tensors, or it does not run at all
+    except ArtefactError:  # its tensors were renamed, or the file does not run at all
         return start(artefact, (), threads), ()
 
 
 class _Comparison:
-    """Collects the differences of all golden images."""
+    """Collects the differences for all golden images."""
 
     def __init__(self, artefact: Artefact) -> None:
         self._path = artefact.path
@@ -123,7 +123,7 @@ class _Comparison:
         self._failed: dict[str, list[str]] = {stage: [] for stage in ORDER}
 
     def add(self, golden: GoldenImage, run: Run, visible: tuple[str, ...]) -> None:
-        """Compare the stages of an image."""
+        """Compare the stages for an image."""
         try:
             pixels = decode_for(self._manifest, golden.file)
         except ImageError:
@@ -169,7 +169,7 @@ class _Comparison:
                 self._largest[stage],
                 self._count[stage],
                 tuple(self._failed[stage]),
-                "the file does not show it" if stage in hidden else "",
+                "the file does not expose it" if stage in hidden else "",
             )
             for stage in ORDER
         )
@@ -203,7 +203,7 @@ class _Comparison:
 
 
 def _decoded(pixels: np.ndarray, golden: GoldenImage) -> tuple[np.ndarray, np.ndarray]:
-    """Return the decoded values to compare: none if the digest is the same."""
+    """Return the decoded values to compare; none if the digests are equal."""
     if pixels.shape != golden.shape:
         return np.zeros(0), np.zeros(1)
     if hashlib.sha256(pixels.tobytes()).hexdigest() == golden.sha256:

@@ -1,7 +1,7 @@
-"""A model file -> a folder with a web page that classifies photos in the browser.
+"""Export a model file as a folder with a web page that classifies photos in the browser.
 
-Any static file server can serve it. The browser computes the answers with ONNX Runtime Web, in
-WebAssembly, so photos never leave the user's machine.
+Any static file server can serve the folder. The browser computes the answers with ONNX Runtime Web,
+in WebAssembly, so photos never leave the user's machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "ort.wasm.bundle.min.js",
     "ort-wasm-simd-threaded.wasm": "ort-wasm-simd-threaded.wasm",
 }
-"""The files of the package's folder ``dist`` that the page needs, and their names in the page."""
+"""The files in the package's ``dist`` folder that the page needs, and their names in the page."""
 
 MODEL = "model.onnx"
 
@@ -64,14 +64,14 @@ def export_web(
     Args:
         model_file: the model file.
         out: the folder; it must be new or empty.
-        runtime: the folder ``dist`` of the npm package `RUNTIME`. By default, the package comes
+        runtime: the ``dist`` folder of the npm package `RUNTIME`. By default, the package comes
             from the cache, or from npm.
         settings: other arguments of `export`.
 
     Raises:
         OutputError: the folder has files, or cannot be written.
-        RecipeError: the runtime is not available; and as in `export`.
-        ArtefactError: as in `export`.
+        RecipeError: the runtime is not available, or for the same reasons as in `export`.
+        ArtefactError: for the same reasons as in `export`.
     """
     folder = Path(out)
     _refuse_full(folder)
@@ -100,7 +100,7 @@ def export_web(
 def _export_into(
     page: Path, model_file: str | os.PathLike[str], folder: Path, settings: dict[str, Any]
 ) -> Export:
-    """Export the model into a page; keep an 8-bit file that is worse next to ``folder``."""
+    """Export the model into a page; keep an 8-bit file next to ``folder`` if it is worse."""
     try:
         return export(model_file, "onnx", page / MODEL, **settings)
     except ArtefactError as error:
@@ -116,7 +116,7 @@ def runtime_files(folder: Path | None = None) -> dict[str, Path]:
     """Return the files of the runtime, by their names in the page.
 
     Args:
-        folder: the folder ``dist`` of the npm package. By default a folder in the cache, which npm
+        folder: the ``dist`` folder of the npm package. By default, a folder in the cache, which npm
             fills if it is missing.
 
     Raises:
@@ -129,7 +129,7 @@ def runtime_files(folder: Path | None = None) -> dict[str, Path]:
     missing = [name for name in RUNTIME_FILES if not (folder / name).is_file()]
     if missing:
         raise RecipeError(
-            f"--runtime {folder} has no {' and no '.join(missing)}. It must be the folder dist of "
+            f"--runtime {folder} has no {' and no '.join(missing)}. It must be the dist folder of "
             f"the npm package {RUNTIME} {RUNTIME_VERSION}. {_BY_HAND}"
         )
     return {name: folder / source for source, name in RUNTIME_FILES.items()}
@@ -141,7 +141,7 @@ def _fetch(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None or is_offline():
         reason = "npm is not installed" if npm is None else "RESNETKIT_OFFLINE is set"
-        raise RecipeError(f"The web page needs the npm package {package}, and {reason}. {_BY_HAND}")
+        raise RecipeError(f"The web page needs the npm package {package}, but {reason}. {_BY_HAND}")
     say(f"Fetching {package} with npm.")
     with tempfile.TemporaryDirectory() as scratch:
         command = [npm, "pack", package, "--ignore-scripts", "--loglevel=error"]

@@ -1,4 +1,4 @@
-"""A network with its preprocessing -> the files of each runtime."""
+"""Write a network with its preprocessing to a file for a runtime."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def write(
 
     Args:
         path: the file.
-        network: normalized images -> logits, in eval mode on the CPU.
+        network: maps normalized images to logits; in eval mode, on the CPU.
         manifest: the file's description of itself.
-        golden: its golden images.
+        golden: the file's golden images.
     """
     writers: dict[str, Callable[..., None]] = {
         ".onnx": _write_onnx,
@@ -49,7 +49,7 @@ def _program(
         fold_batch_norms(network), manifest.preprocessing, resizes=resizes, stages=stages
     ).eval()
     side = manifest.preprocessing.crop_size
-    # Two images, whose sides differ: a size of 1, or two equal sizes, would become constants.
+    # Two images with unequal sides, because a size of 1 or two equal sizes would become constants.
     size = (side + 3, side + 5) if resizes else (side, side)
     example = torch.zeros(2, *size, manifest.input_channels, dtype=torch.uint8)
     dynamic = {0: Dim("N", min=1)}
@@ -75,7 +75,7 @@ def _write_onnx(
     )
     model = exported.model  # type: ignore[union-attr]
     for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # paths and source code on this machine
+        node.metadata_props.clear()  # paths and source code from this machine
     del model.graph.outputs[len(OUTPUTS) :]  # the values keep their names
     model.metadata_props.update({MANIFEST: manifest.to_json(), GOLDEN: golden_to_json(golden)})
     exported.save(path, external_data=False)  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ def _write_torch(
     manifest = replace(manifest, stages=dict(zip(STAGES, names[len(OUTPUTS) :], strict=True)))
     program, _ = _program(network, manifest, stages=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths and source code on this machine
+        node.meta.pop("stack_trace", None)  # paths and source code from this machine
     texts = {f"{MANIFEST}.json": manifest.to_json(), f"{GOLDEN}.json": golden_to_json(golden)}
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files=texts)

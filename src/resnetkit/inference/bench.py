@@ -1,8 +1,8 @@
-"""Measure a model's speed on this machine, and relate it to the machine's limit.
+"""Measure a model's speed on this machine, and compare it with the machine's limit.
 
-Each row is measured in a fresh process, so its peak memory is its own. A measurement covers the
-model from normalized images to logits, without gradients. The images are random numbers in memory:
-reading and decoding files is not measured.
+Each row is measured in a fresh process, so its peak memory is measured alone. A measurement covers
+the model from normalized images to logits, without gradients. The images are random numbers in
+memory: reading and decoding files is not measured.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _measure_row(
 
 
 def _time_runs(run: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
-    """Return the seconds of each run: as many as fit, at least three, after two warm-up runs."""
+    """Return the time of each run in seconds: at least three runs, after two to warm up."""
     device_runtime = runtime.Runtime(device, "fp32")
     times: list[float] = []
     for number in range(10**9):
@@ -200,7 +200,7 @@ def _time_runs(run: Callable[[], object], device: torch.device, seconds: float) 
 def peak_memory(device: torch.device) -> float | None:
     """Return the peak memory of this process in MB; None on Windows.
 
-    On CUDA it is the peak of the tensors on the device.
+    On CUDA, it is the peak memory of the tensors on the device.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6

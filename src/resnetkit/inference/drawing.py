@@ -19,7 +19,7 @@ LARGEST = 1600
 
 
 def font_for(text: str) -> tuple[str, str]:
-    """Return the installed font for a text, and the letters it lacks; see `report.fonts`.
+    """Return the installed font to use for a text, and the letters it lacks; see `report.fonts`.
 
     The import is inside the function because it loads matplotlib, which only drawing needs.
 
@@ -40,7 +40,7 @@ def missing_letters(names: tuple[str, ...]) -> str:
 
 
 def save_labeled(answer: Prediction, folder: Path, number: int) -> Path | None:
-    """Write the image of an answer with its class and probability; return the path of the file.
+    """Write an answer's image with its class and probability; return the path to the file.
 
     Return None, and write nothing, after an error, or if the image has since been moved, deleted or
     damaged.
@@ -110,7 +110,7 @@ def _fit_size(image: Image.Image) -> Image.Image:
 def _fit_text(
     name: str, percent: str, *, path: str, width: int, height: int
 ) -> tuple[str, list[ImageFont.FreeTypeFont]]:
-    """Return the name, cut if necessary, and the fonts of name and percentage.
+    """Return the name, cut if necessary, and the fonts for the name and the percentage.
 
     The fonts have the largest size that makes both fit. The percentage has its own font and is
     drawn separately: fonts of some scripts have no digits, and next to Arabic or Hebrew, digits in

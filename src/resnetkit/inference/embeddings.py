@@ -1,4 +1,4 @@
-"""The features of many images in one ``.npz`` file: write it with little memory, and read it."""
+"""Write the features of many images to one ``.npz`` file, using little memory, and read it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class EmbeddingsFile:
     """A writer that collects features in temporary files and writes the file on a clean exit.
 
     The file holds ``features``, ``(n, C)`` float32, and ``sources``, ``(n,)`` strings: one row per
-    readable image, in the order of the images. Its ``model`` is the digest of the model file.
+    readable image, in the order of the images. ``model`` is the digest of the model file.
 
     Args:
-        path: the file.
+        path: the file to write.
         model: the first 12 hex digits of the model file's SHA-256.
 
     Raises:
@@ -75,8 +75,8 @@ class EmbeddingsFile:
                 _write_header(file, "<f4", (self.count, self.width))
                 while chunk := self._features.read(CHUNK):
                     file.write(chunk)
-            # NumPy pads every string to the longest, 4 bytes per character; the zeros compress
-            # well.
+            # NumPy pads every string to the length of the longest, at 4 bytes per character. The
+            # zeros compress well.
             info = zipfile.ZipInfo("sources.npy")
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w", force_zip64=True) as file:
@@ -99,7 +99,7 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, list[str], str]:
         empty if an older version wrote the file.
 
     Raises:
-        DataError: it cannot be read, or is not an embeddings file.
+        DataError: the file cannot be read, or is not an embeddings file.
     """
     expected = "expected a file that `resnet predict --embeddings FILE.npz` wrote"
     try:
@@ -113,8 +113,8 @@ def read_embeddings(path: Path) -> tuple[np.ndarray, list[str], str]:
         ValueError,
         TypeError,
         EOFError,
-        MemoryError,  # its header claims a huge array
-        RuntimeError,  # it is encrypted
+        MemoryError,  # the header claims a huge array
+        RuntimeError,  # the archive is encrypted
         zlib.error,
         zipfile.BadZipFile,
     ) as error:

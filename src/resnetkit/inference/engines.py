@@ -1,8 +1,8 @@
 """Engines that run a model: eager PyTorch, torch.compile, OpenVINO, ONNX Runtime.
 
-An engine computes the features, the input of the last layer. The last layer itself, a small matrix,
-always runs in PyTorch and fp32. ``eager`` in fp32 is the model unchanged: the reference for all
-other engines (benchmarks/engines_agree.py).
+An engine computes the features, which are the input to the last layer. The last layer itself, a
+small matrix, always runs in PyTorch in fp32. ``eager`` in fp32 is the model unchanged: the
+reference for all other engines (benchmarks/engines_agree.py).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxrunt
 _COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
 
 TIE = 0.01
-"""The difference of a near tie, as a fraction of the standard deviation of an image's logits.
+"""Two logits are nearly tied below this difference, in standard deviations of an image's logits.
 
-In bf16 the error of a logit was measured as 0.0025 of that deviation (root mean square, ResNet-50).
-The error of a difference is 1.4 times as large; `TIE` is about three times that.
+In bf16, the error in a logit was measured as 0.0025 of that deviation (root mean square,
+ResNet-50). The error in a difference is 1.4 times as large; `TIE` is about three times that.
 """
 
 Run = Callable[[Tensor], Tensor]
@@ -59,9 +59,9 @@ class Engine:
     Args:
         choice: its name and precision.
         versions: the versions of the libraries that run it.
-        features: normalized images ``(N, channels, S, S)`` float32, any ``N``, -> the input of the
-            last layer, ``(N, C)`` float32.
-        head: the last layer: features -> logits ``(N, classes)`` float32.
+        features: maps normalized images ``(N, channels, S, S)`` float32, for any ``N``, to the
+            input to the last layer, ``(N, C)`` float32.
+        head: the last layer, which maps features to logits ``(N, classes)`` float32.
         reference: computes the same as ``features``, with the eager fp32 model.
     """
 
@@ -97,7 +97,7 @@ class Engine:
 
 
 def check_engine(engine: str, precision: str, device: torch.device) -> EngineChoice:
-    """Return the request if this machine can run it.
+    """Return the requested engine and precision if this machine supports them.
 
     Raises:
         RecipeError: the name is unknown, a library or compiler is missing, or the engine does not
@@ -116,7 +116,9 @@ def check_engine(engine: str, precision: str, device: torch.device) -> EngineCho
     if engine in _PACKAGES and device.type != "cpu":
         raise RecipeError(f"Engine {engine} runs only on the CPU: add --device cpu")
     if (engine, precision) == ("onnx", "bf16"):
-        raise RecipeError("Engine onnx supports only fp32. For bf16 use eager, compile or openvino")
+        raise RecipeError(
+            "Engine onnx supports only fp32. For bf16, use eager, compile or openvino"
+        )
     if engine == "compile" and not any(map(shutil.which, _COMPILERS)):
         raise RecipeError(
             "Engine compile needs a C++ compiler, such as g++. Install one, or use --engine auto"
@@ -139,7 +141,7 @@ def resolve_engine(requested: EngineChoice, device: torch.device, many: bool) ->
     """
     engine, precision = requested
     fast = precision if precision != "auto" else runtime.pick(str(device), "auto").precision
-    if device.type != "cpu":  # not measured, so use the reference
+    if device.type != "cpu":  # engines were not measured, so use the reference
         fast = "fp32" if precision == "auto" else precision
         installed = ["eager"]
     else:
@@ -235,14 +237,14 @@ def _start_compile(body: nn.Module, precision: str, shape: tuple[int, ...]) -> R
     compiled = torch.compile(fast, dynamic=False, options={"freezing": True})
 
     def run(images: Tensor) -> Tensor:
-        # PyTorch recompiles for a tensor made in inference mode, so always pass a normal copy,
+        # PyTorch recompiles for a tensor created in inference mode, so always pass a normal copy,
         # whether or not the batch was padded.
         with torch.inference_mode(False), torch.no_grad():
             inputs = images.to(dtype, copy=True, memory_format=torch.channels_last)
             return compiled(inputs).float()  # type: ignore[no-any-return,no-untyped-call]
 
     def prepare(count: int) -> Run:
-        # By default PyTorch stops compiling after 8 shapes of the same code.
+        # By default, PyTorch stops compiling after 8 shapes of the same code.
         with torch._dynamo.config.patch(recompile_limit=64):
             run(torch.zeros(count, *shape[1:], device=next(fast.parameters()).device))
         return run

@@ -1,4 +1,4 @@
-"""An image in any form -> its pixels."""
+"""Read the pixels of an image in any accepted form."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def working_pixels(image: ImageLike, preprocessing: Preprocessing) -> np.ndarray
     """Return ``(H, W, C)`` uint8 at the working size, the same for a file and for its pixels.
 
     Raises:
-        ImageError: it is not an image, or it cannot be read.
+        ImageError: ``image`` is not an image, or cannot be read.
     """
     return read_pixels(image, preprocessing.pixels)
 
@@ -71,7 +71,7 @@ def full_pixels(image: ImageLike) -> np.ndarray:
     """Return ``(H, W, 3)`` uint8 at full size, for display.
 
     Raises:
-        ImageError: it is not an image, or it cannot be read.
+        ImageError: ``image`` is not an image, or cannot be read.
     """
     return read_pixels(image, _display_pixels)
 
@@ -80,7 +80,7 @@ def thumbnail(image: ImageLike, side: int = 160) -> bytes:
     """Return a JPEG of a few kilobytes whose longer side is at most ``side`` pixels.
 
     Raises:
-        ImageError: it is not an image, or it cannot be read.
+        ImageError: ``image`` is not an image, or cannot be read.
     """
     if isinstance(image, bytes | bytearray | memoryview):  # the decoder scales it down
         small = Image.fromarray(decode.decode(bytes(image), side, value_range="image"))
@@ -102,7 +102,7 @@ def read_pixels(
         read: turns a file, its bytes, a PIL image or an array into pixels.
 
     Raises:
-        ImageError: it is not an image, or it cannot be read.
+        ImageError: ``image`` is not an image, or cannot be read.
     """
     if isinstance(image, Unreadable):
         raise ImageError(image.error)

@@ -32,7 +32,7 @@ NOT_FINITE = (
     "the model's output for this image is NaN or infinite. If the image looks normal, the weights "
     "are damaged or too large: use another model"
 )
-"""The error of an image for which a model computes no probabilities."""
+"""The error for an image whose probabilities are not finite."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prediction:
         threshold: the smallest probability required to name a class.
         coverage: the probability that ``class_set`` includes the true class, if requested.
         false_alarms: the share of images of known classes that may be called unknown, if requested.
-        class_set: the most probable classes, as many as ``coverage`` needs; empty without it.
+        class_set: the most probable classes, as many as ``coverage`` needs; empty if it is None.
         strangeness: the share of validation images that are less strange, in [0, 1], if
             ``false_alarms`` was requested.
         features: ``(C,)`` float32, the input of the last layer, if it was requested.
@@ -92,9 +92,9 @@ class Prediction:
         return self.top[0][1] if self.top else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of a JSON line of ``resnet predict``.
+        """Return the content of a JSON line from ``resnet predict``.
 
-        It has ``set`` and ``strangeness`` only if they were requested.
+        ``set`` and ``strangeness`` are included only if they were requested.
         """
         requested: dict[str, Any] = {}
         if self.coverage is not None:
@@ -128,7 +128,7 @@ def classify(
     """Return the answer for one image, or the answers for several.
 
     Args:
-        stream: images -> answers; takes ``keep_images``, as `Predictor.stream` does.
+        stream: maps images to answers, with the option ``keep_images``; see `Predictor.stream`.
         images: one image or several.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images -> ranked classes."""
+"""Classify images with a model file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _ignore(text: str) -> None:
 
 
 class Predictor:
-    """A loaded model file that classifies images. Threads may share one.
+    """A loaded model file that classifies images. Several threads may share it.
 
     Args:
         model_file: a model file.
@@ -49,7 +49,7 @@ class Predictor:
         note: called with a line of text when an engine starts.
 
     Attributes:
-        path: the path of the model file.
+        path: the path to the model file.
         model: the network: eager, fp32, in eval mode.
         classes: the class names, in the order of the logits.
         preprocessing: how images become the model's input.
@@ -85,8 +85,8 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickle and deepcopy.
 
-        It holds the tensors, so the copy does not need the model file. Engines belong to a process
-        and start again on demand.
+        The state includes the tensors, so the copy does not need the model file. Engines belong to
+        a process and start again on demand.
         """
         return {**vars(self), "_engines": {}, "_note": _ignore}
 
@@ -94,7 +94,7 @@ class Predictor:
         """Return a predictor that shares the network, and starts its own engine.
 
         Raises:
-            RecipeError: as in the constructor.
+            RecipeError: for the same reasons as in the constructor.
         """
         other = copy(self)
         other._requested = engines.check_engine(engine, precision, self.device)
@@ -138,15 +138,15 @@ class Predictor:
         Args:
             images: one image or several.
             top_k: the number of classes to return.
-            threshold: below this probability the class is ``unknown``.
+            threshold: below this probability, the class is ``unknown``.
             coverage: also return a set of classes that includes the true class with this
                 probability, above 0 and below 1; see `evaluation.conformal`.
             false_alarms: call an image ``unknown`` if it is stranger than all but this share of the
                 validation images, above 0 and below 1; see `evaluation.strangeness`.
 
         Raises:
-            ImageError: a single image cannot be read. Among several images, the answer of such an
-                image has an ``error`` instead.
+            ImageError: a single image cannot be read. If several images were passed, the answer for
+                such an image has an ``error`` instead.
             RecipeError, ModelFileError: the model cannot promise the coverage or the share of false
                 alarms.
         """
@@ -183,15 +183,15 @@ class Predictor:
             top_k: the number of classes to return.
             batch_size: images per batch.
             workers: threads that decode images; by default one per core.
-            threshold: below this probability the class is ``unknown``.
+            threshold: below this probability, the class is ``unknown``.
             coverage, false_alarms: as in `__call__`.
             features: also return the input of the last layer.
-            keep_images: keep images in memory in their answers. By default only paths are kept, so
-                that a list of answers stays small.
+            keep_images: also keep images that are in memory in their answers. By default, only
+                paths are kept, so that a list of answers stays small.
             first: number of images to skip at the start. If it is a multiple of ``batch_size``, the
                 other answers are bit-identical to those without skipping.
-            total: the number of images, if known. The length of an iterator is not known, so the
-                engine ``auto`` starts with eager.
+            total: the number of images, if known. For an iterator it is not, so engine ``auto``
+                starts with ``eager``.
         """
         if not features:
             modelfile.check_has_classes(self.header, self.path)
@@ -224,7 +224,7 @@ class Predictor:
         """Return an image as `run` expects it: ``(C, S, S)`` uint8.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         return self.preprocessing.crop(working_pixels(image, self.preprocessing))
 

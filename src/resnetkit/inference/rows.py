@@ -61,7 +61,8 @@ class RowsFile:
     Resuming drops an incomplete last row. All rows are compared with the model, the images, the
     threshold and the share of false alarms. The rows of the last batch are also computed again and
     compared, which detects other changes, such as a different coverage or engine, if they change
-    any of these rows. With the same options, the result is the file of an uninterrupted run.
+    any of these rows. With the same options, the result is identical to that of an
+    uninterrupted run.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""Query images -> the most similar photos in a collection, by the model's features."""
+"""Find the photos in a collection that are most similar to a query, by the model's features."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SimilarPhotos:
     """The photos most similar to one query, or the error that kept the query from being read.
 
     Args:
-        source: the path of the query, or its type in memory, such as ``<bytes>``.
+        source: the path to the query, or its type if it is in memory, such as ``<bytes>``.
         label: the name of the query's folder; empty for an image in memory.
         neighbors: the most similar photo first.
         model: the first 12 hex digits of the model file's SHA-256.
@@ -69,7 +69,7 @@ class SimilarPhotos:
     image: ImageLike = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of a JSON line of ``resnet similar``."""
+        """Return the content of a JSON line from ``resnet similar``."""
         return {
             "source": self.source,
             "neighbors": [
@@ -98,7 +98,7 @@ class ImageIndex:
 
     Args:
         features: ``(n, C)`` float32.
-        sources: the path of each photo.
+        sources: the path to each photo.
         labels: the label of each photo.
         model: the digest of the model file that the features come from; empty if unknown.
         errors: ``(source, reason)`` of the images that could not be read and are not in the index.
@@ -143,7 +143,7 @@ class ImageIndex:
             raise DataError(f"expected several images, such as a list of paths; got {images!r:.80}")
         total = len(images) if isinstance(images, Sized) else None
         seen: set[_Identity] = set()
-        read_labels: list[str] = []  # of the images read so far
+        read_labels: list[str] = []  # labels of the images read so far
         repeated = 0
 
         def unique_images() -> Iterator[ImageLike]:
@@ -192,7 +192,8 @@ class ImageIndex:
         """Read a file that ``resnet predict --embeddings`` wrote.
 
         Raises:
-            DataError: it is not an embeddings file, has no rows, or was written by another model.
+            DataError: the file is not an embeddings file, has no rows, or was written by another
+                model.
         """
         features, sources, model = read_embeddings(path)
         again = (
@@ -232,9 +233,9 @@ class ImageIndex:
         """Find the photos with the highest cosine similarity; see `nearest_neighbors`.
 
         Args:
-            features: ``(m, C)``, of the queries.
+            features: ``(m, C)``, the features of the queries.
             k: the number of photos for each query.
-            exclude: ``(m,)``, the index to leave out for each query, or -1.
+            exclude: ``(m,)``, the index to leave out for each query, or -1 for none.
 
         Returns:
             ``(m, K)`` indices and ``(m, K)`` similarities, the most similar photo first.
@@ -260,7 +261,7 @@ class ImageIndex:
         A query that is itself in the index is not its own neighbor.
 
         Args:
-            predictor: the model that the index was made with.
+            predictor: the model that the index was built with.
             queries: one image or several.
             k: the number of photos for each query, at least 1.
             workers: threads that decode images; by default one per core.

@@ -1,4 +1,4 @@
-"""Answers to requests for ``coverage`` and ``false_alarms``: sets of classes, strange images."""
+"""Answer requests for ``coverage`` (sets of classes) and ``false_alarms`` (strange images)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches -> logits: the ResNet family, under the names the field uses."""
+"""The ResNet family, under the names commonly used for its networks and blocks."""
 
 from . import builders as _builders
 from . import weights as _weights

@@ -1,6 +1,6 @@
 """DarkNet-53 (Redmon and Farhadi, "YOLOv3", arXiv:1804.02767, table 1).
 
-A residual network whose design differs from ResNet's. Strided 3x3 convolutions between blocks
+A residual network whose design differs from that of ResNet. Strided 3x3 convolutions between blocks
 change the shape, so every shortcut is an identity. Each block squeezes its input to half the
 channels. Nothing follows the addition. The 53 layers are 52 convolutions and one linear layer.
 """

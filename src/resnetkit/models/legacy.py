@@ -1,6 +1,6 @@
 """Calls from before weights had names: ``resnet50(True)``, ``resnet50(pretrained=True)``.
 
-They still work, load the first published weights (V1), and warn. The current form is
+They still work: they load the first published weights (V1) and warn. The current form is
 ``weights="DEFAULT"`` or a member of the enum.
 """
 

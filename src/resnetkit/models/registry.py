@@ -1,4 +1,4 @@
-"""Builders and weights by name."""
+"""Look up builders and weights by name."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def get_model_weights(name: Builder | str) -> type[WeightsEnum]:
 def list_weights(
     include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None
 ) -> dict[str, list[WeightsEnum]]:
-    """Return the published weights by network, oldest first; arguments as in `list_models`.
+    """Return the published weights by network, oldest first.
+
+    The arguments are the same as for `list_models`.
 
     >>> list_weights("resnext50*")
     {'resnext50_32x4d': [ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
@@ -131,7 +133,7 @@ def get_weight(name: str) -> WeightsEnum:
 
     Raises:
         ValueError: there is no such enum; the message suggests similar names.
-        UnknownWeightsError: the enum has no such member; also a KeyError.
+        UnknownWeightsError: the enum has no such member; this is also a KeyError.
     """
     enum_name, _, member = name.partition(".")
     if name.count(".") != 1:

@@ -35,8 +35,8 @@ class ResNet(nn.Module):
         layers: number of blocks in each of 1 to 4 stages; ResNet-50 is ``Bottleneck`` with
             ``[3, 4, 6, 3]``. Missing stages are the identity.
         num_classes: number of logits; 0 returns the pooled vector ``(N, C)`` instead.
-        zero_init_residual: start every block as its shortcut alone (arXiv:1706.02677, section 5.1);
-            torchvision's authors put the gain at 0.2 to 0.3 points of accuracy.
+        zero_init_residual: initialize every block to its shortcut alone (arXiv:1706.02677, section
+            5.1); torchvision's authors put the gain at 0.2 to 0.3 points of accuracy.
         groups, width_per_group: groups and width of the 3x3 in a `Bottleneck`.
         replace_stride_with_dilation: for each stage but the first, whether to keep the size of
             the map and dilate the kernels: same weights, same field of view (arXiv:1511.07122).

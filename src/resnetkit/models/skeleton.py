@@ -15,11 +15,11 @@ from .registry import get_model
 def get_skeleton(name: str, **config: Any) -> nn.Module:
     """Return the network ``name`` on PyTorch's ``meta`` device: shapes without values.
 
-    However large the network, this takes no memory, and no time to initialize.
+    However large the network, building it takes no memory and no time to initialize weights.
 
     Raises:
         TypeError: ``config`` asks for weights, which a file's header must not be able to load.
-        ValueError: the network cannot be built with these options.
+        ValueError: the network cannot be built with the options in ``config``.
     """
     if {"weights", "pretrained"} & config.keys():
         raise TypeError(f"a skeleton of {name} takes no weights; got {config!r}")

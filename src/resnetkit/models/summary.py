@@ -1,4 +1,4 @@
-"""Layer table, parameters and multiply-adds of a network, counted from its modules."""
+"""Count the layers, parameters and multiply-adds of a network, module by module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Row:
         name: the module's name.
         type: its class.
         output: shape ``(1, ...)`` of its output.
-        parameters: number of its parameters that no earlier row has counted.
+        parameters: number of its parameters that are not in an earlier row.
         macs: multiply-adds for one image.
         stage: the part of the network it belongs to, such as ``stem`` or ``layer1``.
     """
@@ -175,10 +175,10 @@ def _stage_of(name: str, stages: list[str], *, after_stages: bool) -> str:
 
 
 def in_channels(model: nn.Module) -> int:
-    """Return the number of channels that a network's first convolution takes.
+    """Return the number of input channels of a network's first convolution.
 
     Raises:
-        ValueError: it has no convolution.
+        ValueError: the network has no convolution.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):

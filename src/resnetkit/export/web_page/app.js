@@ -18,7 +18,7 @@ for (const element of document.querySelectorAll("[data-text]")) {
   element.textContent = text[element.dataset.text];
 }
 
-/** The requested work. It is done in order, because the runtime has one thread. */
+/** The queued work. It runs in order, because the runtime has one thread. */
 let work = Promise.resolve();
 
 function enqueue(task) {
@@ -30,7 +30,7 @@ function say(message) {
   byId("status").textContent = message;
 }
 
-/** Let the browser draw before the runtime is busy. */
+/** Let the browser draw before the runtime blocks it. */
 function painted() {
   return new Promise((resolve) => setTimeout(resolve, 20));
 }

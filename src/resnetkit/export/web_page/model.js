@@ -1,4 +1,4 @@
-// model.onnx -> answers. The graph contains the preprocessing, so it takes pixels of any size.
+// Run model.onnx. Its graph contains the preprocessing, so it takes images of any size.
 
 import * as ort from "./ort.wasm.bundle.min.js";
 import { metadata, withOutputs } from "./protobuf.js";
@@ -30,11 +30,11 @@ export class Model {
     this.manifest = this.entry("resnetkit");
     this.classes = this.manifest.classes;
     this.preprocessing = this.manifest.preprocessing;
-    /** The channels of the input. */
+    /** The number of input channels. */
     this.channels = this.preprocessing.mean.length === 4 ? 4 : 3;
   }
 
-  /** Return an entry of the file, parsed. */
+  /** Return an entry of the file, parsed as JSON. */
   entry(key) {
     return JSON.parse(new TextDecoder().decode(this.entries.get(key)));
   }

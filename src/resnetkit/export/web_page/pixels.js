@@ -1,4 +1,4 @@
-// An image file -> its pixels, as resnetkit decodes them: upright, and transparency over white.
+// Decode an image file to pixels as resnetkit does: upright, with transparency over white.
 
 /** At most this many pixels are read from a canvas at once: some phones limit its size. */
 const STRIP = 4_000_000;
@@ -15,7 +15,7 @@ export function bitmapOf(blob) {
 /**
  * Return {data, shape} of a bitmap: uint8 in the order rows, columns, channels.
  *
- * With 4 channels, transparency is kept. With 1, the image is gray already.
+ * With 4 channels, transparency is kept. With 1, the image is already gray.
  */
 export function pixelsOf(bitmap, channels) {
   const { width, height } = bitmap;
@@ -48,7 +48,7 @@ export function pixelsOf(bitmap, channels) {
   return { data, shape: [height, width, channels] };
 }
 
-/** Return the traits in a file's header that browsers decode in different ways. */
+/** Return the traits, read from a file's header, that browsers decode in different ways. */
 export function traits(file) {
   const isPng = file[0] === 0x89 && file[1] === 0x50;
   const isJpeg = file[0] === 0xff && file[1] === 0xd8;

@@ -1,14 +1,14 @@
 // Enough of the protocol buffer wire format to inspect an ONNX file and to add outputs to it.
 // https://protobuf.dev/programming-guides/encoding/
 
-/** Yield [number, value] of each field of a message; a value is a number or a view of the bytes. */
+/** Yield [number, value] for each field of a message; a value is a number or a view of the bytes. */
 export function* fields(message) {
   let position = 0;
 
   function varint() {
     let value = 0;
     for (let scale = 1; ; scale *= 128) {
-      // Shifts would cut lengths to 32 bits.
+      // Shifts would truncate lengths to 32 bits.
       if (position >= message.length || scale > 2 ** 63) throw new Error("damaged protobuf");
       const byte = message[position++];
       value += (byte & 127) * scale;
@@ -43,7 +43,7 @@ export function metadata(model) {
 }
 
 /**
- * Return an ONNX model whose graph has more outputs, to see its intermediate tensors.
+ * Return an ONNX model whose graph also outputs the named intermediate tensors.
  *
  * Readers merge repeated messages, so the new outputs are appended to the file. Their fields are the
  * graph of a model (7), the outputs of a graph (12), and the name of an output (1).

@@ -13,13 +13,13 @@ const ENGLISH = {
   ready: "Ready",
   working: "Working",
   unreadable: "This browser cannot read the file as an image.",
-  deep: "Images with 16 bits per color need the command resnet predict.",
+  deep: "For images with 16 bits per color, use the command “resnet predict”.",
   failed: (reason) => `This photo could not be classified: ${reason}`,
   broken: (reason) => `The model could not be started: ${reason}`,
   answered: (name, label, share) => `${name}: ${label}, ${share}`,
   verifyTitle: "Is it the same model?",
   verifyHint:
-    "The model file holds images, and the result of each stage in PyTorch when it was exported. " +
+    "The model file holds images, and the result of each stage in PyTorch at the time of export. " +
     "Verify computes these results again in this browser.",
   verify: "Verify",
   verifying: (done, total) => `Verifying: image ${done} of ${total}`,

@@ -1,5 +1,5 @@
-// Answer the golden images in the model's file, and compare each stage with what was recorded.
-// docs/artefact.md of resnetkit specifies the entries, the stages and the tolerances.
+// Run the model on the golden images in its file, and compare each stage with the recorded values.
+// docs/artefact.md in resnetkit specifies the entries, the stages and the tolerances.
 
 import { bitmapOf, pixelsOf, traits } from "./pixels.js";
 
@@ -68,7 +68,7 @@ async function compareImage(model, session, image) {
   ];
 }
 
-/** Return the pixels of an image in base64; null if this browser cannot decode it. */
+/** Return the pixels of a base64-encoded image; null if this browser cannot decode it. */
 async function decode(text, channels) {
   try {
     return pixelsOf(await bitmapOf(new Blob([bytes(text)])), channels);
@@ -77,7 +77,7 @@ async function decode(text, channels) {
   }
 }
 
-/** Compare decoded pixels with those that were kept, which are evenly spaced. */
+/** Compare decoded pixels with the recorded ones, which are evenly spaced. */
 function compareDecoded(pixels, expected, limits) {
   if (!pixels || String(pixels.shape) !== String(expected.shape)) {
     return { stage: "decoded", largest: Infinity, agrees: false };

@@ -1,4 +1,4 @@
-"""Class names for `resnet convert`: files and values -> names in the order of the logits.
+"""Read class names for `resnet convert` from files and values, in the order of the logits.
 
 Training takes its classes from folder names; see `resnetkit.data.folder`.
 
@@ -62,9 +62,7 @@ def read_classes(path: Path) -> list[str]:
         is_utf_16 = contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = contents.decode("utf-16" if is_utf_16 else "utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise WeightsError(
-            f"{path} is not UTF-8 text, so it has no class names: {error}"
-        ) from error
+        raise WeightsError(f"cannot read class names from {path}: {error}") from error
     suffix = path.suffix.lower()
     where = str(path)
     if suffix == ".json" or text.lstrip().startswith(("{", "[")):
@@ -87,7 +85,7 @@ def parse_names(value: object, where: str) -> list[str]:
         where: name of the value, for messages.
 
     Raises:
-        WeightsError: it has none of these forms.
+        WeightsError: the value has none of these forms.
     """
     if isinstance(value, Mapping):
         keys = [key for key in WRAPPERS if isinstance(value.get(key), Mapping | list | tuple)]
@@ -177,7 +175,7 @@ def _parse_folder(folder: Path) -> list[str]:
     if len(training) == 1 and len(set(splits.values())) > 1:
         folder = folder / training[0]
         names = list_folders(folder)
-        if names == training:  # seg_train/seg_train, as some archives unpack
+        if names == training:  # some archives unpack to seg_train/seg_train
             folder = folder / training[0]
             names = list_folders(folder)
     if not names:
@@ -186,7 +184,7 @@ def _parse_folder(folder: Path) -> list[str]:
 
 
 def _parse_value(text: str, where: str, *, strict: bool) -> object:
-    """Return the value of JSON or of a printed Python value; ``strict`` is for .json files."""
+    """Parse JSON or a printed Python value; if ``strict``, the error mentions only JSON."""
     try:
         return json.loads(text)
     except ValueError as error:

@@ -43,8 +43,8 @@ def describe_content(start: bytes) -> str:
         )
     if re.match(rb"\x08[\x03-\x1f][\x12\x1a\x3a]", start):
         return (
-            "it is an ONNX file. Convert the PyTorch checkpoint that it was exported from: the "
-            "export merges layers and renames tensors"
+            "it is an ONNX file. Convert the PyTorch checkpoint that it was exported from "
+            "instead, because exporting merges layers and renames tensors"
         )
     if re.match(rb"\x08\x01\x12", start):
         return "it is a TensorFlow model, not a PyTorch file"
@@ -91,8 +91,8 @@ def check_archive(path: Path, start: bytes, name: str) -> None:
         )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise WeightsError(
-            f"{name} is compressed, which torch.save never does: a small file could fill the "
-            "memory. If you trust it, save it again:\n"
+            f"{name} is compressed, which torch.save never does: a small file could expand "
+            "and fill the memory. If you trust it, save it again:\n"
             f"  torch.save(torch.load({path.name!r}, weights_only=True), 'weights.pth')"
         )
     if sum(entry.file_size for entry in entries) > path.stat().st_size:

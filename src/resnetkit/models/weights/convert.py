@@ -1,4 +1,4 @@
-"""Checkpoints from other code -> one model file, with class names and preprocessing."""
+"""Convert a checkpoint from other code to a model file, with class names and preprocessing."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def convert(
         source: a file, or a folder from a model hub.
         target: the model file to write.
         architecture, options: as in `recognise`.
-        classes: names in the order of the logits; a file or folder with them (see
+        classes: names in the order of the logits; a file or folder that lists them (see
             `classnames.read_classes`); or ``"imagenet"``. By default, the names come from the
             published weights, or from the file itself (``class_to_idx`` and similar keys).
-        preprocessing: fields of `resnetkit.data.preprocessing.Preprocessing`; mean and std may be
-            on a scale of 0 to 255; ``bgr`` if the network takes the channels in that order. The
+        preprocessing: fields of `resnetkit.data.preprocessing.Preprocessing`. Mean and std may be
+            on a scale of 0 to 255. Set ``bgr`` if the network takes channels in that order. The
             other fields come from ``preprocessing_file`` or the published weights. Without either,
             images are resized to 256 px and cropped to 224 px, or resized to 32 px for networks
             with the small stem. The decoder is ``"full"``, so that the model sees the same pixels
             as in its original code.
-        preprocessing_file: YAML or JSON with these fields. By default the YAML next to the
+        preprocessing_file: YAML or JSON with these fields. By default, the YAML file next to the
             checkpoint (``model.yaml`` for ``model.pth``, or ``preprocessing.yaml``), or else
             ``config.json`` and ``preprocessor_config.json`` from a model hub.
         prefix: prefix of the tensor names of the network to use, if the file has several networks.
@@ -71,7 +71,7 @@ def convert(
     Raises:
         WeightsError: the file cannot be read, fits no architecture, or its number of classes
             differs from the number of names.
-        OutputError: ``target`` cannot be written, or ends like an exported file.
+        OutputError: ``target`` cannot be written, or has the extension of an exported file.
     """
     from ...data.preprocessing import Preprocessing
     from .modelfile import Header, is_model_file, refuse_exported_name, write
@@ -119,7 +119,7 @@ def convert(
 
 
 def _find_checkpoint(source: Path) -> Path:
-    """Return the file of tensors in a model hub's folder; ``source`` itself if it is a file."""
+    """Return the checkpoint in a folder from a model hub; ``source`` itself if it is a file."""
     is_folder = source.is_dir()
     files = [source]
     if is_folder:
@@ -148,7 +148,7 @@ def _find_checkpoint(source: Path) -> Path:
 
 
 def _check_architecture(file: Path, given: str | None) -> None:
-    """Raise if config.json names a network whose tensors only look like one of ours."""
+    """Raise if config.json names a network that differs from ours despite similar tensors."""
     named, arguments = read_timm_architecture(file)
     if named is None or given is not None:
         return
@@ -201,7 +201,7 @@ def _resolve_input(
     if published is None and not given.keys() & {"resize_size", "mean"}:
         notes.append(
             f"the file does not say how its images were prepared; assumed {sizes}, ImageNet's mean "
-            "and std, RGB. Change it with --preprocessing, --resize, --crop, --mean and --std"
+            "and std, RGB. Change these with --preprocessing, --resize, --crop, --mean and --std"
         )
     elif published is None:
         if "resize_size" not in given:
@@ -292,7 +292,7 @@ def _make_names(count: int) -> tuple[list[str], list[str]]:
 
 
 def find_published(path: Path) -> WeightsEnum | None:
-    """Return the published weights whose SHA-256 this file has, whatever its name; or None."""
+    """Return the published weights with this file's SHA-256, whatever its name; or None."""
     digest = sha256(path)
     for member in itertools.chain.from_iterable(list_weights().values()):
         if digest.startswith(hash_in_name(member.url)):

@@ -1,8 +1,9 @@
-"""Files from ``https://`` addresses in PyTorch's cache: complete, checked, downloaded once.
+"""Download files from ``https://`` addresses into PyTorch's cache, once, and check them.
 
-A broken download is resumed where it stopped, by this process or a later one, and retried with
-growing pauses. If several processes want the same file, one downloads it and the others wait. The
-SHA-256 is written next to the file (in the format of ``sha256sum -c``) and checked on every use.
+An interrupted download is resumed where it stopped, by this process or a later one, and retried
+with growing pauses. If several processes want the same file, one downloads it and the others wait.
+The SHA-256 is written next to the file (in the format of ``sha256sum -c``) and checked on every
+use.
 
 Environment:
     ``TORCH_HOME``: the cache is ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch`` by default).
@@ -52,16 +53,16 @@ def fetch(
         folder: where to keep the file; by default PyTorch's cache.
         file_name: by default the last part of the address. If it ends with 8 or more hex digits
             (``resnet18-f37072fd.pth``), they are the first digits of the file's SHA-256; decimal
-            digits alone are a date.
+            digits alone are taken for a date.
         progress: show a bar on standard error.
-        check_hash: compare the file with those digits.
+        check_hash: compare the file's SHA-256 with those digits.
         validate: called with the downloaded file before it is kept, if its name has no digits to
             compare. If it raises, the file is deleted and the error propagates.
         brief: give up at the first failure, or after 4 seconds without data.
 
     Raises:
         DownloadError: it cannot be fetched, or it is not cached and RESNETKIT_OFFLINE is set.
-        WeightsError: its SHA-256 is not the one in its name, twice in a row.
+        WeightsError: two downloads in a row do not have the SHA-256 in the file name.
     """
     address = _resolve_address(url)
     folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
@@ -133,8 +134,8 @@ def hash_in_name(name: str) -> str:
 def _cache_lock(path: Path) -> Iterator[str]:
     """Hold the file's lock and yield "", or yield the reason why the cache is read-only.
 
-    In a shared cache, the folder or the lock may belong to another user. The file can still be
-    read then.
+    In a shared cache, the folder or the lock may belong to another user. Even then, the
+    file can be read.
     """
     unwritable = ""
     folder = path.parent

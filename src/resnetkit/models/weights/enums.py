@@ -43,7 +43,7 @@ class Weights:
 
     Args:
         url: ``https://`` address; the file name ends with the first 8 hex digits of its SHA-256.
-        transforms: makes the preprocessing when called without arguments.
+        transforms: builds the preprocessing when called without arguments.
         meta: ``categories`` (class names in the order of the logits), ``num_params``, ``min_size``
             (of the input, in pixels), ``recipe`` (address), ``_metrics`` (accuracy in percent),
             ``_ops`` (1e9 multiply-adds at 224 px), ``_file_size`` (MiB), ``_docs``.
@@ -76,14 +76,14 @@ class WeightsEnum(Enum):
 
     @classmethod
     def verify(cls, obj: Any) -> Self | None:
-        """Return the member that ``obj`` is or names; None for None.
+        """Return the member that ``obj`` is or names, or None if ``obj`` is None.
 
         Args:
             obj: a member; its name (``"IMAGENET1K_V1"``), with or without the enum's name and a dot
                 before it; or None.
 
         Raises:
-            UnknownWeightsError: no member has that name; also a KeyError.
+            UnknownWeightsError: no member has that name; this is also a KeyError.
             TypeError: ``obj`` is something else, such as another network's weights.
         """
         if obj is None or isinstance(obj, cls):
@@ -108,7 +108,7 @@ class WeightsEnum(Enum):
         check_hash: bool = True,
         brief: bool = False,
     ) -> Path:
-        """Return the local file, downloaded on the first call; see `fetch`.
+        """Return the path to the local file, downloaded on the first call; see `fetch`.
 
         Args:
             folder: the folder to keep it in; by default PyTorch's cache.
@@ -134,14 +134,14 @@ class WeightsEnum(Enum):
 
         Args:
             model_dir: the folder to keep the file in; by default PyTorch's cache.
-            map_location: device of the tensors, as in ``torch.load``.
+            map_location: the device to load to, as in ``torch.load``.
             progress: show a bar on standard error.
             check_hash: compare the file with the SHA-256 prefix in its name.
             file_name: the name to keep the file under; by default the last part of the address.
 
         Raises:
             DownloadError: it could not be fetched.
-            WeightsError: it is damaged.
+            WeightsError: the file is damaged.
         """
         folder = None if model_dir is None else Path(model_dir)
         path = self.file(folder, file_name, progress=progress, check_hash=check_hash)
@@ -154,7 +154,7 @@ class WeightsEnum(Enum):
 
     @property
     def transforms(self) -> Callable[..., nn.Module]:
-        """A function that makes the preprocessing."""
+        """A function that builds the preprocessing."""
         return self.value.transforms  # type: ignore[no-any-return]
 
     @property
@@ -317,5 +317,5 @@ class Starter_Weights(WeightsEnum):
     DEFAULT = TINY_IMAGENET
 
     def file(self, *_: Any, **__: Any) -> Path:
-        """Return the file in the package."""
+        """Return the path to the file in the package."""
         return Path(__file__).parent / "starter" / self.url

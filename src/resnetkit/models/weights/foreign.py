@@ -27,7 +27,7 @@ class Recognised:
     Args:
         architecture: a name in the registry.
         options: keyword arguments of its builder; JSON values, always with ``num_classes``.
-        tensors: with the names and dtypes of that network.
+        tensors: the tensors, with that network's names and dtypes.
         notes: assumptions, renamed tensors and dropped tensors, one sentence each.
     """
 
@@ -47,7 +47,7 @@ class Facts:
     width_per_group: int
     stem: str
     width: int
-    shortcut: str  # "A" means no projections: the network may also be a plain net
+    shortcut: str  # "A" means no projections: the network could also be a plain net
     sizes: dict[str, int]  # num_classes and in_channels
 
 
@@ -166,7 +166,7 @@ def _options_for(facts: Facts, known: Architecture | None) -> dict[str, Any]:
 def _match_architecture(
     facts: Facts, options: Mapping[str, Any], *, tensors: Mapping[str, Tensor], source: str
 ) -> str:
-    """Return the architecture that needs the fewest options; residual nets before plain ones."""
+    """Return the architecture that needs the fewest options, preferring residual nets."""
     candidates = []
     for name, known in ARCHITECTURES.items():
         numbers = known.numbers
@@ -174,7 +174,7 @@ def _match_architecture(
         widths = (numbers.get("groups", 1), numbers.get("width_per_group", 64))
         if same_blocks and widths == (facts.groups, facts.width_per_group):
             is_plain = numbers.get("shortcut") == "none" and options.get("shortcut") != "none"
-            is_starter = name == "resnet18_starter"  # prefer resnet18 with width=32: it says more
+            is_starter = name == "resnet18_starter"  # resnet18 with width=32 says more
             options_count = len(_options_for(facts, known))
             candidates.append((is_plain, is_starter, options_count, name))
     if candidates:
@@ -205,7 +205,7 @@ def _describe_assumptions(
     notes = []
     if facts.block is Bottleneck and "stride_on" not in options:
         notes.append(
-            "V1 and V1.5 have the same tensors: assumed V1.5, with the stride on the 3x3. For V1 "
+            "V1 and V1.5 have the same tensors: assumed V1.5, with the stride on the 3x3. For V1, "
             "use --set stride_on=1x1. Networks that dilate instead of striding also have the same "
             "tensors (--set replace_stride_with_dilation=...), and so do timm's with a blur or "
             "pooling before the stride (resnetblur, resnetaa, ...), which are not supported"
@@ -219,7 +219,7 @@ def _describe_assumptions(
     if facts.shortcut == "A" and not is_given and "shortcut" not in options:
         notes.append(
             "there are no projections: assumed a residual net with option A shortcuts. A plain "
-            "net has the same tensors: --set shortcut=none"
+            "net has the same tensors; if it is one, use --set shortcut=none"
         )
     if facts.stem == "small" and len(facts.layers) == 4:
         notes.append("the first convolution is 3x3: assumed stride 1 and no pooling after it")
@@ -229,7 +229,7 @@ def _describe_assumptions(
 def _fit_tensors(
     tensors: dict[str, Tensor], name: str, *, options: dict[str, Any], source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors as the network ``name`` has them, and notes on what changed."""
+    """Return the tensors in the form the network ``name`` needs, and notes on what changed."""
     try:
         expected = get_skeleton(name, **options).state_dict()
     except (TypeError, ValueError) as error:  # an unknown name, or an invalid option

@@ -1,4 +1,4 @@
-"""Find the linear layer of a checkpoint that is the head of its network."""
+"""Find the linear layer in a checkpoint that is its network's head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Head:
     """The layers that follow a network's pooling in a checkpoint.
 
     Args:
-        used: maps the file's names to this package's names; empty if no head was taken.
+        used: maps the file's names to this package's names; empty if no head was selected.
         left: names of other layers that look like heads or parts of one.
         notes: the choices that were made.
-        unclear: why no head was taken, if there are candidates; else "".
+        unclear: why no head was selected although there are candidates; else "".
     """
 
     used: dict[str, str] = field(default_factory=dict)
@@ -44,11 +44,11 @@ def find_head(
 
     Args:
         rest: the tensors outside all blocks and stems.
-        root: the prefix of the network's names.
+        root: the prefix of the network's tensor names.
         channels: length of the pooled vector.
         wanted: the name of the layer; ``none`` for no head; None to look for it.
         source: name of the file, for messages.
-        several: the file has other networks too, so a layer inside ``root`` is preferred.
+        several: whether the file has other networks; a layer inside ``root`` is then preferred.
 
     Raises:
         WeightsError: there is no layer called ``wanted``.
@@ -103,7 +103,7 @@ def _is_linear(name: str, tensor: Tensor) -> bool:
 
 
 def _sequence_of(module: str, root: str) -> str:
-    """Return the sequence that holds a layer, such as ``fc`` for ``fc.1``; or the layer itself."""
+    """Return the sequence that holds a layer, such as ``fc`` for ``fc.1``, or else the layer."""
     parent = module.rpartition(".")[0]
     return module if f"{root}.".startswith(f"{parent}.") or not parent else parent
 
@@ -135,7 +135,7 @@ def _find_companions(
 def _match_head(
     readers: list[str], groups: Mapping[str, str], *, wanted: str, root: str, source: str
 ) -> str:
-    """Return the layer that ``wanted`` names: by its full name, the end of it, or its sequence."""
+    """Return the layer called ``wanted``: its full name, the end of it, or its sequence's name."""
     wanted = wanted.rstrip(".")
     tests: tuple[Callable[[str], bool], ...] = (
         lambda m: m == wanted,

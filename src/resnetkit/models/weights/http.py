@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ...errors import DownloadError
 from ...storage import discard, write_text
 
-ATTEMPTS = 5  # in a row without a new byte
+ATTEMPTS = 5  # consecutive attempts without a new byte before giving up
 PAUSE = 1.0  # seconds before the second attempt; doubles with each one after that
 TIMEOUT = 30.0  # seconds to wait for data
 BRIEF_TIMEOUT = 4.0  # the same, for the single attempt of a brief download
@@ -31,7 +31,7 @@ def check_scheme(url: str) -> None:
     """Raise unless ``url`` is https, or plain http from this machine or from the mirror.
 
     Raises:
-        DownloadError: it is any other address.
+        DownloadError: ``url`` is any other address.
     """
     parts = urlsplit(url)
     mirror = os.environ.get("RESNETKIT_MIRROR", "")
@@ -59,7 +59,7 @@ class PartialDownload:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def validator(self) -> str:
-        """Return the ETag or date of the version these bytes belong to; "" if unknown."""
+        """Return the ETag or date of the version that the bytes belong to; "" if unknown."""
         return str(self._read_note().get("validator") or "") if self.size else ""
 
     def begin(self, headers: Any) -> None:
@@ -167,13 +167,13 @@ def _receive(partial: PartialDownload, name: str, *, progress: bool, timeout: fl
     validator = partial.validator()
     if validator:
         request.add_header("Range", f"bytes={partial.size}-")
-        request.add_header("If-Range", validator)  # or the whole file, if it has changed
+        request.add_header("If-Range", validator)  # send the whole file if it has changed
     else:
         partial.discard()
     try:
         response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # we have more bytes than the server's file
+        if error.code == 416:  # we have more bytes than the file on the server
             partial.discard()
         raise
     with response:

@@ -1,9 +1,10 @@
-"""The tensors of a checkpoint -> those of one ResNet, under this package's names.
+"""Extract the tensors of one ResNet from a checkpoint, under this package's names.
 
-A network is found by the names of its blocks and the shapes of the layers around them. The prefix
-of the names and the order of the tensors do not matter.
+A network is recognized by the names of its blocks and the shapes of the layers around them. The
+prefix of the names and the order of the tensors do not matter.
 
-Below, ``root`` is the prefix of a network's names, such as ``state_dict.module.backbone.`` or "".
+Below, ``root`` is the prefix of a network's tensor names, such as
+``state_dict.module.backbone.`` or "".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .heads import Head, count_shared_parts, find_head
 _BLOCK = re.compile(r"(.*?)([^.\d]*)(?<!\d)(\d{1,9})([^.\d]*)\.0\.conv1\.weight")
 _TRANSFORMERS = "embedder.embedder.convolution.weight"
 _DARKNET = "layer1.0.conv.weight"
-# Training state that is saved next to networks; none of it is a layer.
+# Training state saved alongside a network; none of these tensors belongs to a layer.
 _TRAINING_STATE = re.compile(
     r"(^|\.)(\w*optim\w*|\w*scheduler\w*|scaler|callbacks|loops|\w*rng\w*)\."
 )
@@ -29,12 +30,12 @@ _TRAINING_STATE = re.compile(
 
 @dataclass(frozen=True)
 class Body:
-    """The layers of one network up to its pooling.
+    """The layers of one network, up to the pooling layer.
 
     Args:
-        root: the prefix of its names.
-        names: maps the file's names to this package's names.
-        channels: channels of its last map.
+        root: the prefix of its tensor names.
+        names: maps the file's tensor names to this package's.
+        channels: the number of channels in its last feature map.
     """
 
     root: str
@@ -43,7 +44,7 @@ class Body:
 
     @property
     def label(self) -> str:
-        """The value of ``--prefix`` that selects it."""
+        """The value of ``--prefix`` that selects this network."""
         return self.root.rstrip(".") or "."
 
 
@@ -52,9 +53,9 @@ class Layout:
     """One network of a checkpoint.
 
     Args:
-        tensors: by this package's names.
+        tensors: the tensors, under this package's names.
         notes: which parts were selected, and which were left out.
-        unclear: why no head was taken, if the file has something that could be one; else "".
+        unclear: why no head was selected although the file has layers that could be one; else "".
     """
 
     tensors: dict[str, Tensor]
@@ -69,10 +70,10 @@ def extract_network(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Layout | None:
-    """Return the network among ``tensors``, or None if there is no residual network.
+    """Return the residual network among ``tensors``, or None if there is none.
 
     Args:
-        tensors: by the file's names.
+        tensors: the tensors, under the file's names.
         source: name of the file, for messages.
         prefix: prefix of the tensor names of the network to use, if there are several networks.
         head: name of the linear layer that is the head; ``none`` leaves the head out.
@@ -84,7 +85,7 @@ def extract_network(
     useful = {n: t for n, t in tensors.items() if not _TRAINING_STATE.search(n)}
     useful.pop("n_averaged", None)
     bodies = _find_bodies(useful)
-    # Lightning's callbacks may hold averaged weights as another network.
+    # Lightning callbacks may save a second, weight-averaged copy of the network.
     callbacks = {n: t for n, t in tensors.items() if re.search(r"(^|\.)callbacks\.", n)}
     kept = _find_bodies(callbacks)
     if prefix is not None and not _match_prefix(bodies, prefix) and _match_prefix(kept, prefix):
@@ -131,12 +132,12 @@ def _refuse_deep_stem(tensors: Mapping[str, Tensor], root: str, *, source: str) 
         shown = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in found)
         raise WeightsError(
             f"{source} begins with several convolutions ({shown}): a deep stem, as in timm's "
-            "resnet50d, resnet26t and resnet50s. The networks here have only one"
+            "resnet50d, resnet26t and resnet50s. Networks in resnetkit have only one"
         )
 
 
 def _is_nearest(name: str, root: str, other_roots: Sequence[str]) -> bool:
-    """Return whether a tensor outside all bodies is at least as near to ``root`` as to others."""
+    """Return whether a tensor outside all bodies is as near to ``root`` as to any other root."""
     shared = count_shared_parts(name, root)
     return all(shared >= count_shared_parts(name, other) for other in other_roots)
 
@@ -149,7 +150,10 @@ def _rename_tensors(
     left_out: set[str],
     other_roots: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Return body and head under this package's names, and unknown layers inside the body."""
+    """Return the tensors of the body and the head, under this package's names.
+
+    Tensors of unknown layers inside the body are included.
+    """
     renamed = {}
     for name, tensor in tensors.items():
         if name in body.names:
@@ -192,7 +196,7 @@ def _find_bodies(tensors: Mapping[str, Tensor]) -> list[Body]:
 def _body_of_stages(
     tensors: Mapping[str, Tensor], root: str, *, affixes: tuple[str, str], numbers: list[int]
 ) -> Body | None:
-    """Return a network with numbered stages: ``layer1``, ``layer2``; ``4``, ``5``; ``stage0``.
+    """Return a network with numbered stages, such as ``layer1``, ``4`` or ``stage0``.
 
     Args:
         tensors: all tensors in the file.
@@ -222,7 +226,7 @@ def _body_of_stages(
 
 
 def _find_shortcuts(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
-    """Return the names of projections in a stage: a 1x1 convolution, then a norm."""
+    """Return the names of the projections in a stage: a 1x1 convolution followed by a norm."""
     found = {"shortcut"}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"\d+\.(\w+)\.0\.weight", name.removeprefix(stage))
@@ -238,8 +242,8 @@ def _find_stem(
 ) -> tuple[dict[str, str], str]:
     """Return the names of the first convolution and its norm, and the network's root.
 
-    The root is ``root``, or one level above it if the stages are in a list. ``planes`` is the
-    number of channels that the first stage takes.
+    The root is ``root``, or the level above it if the stages are in a list. ``planes`` is the
+    number of input channels of the first stage.
     """
     above = root[: root.rstrip(".").rfind(".") + 1]
     for candidate in dict.fromkeys((root, above)):
@@ -273,7 +277,7 @@ def _find_stem(
 
 
 def _body_of_transformers(tensors: Mapping[str, Tensor], root: str) -> Body:
-    """Return a network with the names of Hugging Face transformers' ``ResNetModel``."""
+    """Return a network named like Hugging Face transformers' ``ResNetModel``."""
     names = {}
     kinds = {"convolution": "conv", "normalization": "bn"}
     for name in tensors:
@@ -304,9 +308,9 @@ def _body_of_darknet(tensors: Mapping[str, Tensor], root: str) -> Body:
 
 
 def _last_channels(tensors: Mapping[str, Tensor], theirs: Mapping[str, str]) -> int:
-    """Return the channels of the last map, or 0 if unknown.
+    """Return the number of channels in the last feature map, or 0 if unknown.
 
-    They are the output channels of the last convolution in the first block of the last stage.
+    This is the number of output channels of the last convolution in the last stage's first block.
     ``theirs`` maps this package's names to the file's names.
     """
     stage = 1
@@ -323,7 +327,7 @@ def _last_channels(tensors: Mapping[str, Tensor], theirs: Mapping[str, str]) -> 
 def _select_body(
     bodies: list[Body], tensors: Mapping[str, Tensor], *, source: str, prefix: str | None
 ) -> tuple[Body, list[str]]:
-    """Return the network that ``prefix`` names, or the only one, and notes."""
+    """Return the network that ``prefix`` selects, or the only one; and notes."""
     candidates = bodies
     if prefix is not None:
         candidates = _match_prefix(bodies, prefix)
@@ -358,7 +362,7 @@ def _match_prefix(bodies: list[Body], prefix: str) -> list[Body]:
 
 
 def _are_equal(bodies: list[Body], tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether all networks have equal tensors, including those near the body."""
+    """Return whether all networks have equal tensors, including those near each body."""
 
     def collect(body: Body) -> dict[str, Tensor]:
         other_roots = [other.root for other in bodies if other is not body]

@@ -1,4 +1,4 @@
-"""A model is one file: read and write ``model.safetensors``.
+"""Read and write a model as one file, ``model.safetensors``.
 
 The file holds the tensors. One JSON entry in its header, ``resnetkit``, holds the architecture and
 its options, the classes, the preprocessing, the measured metrics, the recipe and the digests of the
@@ -43,15 +43,15 @@ class Header:
 
     Args:
         architecture: a name in the registry.
-        options: the keyword arguments of its builder; JSON values.
+        options: the keyword arguments for its builder, as JSON values.
         classes: names in the order of the logits.
         preprocessing: how an image becomes the network's input.
         metrics: the metrics measured with these weights. ``cross_validation`` was measured with the
             weights of the folds; see `training.folds`.
-        recipe: the recipe they were trained with.
+        recipe: the recipe the weights were trained with.
         data: ``name`` of the dataset, and ``parts``: ``{split: {"count", "digests"}}``.
-        calibration: the calibration data for sets of classes and strange images. None for weights
-            that were converted, or trained by older versions.
+        calibration: the calibration data for predicting sets and finding strange images. None for
+            weights that were converted, or trained by older versions.
     """
 
     architecture: str
@@ -78,8 +78,8 @@ class Header:
         if self.calibration is not None:
             content["calibration"] = self.calibration.to_dict()
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        # Class names from file names may hold lone surrogates, which UTF-8 cannot encode. As
-        # escapes, JSON reads them back.
+        # Class names from file names may hold lone surrogates, which UTF-8 cannot encode.
+        # Written as escapes, they survive a round trip through JSON.
         return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -89,11 +89,11 @@ def write(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
     Args:
         path: the file.
         tensors: the network's ``state_dict``, on any device and in any memory layout; tensors may
-            share memory. In float16, parameters take half the space, and are read back as float32.
+            share memory. float16 parameters take half the space and are read back as float32.
         header: everything else.
 
     Raises:
-        OutputError: ``path`` cannot be written, or ends like an exported file.
+        OutputError: ``path`` cannot be written, or has the extension of an exported file.
     """
     refuse_exported_name(path)
     copies = {name: _copy_contiguous(t.detach().cpu()) for name, t in tensors.items()}
@@ -110,12 +110,12 @@ def refuse_exported_name(path: Path) -> None:
     """Raise if a model file at ``path`` would be taken for an exported one.
 
     Raises:
-        OutputError: it has one of the extensions `EXPORTED`.
+        OutputError: ``path`` has one of the extensions in `EXPORTED`.
     """
     if path.suffix in EXPORTED:
         raise OutputError(
-            f"{path} would be a model file with the extension of an exported one, which nothing "
-            "reads. Name it .safetensors. To export a model file: resnet export MODEL"
+            f"{path} would be a model file with the extension of an exported one, which "
+            "nothing could read. Name it .safetensors. To export a model file: resnet export MODEL"
         )
 
 
@@ -123,8 +123,8 @@ def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Add metrics to the header of a model file, atomically; its tensors do not change.
 
     Raises:
-        ModelFileError: as in `read_header`.
-        OutputError: as in `write`.
+        ModelFileError: for the same reasons as in `read_header`.
+        OutputError: for the same reasons as in `write`.
     """
     header = read_header(path)
     write(path, load_file(path), replace(header, metrics={**header.metrics, **metrics}))
@@ -195,7 +195,8 @@ def read(path: str | Path) -> tuple[nn.Module, Header]:
     """Return the network, in eval mode on the CPU in fp32, and its header.
 
     Raises:
-        ModelFileError: as in `read_header`; or the tensors do not fit the architecture.
+        ModelFileError: for the same reasons as in `read_header`, or because the tensors do not fit
+            the architecture.
     """
     path = Path(path)
     header = read_header(path)
@@ -306,7 +307,7 @@ def _get_preprocessing(
             f"its network takes {channels!r} channels, but images have 1, 3 or 4. Use it from "
             "Python, with resnetkit.models and inputs you make yourself"
         )
-    if preprocessing.channels == 3 and channels in (1, 4):  # from a version that knew only color
+    if preprocessing.channels == 3 and channels in (1, 4):  # from a version for color images only
         mean, std = STATISTICS[channels]
         preprocessing = replace(preprocessing, mean=mean, std=std)
     # Any other value of in_channels is not valid for a network, and building it fails.

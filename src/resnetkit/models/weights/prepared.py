@@ -1,4 +1,4 @@
-"""How other code prepared the images of its checkpoint -> fields of `Preprocessing`."""
+"""Find out how other code prepared its images, as fields of `Preprocessing`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PILLOW = (
     "bicubic",
     "box",
     "hamming",
-)  # in the order of Pillow's numbers
+)  # in the order of Pillow's resampling constants
 
 _WITH_FILE = "--preprocessing FILE"
 
-# Image processors of transformers: (whether a size of one number means a square, and whether the
+# Image processors in transformers: (whether a size given as one number means a square, whether the
 # processor crops by default).
 _TRANSFORMERS = {
     "ConvNext": (False, False),
@@ -39,7 +39,7 @@ _TRANSFORMERS = {
     "CLIP": (False, True),
     "Bit": (False, True),
 }
-# Their steps that are supported here, where images are always converted to RGB.
+# The processing steps that are supported here. Images are always converted to RGB.
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -51,7 +51,7 @@ def read_preprocessing(path: Path) -> dict[str, Any]:
             transformers' ``preprocessor_config.json``, or timm's ``config.json``.
 
     Raises:
-        WeightsError: the file cannot be read, or holds something else.
+        WeightsError: the file cannot be read, or does not describe a preprocessing.
     """
     content = _read_yaml(path)
     if not isinstance(content, dict):
@@ -64,8 +64,8 @@ def find_preprocessing(file: Path) -> Path | None:
     """Return the YAML file next to a checkpoint that says how its images were prepared, or None.
 
     For ``model.pth``, it is ``model.yaml``, or else ``preprocessing.yaml`` in the same folder; the
-    suffix may also be ``.yml``. A ``model.yaml`` without any such field, such as the settings of a
-    training run, is ignored.
+    suffix may also be ``.yml``. A ``model.yaml`` without preprocessing fields, such as the settings
+    of a training run, is ignored.
 
     Raises:
         WeightsError: a file cannot be read as YAML, or exists with both suffixes.
@@ -84,9 +84,9 @@ def find_preprocessing(file: Path) -> Path | None:
 
 
 def _has_a_field(content: Any) -> bool:
-    """Return whether at least one key is a field, possibly slightly misspelled.
+    """Return whether at least one key is the name of a field, possibly slightly misspelled.
 
-    `did_you_mean` is less strict: it takes a training run's ``batch_size`` for ``crop_size``.
+    `did_you_mean` is less strict: it would take a training run's ``batch_size`` for ``crop_size``.
     """
     known = (*FIELDS, *_SHORT)
     return isinstance(content, dict) and any(
@@ -101,7 +101,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
         try:
-            return json.loads(text)  # YAML reads the number 1e-05 as text
+            return json.loads(text)  # YAML would read the number 1e-05 as text
         except ValueError:
             return yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -116,11 +116,11 @@ def describe_fields(fields: Mapping[str, Any]) -> str:
 def read_hub_configs(
     file: Path, *, preprocessing: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
-    """Read the files next to a checkpoint, if it is in a model hub folder.
+    """Read the configuration files next to a checkpoint in a folder from a model hub.
 
     Args:
         file: the checkpoint.
-        preprocessing: whether to read the preprocessing too.
+        preprocessing: whether to read the preprocessing.
 
     Returns:
         Fields of the preprocessing, options of the network, class names by the key they are
@@ -169,14 +169,14 @@ def read_hub_configs(
 
 
 def read_timm_architecture(file: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return the network that timm's ``config.json`` next to a checkpoint names.
+    """Return the network named in timm's ``config.json`` next to a checkpoint.
 
     Args:
         file: the checkpoint.
 
     Returns:
-        The name, or None; and the arguments that change what the network computes although no
-        tensor shows them.
+        The name, or None; and the arguments that change what the network computes but do not show
+        in any tensor.
     """
     content = _read_json(file.with_name("config.json"))
     name = content.get("architecture")
@@ -194,17 +194,17 @@ def read_timm_architecture(file: Path) -> tuple[str | None, dict[str, Any]]:
     return name.partition(".")[0], changing
 
 
-# timm's arguments that matter only in training, or that tensors show.
+# timm's arguments that matter only in training, or that show in the tensors.
 _HARMLESS = (
     *("num_classes", "in_chans", "pretrained", "zero_init_last", "checkpoint_path"),
     *("drop_rate", "drop_path_rate", "drop_block_rate", "pretrained_cfg", "pretrained_cfg_overlay"),
 )
-# timm's arguments, with the values that make a standard ResNet.
+# timm's arguments, with the values that give a standard ResNet.
 _DEFAULTS = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu", "cardinality": 1}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} if there is no file or it holds something else."""
+    """Return the object in a JSON file; {} if the file is missing or holds anything else."""
     if not path.is_file():
         return {}
     try:
@@ -217,8 +217,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def normalize_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the fields under the names of `Preprocessing`, with mean and std in 0..1.
 
-    If one of the two sizes is missing, the crop is 0.875 of the resized side, or all of it if
-    images are squashed.
+    If one of the two sizes is missing, it is set so that the crop is 0.875 of the resized side, or
+    all of it if images are squashed.
 
     Args:
         given: fields by name; mean and std may be on a scale from 0 to 255.
@@ -234,11 +234,11 @@ def override_fields(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict
     """Return ``fields`` overridden by those in ``given``, normalized as by `normalize_fields`.
 
     Args:
-        fields: from a file, normalized.
-        given: from the user.
+        fields: normalized fields from a file.
+        given: fields from the user.
 
     Raises:
-        WeightsError: a field is unknown or has an invalid value, or the two cannot be combined.
+        WeightsError: a field is unknown or has an invalid value, or the fields cannot be combined.
     """
     where = "preprocessing"
     own = _normalize(given, where)
@@ -255,7 +255,7 @@ def override_fields(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict
 
 
 def _normalize(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the fields that are given, under their full names, with mean and std in 0..1."""
+    """Return the given fields under their full names, with mean and std in 0..1."""
     found = {_SHORT.get(key, key): value for key, value in given.items() if value is not None}
     for key in found:
         if key not in FIELDS:
@@ -296,7 +296,7 @@ def _complete(found: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_values(found: Mapping[str, Any], where: str) -> None:
-    """Raise an error that names the field if a value is not valid for a preprocessing."""
+    """Raise an error that names the field if a value is invalid."""
     for key, limit in (("mean", -math.inf), ("std", 0.0)):
         wrong = [value for value in found.get(key, ()) if not limit < value < math.inf]
         if wrong:
@@ -332,7 +332,7 @@ def _parse_library_config(content: Mapping[str, Any], path: Path) -> dict[str, A
             return normalize_fields(found, str(path))
         if not (found := _parse_transformers(content)):
             return {}
-        # These are never on a scale of 0 to 255, however large.
+        # In transformers, mean and std are never on a scale of 0 to 255, however large they are.
         statistics = {key: found.pop(key) for key in ("mean", "std")}
         _check_values(statistics, str(path))
         return normalize_fields(found, str(path)) | statistics
@@ -396,10 +396,10 @@ def _parse_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transformers_statistics(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return mean and std for values of 0 to 1, including the rescale factor of transformers.
+    """Return mean and std for pixel values in 0..1, including transformers' rescale factor.
 
-    For v of 0 to 255, transformers computes ``(v * factor - mean) / std``. For ``v / 255``, this
-    amounts to a mean of ``mean / (255 * factor)`` and a std of ``std / (255 * factor)``.
+    For v in 0..255, transformers computes ``(v * factor - mean) / std``. Applied to ``v / 255``,
+    this amounts to a mean of ``mean / (255 * factor)`` and a std of ``std / (255 * factor)``.
     """
     scale = 255.0
     if content.get("do_rescale", True):
@@ -420,7 +420,7 @@ def _transformers_sizes(content: Mapping[str, Any], name: str) -> dict[str, Any]
 
     Args:
         content: the configuration.
-        name: key of `_TRANSFORMERS`.
+        name: a key in `_TRANSFORMERS`.
     """
     is_square, crops = _TRANSFORMERS[name]
     size = _require(content, "size")
@@ -443,7 +443,7 @@ def _transformers_sizes(content: Mapping[str, Any], name: str) -> dict[str, Any]
         share = content.get("crop_pct") or 224 / 256
         return {"resize_size": int(side / share), "crop_size": side}
     if content.get("crop_pct"):
-        raise WeightsError("crop_pct is supported only for ConvNext, the only one that uses it")
+        raise WeightsError("crop_pct is supported only for ConvNext; no other processor uses it")
     if "shortest_edge" in size:
         if crop is None:
             raise WeightsError("no center crop is given, so images have no common size")

@@ -1,4 +1,4 @@
-"""The preprocessing that published weights expect: one image -> one normalized tensor."""
+"""The preprocessing that published weights expect, from an image to a normalized tensor."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class ImageClassification(nn.Module):
     """Resize the shorter side, crop the center, scale to 0..1, normalize.
 
     If ``mean`` has three values, a gray image is repeated over three channels, and a transparent
-    one is composited over white. From a 16-bit gray image, the upper 8 bits are used. A PIL image
-    of mode ``I`` does not say which value is white: if no value is over 255, it is read as 8-bit.
+    one is composited over white. Only the upper 8 bits of a 16-bit gray image are used. A PIL
+    image of mode ``I`` does not say which value is white: if no value is over 255, it is read as
+    8-bit.
 
     Args:
         crop_size: side of the cropped square, in pixels.

@@ -1,4 +1,4 @@
-"""A file of weights -> its tensors by name. Nothing in the file is ever executed."""
+"""Read the tensors in a weights file, by name. Nothing in the file is ever executed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Checkpoint:
     """The network read from a file.
 
     Args:
-        tensors: by name, in the file's order.
+        tensors: the tensors by name, in the file's order.
         notes: which parts of the file were selected, and which were dropped.
-        unclear: why no head was taken, if the file has something that could be one; else "".
+        unclear: why no head was selected although the file has layers that could be one; else "".
         classes: class names stored in the file, by the key they are stored under.
     """
 
@@ -48,11 +48,11 @@ def read_tensors(
 ) -> Checkpoint:
     """Read a safetensors or ``torch.save`` file and return the network in it.
 
-    Prefixes of wrappers are removed, and tensors get the names this package uses.
+    Prefixes that wrappers add are removed, and tensors get the names this package uses.
 
     Args:
         path: the file. Its format is recognized by its content, not its suffix.
-        map_location: device of the tensors, as in ``torch.load``.
+        map_location: the device to load to, as in ``torch.load``.
         source: name of the file, for messages; by default its path.
         prefix: prefix of the tensor names of the network to use, if the file has several networks.
         head: name of the head, if several linear layers qualify; ``none`` for no head.
@@ -97,7 +97,7 @@ def _read_safetensors(path: Path, map_location: Any, name: str) -> dict[str, Ten
 
 def _read_pickle(path: Path, map_location: Any, name: str) -> object:
     try:
-        # Opened here, because torch.load would judge a path by its suffix.
+        # Pass an open file, because torch.load would judge a path by its suffix.
         with torch.serialization.safe_globals(_safe_types()), path.open("rb") as file:
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -105,7 +105,7 @@ def _read_pickle(path: Path, map_location: Any, name: str) -> object:
         what = f"the Python object {match[1]}" if match else "something other than tensors"
         raise WeightsError(
             f"{name} holds {what}, and reading that could run code. If you trust the file, save "
-            f"only its tensors, on a machine where its code is installed:\n"
+            f"only its tensors, on a machine that has the code it came from:\n"
             f"  model = torch.load({path.name!r}, weights_only=False)\n"
             f"  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
@@ -144,11 +144,11 @@ def unwrap(
 
     Args:
         content: nested mappings and lists with tensors in them.
-        source: its name, for messages.
+        source: name of the file, for messages.
         prefix, head: as in `read_tensors`.
 
     Raises:
-        WeightsError: it has no tensors, or several networks.
+        WeightsError: the content has no tensors, or several networks.
     """
     if not isinstance(content, Mapping | list | tuple):
         raise WeightsError(f"{source} holds a {type(content).__name__}; expected tensors by name")
@@ -178,7 +178,7 @@ _SAVE_PLAIN = "Save the network with plain floating-point tensors, as it was tra
 
 
 def _check_dense(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise if the values of a tensor are not stored one by one."""
+    """Raise if a tensor is not dense, such as a sparse or quantized one."""
     for name, tensor in tensors.items():
         kind = str(tensor.layout).removeprefix("torch.")
         if tensor.is_quantized:
@@ -199,8 +199,8 @@ def _flatten(
     classes: dict[str, Any],
     parents: tuple[int, ...],
 ) -> None:
-    """Collect tensors by the path of the mapping or list that holds them, and class names."""
-    if id(content) in parents:  # it contains itself
+    """Collect class names, and tensors by the path to the mapping or list that holds them."""
+    if id(content) in parents:  # the content contains itself
         return
     pairs = content.items() if isinstance(content, Mapping) else enumerate(content)  # type: ignore[arg-type]
     for key, value in pairs:
@@ -267,12 +267,12 @@ def describe_differences(
 
 
 def check_floats(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    """Raise if a tensor has no real numbers where the network has floats.
+    """Raise if a tensor does not hold floats where the network does.
 
     Args:
         expected: the network's tensors.
         given: the file's tensors, with the same names.
-        source: name of the file for messages.
+        source: name of the file, for messages.
 
     Raises:
         WeightsError: a tensor holds integers, booleans, complex numbers, or no values.
@@ -294,14 +294,16 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """
     variances = {name: t for name, t in tensors.items() if name.endswith("running_var")}
     kinds = {
-        "NaN or infinite": [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())],
+        "NaN or infinite values": [
+            n for n, t in tensors.items() if not bool(torch.isfinite(t).all())
+        ],
         "negative variances": [name for name, t in variances.items() if bool((t < 0).any())],
     }
     for kind, names in kinds.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise WeightsError(
-                f"{source} has values that are {kind} in {', '.join(names[:3])}{more}. Its "
+                f"{source} has {kind} in {', '.join(names[:3])}{more}. Its "
                 "training diverged, or the file is damaged: use an earlier checkpoint"
             )
 

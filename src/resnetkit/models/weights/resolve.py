@@ -1,4 +1,4 @@
-"""Any accepted value of ``weights=`` -> a file -> its tensors in a network.
+"""Resolve any accepted value of ``weights=`` to a file, and load its tensors into a network.
 
 The network and the file may differ in the number of classes or input channels.
 """
@@ -24,7 +24,7 @@ Source = WeightsEnum | str | os.PathLike[str]
 """An enum member, its name, a local file, ``https://...`` or ``hf://owner/name[@revision]``."""
 
 FILE_KINDS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".weights")
-"""Suffixes that mark a string as a file of weights, whether or not the file exists."""
+"""Suffixes that mark a string as the path to a weights file, whether or not the file exists."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -43,7 +43,7 @@ def build_network(
     The numbers of classes and input channels come from the weights, unless ``options`` sets them.
 
     Args:
-        construct: makes the network from keyword options.
+        construct: builds the network from keyword options.
         options: the options the caller passed.
         weights: what to load; None for random weights.
         published: the enum that ``weights`` may name a member of, such as ``DEFAULT``.
@@ -74,7 +74,7 @@ def build_network(
 
 
 def _log_hidden_options(source: str, options: Mapping[str, Any], *, is_published: bool) -> None:
-    """Log options that tensors do not show: the weights load, but may be for another network."""
+    """Log options that tensors do not show: the weights load even if they need other values."""
     hidden = {name: options.get(name) for name in ("stride_on", "replace_stride_with_dilation")}
     if is_published and hidden.pop("stride_on") not in (None, "3x3"):
         _log.warning(
@@ -100,7 +100,7 @@ def load_tensors(
     prefix: str | None = None,
     head: str | None = None,
 ) -> Checkpoint:
-    """Return the tensors of ``source``, by name.
+    """Return the tensors in ``source``, by name.
 
     Args:
         source: an enum member, its name, a file, ``https://...`` or ``hf://owner/name``.
@@ -131,9 +131,9 @@ def resolve_weights(source: Source, published: type[WeightsEnum] | None) -> Weig
     ``DEFAULT``, write ``./DEFAULT``.
 
     Raises:
-        UnknownWeightsError: it is neither a member's name nor a file.
-        WeightsError: it is not a file, and ``published`` is None.
-        TypeError: it is a member of another network's enum.
+        UnknownWeightsError: ``source`` is neither a member's name nor a file.
+        WeightsError: ``source`` is not a file, and ``published`` is None.
+        TypeError: ``source`` is a member of another network's enum.
     """
     if isinstance(source, os.PathLike):
         return None
@@ -188,7 +188,7 @@ def _read_url(url: str, progress: bool, *, prefix: str | None, head: str | None)
 
 
 def _fetch_from_hub(address: str) -> Path:
-    """Return the local copy of ``hf://owner/name[@revision]``: its safetensors, or its .bin."""
+    """Return the local copy of ``hf://owner/name[@revision]``: .safetensors, or else .bin."""
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
@@ -203,9 +203,9 @@ def _fetch_from_hub(address: str) -> Path:
             return Path(hf_hub_download(name, "model.safetensors", **settings))
         except (
             errors.LocalEntryNotFoundError
-        ):  # a subclass of the next, but it means: no connection
+        ):  # a subclass of the next error; it means that there is no connection
             raise
-        except errors.EntryNotFoundError:  # older repositories
+        except errors.EntryNotFoundError:  # older repositories have only this file
             return Path(hf_hub_download(name, "pytorch_model.bin", **settings))
     except (errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise DownloadError(f"{address} could not be fetched: {error}") from error
@@ -214,7 +214,7 @@ def _fetch_from_hub(address: str) -> Path:
 def infer_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return ``num_classes`` and ``in_channels`` of the network that ``tensors`` come from.
 
-    An option is absent if its tensor is.
+    An option is left out if the tensor that shows it is missing.
     """
     options = {}
     for option, name, axis in (("num_classes", "fc.weight", 0), ("in_channels", "conv1.weight", 1)):
@@ -224,7 +224,7 @@ def infer_options(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy ``tensors`` into ``model``, in the model's dtype.
+    """Copy ``tensors`` into ``model``, converting them to the model's dtype.
 
     If the numbers of classes differ, the model keeps its own head. If the numbers of input
     channels differ, the first convolution is adapted. Either change is logged.
@@ -235,7 +235,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
         source: name of the tensors, for messages.
 
     Raises:
-        WeightsError: any other names or shapes differ, or a tensor has no floating-point numbers;
+        WeightsError: any other names or shapes differ, or a tensor holds no floating-point numbers;
             the message shows the first few.
     """
     expected = model.state_dict()
@@ -275,10 +275,10 @@ def _adapt_input(expected: Mapping[str, Tensor], given: dict[str, Tensor]) -> li
     if wanted is None or found is None or wanted == found:
         return []
     weight = given["conv1.weight"]  # (planes, channels, k, k)
-    if wanted == 1:  # gives what a gray image, repeated over the channels, would give
+    if wanted == 1:  # same result as a gray image repeated over the channels
         given["conv1.weight"] = weight.sum(1, keepdim=True)
         how = "summed"
-    else:  # scaled, so that the next layers still see sums of the same size
+    else:  # scaled so that the sums keep about the same size
         repeats = [channel % found for channel in range(wanted)]
         given["conv1.weight"] = weight[:, repeats] * (found / wanted)
         how = "repeated"
