@@ -1,4 +1,4 @@
-"""Exported files are read with care: damaged, hostile and newer ones raise a named error."""
+"""Reading damaged, hostile or newer exported files raises an `ArtefactError`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ onnx = pytest.importorskip("onnx")
 
 @pytest.fixture(scope="module")
 def files(tiny_model, tmp_path_factory):
-    """An exported file of each format."""
+    """An exported file in each format."""
     folder = tmp_path_factory.mktemp("files")
     return {
         to: export(tiny_model, to, folder / f"model{ending}", golden="made").path
@@ -245,7 +245,7 @@ print(counts)
 
 
 def mutated(content, rng):
-    """Return a copy with flipped, removed, repeated or foreign bytes."""
+    """Return a copy with changed, removed, repeated or random bytes."""
     data = bytearray(content)
     kind = rng.randrange(5)
     # Most bytes are weights and images; half of the changes are near the ends of the file.

@@ -1,4 +1,4 @@
-"""The exported preprocessing is Pillow's, and every network exports with equal answers."""
+"""The exported preprocessing matches Pillow's, and exported networks give the same answers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_resizing_is_that_of_pillow(interpolation, resize, crop):
 
 @pytest.mark.parametrize("ending", [".onnx", slow(".xml"), slow(".pt2")])
 def test_every_runtime_crops_exactly_as_pillow(ending, tmp_path):
-    """Their levels are equal, even where a weighted sum is halfway between two of them."""
+    """The levels are equal, even where a weighted sum is halfway between two levels."""
     preprocessing = Preprocessing(73, 64, decoder="full")
     network = seeded("cifar_resnet20", width=4, num_classes=3)
     manifest = Manifest(entrance="image", classes=("a", "b", "c"), preprocessing=preprocessing)
@@ -92,7 +92,7 @@ def session(path):
 
 
 def exported(network, preprocessing, folder, entrance="image"):
-    """Return a session of the exported network, which names a class for each logit."""
+    """Return a session for the exported network, whose classes are numbered."""
     classes = tuple(map(str, range(network.fc.out_features)))
     manifest = Manifest(entrance=entrance, classes=classes, preprocessing=preprocessing)
     write(folder / "net.onnx", network, manifest, [])

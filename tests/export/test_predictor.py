@@ -145,7 +145,7 @@ def test_commands_never_import_pytorch(exported, command):
     words = [sys.executable, "-c", WITHOUT, command, found.path, *arguments]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    most = 400 if command == "verify" else 300  # it resizes an image of 12 megapixels
+    most = 400 if command == "verify" else 300  # verify resizes a 12-megapixel image
     assert int(done.stderr.split()[-1]) < most  # MB; PyTorch alone takes more
     assert done.stdout
 

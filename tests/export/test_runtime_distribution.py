@@ -1,4 +1,4 @@
-"""`resnetkit-runtime` is built and installed into an empty environment, and answers there."""
+"""`resnetkit-runtime` is built and installed into an empty environment, and classifies there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ABSENT = ("torch", "torchvision", "scipy", "sklearn", "matplotlib")
 
 
 def pip(*arguments: object) -> None:
-    """Run pip with the packages' index; skip the test if no index answers."""
+    """Run pip; skip the test if the package index cannot be reached."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -61,9 +61,9 @@ class Environment:
         return found
 
     def run(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run a program in the environment, away from the clone."""
+        """Run a program in the environment, outside the clone."""
         command = [self.bin / program, *map(str, arguments)]
-        # PYTHONPATH could lead to the packages of the tests.
+        # PYTHONPATH could expose the packages that the tests use.
         variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         return subprocess.run(
             command, cwd=self.folder, env=variables, capture_output=True, text=True
@@ -73,7 +73,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def runtime(wheel, tmp_path_factory) -> Environment:
     folder = tmp_path_factory.mktemp("runtime") / "venv"
-    # The tests' pip installs into it, because a pip of its own would add 20 MB.
+    # The pip that runs the tests installs into it, because its own pip would add 20 MB.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     environment = Environment(folder)
     pip("--python", environment.bin / "python", "install", "--quiet", wheel)
@@ -89,7 +89,7 @@ def exported(tiny_model, save, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_both_wheels_have_the_same_files(wheel, tmp_path):
-    """The files of a folder are included as they are, even those that git ignores."""
+    """Files in a package folder are included as they are, even those that git ignores."""
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT)
     (full,) = tmp_path.iterdir()
 

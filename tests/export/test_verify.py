@@ -1,4 +1,4 @@
-"""`verify` names the stage from which a changed file disagrees."""
+"""`verify` names the first stage at which a changed file disagrees."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def runtime(request):
-    """The files of the runtime, in pytest's cache: fetched once for all runs of the tests."""
+    """The files of the runtime, kept in pytest's cache so that they are fetched only once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(request.config.cache.mkdir("onnxruntime-web")))
         patch.delenv("RESNETKIT_OFFLINE", raising=False)

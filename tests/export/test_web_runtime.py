@@ -1,4 +1,4 @@
-"""The runtime of the web page: where its files come from, and what is refused."""
+"""The web page's runtime: where its files come from, and what is refused."""
 
 from __future__ import annotations
 

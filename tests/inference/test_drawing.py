@@ -24,7 +24,7 @@ def test_the_text_has_contrast_on_any_background(gray, size):
     there = bottom_band(drawing.draw_label(pixels, "rose", 0.973))
     light, dark = np.percentile(there, [99.5, 20])
     assert (light + 12) / (dark + 12) > 4.5  # the ratio that WCAG requires
-    assert (there > 200).mean() > 0.001  # letters
+    assert (there > 200).mean() > 0.001  # the text is there
 
 
 def test_different_answers_are_drawn_differently_and_long_names_are_cut():
@@ -90,7 +90,7 @@ def test_letters_without_a_font_are_written_as_escapes(monkeypatch):
 
 
 def test_the_probability_has_a_font_with_digits_and_follows_the_name(monkeypatch):
-    """A Thai font may lack digits; digits drawn in one text with Arabic would move."""
+    """A Thai font may lack digits; digits drawn together with Arabic text would move."""
     drawn = []
     original = ImageDraw.ImageDraw.text
 

@@ -190,7 +190,7 @@ def test_the_reference_decides_near_ties(pair):
         model.fc.weight[1] = model.fc.weight[0]
         model.fc.bias[:2] = 30.0
         model.fc.bias[1] += 1e-5
-    torch.manual_seed(0)  # with these images the unchanged model has no near tie
+    torch.manual_seed(0)  # with these images, the unchanged model has no near tie
     x = torch.randn(6, 3, SIZE, SIZE)
     with torch.no_grad():
         expected = model(x)

@@ -161,7 +161,7 @@ def test_auto_starts_with_the_reference_and_notes_its_engine(trained, paths, mon
     answers = list(one.stream(iter(paths), batch_size=8))
     assert [text.split(" (")[0] for text in notes[1:]] == ["engine eager, bf16"]
     reference = predictor.Predictor(trained / "model.safetensors", "cpu", "eager")
-    reference = list(reference.stream(iter(paths), batch_size=8))  # the same kernels
+    reference = list(reference.stream(iter(paths), batch_size=8))  # uses the same kernels
     assert answers[:16] == reference[:16]  # the length of an iterator is unknown
     assert answers[16:] != reference[16:]
     known = one(paths)
@@ -188,7 +188,7 @@ def test_the_model_file_alone_is_enough(trained, paths, tmp_path):
 
 
 def test_answers_do_not_keep_the_images(predictor):
-    """Collecting the answers of a stream of frames does not fill the memory."""
+    """Collecting the answers for a stream of frames does not fill the memory."""
     given = []
 
     class Frame(np.ndarray):
@@ -243,7 +243,7 @@ def test_the_first_fifty_answers_of_a_list_keep_thumbnails(predictor, paths):
 def unpickle_and_predict(
     model_bytes: bytes, paths: list[str]
 ) -> tuple[bool, list[tuple[tuple[str, float], ...]]]:
-    """Return the answers of a pickled predictor; runs in another process."""
+    """Return the answers from a pickled predictor; runs in another process."""
     copied = pickle.loads(model_bytes)
     return copied.model.training, [answer.top for answer in copied(paths)]
 
@@ -252,7 +252,7 @@ def test_a_predictor_works_in_another_process_without_its_file(trained, paths, t
     file = shutil.copy(trained / "model.safetensors", tmp_path / "m.safetensors")
     one = resnetkit.load(file)
     names = [str(path) for path in paths[:5]]
-    expected = [answer.top for answer in one(names)]  # starts its engine
+    expected = [answer.top for answer in one(names)]  # starts the engine
     (tmp_path / "m.safetensors").write_bytes(b"another file")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(unpickle_and_predict, pickle.dumps(one), names).result() == (

@@ -1,4 +1,4 @@
-"""Model files of published weights give torchvision's answers, from the file to the logits."""
+"""Converted model files match torchvision, from the image file to the logits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def encode(image: Image.Image, format: str, **options) -> bytes:
 
 
 def decode_upright(contents: bytes) -> Image.Image:
-    """Return the input of torchvision's preset: upright, RGB, over white."""
+    """Return an image as input to torchvision's preset: upright, RGB, over white."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(contents)))
     if image.mode != "RGBA":
         return image.convert("RGB")
@@ -133,7 +133,7 @@ def test_converted_models_decode_at_full_size_and_trained_ones_scaled(
     assert "decoded at full size" in found.notes[-1]
     plain = modelfile.read_header(tmp_path / "plain.safetensors").preprocessing
     large = encode(make_photo((1601, 1203)), "JPEG", quality=90)
-    preset = Preset(crop_size=224, resize_size=256)  # what such models usually come with
+    preset = Preset(crop_size=224, resize_size=256)  # the usual preset for such models
     assert torch.equal(
         plain.crop(plain.pixels(large)), preset_pixels(preset, decode_upright(large))
     )

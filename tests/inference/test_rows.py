@@ -198,7 +198,9 @@ def test_every_row_is_compared_with_the_threshold_and_false_alarms(tmp_path, for
         unknown = resume(**options)
         with pytest.raises(OutputError, match=r"row [45] has the class unknown.*threshold 0\.5"):
             resume()
-        assert resume(classes=("unknown", "tulip")) == unknown  # it may be the class with this name
+        assert (
+            resume(classes=("unknown", "tulip")) == unknown
+        )  # "unknown" may be one of the model's classes
         path.write_bytes(whole)
 
 

@@ -72,7 +72,7 @@ def test_a_link_is_the_same_file_and_a_copy_is_named(predictor, photos, tmp_path
     assert index.repeated == 2
     for query in (photos[0], tmp_path / "link.png"):
         (answer,) = index.find(predictor, [query], k=5)
-        assert len(answer.neighbors) == 4  # not itself
+        assert len(answer.neighbors) == 4  # the query itself is left out
         first = answer.neighbors[0]
         assert (first.path, first.is_copy) == (str(tmp_path / "copy.png"), True)
         assert first.similarity == pytest.approx(1, abs=1e-6)
@@ -127,7 +127,7 @@ def test_images_in_memory(predictor, photos, index):
     assert [n.path for n in from_bytes.neighbors] == [photos[7]]
     assert from_bytes.neighbors[0].is_copy
     assert from_pixels.neighbors[0].path == photos[7]
-    assert not from_pixels.neighbors[0].is_copy  # it has no bytes to compare
+    assert not from_pixels.neighbors[0].is_copy  # an array has no file bytes to compare
 
 
 def test_unreadable_images_are_named_and_labels_stay_with_their_photos(predictor, photos, tmp_path):
@@ -228,7 +228,7 @@ def test_damaged_files_are_refused(predictor, index, tmp_path, damage):
 
 
 def test_a_network_without_a_head(trained, photos, tmp_path):
-    """The features are the input of the last layer, so the head does not matter."""
+    """The features are the input to the last layer, so the head does not matter."""
     model, header = modelfile.read(trained / "model.safetensors")
     tensors = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
     options = {**header.options, "num_classes": 0}

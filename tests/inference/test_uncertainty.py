@@ -91,7 +91,7 @@ def test_shares_out_of_range_are_refused(predictor, paths, name, value):
 
 
 def test_too_few_validation_images_say_what_is_possible(predictor, paths):
-    """The run has 9 validation images of 60."""
+    """Of the run's 60 images, 9 are for validation."""
     count = predictor.header.calibration.count
     assert count == 9
     with pytest.raises(RecipeError, match=r"needs at least 19 .*with 9 validation images.* 0\.9\."):

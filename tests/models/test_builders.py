@@ -34,7 +34,7 @@ PUBLISHED = sorted(
 
 @pytest.fixture(params=["ours", "theirs"])
 def module(request, monkeypatch):
-    """Both modules, with downloads replaced by fresh tensors; ``.asked`` lists the members."""
+    """Our module and torchvision's, with downloads faked; ``.asked`` lists the members loaded."""
     chosen = models if request.param == "ours" else torchvision.models
     asked = []
 

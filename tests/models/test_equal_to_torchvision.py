@@ -1,4 +1,4 @@
-"""The ten architectures are torchvision's, bit for bit."""
+"""The ten architectures match torchvision's, bit for bit."""
 
 import hashlib
 import json

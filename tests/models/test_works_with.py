@@ -1,4 +1,4 @@
-"""Tools that people use on torchvision's ResNets work on these."""
+"""Tools that people use with torchvision's ResNets work with these."""
 
 import io
 import shutil
@@ -56,7 +56,8 @@ def test_it_exports_with_dynamic_batch_and_size(name, x):
     net = get_model(name).eval()
     auto = torch.export.Dim.AUTO
     program = torch.export.export(net, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
-    # Before PyTorch 2.14, an export keeps the parity of the example's maps, also with torchvision.
+    # Before PyTorch 2.14, an exported program needs maps of the same parity as the example's.
+    # The same is true of torchvision's networks.
     side = 70 if torch.__version__ >= TorchVersion("2.14") else 80
     for shape in ((1, 3, 64, 64), (5, 3, 96, side)):
         other = torch.randn(shape)

@@ -297,7 +297,7 @@ def test_which_of_two_networks_training_begins_with_is_asked(tmp_path, capsys):
         chosen = initial_weights.resolve_recipe(None, {**given, "weights_prefix": name})
         initial_weights.load_initial_weights(network, chosen, ["a", "b", "c"])
         assert torch.equal(network.conv1.weight, theirs.conv1.weight)
-        assert f"took the network under {name!r}; the file also has" in capsys.readouterr().err
+        assert f"used the network under {name!r}; the file also has" in capsys.readouterr().err
 
 
 def test_which_of_two_heads_training_begins_with_can_be_said(tmp_path, capsys):
@@ -329,7 +329,7 @@ def test_which_of_two_heads_training_begins_with_can_be_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("layer1.0.conv1.weight", float("nan"), "NaN or infinite in layer1.0.conv1.weight"),
+        ("layer1.0.conv1.weight", float("nan"), "NaN or infinite values in layer1.0.conv1.weight"),
         ("bn1.running_var", -1.0, "negative variances in bn1.running_var"),
     ],
 )

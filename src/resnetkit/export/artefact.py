@@ -122,7 +122,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The first 12 hex digits of the model file's SHA-256, which rows give as the model."""
+        """The first 12 hex digits of the model file's SHA-256, as it appears in rows."""
         return str(self.source.get("sha256", ""))[:12]
 
     def to_json(self) -> str:

@@ -270,7 +270,7 @@ def _with_own_answers(
     """Return the manifest with the tolerances of an 8-bit file, and golden images with its answers.
 
     The integer layers are also computed in float, as the file specifies them. Answers
-    from another processor may differ by as much as these two do.
+    from another processor may differ by as much as these two sets do.
     """
     artefact = read_artefact(file)
     integer = start(artefact)
@@ -322,7 +322,7 @@ def _save(path: Path, network: Any, manifest: Manifest, golden: Sequence[GoldenI
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Move a file, and with an OpenVINO file also its tensors."""
+    """Move a file, together with its tensors if it is an OpenVINO file."""
     for ending in (".bin", source.suffix):
         if source.with_suffix(ending).is_file():
             os.replace(source.with_suffix(ending), target.with_suffix(ending))

@@ -1,1 +1,1 @@
-"""Weights -> answers."""
+"""Use trained models: classify images, find similar photos, and measure speed."""

@@ -1,8 +1,8 @@
 """Measure a model's speed on this machine, and compare it with the machine's limit.
 
-Each row is measured in a fresh process, so its peak memory is measured alone. A measurement covers
-the model from normalized images to logits, without gradients. The images are random numbers in
-memory: reading and decoding files is not measured.
+Each row is measured in a fresh process, so other rows do not affect its peak memory. A
+measurement covers the model from normalized images to logits, without gradients. The images are
+random numbers in memory: reading and decoding files is not measured.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def whole(tmp_path_factory) -> bytes:
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory) -> bytes:
-    """A file with calibration."""
+    """A model file with calibration data."""
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
     torch.manual_seed(0)
     options = {"num_classes": 3, "width": 4}

@@ -119,7 +119,7 @@ def test_assumptions_are_noted_and_can_be_overridden():
     assert (named.architecture, named.options) == ("cifar_plain20", {"num_classes": 10})
     assert notes_with(named, "residual") == []
     assert notes_with(recognise(shapes("resnet18", stem="small")), "no pooling")
-    assert len(recognise(shapes("resnet18")).notes) == 1  # see below
+    assert len(recognise(shapes("resnet18")).notes) == 1  # assumed strides and pooling
 
 
 def test_unused_tensors_are_noted_and_dropped():
@@ -371,7 +371,7 @@ def test_class_names_in_the_checkpoint_are_used(tmp_path, saved):
     torch.save({"model": models.resnet18(num_classes=3).state_dict(), **saved}, tmp_path / "a.pth")
     found = convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
     assert read(tmp_path / "m.safetensors")[1].classes == ("ant", "bee", "cat")
-    assert notes_with(found, "took the class names under")
+    assert notes_with(found, "used the class names under")
     given = ["x", "y", "z"]
     convert(tmp_path / "a.pth", tmp_path / "n.safetensors", classes=given)
     assert read(tmp_path / "n.safetensors")[1].classes == ("x", "y", "z")

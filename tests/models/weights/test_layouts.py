@@ -1,4 +1,4 @@
-"""Checkpoints from other code give that code's logits, or an error that asks the user."""
+"""Checkpoints from other code give that code's logits, or an error that says what to choose."""
 
 from __future__ import annotations
 
@@ -459,7 +459,7 @@ def test_a_checkpoint_in_several_files_is_named(net, tmp_path):
 
 
 def test_a_network_in_a_callback_is_left_out_aloud(net, x):
-    """Lightning keeps averaged weights there."""
+    """Lightning callbacks may save a second, weight-averaged copy of the network."""
     average = torchvision.models.resnet18(num_classes=3).eval()
     content = {
         "state_dict": {f"net.{n}": t for n, t in net.state_dict().items()},

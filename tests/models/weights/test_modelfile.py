@@ -182,7 +182,7 @@ def test_half_precision_is_read_as_float32(tmp_path):
     versions = {
         name: modelfile._read_json(tmp_path / name)["format_version"] for name in ("half", "full")
     }
-    assert versions == {"half": 2, "full": 1}  # older readers get what they can read
+    assert versions == {"half": 2, "full": 1}  # older releases can read version 1
 
 
 MEANS = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).numpy()

@@ -133,7 +133,7 @@ def test_preprocessing_comes_from_config_files(file, tmp_path, name, content, ex
     else:
         (tmp_path / name).write_text(json.dumps(content))
         found = convert(tmp_path, tmp_path / "m")  # a folder from a model hub
-        assert any(f"took the preprocessing from {name}" in note for note in found.notes)
+        assert any(f"used the preprocessing from {name}" in note for note in found.notes)
     made = read_header(tmp_path / "m").preprocessing
     assert (made.resize_size, made.crop_size, made.interpolation, made.squash) == expected
     assert (made.mean, made.std, made.decoder) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "full")
@@ -150,7 +150,7 @@ def test_config_json_gives_classes_and_the_stride(tmp_path):
     found = convert(tmp_path, tmp_path / "m")
     assert read_header(tmp_path / "m").classes == ("cat", "dog")
     assert found.options["stride_on"] == "1x1"
-    del config["downsample_in_bottleneck"]  # then transformers puts it on the 3x3
+    del config["downsample_in_bottleneck"]  # the default puts the stride on the 3x3
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = convert(tmp_path, tmp_path / "v1.5")
     assert found.options["stride_on"] == "3x3"
@@ -164,7 +164,7 @@ def test_config_json_gives_classes_and_the_stride(tmp_path):
 def test_config_json_with_an_unsupported_network_raises(file, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**TIMM, "architecture": "resnetblur18.x"}))
     with pytest.raises(
-        WeightsError, match=r"says resnetblur18, which is not a network here.*--arch"
+        WeightsError, match=r"names resnetblur18, which is not a network in resnetkit.*--arch"
     ):
         convert(file, tmp_path / "m")
     assert convert(file, tmp_path / "m", architecture="resnet18").architecture == "resnet18"
@@ -268,9 +268,12 @@ def test_flags_override_and_assumptions_are_noted(file, tmp_path, flags, expecte
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"global_pool": "max"}, "says resnet18 with global_pool='max', which no network here has"),
-        ({"model_args": {"output_stride": 16}}, "says resnet18 with output_stride=16"),
-        ({"model_args": {"aa_layer": "blurpc"}}, "says resnet18 with aa_layer='blurpc'"),
+        (
+            {"global_pool": "max"},
+            "names resnet18 with global_pool='max', which no network in resnetkit has",
+        ),
+        ({"model_args": {"output_stride": 16}}, "names resnet18 with output_stride=16"),
+        ({"model_args": {"aa_layer": "blurpc"}}, "names resnet18 with aa_layer='blurpc'"),
     ],
 )
 def test_timm_arguments_that_tensors_do_not_show_raise(file, tmp_path, changes, words):
@@ -289,7 +292,10 @@ def test_harmless_timm_arguments_are_accepted(file, tmp_path):
 
 
 def config_reference(config, image):
-    """What transformers documents: resize, crop, `v * rescale_factor`, `(v - mean) / std`."""
+    """Prepare an image as transformers documents.
+
+    Resize, crop, `v * rescale_factor`, `(v - mean) / std`.
+    """
     filters = list(v2.InterpolationMode)
     mode = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     mode = filters[[f.value for f in filters].index(mode[config["resample"]])]

@@ -319,7 +319,7 @@ def test_wrappers_are_removed(net, x, tmp_path, kind):
 
 def test_the_selected_network_is_noted(tmp_path, net):
     torch.save(_wrapped(net.state_dict())["equal beside"], tmp_path / "net.pth")
-    note = "took the network under 'ema'; the file also has 'model'"
+    note = "used the network under 'ema'; the file also has 'model'"
     assert note in load_tensors(tmp_path / "net.pth").notes
 
 

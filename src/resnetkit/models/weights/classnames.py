@@ -139,7 +139,7 @@ def select_names(
         raise WeightsError(
             f"{source}: {' and '.join(found)} name the classes differently. Pass --classes"
         )
-    return found[first], [*notes, f"took the class names under {first!r}"]
+    return found[first], [*notes, f"used the class names under {first!r}"]
 
 
 def check_names(names: Sequence[str], where: str) -> list[str]:

@@ -155,14 +155,14 @@ def _check_architecture(file: Path, given: str | None) -> None:
     if arguments:
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise WeightsError(
-            f"config.json next to {file} says {named} with {shown}, which no network here has, "
-            f"although the tensors may look like {named}. If the difference does not matter, pass "
+            f"config.json next to {file} names {named} with {shown}, which no network in "
+            f"resnetkit has, although the tensors may look like {named}. If the difference does not matter, pass "
             f"--arch {named}"
         )
     if named not in ARCHITECTURES:
         raise WeightsError(
-            f"config.json next to {file} says {named}, which is not a network here, although the "
-            "tensors may look like one. If you know the equivalent network, pass --arch"
+            f"config.json next to {file} names {named}, which is not a network in "
+            "resnetkit, although the tensors may look like one. If you know the equivalent network, pass --arch"
         )
 
 

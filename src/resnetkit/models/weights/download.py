@@ -62,7 +62,7 @@ def fetch(
 
     Raises:
         DownloadError: it cannot be fetched, or it is not cached and RESNETKIT_OFFLINE is set.
-        WeightsError: two downloads in a row do not have the SHA-256 in the file name.
+        WeightsError: two downloads in a row lack the SHA-256 given in the file name.
     """
     address = _resolve_address(url)
     folder = folder or Path(torch.hub.get_dir()) / "checkpoints"

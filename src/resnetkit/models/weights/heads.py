@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import WeightsError
 
 NONE = "none"
-"""Passed instead of a head's name: take the network without its head."""
+"""Passed instead of a head's name to use the network without its head."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def find_head(
     if several and any(m.startswith(root) for m in readers) and root:
         readers = [m for m in readers if m.startswith(root)]
     if wanted == NONE:
-        return Head(left=left, notes=("took the network without its head",) if left else ())
+        return Head(left=left, notes=("used the network without its head",) if left else ())
     if wanted is not None:
         module = _match_head(readers, groups, wanted=wanted, root=root, source=source)
         return _take_head(module, rest, root=root, left=left)
@@ -78,7 +78,7 @@ def find_head(
         return Head(
             left=left,
             unclear=f"has {len(readers)} layers that could be the head: {listed}. Select one: "
-            f"--head {readers[0]}, or --head none for the network alone (training: --set "
+            f"--head {readers[0]}, or --head none for no head (training: --set "
             f"weights_head={readers[0]}; Python: head=...)",
         )
     layers = sorted({n for names in companions.values() for n in names})
@@ -91,8 +91,8 @@ def find_head(
 def _describe_unusable(rest: Mapping[str, Tensor], names: list[str], what: str) -> str:
     shown = ", ".join(f"{n} {tuple(rest[n].shape)}" for n in names[:3])
     return (
-        f"{what}: {shown}. A ResNet here has one linear layer after its pooling; --head none takes "
-        "the network alone (Python: head='none')"
+        f"{what}: {shown}. A ResNet in resnetkit has one linear layer after its pooling layer; "
+        "--head none uses the network without its head (Python: head='none')"
     )
 
 
@@ -160,7 +160,7 @@ def _take_head(module: str, rest: Mapping[str, Tensor], *, root: str, left: froz
         used[bias] = "fc.bias"
     notes = []
     if module.removeprefix(root) not in ("fc", "linear", "classifier", "head.fc"):
-        notes.append(f"took {module!r} as the head")
+        notes.append(f"used {module!r} as the head")
     if bias not in rest:
         notes.append("the head has no bias: used zeros")
     return Head(used, left - used.keys(), notes=tuple(notes))

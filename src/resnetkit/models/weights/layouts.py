@@ -277,7 +277,7 @@ def _find_stem(
 
 
 def _body_of_transformers(tensors: Mapping[str, Tensor], root: str) -> Body:
-    """Return a network named like Hugging Face transformers' ``ResNetModel``."""
+    """Return a network whose names follow Hugging Face transformers' ``ResNetModel``."""
     names = {}
     kinds = {"convolution": "conv", "normalization": "bn"}
     for name in tensors:
@@ -343,7 +343,7 @@ def _select_body(
         )
     selected = candidates[0]
     others = ", ".join(repr(body.label) for body in bodies if body is not selected)
-    note = f"took the network under {selected.label!r}; the file also has {others}"
+    note = f"used the network under {selected.label!r}; the file also has {others}"
     return selected, [note] if others else []
 
 

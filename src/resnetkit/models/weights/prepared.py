@@ -162,7 +162,7 @@ def read_hub_configs(
         if found:
             fields = found
             notes.append(
-                f"took the preprocessing from {path.name}: {describe_fields(fields)}; override "
+                f"used the preprocessing from {path.name}: {describe_fields(fields)}; override "
                 "with --preprocessing FILE"
             )
     return fields, options, names, notes

@@ -241,7 +241,9 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     expected = model.state_dict()
     given = dict(tensors)
     unused = drop_unused(expected, given)
-    notes = [f"has tensors that no layer here uses: {', '.join(unused)}"] if unused else []
+    notes = (
+        [f"has tensors that no layer of this network uses: {', '.join(unused)}"] if unused else []
+    )
     notes += _adapt_head(expected, given)
     notes += _adapt_input(expected, given)
     differences = describe_differences(expected, given)
