@@ -517,7 +517,7 @@ def test_an_unknown_name_lists_the_known_ones_at_every_entrance(published, name)
         lambda: get_model("tiny", weights=name),
     ):
         with pytest.raises(
-            UnknownWeightsError, match=r"It has FIRST.* no file .* either"
+            UnknownWeightsError, match=r"Its members are FIRST.* no file .* either"
         ) as caught:
             enter()
         assert ("Did you mean 'FIRST'?" in str(caught.value)) == (name.endswith("FIRTS"))

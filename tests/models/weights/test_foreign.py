@@ -353,7 +353,7 @@ def test_values_that_overflow_in_the_networks_dtype_raise(tmp_path):
     state = {n: t.double() for n, t in models.resnet18(num_classes=3).state_dict().items()}
     state["fc.bias"][0] = 1e300
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"infinite in fc.bias"):
+    with pytest.raises(WeightsError, match=r"infinite values in fc.bias"):
         convert(tmp_path / "a.pth", tmp_path / "m.safetensors")
 
 

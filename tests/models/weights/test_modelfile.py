@@ -83,9 +83,9 @@ def test_invalid_options_are_named(tmp_path, options):
     model, header = make(options={**OPTIONS, **options})
     modelfile.write(tmp_path / "m", model.state_dict(), header)
     (name, value), *_ = options.items()
-    with pytest.raises(ModelFileError, match=f"cannot be built with .*{name}={value}"):
+    with pytest.raises(ModelFileError, match=f"cannot be built .*{name}.*{value}"):
         modelfile.read(tmp_path / "m")
-    with pytest.raises(ValueError, match=f"cannot be built with .*{name}={value}"):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         get_skeleton("cifar_resnet20", **options)
 
 

@@ -156,13 +156,14 @@ def _check_architecture(file: Path, given: str | None) -> None:
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise WeightsError(
             f"config.json next to {file} names {named} with {shown}, which no network in "
-            f"resnetkit has, although the tensors may look like {named}. If the difference does not matter, pass "
-            f"--arch {named}"
+            f"resnetkit has, although the tensors may look like {named}. If the difference does "
+            f"not matter, pass --arch {named}"
         )
     if named not in ARCHITECTURES:
         raise WeightsError(
-            f"config.json next to {file} names {named}, which is not a network in "
-            "resnetkit, although the tensors may look like one. If you know the equivalent network, pass --arch"
+            f"config.json next to {file} names {named}, which is not a network in resnetkit, "
+            "although the tensors may look like one. If you know the equivalent network, pass "
+            "--arch"
         )
 
 

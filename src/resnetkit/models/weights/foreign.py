@@ -183,8 +183,9 @@ def _match_architecture(
     expected = get_skeleton(nearest, **_options_for(facts, ARCHITECTURES[nearest])).state_dict()
     raise WeightsError(
         f"{source} is a ResNet of {facts.block.__name__}s with {facts.layers} layers, groups="
-        f"{facts.groups} and width_per_group={facts.width_per_group}, which no architecture here "
-        f"has. Compared with {nearest}: {'; '.join(describe_differences(expected, tensors))}"
+        f"{facts.groups} and width_per_group={facts.width_per_group}, which no architecture in "
+        f"resnetkit has. Compared with {nearest}: "
+        f"{'; '.join(describe_differences(expected, tensors))}"
     )
 
 
