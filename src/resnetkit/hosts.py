@@ -60,7 +60,7 @@ def name_ranks(ranks: Sequence[int], names: Sequence[str]) -> str:
     """Return ranks by host, as text.
 
     Args:
-        ranks: the ranks to name, ascending.
+        ranks: the ranks to name, in ascending order.
         names: the host name of every rank of the run.
 
     >>> name_ranks([0, 1, 3], ["alpha", "alpha", "beta", "beta"])

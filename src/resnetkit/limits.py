@@ -81,7 +81,7 @@ def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple
             continue
         inner = Path(path.lstrip("/"))
         for base, is_v1 in bases:
-            for folder in (inner, *inner.parents):  # a container may show its own group as the root
+            for folder in (inner, *inner.parents):  # in a container, its own cgroup may be the root
                 yield base / folder, is_v1
 
 

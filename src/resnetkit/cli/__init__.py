@@ -55,7 +55,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)  # the exit code of a process that SIGPIPE kills
         raise
-    except OSError as error:  # a full or failing disk, a folder without permission
+    except OSError as error:  # such as a full disk, or a folder that may not be written
         from ..progress import print_error
 
         # Errors about files that we write name the file, so an error about a full disk that names

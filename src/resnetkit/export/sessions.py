@@ -149,7 +149,7 @@ def _start_openvino(artefact: Artefact, names: Sequence[str], threads: int, opti
     lock = Lock()
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        with lock:  # a busy request rejects a second caller, and the next call overwrites values
+        with lock:  # a busy request rejects other callers, and a call overwrites earlier values
             values = request.infer({artefact.manifest.entrance: images}, share_inputs=True)
             return {name: np.array(values[port]) for name, port in ports.items()}
 

@@ -1,6 +1,6 @@
 """One function per network, which sets its block, the blocks per stage, and a few options.
 
-All of them return a `ResNet`. Options are keyword arguments of `ResNet` and override the numbers
+All of them return a `ResNet`. Options are keyword arguments for `ResNet` and override the numbers
 given here, except ``groups`` and ``width_per_group`` if they are part of the network's name.
 
 >>> resnet18(num_classes=10).fc
@@ -83,9 +83,9 @@ def _resnet(
         block, layers: as in `ResNet`.
         published: the enum of the network's published weights, if any.
         weights: what to load; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet` from the caller.
-        defaults: keyword arguments of `ResNet` that belong to the network.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet` from the caller.
+        defaults: keyword arguments for `ResNet` that belong to the network.
 
     Raises:
         TypeError: `ResNet` has no such option.
@@ -124,8 +124,8 @@ def resnet18(
     Args:
         weights: a member of `ResNet18_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnet18",
@@ -150,8 +150,8 @@ def resnet18_starter(
     Args:
         weights: a member of `Starter_Weights`, which needs no download, or its name, a file,
             ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnet18_starter",
@@ -178,8 +178,8 @@ def resnet34(
     Args:
         weights: a member of `ResNet34_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnet34",
@@ -208,8 +208,8 @@ def resnet50(
     Args:
         weights: a member of `ResNet50_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnet50",
@@ -235,8 +235,8 @@ def resnet101(
     Args:
         weights: a member of `ResNet101_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnet101",
@@ -262,8 +262,8 @@ def resnet152(
     Args:
         weights: a member of `ResNet152_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnet152",
@@ -292,8 +292,8 @@ def resnext50_32x4d(
     Args:
         weights: a member of `ResNeXt50_32X4D_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnext50_32x4d",
@@ -323,8 +323,8 @@ def resnext101_32x8d(
     Args:
         weights: a member of `ResNeXt101_32X8D_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnext101_32x8d",
@@ -354,8 +354,8 @@ def resnext101_64x4d(
     Args:
         weights: a member of `ResNeXt101_64X4D_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "resnext101_64x4d",
@@ -384,8 +384,8 @@ def wide_resnet50_2(
     Args:
         weights: a member of `Wide_ResNet50_2_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "wide_resnet50_2",
@@ -412,8 +412,8 @@ def wide_resnet101_2(
     Args:
         weights: a member of `Wide_ResNet101_2_Weights` or its name, a file, ``https://...`` or
             ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "wide_resnet101_2",
@@ -440,8 +440,8 @@ def plain18(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "plain18",
@@ -468,8 +468,8 @@ def plain34(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _resnet(
         "plain34",
@@ -523,8 +523,8 @@ def cifar_resnet20(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_resnet20", 3, shortcut="A", weights=weights, progress=progress, options=options
@@ -545,8 +545,8 @@ def cifar_resnet32(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_resnet32", 5, shortcut="A", weights=weights, progress=progress, options=options
@@ -567,8 +567,8 @@ def cifar_resnet44(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_resnet44", 7, shortcut="A", weights=weights, progress=progress, options=options
@@ -589,8 +589,8 @@ def cifar_resnet56(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_resnet56", 9, shortcut="A", weights=weights, progress=progress, options=options
@@ -611,8 +611,8 @@ def cifar_resnet110(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_resnet110", 18, shortcut="A", weights=weights, progress=progress, options=options
@@ -633,8 +633,8 @@ def cifar_resnet1202(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_resnet1202", 200, shortcut="A", weights=weights, progress=progress, options=options
@@ -653,8 +653,8 @@ def cifar_plain20(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_plain20", 3, shortcut="none", weights=weights, progress=progress, options=options
@@ -673,8 +673,8 @@ def cifar_plain32(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_plain32", 5, shortcut="none", weights=weights, progress=progress, options=options
@@ -693,8 +693,8 @@ def cifar_plain44(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_plain44", 7, shortcut="none", weights=weights, progress=progress, options=options
@@ -713,8 +713,8 @@ def cifar_plain56(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_plain56", 9, shortcut="none", weights=weights, progress=progress, options=options
@@ -733,8 +733,8 @@ def cifar_plain110(
 
     Args:
         weights: a file, ``https://...`` or ``hf://owner/name``; None for random weights.
-        progress: show a bar while weights are downloaded.
-        options: keyword arguments of `ResNet`.
+        progress: show a progress bar while weights are downloaded.
+        options: keyword arguments for `ResNet`.
     """
     return _cifar(
         "cifar_plain110", 18, shortcut="none", weights=weights, progress=progress, options=options

@@ -71,7 +71,7 @@ class Service:
         self._bounds = bounds
         self._memory = BodyMemory(bounds)
         # Image headers have their own threads, so that busy decoders do not delay a refusal.
-        # They are daemon threads, so that none of them delays the end of the process.
+        # They are daemon threads, so they do not hold up the exit of the process.
         self._headers: Pool[Callable[[], list[Checked]], list[Checked]] = Pool(_call, cores())
         self._uncertainty = lru_cache(maxsize=64)(served.resolve_uncertainty)
         self.is_stopping = False

@@ -96,7 +96,7 @@ class Guard:
             await self._app(scope, exchange.receive, exchange.send)
         except Refusal as refusal:
             await exchange.refuse(refusal)
-        except Exception as error:  # already answered, as far as possible
+        except Exception as error:  # the application has sent an error response if it could
             self._log.event("error", "error", request=exchange.id, error=repr(error)[:500])
         finally:
             self._record(scope, exchange)

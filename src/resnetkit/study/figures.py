@@ -59,7 +59,7 @@ def stacks(found: Sequence[Signal], path: Path) -> None:
 def signals(
     found: Sequence[Signal], path: Path, *, what: str = "gradient", after: bool = True
 ) -> None:
-    """Draw activation and gradient by layer, and the loss by step.
+    """Plot the activations and gradients by layer, and the loss by step.
 
     Crosses mark values that are infinite or NaN.
 

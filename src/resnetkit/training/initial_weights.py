@@ -191,7 +191,7 @@ def make_network(recipe: Recipe, classes: int) -> tuple[nn.Module, dict[str, Any
         init_options["zero_init_residual"] = True
     torch.default_generator.manual_seed(recipe.seed)  # enough, because the model is on the CPU
     try:
-        get_skeleton(recipe.model, **options)  # checks the options: its errors name them
+        get_skeleton(recipe.model, **options)  # first, because its errors list the options
         model = get_model(recipe.model, **options, **init_options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model_options of {recipe.model}: {error}") from error

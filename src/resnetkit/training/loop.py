@@ -44,7 +44,7 @@ from .tensorboard import TensorBoardLogger, writer_class
 @pytorch_defaults()  # ignore the caller's dtype, device and autocast
 @randomness.preserve_generators()  # restore the caller's RNG states afterwards
 @connected()  # join the other ranks if torchrun started us
-@restored_threads()  # restore the caller's number of threads afterwards
+@restored_threads()  # restore the caller's thread count afterwards
 def train(
     data: str | os.PathLike[str],
     recipe: str | Path | None = None,
@@ -200,7 +200,7 @@ def training_step(
     # The network may draw random numbers too, for dropout. They are f(seed, step, rank).
     randomness.seed_generators(runtime.device, recipe.seed, "network", state.step, runtime.rank)
     labels = batch.labels  # (N,) of the whole batch
-    # Mixing moves weight between images of the batch, but keeps the total.
+    # Mixing moves weight between images in the batch, but preserves the total.
     total_weight = len(labels) if class_weights is None else class_weights[labels].sum()
     images, targets, local_labels = rank_inputs(state, batch, recipe, runtime)
 

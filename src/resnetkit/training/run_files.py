@@ -67,7 +67,7 @@ def write_epoch(run: RunFolder, session: Session, row: dict[str, Any], is_kept: 
     Args:
         run: the run folder.
         session: its state holds the weights and the history.
-        row: the epoch's row of the history.
+        row: the epoch's row in the history.
         is_kept: whether to keep the model of this epoch; see `replaces_kept`.
     """
     state = session.state

@@ -201,9 +201,7 @@ def _fetch_from_hub(address: str) -> Path:
     try:
         try:
             return Path(hf_hub_download(name, "model.safetensors", **settings))
-        except (
-            errors.LocalEntryNotFoundError
-        ):  # a subclass of the next error; it means that there is no connection
+        except errors.LocalEntryNotFoundError:  # no connection; a subclass of the error below
             raise
         except errors.EntryNotFoundError:  # older repositories have only this file
             return Path(hf_hub_download(name, "pytorch_model.bin", **settings))
